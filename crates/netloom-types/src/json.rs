@@ -1,0 +1,319 @@
+//! JSON as CNI's other implementations read it.
+//!
+//! Go matches keys without regard to case, lets the last of two equal keys win, and takes `null` for absent.
+//! Configurations in the field rely on all three, so [`from_value`] reads any `serde` type that way. Numbers
+//! keep every digit, and objects keep the order of their keys.
+
+use std::fmt;
+
+use serde::{
+    Serialize,
+    de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor},
+    forward_to_deserialize_any,
+    ser::Error as _,
+};
+use serde_json::{Map, Value};
+
+/// Holds a JSON object in the order in which it was written.
+pub type Object = Map<String, Value>;
+
+/// Says what is wrong with a JSON text, and where in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JsonError {
+    /// The keys and indices that lead to the place, innermost first.
+    path: Vec<String>,
+    message: String,
+}
+
+impl JsonError {
+    /// Makes an error about the whole text.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { path: Vec::new(), message: message.into() }
+    }
+
+    /// Puts one more step before the path: `key` or `[index]`.
+    #[must_use]
+    pub fn within(mut self, step: impl Into<String>) -> Self {
+        self.path.push(step.into());
+        self
+    }
+
+    /// Gives the path as a person writes it, such as `ipam.ranges[0][1].subnet`; empty for the whole text.
+    pub fn path(&self) -> String {
+        let mut text = String::new();
+        for step in self.path.iter().rev() {
+            if !text.is_empty() && !step.starts_with('[') {
+                text.push('.');
+            }
+            text.push_str(step);
+        }
+        text
+    }
+}
+
+impl fmt::Display for JsonError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.path.is_empty() {
+            return out.write_str(&self.message);
+        }
+        write!(out, "`{}`: {}", self.path(), self.message)
+    }
+}
+
+impl std::error::Error for JsonError {}
+
+impl de::Error for JsonError {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self::new(message.to_string())
+    }
+}
+
+/// Parses a text that must be one JSON object and nothing after it.
+///
+/// # Errors
+/// When the text is empty, no JSON, has anything after the object, or is another kind of value.
+pub fn parse_object(bytes: &[u8]) -> Result<Object, JsonError> {
+    match parse_value(bytes)? {
+        Value::Object(object) => Ok(object),
+        other => Err(JsonError::new(format!("expected a JSON object, found {}", kind_of(&other)))),
+    }
+}
+
+/// Parses any JSON value.
+///
+/// # Errors
+/// When the text is empty or no JSON, or has anything after the value.
+pub fn parse_value(bytes: &[u8]) -> Result<Value, JsonError> {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(JsonError::new("unexpected end of JSON input: the text is empty"));
+    }
+    serde_json::from_slice(bytes).map_err(|error| JsonError::new(error.to_string()))
+}
+
+/// Finds a key without regard to case; the last of several wins, and `null` is absent.
+pub fn lookup<'a>(object: &'a Object, key: &str) -> Option<&'a Value> {
+    lookup_entry(object, key).map(|(_, value)| value)
+}
+
+fn lookup_entry<'a>(object: &'a Object, key: &str) -> Option<(&'a str, &'a Value)> {
+    object
+        .iter()
+        .rev()
+        .find(|(name, value)| name.eq_ignore_ascii_case(key) && !value.is_null())
+        .map(|(name, value)| (name.as_str(), value))
+}
+
+/// Removes every spelling of a key, and tells whether there was one.
+pub fn remove(object: &mut Object, key: &str) -> bool {
+    let before = object.len();
+    object.retain(|name, _| !name.eq_ignore_ascii_case(key));
+    object.len() != before
+}
+
+/// Puts a value in the place of every spelling of a key.
+pub fn replace(object: &mut Object, key: &str, value: Value) {
+    if !object.contains_key(key) || object.keys().filter(|name| name.eq_ignore_ascii_case(key)).count() > 1 {
+        remove(object, key);
+    }
+    object.insert(key.to_owned(), value);
+}
+
+/// Reads a value into a type by Go's rules (see the module).
+///
+/// # Errors
+/// When a value has the wrong type or is refused by its type; the error has the path to it.
+pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, JsonError> {
+    T::deserialize(Lenient(value))
+}
+
+/// Reads an object into a type by Go's rules (see the module).
+///
+/// # Errors
+/// As [`from_value`].
+pub fn from_object<T: DeserializeOwned>(object: &Object) -> Result<T, JsonError> {
+    T::deserialize(LenientObject(object))
+}
+
+/// Renders with an indent of four spaces and no newline at the end, as the Go plugins print.
+pub fn render<T: Serialize>(value: &T) -> String {
+    let mut out = Vec::new();
+    let format = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut out, format);
+    match value.serialize(&mut serializer) {
+        Ok(()) => String::from_utf8(out).unwrap_or_default(),
+        // Only a map with keys that are no text can fail, and none of the types here has one.
+        Err(error) => serde_json::Error::custom(error).to_string(),
+    }
+}
+
+/// Names the kind of a value for a message.
+pub fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+struct Lenient<'a>(&'a Value);
+
+struct LenientObject<'a>(&'a Object);
+
+impl<'de> de::Deserializer<'de> for LenientObject<'_> {
+    type Error = JsonError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, JsonError> {
+        visitor.visit_map(AllKeys { entries: self.0.iter(), next: None })
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, JsonError> {
+        visitor.visit_map(KnownKeys { object: self.0, fields: fields.iter(), next: None })
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+impl<'de> de::Deserializer<'de> for Lenient<'_> {
+    type Error = JsonError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, JsonError> {
+        match self.0 {
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(value) => visitor.visit_bool(*value),
+            Value::Number(number) => {
+                if let Some(value) = number.as_u64() {
+                    visitor.visit_u64(value)
+                } else if let Some(value) = number.as_i64() {
+                    visitor.visit_i64(value)
+                } else {
+                    match number.as_f64() {
+                        Some(value) => visitor.visit_f64(value),
+                        None => Err(JsonError::new(format!("number {number} is out of range"))),
+                    }
+                }
+            }
+            Value::String(text) => visitor.visit_str(text),
+            Value::Array(items) => visitor.visit_seq(Items { items: items.iter(), index: 0 }),
+            Value::Object(object) => LenientObject(object).deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, JsonError> {
+        if self.0.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, JsonError> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, JsonError> {
+        match self.0 {
+            Value::Object(object) => LenientObject(object).deserialize_struct(name, fields, visitor),
+            other => Err(JsonError::new(format!("expected an object, found {}", kind_of(other)))),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, JsonError> {
+        match self.0 {
+            Value::String(text) => visitor.visit_enum(text.as_str().into_deserializer()),
+            other => Err(JsonError::new(format!("expected a string, found {}", kind_of(other)))),
+        }
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
+        seq tuple tuple_struct map identifier ignored_any
+    }
+}
+
+struct Items<'a> {
+    items: std::slice::Iter<'a, Value>,
+    index: usize,
+}
+
+impl<'de> SeqAccess<'de> for Items<'_> {
+    type Error = JsonError;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, JsonError> {
+        let Some(item) = self.items.next() else { return Ok(None) };
+        let index = self.index;
+        self.index += 1;
+        seed.deserialize(Lenient(item)).map(Some).map_err(|error| error.within(format!("[{index}]")))
+    }
+}
+
+struct AllKeys<'a> {
+    entries: serde_json::map::Iter<'a>,
+    next: Option<(&'a str, &'a Value)>,
+}
+
+impl<'de> MapAccess<'de> for AllKeys<'_> {
+    type Error = JsonError;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, JsonError> {
+        self.next = self.entries.next().map(|(key, value)| (key.as_str(), value));
+        self.next.map(|(key, _)| seed.deserialize(key.into_deserializer())).transpose()
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, JsonError> {
+        read_next(self.next.take(), seed)
+    }
+}
+
+/// Offers a struct the fields that it knows, found in the object without regard to case.
+struct KnownKeys<'a> {
+    object: &'a Object,
+    fields: std::slice::Iter<'static, &'static str>,
+    next: Option<(&'a str, &'a Value)>,
+}
+
+impl<'de> MapAccess<'de> for KnownKeys<'_> {
+    type Error = JsonError;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, JsonError> {
+        for field in self.fields.by_ref() {
+            if let Some(entry) = lookup_entry(self.object, field) {
+                self.next = Some(entry);
+                return seed.deserialize((*field).into_deserializer()).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, JsonError> {
+        read_next(self.next.take(), seed)
+    }
+}
+
+fn read_next<'de, V: DeserializeSeed<'de>>(
+    next: Option<(&str, &Value)>,
+    seed: V,
+) -> Result<V::Value, JsonError> {
+    let Some((key, value)) = next else { return Err(JsonError::new("a value was asked for before its key")) };
+    seed.deserialize(Lenient(value)).map_err(|error| error.within(key))
+}

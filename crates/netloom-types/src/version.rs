@@ -1,0 +1,187 @@
+//! Specification versions: the seven that exist, the loose form that plugins may advertise, and the answer
+//! to VERSION.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::json::{self, JsonError};
+
+/// Names one of the published versions of the specification. Ordered from old to new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SpecVersion {
+    /// 0.1.0, also meant by an empty or absent `cniVersion`.
+    V0_1_0,
+    /// 0.2.0: VERSION.
+    V0_2_0,
+    /// 0.3.0: lists, chaining, several addresses.
+    V0_3_0,
+    /// 0.3.1: `ip` renamed to `ips`.
+    V0_3_1,
+    /// 0.4.0: CHECK, `prevResult` at DEL.
+    V0_4_0,
+    /// 1.0.0: lists only, `ips[].version` gone.
+    V1_0_0,
+    /// 1.1.0: GC, STATUS, `cniVersions`.
+    V1_1_0,
+}
+
+impl SpecVersion {
+    /// Every version, old to new.
+    pub const ALL: [Self; 7] =
+        [Self::V0_1_0, Self::V0_2_0, Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+
+    /// The newest version that this crate implements.
+    pub const NEWEST: Self = Self::V1_1_0;
+
+    /// Parses by exact match, as plugins compare versions; the empty text means 0.1.0.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.is_empty() {
+            return Some(Self::V0_1_0);
+        }
+        Self::ALL.into_iter().find(|version| version.as_str() == text)
+    }
+
+    /// Renders as three numbers with dots.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V0_1_0 => "0.1.0",
+            Self::V0_2_0 => "0.2.0",
+            Self::V0_3_0 => "0.3.0",
+            Self::V0_3_1 => "0.3.1",
+            Self::V0_4_0 => "0.4.0",
+            Self::V1_0_0 => "1.0.0",
+            Self::V1_1_0 => "1.1.0",
+        }
+    }
+
+    /// Lists every published version from `oldest` on.
+    pub fn starting_from(oldest: Self) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |version| *version >= oldest)
+    }
+}
+
+impl fmt::Display for SpecVersion {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.as_str())
+    }
+}
+
+/// Holds a version as somebody wrote it: one to three numbers, the missing ones zero.
+///
+/// Looser than [`SpecVersion`]: it orders versions that this crate does not know, which the gates of CHECK,
+/// STATUS and GC need. Numbers may be negative, as Go's parser has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SemVer(pub i64, pub i64, pub i64);
+
+/// Says which part of a version is not one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SemVerError {
+    /// More than three parts.
+    #[error("invalid version `{0}`: too many parts")]
+    TooManyParts(String),
+    /// A part that is no number.
+    #[error("failed to convert {part} version part `{text}` to a number")]
+    NotANumber {
+        /// `major`, `minor` or `micro`.
+        part: &'static str,
+        /// The part as written.
+        text: String,
+    },
+}
+
+impl SemVer {
+    /// Parses `1`, `1.1` or `1.1.0`; the empty text means 0.1.0.
+    ///
+    /// # Errors
+    /// When there are more than three parts or one of them is no number.
+    pub fn parse(text: &str) -> Result<Self, SemVerError> {
+        if text.is_empty() {
+            return Ok(Self(0, 1, 0));
+        }
+        let parts: Vec<&str> = text.split('.').collect();
+        if parts.len() > 3 {
+            return Err(SemVerError::TooManyParts(text.to_owned()));
+        }
+        let number = |index: usize, part: &'static str| match parts.get(index) {
+            None => Ok(0),
+            Some(text) => {
+                text.parse::<i64>().map_err(|_| SemVerError::NotANumber { part, text: (*text).to_owned() })
+            }
+        };
+        Ok(Self(number(0, "major")?, number(1, "minor")?, number(2, "micro")?))
+    }
+}
+
+impl From<SpecVersion> for SemVer {
+    fn from(version: SpecVersion) -> Self {
+        match version {
+            SpecVersion::V0_1_0 => Self(0, 1, 0),
+            SpecVersion::V0_2_0 => Self(0, 2, 0),
+            SpecVersion::V0_3_0 => Self(0, 3, 0),
+            SpecVersion::V0_3_1 => Self(0, 3, 1),
+            SpecVersion::V0_4_0 => Self(0, 4, 0),
+            SpecVersion::V1_0_0 => Self(1, 0, 0),
+            SpecVersion::V1_1_0 => Self(1, 1, 0),
+        }
+    }
+}
+
+/// Answers VERSION (SPEC, "VERSION: probe plugin version support").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionInfo {
+    /// The version of the protocol of this answer.
+    pub cni_version: String,
+    /// Every version that the plugin can be configured with.
+    pub supported_versions: Vec<String>,
+}
+
+/// Says why an answer to VERSION cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VersionInfoError {
+    /// No JSON object.
+    #[error("decoding version info: {0}")]
+    Json(#[from] JsonError),
+    /// `cniVersion` is absent or empty.
+    #[error("decoding version info: missing field cniVersion")]
+    NoVersion,
+    /// `supportedVersions` is absent or empty, in an answer newer than 0.2.0.
+    #[error("decoding version info: missing field supportedVersions")]
+    NoSupported,
+}
+
+impl VersionInfo {
+    /// Makes the answer of a plugin that supports `versions`.
+    pub fn new(versions: &[SpecVersion]) -> Self {
+        Self {
+            cni_version: SpecVersion::NEWEST.to_string(),
+            supported_versions: versions.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// Parses what a plugin printed. A bare `{"cniVersion":"0.2.0"}` means 0.1.0 and 0.2.0.
+    ///
+    /// # Errors
+    /// When the text is no JSON object or lacks one of the two keys.
+    pub fn parse(bytes: &[u8]) -> Result<Self, VersionInfoError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Wire {
+            #[serde(default)]
+            cni_version: String,
+            #[serde(default)]
+            supported_versions: Vec<String>,
+        }
+        let wire: Wire = json::from_object(&json::parse_object(bytes)?)?;
+        if wire.cni_version.is_empty() {
+            return Err(VersionInfoError::NoVersion);
+        }
+        let supported_versions = match (wire.supported_versions.is_empty(), wire.cni_version.as_str()) {
+            (false, _) => wire.supported_versions,
+            (true, "0.2.0") => vec!["0.1.0".to_owned(), "0.2.0".to_owned()],
+            (true, _) => return Err(VersionInfoError::NoSupported),
+        };
+        Ok(Self { cni_version: wire.cni_version, supported_versions })
+    }
+}
