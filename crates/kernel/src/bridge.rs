@@ -1,0 +1,187 @@
+//! Bridges: make them, set their ports, their VLANs.
+
+use std::fmt;
+
+use crate::{
+    error::Result,
+    link::{IFINFO, Link, ifinfo},
+    message::{Attrs, Message, read_u16, read_u32},
+    socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
+};
+
+/// Describes a bridge to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct New<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// MTU in bytes; none for the kernel's default.
+    pub mtu: Option<u32>,
+    /// Ports are told apart by VLAN.
+    pub vlan_filtering: bool,
+}
+
+/// Describes settings of a bridge port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// Frames may leave by the port that they came in by.
+    pub hairpin: bool,
+    /// Frames do not pass between isolated ports.
+    pub isolated: bool,
+}
+
+/// Describes one VLAN of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vlan {
+    /// 1 to 4094.
+    pub id: u16,
+    /// Untagged frames that come in belong to it.
+    pub pvid: bool,
+    /// Frames of it leave without tag.
+    pub untagged: bool,
+}
+
+/// Says which side of a bridge a VLAN is set on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// A port.
+    Port,
+    /// The bridge itself, as a host on its own network.
+    Bridge,
+}
+
+/// Creates a bridge, up; fails if the name is taken.
+///
+/// # Errors
+/// [`crate::Kind::Exists`] when the name is taken, [`crate::Kind::Unsupported`] without the driver.
+pub fn create(socket: &Socket, bridge: &New<'_>) -> Result<()> {
+    let up = libc::IFF_UP.cast_unsigned();
+    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | ACK | CREATE | EXCL, &ifinfo(0, 0, up, up));
+    message.text(libc::IFLA_IFNAME, bridge.name);
+    if let Some(mtu) = bridge.mtu {
+        message.u32(libc::IFLA_MTU, mtu);
+    }
+    message.nest(libc::IFLA_LINKINFO, |info| {
+        info.text(libc::IFLA_INFO_KIND, "bridge");
+        if bridge.vlan_filtering {
+            info.nest(libc::IFLA_INFO_DATA, |data| {
+                data.u8(BR_VLAN_FILTERING, 1);
+            });
+        }
+    });
+    socket.change(message, "create bridge", &format_args!("`{}`", bridge.name))
+}
+
+/// Switches VLAN filtering of a bridge.
+///
+/// # Errors
+/// When the bridge is gone or the kernel has no VLAN filtering.
+pub fn set_vlan_filtering(socket: &Socket, bridge: &Link, on: bool) -> Result<()> {
+    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | ACK, &ifinfo(0, bridge.index, 0, 0));
+    message.nest(libc::IFLA_LINKINFO, |info| {
+        info.text(libc::IFLA_INFO_KIND, "bridge").nest(libc::IFLA_INFO_DATA, |data| {
+            data.u8(BR_VLAN_FILTERING, u8::from(on));
+        });
+    });
+    socket.change(message, "set VLAN filtering of bridge", &format_args!("`{}`", bridge.name))
+}
+
+/// Sets a port's flags.
+///
+/// # Errors
+/// When the link is no port of a bridge.
+#[doc(alias = "IFLA_PROTINFO")]
+pub fn set_port(socket: &Socket, link: &Link, port: Port) -> Result<()> {
+    let mut message = Message::new(libc::RTM_SETLINK, REQUEST | ACK, &ifinfo(AF_BRIDGE, link.index, 0, 0));
+    message.nest(libc::IFLA_PROTINFO, |info| {
+        info.u8(BRPORT_MODE, u8::from(port.hairpin)).u8(BRPORT_ISOLATED, u8::from(port.isolated));
+    });
+    socket.change(message, "set bridge port flags of", &format_args!("`{}`", link.name))
+}
+
+/// Lists the VLANs of a port, or of the bridge itself.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn vlans(socket: &Socket, link: &Link) -> Result<Vec<Vlan>> {
+    let mut message = Message::new(libc::RTM_GETLINK, REQUEST | DUMP, &ifinfo(AF_BRIDGE, 0, 0, 0));
+    message.u32(libc::IFLA_EXT_MASK, FILTER_VLAN);
+    let all = socket.dump(&message, "list VLANs of", &format_args!("`{}`", link.name), |received| {
+        let index = read_u32(received.payload.get(4..)?)?;
+        if index != link.index {
+            return None;
+        }
+        let spec = Attrs::after(received.payload, IFINFO).find(libc::IFLA_AF_SPEC)?;
+        let vlan = |(kind, data): (u16, &[u8])| {
+            if kind != BRIDGE_VLAN_INFO {
+                return None;
+            }
+            let flags = read_u16(data)?;
+            let id = read_u16(data.get(2..)?)?;
+            Some(Vlan { id, pvid: flags & VLAN_PVID != 0, untagged: flags & VLAN_UNTAGGED != 0 })
+        };
+        Some(Attrs(spec).filter_map(vlan).collect::<Vec<_>>())
+    })?;
+    Ok(all.into_iter().flatten().collect())
+}
+
+/// Adds VLANs to a port, or to the bridge itself. One that is there gets the flags that are given.
+///
+/// # Errors
+/// When the link is no port, or the bridge does not filter VLANs.
+pub fn add_vlans(socket: &Socket, link: &Link, side: Side, vlans: &[Vlan]) -> Result<()> {
+    set_vlans(socket, libc::RTM_SETLINK, "add VLANs to", link, side, vlans)
+}
+
+/// Removes VLANs from a port, or from the bridge itself.
+///
+/// # Errors
+/// When the link is no port.
+pub fn remove_vlans(socket: &Socket, link: &Link, side: Side, vlans: &[Vlan]) -> Result<()> {
+    set_vlans(socket, libc::RTM_DELLINK, "remove VLANs from", link, side, vlans)
+}
+
+/// Fills about 2.4 KiB of attributes a message, well under what one may hold.
+const VLANS_PER_MESSAGE: usize = 300;
+
+fn set_vlans(
+    socket: &Socket,
+    kind: u16,
+    doing: &'static str,
+    link: &Link,
+    side: Side,
+    vlans: &[Vlan],
+) -> Result<()> {
+    for chunk in vlans.chunks(VLANS_PER_MESSAGE) {
+        let mut message = Message::new(kind, REQUEST | ACK, &ifinfo(AF_BRIDGE, link.index, 0, 0));
+        message.nest(libc::IFLA_AF_SPEC, |spec| {
+            let flags: u16 = match side {
+                Side::Port => BRIDGE_FLAGS_MASTER,
+                Side::Bridge => BRIDGE_FLAGS_SELF,
+            };
+            spec.attr(BRIDGE_FLAGS, &flags.to_ne_bytes());
+            for vlan in chunk {
+                let mut flags = 0;
+                flags |= if vlan.pvid { VLAN_PVID } else { 0 };
+                flags |= if vlan.untagged { VLAN_UNTAGGED } else { 0 };
+                let [a, b] = flags.to_ne_bytes();
+                let [c, d] = vlan.id.to_ne_bytes();
+                spec.attr(BRIDGE_VLAN_INFO, &[a, b, c, d]);
+            }
+        });
+        let object: &dyn fmt::Display = &format_args!("`{}`", link.name);
+        socket.change(message, doing, object)?;
+    }
+    Ok(())
+}
+
+const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
+const BR_VLAN_FILTERING: u16 = 7;
+const BRPORT_MODE: u16 = 4;
+const BRPORT_ISOLATED: u16 = 33;
+const FILTER_VLAN: u32 = 1 << 1;
+const BRIDGE_FLAGS: u16 = 0;
+const BRIDGE_VLAN_INFO: u16 = 2;
+const BRIDGE_FLAGS_MASTER: u16 = 1;
+const BRIDGE_FLAGS_SELF: u16 = 2;
+const VLAN_PVID: u16 = 1 << 1;
+const VLAN_UNTAGGED: u16 = 1 << 2;

@@ -1,0 +1,92 @@
+//! Waiting for what the kernel announces: links that come up, addresses that are settled.
+
+use std::time::{Duration, Instant};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+
+use crate::{
+    addr::{self, Address},
+    error::{Error, Result},
+    link::{self, Link},
+    message::Received,
+    socket::{Protocol, Socket},
+};
+
+/// Hears what happens in the namespace in which it was opened, from then on.
+///
+/// Open it first, look at the state second, wait third: so nothing is missed.
+#[derive(Debug)]
+pub struct Events(Socket);
+
+impl Events {
+    /// Listens for links.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened.
+    pub fn of_links() -> Result<Self> {
+        Socket::open_listening(Protocol::Route, GROUP_LINK).map(Self)
+    }
+
+    /// Listens for IPv6 addresses.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened.
+    pub fn of_addresses() -> Result<Self> {
+        Socket::open_listening(Protocol::Route, GROUP_IPV6_ADDRESS).map(Self)
+    }
+
+    /// Waits until a link is announced that fits.
+    ///
+    /// # Errors
+    /// [`crate::Kind::TimedOut`] after `limit`, [`crate::Kind::Interrupted`] by a signal.
+    pub fn wait_for_link(&self, limit: Duration, object: &str, fits: impl Fn(&Link) -> bool) -> Result<()> {
+        self.wait(limit, "wait for link", object, |received| link::read(received).is_some_and(|link| fits(&link)))
+    }
+
+    /// Waits until an address is announced that fits.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_link`].
+    pub fn wait_for_address(
+        &self,
+        limit: Duration,
+        object: &str,
+        fits: impl Fn(&Address) -> bool,
+    ) -> Result<()> {
+        self.wait(limit, "wait for address", object, |received| {
+            addr::read(received).is_some_and(|address| fits(&address))
+        })
+    }
+
+    fn wait(
+        &self,
+        limit: Duration,
+        doing: &'static str,
+        object: &str,
+        fits: impl Fn(&Received<'_>) -> bool,
+    ) -> Result<()> {
+        let error = |errno| Error::new(doing, object, errno);
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).map_err(|_| error(Errno::INVAL))?;
+            let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+            if poll(&mut fds, Some(&left)).map_err(error)? == 0 {
+                return Err(error(Errno::TIMEDOUT));
+            }
+            match self.0.receive(|received| fits(&received)) {
+                Ok(true) => return Ok(()),
+                // Announcements were lost because they came too fast: the caller looks again.
+                Err(Errno::NOBUFS) => return Ok(()),
+                Ok(false) => {}
+                Err(errno) => return Err(error(errno)),
+            }
+        }
+    }
+}
+
+const GROUP_LINK: u32 = 1;
+const GROUP_IPV6_ADDRESS: u32 = 1 << 8;

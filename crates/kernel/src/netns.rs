@@ -1,0 +1,199 @@
+//! Network namespaces: open one by its path, work in it, make and remove named ones.
+
+use std::{
+    fs,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+    mount::{MountPropagationFlags, UnmountFlags},
+    thread::{LinkNameSpaceType, UnshareFlags},
+};
+
+use crate::{
+    error::{Error, Kind, Result},
+    fault,
+};
+
+/// Holds an open network namespace.
+#[derive(Debug)]
+pub struct Netns {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+const OWN: &str = "/proc/thread-self/ns/net";
+
+impl Netns {
+    /// Opens the namespace that is mounted, or linked by `/proc`, at a path.
+    ///
+    /// # Errors
+    /// When the path is not there, or leads to something that is no namespace.
+    pub fn open(path: &Path) -> Result<Self> {
+        let error = |errno| Error::new("open network namespace", path.display(), errno);
+        let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(error)?;
+        let magic = rustix::fs::fstatfs(&fd).map_err(error)?.f_type;
+        if u64::try_from(magic) != Ok(NSFS_MAGIC) {
+            return Err(Error {
+                extack: Some("this path is no namespace, or the namespace there is gone".into()),
+                ..error(Errno::NOENT)
+            });
+        }
+        Ok(Self { fd, path: path.to_owned() })
+    }
+
+    /// Opens the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When `/proc` is not mounted.
+    pub fn own() -> Result<Self> {
+        Self::open(Path::new(OWN))
+    }
+
+    /// Gives the path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells whether two are the same namespace.
+    ///
+    /// # Errors
+    /// When one of them cannot be examined.
+    pub fn is(&self, other: &Self) -> Result<bool> {
+        let identity = |netns: &Self| {
+            rustix::fs::fstat(&netns.fd)
+                .map(|stat| (stat.st_dev, stat.st_ino))
+                .map_err(|errno| Error::new("examine network namespace", netns.path.display(), errno))
+        };
+        Ok(identity(self)? == identity(other)?)
+    }
+
+    /// Does work in this namespace, on this thread, and comes back.
+    ///
+    /// What is opened meanwhile (a [`crate::Socket`]) stays in this namespace. A thread that could not come
+    /// back would change the wrong host, so then the process ends.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        let host = Self::own()?;
+        self.enter()?;
+        let back = Back(host);
+        let result = work();
+        drop(back);
+        Ok(result)
+    }
+
+    /// Moves the calling thread into this namespace for good, as for a thread or process that runs a command.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn enter(&self) -> Result<()> {
+        rustix::thread::move_into_link_name_space(self.fd.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(|errno| Error::new("enter network namespace", self.path.display(), errno))
+    }
+
+    /// Makes a new namespace and keeps it by a mount at `path`, as `ip netns add` does.
+    ///
+    /// The calling thread is in its old namespace again afterwards.
+    ///
+    /// # Errors
+    /// When there is something at that path, or the process may not make namespaces.
+    pub fn create(path: &Path) -> Result<Self> {
+        let error = |doing| move |errno| Error::new(doing, path.display(), errno);
+        let io = |doing| move |error: std::io::Error| Error::from_io(doing, path.display(), &error);
+        fault::point("create network namespace", &path.display().to_string())?;
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(io("create the folder of"))?;
+        }
+        fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(io("create file"))?;
+        let host = Self::own()?;
+        // SAFETY: only the network namespace of this thread changes, and `Back` restores it.
+        let made = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
+            .map_err(error("create network namespace"))
+            .and_then(|()| {
+                let back = Back(host);
+                let mounted = rustix::mount::mount_bind(OWN, path).map_err(error("mount network namespace at"));
+                drop(back);
+                mounted
+            })
+            .and_then(|()| Self::open(path));
+        if made.is_err() {
+            Self::remove(path)?;
+        }
+        made
+    }
+
+    /// Unmounts and removes a named namespace; it ends when nothing uses it any more. Absent is fine.
+    ///
+    /// # Errors
+    /// When it cannot be unmounted or the file cannot be removed.
+    pub fn remove(path: &Path) -> Result<()> {
+        match rustix::mount::unmount(path, UnmountFlags::DETACH) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(errno) => return Err(Error::new("unmount network namespace", path.display(), errno)),
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::from_io("remove file", path.display(), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Gives this thread a mount namespace of its own, in which no mount reaches the rest of the machine.
+///
+/// # Errors
+/// When the process may not.
+pub fn unshare_mounts() -> Result<()> {
+    // SAFETY: the caller asks for exactly this: the mounts that its thread sees become its own.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+        .and_then(|()| {
+            rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        })
+        .map_err(|errno| Error::new("create", "a mount namespace", errno))
+}
+
+/// Mounts the `/sys` of the network namespace that the calling thread is in.
+///
+/// # Errors
+/// When it cannot be mounted.
+pub fn mount_sys() -> Result<()> {
+    rustix::mount::mount("sysfs", "/sys", "sysfs", rustix::mount::MountFlags::empty(), None)
+        .map_err(|errno| Error::new("mount", "/sys", errno))
+}
+
+/// Puts one file in the place of another, for the mount namespace that the calling thread is in.
+///
+/// # Errors
+/// When one of them is not there.
+pub fn mount_file(file: &Path, over: &Path) -> Result<()> {
+    rustix::mount::mount_bind(file, over)
+        .map_err(|errno| Error::new("mount a file over", over.display(), errno))
+}
+
+/// Tells whether an error means that a namespace is gone, as DEL may find it.
+pub fn is_gone(error: &Error) -> bool {
+    error.kind() == Kind::NotFound || error.errno == Errno::NOTDIR
+}
+
+struct Back(Netns);
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        if self.0.enter().is_err() {
+            std::process::abort();
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! nftables over netlink: batches of changes that happen all or not at all, and reading elements back.
+//!
+//! Source: the kernel's `include/uapi/linux/netfilter/nf_tables.h`; the numbers below are from there.
+
+mod batch;
+mod expr;
+mod list;
+
+pub use batch::{Batch, commit};
+pub use expr::{Expr, Reg};
+pub use list::{Element, chains, element, elements, generation, table_comment};
+
+/// Names a table: its family and its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table {
+    /// Which packets it sees.
+    pub family: Family,
+    /// Its name.
+    pub name: &'static str,
+}
+
+/// Says which packets a table sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 and IPv6.
+    Inet,
+    /// Frames that pass a bridge.
+    Bridge,
+    /// IPv4.
+    Ip,
+    /// IPv6.
+    Ip6,
+}
+
+impl Family {
+    fn number(self) -> u8 {
+        match self {
+            Self::Inet => 1,
+            Self::Ip => 2,
+            Self::Bridge => 7,
+            Self::Ip6 => 10,
+        }
+    }
+}
+
+/// Says where in a packet's way a chain stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    /// `nat` or `filter`.
+    pub kind: &'static str,
+    /// 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
+    pub number: u32,
+    /// Lower comes first.
+    pub priority: i32,
+}
+
+/// Names one field of an element's key or data, as `nft` prints it. Each takes a multiple of four bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// `ipv4_addr`
+    Ipv4,
+    /// `ipv6_addr`
+    Ipv6,
+    /// `ether_addr`
+    Ether,
+    /// `inet_proto`
+    Protocol,
+    /// `inet_service`
+    Port,
+    /// `ifname`
+    IfName,
+}
+
+impl Field {
+    /// Gives nft's number for the type, and the length in bytes.
+    fn number_and_length(self) -> (u32, u32) {
+        match self {
+            Self::Ipv4 => (7, 4),
+            Self::Ipv6 => (8, 16),
+            Self::Ether => (9, 6),
+            Self::Protocol => (12, 1),
+            Self::Port => (13, 2),
+            Self::IfName => (41, 16),
+        }
+    }
+}
+
+/// Says what a map leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Data {
+    /// A value of these fields.
+    Fields(&'static [Field]),
+    /// A verdict.
+    Verdict,
+}
+
+/// Describes a set, or a map if it has data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Set {
+    /// Its name.
+    pub name: &'static str,
+    /// The fields of its keys.
+    pub key: &'static [Field],
+    /// What it leads to; none for a set.
+    pub data: Option<Data>,
+}
+
+/// Gives the total length in bytes, each field but a lone one padded to four, and nft's number of the whole.
+fn layout(fields: &[Field]) -> (u32, u32) {
+    if let [field] = fields {
+        return field.number_and_length();
+    }
+    fields.iter().fold((0, 0), |(number, total), field| {
+        let (kind, length) = field.number_and_length();
+        (number << 6 | kind, total + length.next_multiple_of(4))
+    })
+}
+
+const SUBSYSTEM: u16 = 10;
+const VERDICT_TYPE: u32 = 0xffff_ff00;
+
+/// Message types.
+mod msg {
+    pub(super) const NEWTABLE: u16 = 0;
+    pub(super) const GETTABLE: u16 = 1;
+    pub(super) const DELTABLE: u16 = 2;
+    pub(super) const NEWCHAIN: u16 = 3;
+    pub(super) const GETCHAIN: u16 = 4;
+    pub(super) const DELCHAIN: u16 = 5;
+    pub(super) const NEWRULE: u16 = 6;
+    pub(super) const DELRULE: u16 = 8;
+    pub(super) const NEWSET: u16 = 9;
+    pub(super) const NEWSETELEM: u16 = 12;
+    pub(super) const GETSETELEM: u16 = 13;
+    pub(super) const DELSETELEM: u16 = 14;
+    pub(super) const GETGEN: u16 = 16;
+}
+
+fn kind(message: u16) -> u16 {
+    SUBSYSTEM << 8 | message
+}
+
+/// Builds `struct nfgenmsg`.
+fn nfgen(family: u8, resource: u16) -> [u8; NFGEN] {
+    let [a, b] = resource.to_be_bytes();
+    [family, 0, a, b]
+}
+
+const NFGEN: usize = 4;
+const COMMENT_UDATA: u8 = 0;
+
+/// Renders a comment as nft's user data: type, length, text with a zero at the end. 127 bytes at most.
+fn comment_udata(comment: &str) -> Vec<u8> {
+    let mut end = comment.len().min(127);
+    while !comment.is_char_boundary(end) {
+        end -= 1;
+    }
+    let mut data = vec![COMMENT_UDATA, u8::try_from(end + 1).unwrap_or(u8::MAX)];
+    data.extend_from_slice(&comment.as_bytes()[..end]);
+    data.push(0);
+    data
+}
+
+/// Finds the comment in nft's user data.
+fn read_comment(mut data: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = data {
+        let (value, next) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == COMMENT_UDATA {
+            return Some(crate::message::read_text(value));
+        }
+        data = next;
+    }
+    None
+}

@@ -1,0 +1,249 @@
+//! Changes of the ruleset that happen all or not at all.
+
+use super::{
+    Data, Element, Expr, Field, Hook, SUBSYSTEM, Set, Table, VERDICT_TYPE, comment_udata, expr, kind,
+    layout, msg, nfgen,
+};
+use crate::{
+    error::{Error, Result},
+    fault,
+    message::Message,
+    socket::{ACK, CREATE, EXCL, REQUEST, Refusal, Socket},
+};
+
+/// Collects changes. [`commit`] makes them one transaction.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    messages: Vec<Message>,
+    /// What each message is about, for the error.
+    objects: Vec<String>,
+    sets: u32,
+}
+
+impl Batch {
+    /// Makes an empty batch.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Tells whether there is nothing to change.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Creates a table with a comment; the batch fails with [`crate::Kind::Exists`] if it is there.
+    pub fn create_table(&mut self, table: Table, comment: &str) {
+        let message = self.message(msg::NEWTABLE, CREATE | EXCL, table, table.name.to_owned());
+        message.text(TABLE_NAME, table.name).attr(TABLE_USERDATA, &comment_udata(comment));
+    }
+
+    /// Removes a table and all in it.
+    pub fn remove_table(&mut self, table: Table) {
+        self.message(msg::DELTABLE, 0, table, table.name.to_owned()).text(TABLE_NAME, table.name);
+    }
+
+    /// Creates a chain; the batch fails with [`crate::Kind::Exists`] if it is there.
+    pub fn create_chain(&mut self, table: Table, name: &str, hook: Option<Hook>) {
+        let message = self.message(msg::NEWCHAIN, CREATE | EXCL, table, name.to_owned());
+        message.text(CHAIN_TABLE, table.name).text(CHAIN_NAME, name);
+        if let Some(hook) = hook {
+            message.nest(CHAIN_HOOK, |nested| {
+                nested.be32(HOOK_NUM, hook.number).be32(HOOK_PRIORITY, hook.priority.cast_unsigned());
+            });
+            message.be32(CHAIN_POLICY, ACCEPT).text(CHAIN_TYPE, hook.kind);
+        }
+    }
+
+    /// Removes a chain with its rules; the batch fails with [`crate::Kind::Busy`] while something leads to it.
+    pub fn remove_chain(&mut self, table: Table, name: &str) {
+        self.message(msg::DELRULE, 0, table, name.to_owned())
+            .text(CHAIN_TABLE, table.name)
+            .text(RULE_CHAIN, name);
+        self.message(msg::DELCHAIN, 0, table, name.to_owned())
+            .text(CHAIN_TABLE, table.name)
+            .text(CHAIN_NAME, name);
+    }
+
+    /// Appends a rule to a chain.
+    pub fn add_rule(&mut self, table: Table, chain: &str, rule: &[Expr<'_>]) {
+        let message = self.message(msg::NEWRULE, CREATE | APPEND, table, chain.to_owned());
+        message.text(CHAIN_TABLE, table.name).text(RULE_CHAIN, chain);
+        message.nest(RULE_EXPRESSIONS, |list| {
+            for expression in rule {
+                list.nest(LIST_ELEM, |elem| expr::write(elem, expression));
+            }
+        });
+    }
+
+    /// Creates a set or map.
+    pub fn create_set(&mut self, table: Table, set: &Set) {
+        self.sets += 1;
+        let id = self.sets;
+        let message = self.message(msg::NEWSET, CREATE | EXCL, table, set.name.to_owned());
+        let (key_type, key_length) = layout(set.key);
+        message
+            .text(SET_TABLE, table.name)
+            .text(SET_NAME, set.name)
+            .be32(SET_FLAGS, if set.data.is_some() { SET_MAP } else { 0 })
+            .be32(SET_KEY_TYPE, key_type)
+            .be32(SET_KEY_LEN, key_length);
+        match set.data {
+            None => {}
+            Some(Data::Verdict) => {
+                message.be32(SET_DATA_TYPE, VERDICT_TYPE).be32(SET_DATA_LEN, 0);
+            }
+            Some(Data::Fields(fields)) => {
+                let (data_type, data_length) = layout(fields);
+                message.be32(SET_DATA_TYPE, data_type).be32(SET_DATA_LEN, data_length);
+            }
+        }
+        message.be32(SET_ID, id).attr(SET_USERDATA, &key_order_udata(set.key));
+    }
+
+    /// Adds elements; the batch fails with [`crate::Kind::Exists`] if a key is there.
+    pub fn add_elements(&mut self, table: Table, set: &str, elements: &[Element]) {
+        self.set_elements(msg::NEWSETELEM, CREATE | EXCL, table, set, elements);
+    }
+
+    /// Removes elements by their keys; the batch fails with [`crate::Kind::NotFound`] if one is not there.
+    pub fn remove_elements(&mut self, table: Table, set: &str, elements: &[Element]) {
+        self.set_elements(msg::DELSETELEM, 0, table, set, elements);
+    }
+
+    fn set_elements(&mut self, what: u16, flags: u16, table: Table, set: &str, elements: &[Element]) {
+        // Nested attributes hold 64 KiB; an element of ours takes at most some 220 bytes.
+        for chunk in elements.chunks(200) {
+            let object = match chunk {
+                [one] => format!("{set} {}", one.comment.as_deref().unwrap_or_default()),
+                _ => set.to_owned(),
+            };
+            let message = self.message(what, flags, table, object);
+            message.text(ELEM_TABLE, table.name).text(ELEM_SET, set).nest(ELEM_ELEMENTS, |list| {
+                for element in chunk {
+                    list.nest(LIST_ELEM, |elem| write_element(elem, element, what == msg::NEWSETELEM));
+                }
+            });
+        }
+    }
+
+    fn message(&mut self, what: u16, flags: u16, table: Table, object: String) -> &mut Message {
+        let family = table.family.number();
+        self.objects.push(object);
+        self.messages.push(Message::new(kind(what), REQUEST | flags, &nfgen(family, 0)));
+        let last = self.messages.len() - 1;
+        &mut self.messages[last]
+    }
+}
+
+/// Makes the changes of a batch in one transaction, or none of them.
+///
+/// With `generation` the kernel refuses the batch with [`crate::Kind::Stale`] when anything in the
+/// namespace's ruleset has changed since that generation was read.
+///
+/// # Errors
+/// With the first change that was refused; nothing has changed then.
+pub fn commit(socket: &Socket, batch: Batch, generation: Option<u32>) -> Result<()> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let doing = "change the nftables ruleset at";
+    fault::point(doing, batch.objects.first().map_or("", String::as_str))?;
+    let mut begin = Message::new(BATCH_BEGIN, REQUEST, &nfgen(0, SUBSYSTEM));
+    if let Some(generation) = generation {
+        begin.be32(BATCH_GENID, generation);
+    }
+    let mut messages = vec![begin];
+    messages.extend(batch.messages);
+    // The kernel acknowledges what asks for it, and reports every refusal; the last one closes the answer.
+    let last = messages.len() - 1;
+    messages[last].add_flags(ACK);
+    messages.push(Message::new(BATCH_END, REQUEST, &nfgen(0, SUBSYSTEM)));
+
+    let mut refused: Option<(usize, Refusal)> = None;
+    let first = socket.send(&mut messages).map_err(|errno| Error::new(doing, "the socket", errno))?;
+    while !socket
+        .receive(|received| {
+            let index = received.sequence.wrapping_sub(first) as usize;
+            if index > last || i32::from(received.kind) != libc::NLMSG_ERROR {
+                return false;
+            }
+            if let Some(refusal) = Refusal::read(&received)
+                && refused.is_none()
+            {
+                refused = Some((index, refusal));
+            }
+            index == last || index == 0
+        })
+        .map_err(|errno| Error::new(doing, "the socket", errno))?
+    {}
+    match refused {
+        None => Ok(()),
+        Some((0, refusal)) => Err(refusal.into_error(doing, "the whole batch".into())),
+        Some((index, refusal)) => {
+            let object = batch.objects.get(index - 1).cloned().unwrap_or_default();
+            Err(refusal.into_error(doing, format!("`{object}`")))
+        }
+    }
+}
+
+/// Tells nft how to print the keys: interface names are in the host's byte order, all else in the network's.
+fn key_order_udata(key: &[Field]) -> [u8; 6] {
+    let order: u32 = if key == [Field::IfName] { 1 } else { 2 };
+    let [a, b, c, d] = order.to_ne_bytes();
+    [0, 4, a, b, c, d]
+}
+
+fn write_element(out: &mut Message, element: &Element, whole: bool) {
+    out.nest(ELEM_KEY, |key| {
+        key.attr(DATA_VALUE, &element.key);
+    });
+    if !whole {
+        return;
+    }
+    if let Some(chain) = &element.goto {
+        out.nest(ELEM_DATA, |data| expr::write_verdict(data, expr::GOTO, Some(chain)));
+    } else if !element.data.is_empty() {
+        out.nest(ELEM_DATA, |data| {
+            data.attr(DATA_VALUE, &element.data);
+        });
+    }
+    if let Some(comment) = &element.comment {
+        out.attr(ELEM_USERDATA, &comment_udata(comment));
+    }
+}
+
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+const BATCH_GENID: u16 = 1;
+const APPEND: u16 = libc::NLM_F_APPEND as u16;
+const ACCEPT: u32 = 1;
+const SET_MAP: u32 = 8;
+
+const LIST_ELEM: u16 = 1;
+const TABLE_NAME: u16 = 1;
+const TABLE_USERDATA: u16 = 6;
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_POLICY: u16 = 5;
+const CHAIN_TYPE: u16 = 7;
+const HOOK_NUM: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
+const SET_TABLE: u16 = 1;
+const SET_NAME: u16 = 2;
+const SET_FLAGS: u16 = 3;
+const SET_KEY_TYPE: u16 = 4;
+const SET_KEY_LEN: u16 = 5;
+const SET_DATA_TYPE: u16 = 6;
+const SET_DATA_LEN: u16 = 7;
+const SET_ID: u16 = 10;
+const SET_USERDATA: u16 = 13;
+const ELEM_TABLE: u16 = 1;
+const ELEM_SET: u16 = 2;
+const ELEM_ELEMENTS: u16 = 3;
+const ELEM_KEY: u16 = 1;
+const ELEM_DATA: u16 = 2;
+const ELEM_USERDATA: u16 = 6;
+const DATA_VALUE: u16 = 1;

@@ -1,0 +1,171 @@
+//! The expressions that rules are made of.
+
+use crate::message::Message;
+
+/// Names a 32-bit register, 0 to 15; a value of several words takes the ones that follow too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reg(pub u8);
+
+impl Reg {
+    fn number(self) -> u32 {
+        // NFT_REG32_00 is 8.
+        8 + u32::from(self.0)
+    }
+}
+
+/// Describes one expression. A rule ends at the first that does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expr<'a> {
+    /// Loads the packet's family (`meta nfproto`): 2 for IPv4, 10 for IPv6.
+    Family(Reg),
+    /// Loads the transport protocol (`meta l4proto`).
+    Protocol(Reg),
+    /// Loads the name of the interface that the packet came in by (`meta iifname`), 4 words.
+    InName(Reg),
+    /// Loads the kind of the destination address (`fib daddr type`); 2 is local.
+    DestinationKind(Reg),
+    /// Loads bytes of the packet.
+    Payload {
+        /// 0 link layer, 1 network layer, 2 transport.
+        base: u32,
+        /// From there, in bytes.
+        offset: u32,
+        /// How many bytes.
+        length: u32,
+        /// Where to.
+        to: Reg,
+    },
+    /// Keeps only the bits of the mask.
+    Mask {
+        /// In place.
+        reg: Reg,
+        /// As long as the value.
+        mask: &'a [u8],
+    },
+    /// Holds when the register has these bytes.
+    Equal(Reg, &'a [u8]),
+    /// Holds when the register does not have these bytes.
+    NotEqual(Reg, &'a [u8]),
+    /// Holds when the set has the key.
+    InSet(Reg, &'a str),
+    /// Holds when the map has the key; loads what it leads to.
+    Map {
+        /// The map.
+        map: &'a str,
+        /// Its key.
+        key: Reg,
+        /// Where to.
+        to: Reg,
+    },
+    /// Follows the verdict that the map has for the key.
+    VerdictMap(Reg, &'a str),
+    /// Changes the destination.
+    Dnat {
+        /// 2 for IPv4, 10 for IPv6.
+        family: u32,
+        /// Has the new address.
+        address: Reg,
+        /// Has the new port.
+        port: Reg,
+    },
+    /// Changes the source to the address of the interface that the packet leaves by.
+    Masquerade,
+    /// Calls a chain.
+    Jump(&'a str),
+    /// Goes back to the calling chain.
+    Return,
+    /// Lets the packet pass this hook.
+    Accept,
+    /// Drops the packet.
+    Drop,
+}
+
+pub(super) fn write(out: &mut Message, expression: &Expr<'_>) {
+    match *expression {
+        Expr::Family(reg) => meta(out, 15, reg),
+        Expr::Protocol(reg) => meta(out, 16, reg),
+        Expr::InName(reg) => meta(out, 6, reg),
+        Expr::DestinationKind(reg) => named(out, "fib", |data| {
+            // DREG, RESULT = address type, FLAGS = of the destination.
+            data.be32(1, reg.number()).be32(2, 3).be32(3, 2);
+        }),
+        Expr::Payload { base, offset, length, to } => named(out, "payload", |data| {
+            data.be32(1, to.number()).be32(2, base).be32(3, offset).be32(4, length);
+        }),
+        Expr::Mask { reg, mask } => named(out, "bitwise", |data| {
+            let length = u32::try_from(mask.len()).unwrap_or_default();
+            data.be32(1, reg.number()).be32(2, reg.number()).be32(3, length);
+            value(data, 4, mask);
+            value(data, 5, &vec![0; mask.len()]);
+        }),
+        Expr::Equal(reg, bytes) => compare(out, 0, reg, bytes),
+        Expr::NotEqual(reg, bytes) => compare(out, 1, reg, bytes),
+        Expr::InSet(reg, set) => named(out, "lookup", |data| {
+            data.text(1, set).be32(2, reg.number());
+        }),
+        Expr::Map { map, key, to } => named(out, "lookup", |data| {
+            data.text(1, map).be32(2, key.number()).be32(3, to.number());
+        }),
+        Expr::VerdictMap(reg, map) => named(out, "lookup", |data| {
+            data.text(1, map).be32(2, reg.number()).be32(3, VERDICT_REGISTER);
+        }),
+        Expr::Dnat { family, address, port } => named(out, "nat", |data| {
+            // TYPE = destination, FAMILY, first and last address, first and last port.
+            data.be32(1, 1).be32(2, family).be32(3, address.number()).be32(4, address.number());
+            data.be32(5, port.number()).be32(6, port.number());
+        }),
+        Expr::Masquerade => named(out, "masq", |_| ()),
+        Expr::Jump(chain) => verdict(out, JUMP, Some(chain)),
+        Expr::Return => verdict(out, RETURN, None),
+        Expr::Accept => verdict(out, ACCEPT, None),
+        Expr::Drop => verdict(out, DROP, None),
+    }
+}
+
+/// Writes a verdict as data: of an element or of an immediate expression.
+pub(super) fn write_verdict(out: &mut Message, code: i32, chain: Option<&str>) {
+    out.nest(DATA_VERDICT, |verdict| {
+        verdict.be32(1, code.cast_unsigned());
+        if let Some(chain) = chain {
+            verdict.text(2, chain);
+        }
+    });
+}
+
+fn named(out: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
+    out.text(1, name).nest(2, fill);
+}
+
+fn meta(out: &mut Message, key: u32, reg: Reg) {
+    named(out, "meta", |data| {
+        data.be32(1, reg.number()).be32(2, key);
+    });
+}
+
+fn compare(out: &mut Message, operation: u32, reg: Reg, bytes: &[u8]) {
+    named(out, "cmp", |data| {
+        data.be32(1, reg.number()).be32(2, operation);
+        value(data, 3, bytes);
+    });
+}
+
+fn value(out: &mut Message, kind: u16, bytes: &[u8]) {
+    out.nest(kind, |data| {
+        data.attr(DATA_VALUE, bytes);
+    });
+}
+
+fn verdict(out: &mut Message, code: i32, chain: Option<&str>) {
+    named(out, "immediate", |data| {
+        data.be32(1, VERDICT_REGISTER).nest(2, |nested| write_verdict(nested, code, chain));
+    });
+}
+
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_REGISTER: u32 = 0;
+const DROP: i32 = 0;
+const ACCEPT: i32 = 1;
+const JUMP: i32 = -3;
+pub(super) const GOTO: i32 = -4;
+const RETURN: i32 = -5;

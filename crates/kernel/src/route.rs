@@ -1,0 +1,169 @@
+//! Routes.
+
+use std::{fmt, net::IpAddr};
+
+use ipnet::IpNet;
+
+use crate::{
+    addr::family,
+    error::Result,
+    message::{Attrs, Message, Received, read_ip, read_u32},
+    socket::{ACK, CREATE, DUMP, REQUEST, Socket},
+};
+
+/// Describes a route by a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Where to.
+    pub dst: IpNet,
+    /// The next hop; none for on the link.
+    pub gateway: Option<IpAddr>,
+    /// The link's index; 0 only in what [`list`] returns of routes without link.
+    pub link: u32,
+    /// Metric; 0 for the kernel's default (0 in IPv4, 1024 in IPv6).
+    pub priority: u32,
+    /// Table; 0 for the main one.
+    pub table: u32,
+    /// Scope: 0 universe, 253 link, 254 host.
+    pub scope: u8,
+    /// Path MTU in bytes; 0 for the link's.
+    pub mtu: u32,
+    /// Maximum segment size to announce in bytes; 0 for the one that follows from the MTU.
+    pub advmss: u32,
+}
+
+impl Route {
+    /// Makes a route with nothing but destination, next hop and link.
+    pub fn new(dst: IpNet, gateway: Option<IpAddr>, link: u32) -> Self {
+        Self { dst, gateway, link, priority: 0, table: 0, scope: 0, mtu: 0, advmss: 0 }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}", self.dst)?;
+        if let Some(gateway) = self.gateway {
+            write!(out, " via {gateway}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds a route. A second one to the same destination by another next hop stands beside the first.
+///
+/// # Errors
+/// [`crate::Kind::Exists`] when the very same route is there.
+#[doc(alias = "RTM_NEWROUTE")]
+pub fn add(socket: &Socket, route: &Route) -> Result<()> {
+    let mut fixed = [0; RTMSG];
+    fixed[0] = family(route.dst.addr());
+    fixed[1] = route.dst.prefix_len();
+    fixed[4] = u8::try_from(route.table).ok().filter(|table| *table != 0).unwrap_or(libc::RT_TABLE_MAIN);
+    fixed[5] = libc::RTPROT_BOOT;
+    fixed[6] = route.scope;
+    fixed[7] = libc::RTN_UNICAST;
+    let mut message = Message::new(libc::RTM_NEWROUTE, REQUEST | ACK | CREATE, &fixed);
+    if route.dst.prefix_len() > 0 {
+        message.ip(libc::RTA_DST, route.dst.addr());
+    }
+    if let Some(gateway) = route.gateway {
+        if gateway.is_ipv6() && route.dst.addr().is_ipv4() {
+            // An IPv4 route by an IPv6 next hop (RFC 5549) names the family of the hop.
+            let mut via = (libc::AF_INET6 as u16).to_ne_bytes().to_vec();
+            if let IpAddr::V6(ip) = gateway {
+                via.extend_from_slice(&ip.octets());
+            }
+            message.attr(libc::RTA_VIA, &via);
+        } else {
+            message.ip(libc::RTA_GATEWAY, gateway);
+        }
+    }
+    message.u32(libc::RTA_OIF, route.link);
+    if route.priority != 0 {
+        message.u32(libc::RTA_PRIORITY, route.priority);
+    }
+    if route.table > 255 {
+        message.u32(libc::RTA_TABLE, route.table);
+    }
+    if route.mtu != 0 || route.advmss != 0 {
+        message.nest(libc::RTA_METRICS, |metrics| {
+            for (kind, value) in [(RTAX_MTU, route.mtu), (RTAX_ADVMSS, route.advmss)] {
+                if value != 0 {
+                    metrics.u32(kind, value);
+                }
+            }
+        });
+    }
+    socket.change(message, "add route", route)
+}
+
+/// Lists the unicast routes of all tables, of one family (that of `like`).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn list(socket: &Socket, like: IpAddr) -> Result<Vec<Route>> {
+    let mut fixed = [0; RTMSG];
+    fixed[0] = family(like);
+    let message = Message::new(libc::RTM_GETROUTE, REQUEST | DUMP, &fixed);
+    socket.dump(&message, "list", &"routes", |received| read(&received))
+}
+
+/// Finds the link by which the host reaches an address; none when there is no route.
+///
+/// # Errors
+/// When the kernel refuses to look.
+pub fn link_towards(socket: &Socket, ip: IpAddr) -> Result<Option<u32>> {
+    let mut fixed = [0; RTMSG];
+    fixed[0] = family(ip);
+    fixed[1] = if ip.is_ipv4() { 32 } else { 128 };
+    let mut message = Message::new(libc::RTM_GETROUTE, REQUEST | ACK, &fixed);
+    message.ip(libc::RTA_DST, ip);
+    let mut link = None;
+    let asked = socket.ask(message, "find the route to", &ip, |received| {
+        link = Attrs::after(received.payload, RTMSG).find(libc::RTA_OIF).and_then(read_u32);
+    });
+    match asked {
+        Err(error) if error.errno == rustix::io::Errno::NETUNREACH => Ok(None),
+        other => other.map(|()| link),
+    }
+}
+
+fn read(received: &Received<'_>) -> Option<Route> {
+    let fixed = received.payload.first_chunk::<RTMSG>()?;
+    if received.kind != libc::RTM_NEWROUTE || fixed[7] != libc::RTN_UNICAST {
+        return None;
+    }
+    let any: IpAddr = if i32::from(fixed[0]) == libc::AF_INET {
+        std::net::Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        std::net::Ipv6Addr::UNSPECIFIED.into()
+    };
+    let mut route = Route::new(IpNet::new(any, fixed[1]).ok()?, None, 0);
+    route.table = u32::from(fixed[4]);
+    route.scope = fixed[6];
+    for (kind, data) in Attrs::after(received.payload, RTMSG) {
+        match kind {
+            libc::RTA_DST => route.dst = IpNet::new(read_ip(data)?, fixed[1]).ok()?,
+            libc::RTA_GATEWAY => route.gateway = read_ip(data),
+            libc::RTA_VIA => route.gateway = read_ip(data.get(2..)?),
+            libc::RTA_OIF => route.link = read_u32(data)?,
+            libc::RTA_PRIORITY => route.priority = read_u32(data)?,
+            libc::RTA_TABLE => route.table = read_u32(data)?,
+            libc::RTA_METRICS => {
+                for (kind, data) in Attrs(data) {
+                    match kind {
+                        RTAX_MTU => route.mtu = read_u32(data)?,
+                        RTAX_ADVMSS => route.advmss = read_u32(data)?,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(route)
+}
+
+const RTMSG: usize = 12;
+const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;

@@ -1,0 +1,236 @@
+//! One netlink socket: sends a request, reads its answer, keeps the kernel's explanation of an error.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    rc::Rc,
+};
+
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink},
+};
+
+use crate::{
+    error::{Error, Result},
+    fault,
+    message::{Attrs, HEADER, Message, Messages, Received, read_text, read_u32},
+};
+
+/// Names the netlink families in use here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Links, addresses, routes, neighbours.
+    Route,
+    /// nftables.
+    Netfilter,
+}
+
+/// Holds a netlink socket of the namespace in which it was opened. Clones share the socket.
+#[derive(Debug, Clone)]
+pub struct Socket(Rc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    fd: OwnedFd,
+    sequence: Cell<u32>,
+    buffer: RefCell<Vec<u8>>,
+}
+
+/// What a dump sends per message fits; the kernel uses up to 32 KiB when the reader offers as much.
+const RECEIVE: usize = 32 * 1024;
+const DUMP_ATTEMPTS: usize = 8;
+
+pub(crate) const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
+pub(crate) const ACK: u16 = libc::NLM_F_ACK as u16;
+pub(crate) const DUMP: u16 = libc::NLM_F_DUMP as u16;
+pub(crate) const CREATE: u16 = libc::NLM_F_CREATE as u16;
+pub(crate) const EXCL: u16 = libc::NLM_F_EXCL as u16;
+
+impl Socket {
+    /// Opens a socket in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the kernel lacks the family, or file descriptors or memory have run out.
+    pub fn open(protocol: Protocol) -> Result<Self> {
+        Self::open_listening(protocol, 0)
+    }
+
+    /// Opens a socket that also hears the multicast groups of `groups` (a bit mask).
+    pub(crate) fn open_listening(protocol: Protocol, groups: u32) -> Result<Self> {
+        let (number, name) = match protocol {
+            Protocol::Route => (None, "route"),
+            Protocol::Netfilter => (Some(netlink::NETFILTER), "netfilter"),
+        };
+        let error = |errno| Error::new("open a netlink socket for", name, errno);
+        let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, number)
+            .map_err(error)?;
+        if groups != 0 {
+            rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, groups)).map_err(error)?;
+        }
+        // Explanations are a courtesy of newer kernels (4.12); without them errors are only shorter.
+        set_option(&fd, libc::NETLINK_EXT_ACK);
+        set_option(&fd, libc::NETLINK_CAP_ACK);
+        Ok(Self(Rc::new(Inner { fd, sequence: Cell::new(1), buffer: RefCell::new(vec![0; RECEIVE]) })))
+    }
+
+    /// Asks for a change and waits for the kernel's word on it.
+    pub(crate) fn change(&self, message: Message, doing: &'static str, object: &dyn fmt::Display) -> Result<()> {
+        let object = object.to_string();
+        fault::point(doing, &object)?;
+        self.exchange(message, &mut |_| ()).map_err(|refusal| refusal.into_error(doing, object))
+    }
+
+    /// Asks for one object and hands each answer to `read`.
+    pub(crate) fn ask(
+        &self,
+        message: Message,
+        doing: &'static str,
+        object: &dyn fmt::Display,
+        mut read: impl FnMut(Received<'_>),
+    ) -> Result<()> {
+        self.exchange(message, &mut read).map_err(|refusal| refusal.into_error(doing, object.to_string()))
+    }
+
+    /// Asks for all objects, again when the kernel's list changed while it was read.
+    ///
+    /// `read` makes one value of a message, or none to leave it out.
+    pub(crate) fn dump<T>(
+        &self,
+        message: &Message,
+        doing: &'static str,
+        object: &dyn fmt::Display,
+        mut read: impl FnMut(Received<'_>) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut found = Vec::new();
+            let mut interrupted = false;
+            self.exchange(message.clone(), &mut |received| {
+                interrupted |= received.flags & libc::NLM_F_DUMP_INTR as u16 != 0;
+                found.extend(read(received));
+            })
+            .map_err(|refusal| refusal.into_error(doing, object.to_string()))?;
+            if !interrupted {
+                return Ok(found);
+            }
+        }
+        Err(Error::new(doing, object, Errno::AGAIN))
+    }
+
+    /// Sends messages in one write and gives each its sequence number, the first of which is returned.
+    pub(crate) fn send(&self, messages: &mut [Message]) -> Result<u32, Errno> {
+        let first = self.0.sequence.get();
+        let mut bytes = Vec::new();
+        for message in messages {
+            let sequence = self.0.sequence.get();
+            self.0.sequence.set(sequence.wrapping_add(1));
+            bytes.extend_from_slice(message.finish(sequence));
+        }
+        rustix::io::retry_on_intr(|| rustix::net::send(&self.0.fd, &bytes, SendFlags::empty()))?;
+        Ok(first)
+    }
+
+    /// Reads one datagram and hands its messages to `read` until that says it has seen enough.
+    pub(crate) fn receive(&self, mut read: impl FnMut(Received<'_>) -> bool) -> Result<bool, Errno> {
+        let mut buffer = self.0.buffer.borrow_mut();
+        let (length, _) =
+            rustix::io::retry_on_intr(|| rustix::net::recv(&self.0.fd, &mut **buffer, RecvFlags::TRUNC))?;
+        if length > buffer.len() {
+            return Err(Errno::MSGSIZE);
+        }
+        for message in Messages(&buffer[..length]) {
+            if read(message) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn exchange(&self, message: Message, read: &mut dyn FnMut(Received<'_>)) -> Result<(), Refusal> {
+        let sequence = self.send(&mut [message])?;
+        let mut outcome = Ok(());
+        while !self.receive(|received| {
+            if received.sequence != sequence {
+                return false;
+            }
+            match i32::from(received.kind) {
+                libc::NLMSG_ERROR => {
+                    outcome = Refusal::read(&received).map_or(Ok(()), Err);
+                    true
+                }
+                libc::NLMSG_DONE => {
+                    // A dump that fails half-way says so in its last message.
+                    if let Some(code) = read_u32(received.payload)
+                        && code.cast_signed() < 0
+                    {
+                        outcome = Err(Errno::from_raw_os_error(-code.cast_signed()).into());
+                    }
+                    true
+                }
+                _ => {
+                    read(received);
+                    false
+                }
+            }
+        })? {}
+        outcome
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
+    }
+}
+
+/// Holds the kernel's no: the number and the explanation.
+pub(crate) struct Refusal {
+    pub(crate) errno: Errno,
+    pub(crate) extack: Option<String>,
+}
+
+impl Refusal {
+    /// Reads an error message; none when it is an acknowledgement.
+    pub(crate) fn read(received: &Received<'_>) -> Option<Self> {
+        let code = read_u32(received.payload).unwrap_or_default().cast_signed();
+        if code == 0 {
+            return None;
+        }
+        let explained = received.flags & libc::NLM_F_ACK_TLVS as u16 != 0;
+        let capped = received.flags & libc::NLM_F_CAPPED as u16 != 0;
+        let echoed = read_u32(received.payload.get(4..).unwrap_or_default()).unwrap_or_default();
+        let skip = if capped { HEADER } else { usize::try_from(echoed).unwrap_or(HEADER).max(HEADER) };
+        let extack = explained
+            .then(|| Attrs::after(received.payload, (4 + skip).next_multiple_of(4)).find(EXTACK_TEXT))
+            .flatten()
+            .map(read_text);
+        Some(Self { errno: Errno::from_raw_os_error(code.wrapping_neg()), extack })
+    }
+
+    pub(crate) fn into_error(self, doing: &'static str, object: String) -> Error {
+        Error { doing, object, errno: self.errno, extack: self.extack }
+    }
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Self { errno, extack: None }
+    }
+}
+
+const EXTACK_TEXT: u16 = 1;
+
+fn set_option(fd: &OwnedFd, option: i32) {
+    let on: i32 = 1;
+    // SAFETY: the descriptor is open and the value is an int of the length that is given.
+    unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_NETLINK,
+            option,
+            (&raw const on).cast(),
+            u32::try_from(size_of_val(&on)).unwrap_or(4),
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! `/proc/sys/net` of the calling thread's namespace.
+
+use std::{fs, path::PathBuf};
+
+use crate::{
+    error::{Error, Kind, Result},
+    fault,
+};
+
+/// Names one of the settings that plugins use. Interface names may contain dots, so parts are kept apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting<'a> {
+    /// `net/ipv4/ip_forward`
+    Ipv4Forward,
+    /// `net/ipv6/conf/all/forwarding`
+    Ipv6Forward,
+    /// `net/ipv4/conf/IF/KEY`
+    Ipv4(&'a str, &'a str),
+    /// `net/ipv6/conf/IF/KEY`
+    Ipv6(&'a str, &'a str),
+}
+
+impl Setting<'_> {
+    fn path(self) -> PathBuf {
+        let tail: [&str; 4] = match self {
+            Self::Ipv4Forward => ["ipv4", "ip_forward", "", ""],
+            Self::Ipv6Forward => ["ipv6", "conf", "all", "forwarding"],
+            Self::Ipv4(link, key) => ["ipv4", "conf", link, key],
+            Self::Ipv6(link, key) => ["ipv6", "conf", link, key],
+        };
+        let mut path = PathBuf::from("/proc/sys/net");
+        path.extend(tail.iter().filter(|part| !part.is_empty()));
+        path
+    }
+}
+
+/// Reads a setting, without the newline; none when the kernel does not have it (IPv6 may be off).
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read(setting: Setting<'_>) -> Result<Option<String>> {
+    let path = setting.path();
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text.trim_end().to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::from_io("read", path.display(), &error)),
+    }
+}
+
+/// Writes a setting. It must exist.
+///
+/// # Errors
+/// When the kernel does not have it or refuses the value.
+pub fn write(setting: Setting<'_>, value: &str) -> Result<()> {
+    let path = setting.path();
+    fault::point("write", &path.display().to_string())?;
+    // Opened without O_CREAT and O_TRUNC: procfs wants neither.
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, value.as_bytes()))
+        .map_err(|error| Error::from_io("write", path.display(), &error))
+}
+
+/// Writes a setting unless it has the value or the kernel does not have the setting.
+///
+/// # Errors
+/// When it is there and cannot be read or written.
+pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
+    match read(setting)? {
+        Some(current) if current != value => match write(setting, value) {
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
+            other => other,
+        },
+        _ => Ok(()),
+    }
+}
