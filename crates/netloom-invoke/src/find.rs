@@ -1,0 +1,92 @@
+//! Looking a plugin up in `CNI_PATH`.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use netloom_types::name::is_plugin_type;
+
+/// Says why a plugin was not found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FindError {
+    /// No type was given.
+    #[error("no plugin name provided")]
+    NoName,
+    /// The type is more than a file name.
+    #[error("invalid plugin name: {0}")]
+    InvalidName(String),
+    /// `CNI_PATH` is empty.
+    #[error("no paths provided: set CNI_PATH to the folders with plugins, such as /opt/cni/bin")]
+    NoPaths,
+    /// No folder has an executable file of that name.
+    #[error("failed to find plugin {name:?} in path [{searched}]{}", hint(not_executable.as_deref()))]
+    NotFound {
+        /// The type.
+        name: String,
+        /// The folders, with spaces between.
+        searched: String,
+        /// A file of that name that cannot be executed.
+        not_executable: Option<PathBuf>,
+    },
+}
+
+fn hint(not_executable: Option<&Path>) -> String {
+    not_executable
+        .map_or_else(String::new, |path| format!(" ({} is there, but is not executable)", path.display()))
+}
+
+/// Finds the first executable file of that name.
+///
+/// # Errors
+/// When the name is no file name or no folder has such a file.
+pub fn find_in_path(name: &str, paths: &[PathBuf]) -> Result<PathBuf, FindError> {
+    if name.is_empty() {
+        return Err(FindError::NoName);
+    }
+    if !is_plugin_type(name) {
+        return Err(FindError::InvalidName(name.escape_debug().to_string()));
+    }
+    if paths.is_empty() {
+        return Err(FindError::NoPaths);
+    }
+    let mut not_executable = None;
+    for dir in paths {
+        let path = dir.join(name);
+        let Ok(metadata) = fs::metadata(&path) else { continue };
+        if !metadata.is_file() {
+            continue;
+        }
+        if metadata.permissions().mode() & 0o111 != 0 {
+            return Ok(path);
+        }
+        not_executable.get_or_insert(path);
+    }
+    let searched: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    Err(FindError::NotFound { name: name.to_owned(), searched: searched.join(" "), not_executable })
+}
+
+/// Splits `CNI_PATH` at `:`; empty parts are left out.
+pub fn split_path(text: &str) -> Vec<PathBuf> {
+    text.split(':').filter(|part| !part.is_empty()).map(PathBuf::from).collect()
+}
+
+/// Tells files apart, whatever names they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    /// Examines the file at a path; none when there is none.
+    pub fn of(path: &Path) -> Option<Self> {
+        fs::metadata(path).ok().map(|metadata| Self { device: metadata.dev(), inode: metadata.ino() })
+    }
+
+    /// Examines the running program.
+    pub fn of_this_program() -> Option<Self> {
+        Self::of(Path::new("/proc/self/exe"))
+    }
+}

@@ -1,0 +1,139 @@
+//! Calling the plugin that a part of the work is delegated to, such as IPAM (SPEC, "Section 4").
+
+use std::path::Path;
+
+use netloom_invoke::{Call, ExecError, Executor, FileId, Outcome, Processes, Verb, error_of, find_in_path};
+use netloom_types::{Attachment, CniError, CniResult, Code, result::v100::Success};
+
+use crate::{Plugin, Request, Sandbox, undo::Undo};
+
+/// Says which plugins are linked into this program, by their type.
+///
+/// A delegated plugin is found in `CNI_PATH` as ever. When the file found is this very program (installed
+/// plugins are hard links to one file) and the type is in the table, its function is called and no process is
+/// started.
+#[derive(Debug, Clone, Copy)]
+pub struct Delegates {
+    /// Finds a linked plugin.
+    pub linked: fn(&str) -> Option<&'static dyn Plugin>,
+}
+
+/// Links nothing: every delegated plugin is a process.
+pub const NO_DELEGATES: Delegates = Delegates { linked: |_| None };
+
+enum Delegate {
+    Linked(&'static dyn Plugin),
+    Program(std::path::PathBuf),
+}
+
+impl Request {
+    /// Has `kind` do its part of an ADD, and registers its DEL in case a later step fails.
+    ///
+    /// # Errors
+    /// The delegated plugin's error; after it a DEL has been tried.
+    pub fn delegate_add(&self, kind: &str, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, CniError> {
+        match self.delegate(kind)? {
+            Delegate::Linked(plugin) => plugin.add(self, sandbox, undo),
+            Delegate::Program(program) => {
+                let program_for_undo = program.clone();
+                let (environment, stdin) = (self.environment.clone(), self.stdin());
+                undo.push(format!("release what {kind} gave"), move || {
+                    run(&program_for_undo, Verb::Del, &environment, &stdin).map(drop)
+                })?;
+                let outcome = run(&program, Verb::Add, &self.environment, &self.stdin())?;
+                let result = CniResult::parse(&outcome.stdout, self.version).map_err(|error| {
+                    let shown: String = String::from_utf8_lossy(&outcome.stdout).chars().take(200).collect();
+                    CniError::new(Code::Decode, format!("plugin {kind:?} did not answer with a result: {error}"))
+                        .details(format!("it printed {shown:?}"))
+                })?;
+                Ok(result.into_current())
+            }
+        }
+    }
+
+    /// Has `kind` do its part of a DEL.
+    ///
+    /// # Errors
+    /// The delegated plugin's error.
+    pub fn delegate_del(&self, kind: &str, sandbox: &Sandbox) -> Result<(), CniError> {
+        self.delegate_to(kind, |plugin| plugin.del(self, sandbox))
+    }
+
+    /// Has `kind` check its part.
+    ///
+    /// # Errors
+    /// The delegated plugin's error.
+    pub fn delegate_check(&self, kind: &str, sandbox: &Sandbox) -> Result<(), CniError> {
+        self.delegate_to(kind, |plugin| plugin.check(self, sandbox))
+    }
+
+    /// Asks `kind` whether it is ready.
+    ///
+    /// # Errors
+    /// The delegated plugin's error.
+    pub fn delegate_status(&self, kind: &str) -> Result<(), CniError> {
+        self.delegate_to(kind, |plugin| plugin.status(self))
+    }
+
+    /// Has `kind` clean up its part.
+    ///
+    /// # Errors
+    /// The delegated plugin's error.
+    pub fn delegate_gc(&self, kind: &str, valid: &[Attachment]) -> Result<(), CniError> {
+        self.delegate_to(kind, |plugin| plugin.gc(self, valid))
+    }
+
+    fn delegate_to(
+        &self,
+        kind: &str,
+        linked: impl FnOnce(&'static dyn Plugin) -> Result<(), CniError>,
+    ) -> Result<(), CniError> {
+        match self.delegate(kind)? {
+            Delegate::Linked(plugin) => linked(plugin),
+            Delegate::Program(program) => {
+                run(&program, self.verb, &self.environment, &self.stdin()).map(drop)
+            }
+        }
+    }
+
+    fn delegate(&self, kind: &str) -> Result<Delegate, CniError> {
+        let program = find_in_path(kind, &self.path)
+            .map_err(|error| CniError::new(Code::Internal, error.to_string()))?;
+        let linked = (self.delegates.linked)(kind);
+        Ok(match linked {
+            Some(plugin) if is_this_program(&program) => Delegate::Linked(plugin),
+            _ => Delegate::Program(program),
+        })
+    }
+
+    /// Renders the configuration for a delegated plugin: all of it, as it came.
+    fn stdin(&self) -> Vec<u8> {
+        serde_json::Value::Object(self.config.object.clone()).to_string().into_bytes()
+    }
+}
+
+fn is_this_program(path: &Path) -> bool {
+    FileId::of(path).is_some_and(|id| Some(id) == FileId::of_this_program())
+}
+
+fn run(
+    program: &Path,
+    verb: Verb,
+    environment: &netloom_invoke::Environment,
+    stdin: &[u8],
+) -> Result<Outcome, CniError> {
+    let call = Call { program, verb, environment, stdin, timeout: None };
+    let outcome = Processes
+        .execute(&call)
+        .map_err(|error: ExecError| CniError::new(Code::Internal, error.to_string()))?;
+    // What a delegated plugin logs belongs to the log of its caller.
+    drop(std::io::Write::write_all(&mut std::io::stderr(), outcome.stderr.as_bytes()));
+    if outcome.status.success() {
+        return Ok(outcome);
+    }
+    let mut error = error_of(&Outcome { stderr: String::new(), ..outcome });
+    if error.code == Code::Unknown {
+        error.code = Code::Internal;
+    }
+    Err(error)
+}
