@@ -1,0 +1,232 @@
+//! The configuration of `bridge`: as written, and as meant.
+
+use kernel::{
+    bridge::{Port, Vlan},
+    link::Mac,
+};
+use netloom_plugin::{Code, Error, Request, result::Dns};
+use netloom_types::name::IfName;
+use serde::Deserialize;
+
+use crate::{
+    failure::invalid,
+    static_ips::{Args, require_known_args},
+};
+
+/// The configuration as written. Numbers are wide, so that what does not fit is refused by name.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Written {
+    bridge: Option<String>,
+    is_gateway: bool,
+    is_default_gateway: bool,
+    force_address: bool,
+    ip_masq: bool,
+    ip_masq_backend: Option<String>,
+    mtu: i64,
+    hairpin_mode: bool,
+    promisc_mode: bool,
+    vlan: i64,
+    vlan_trunk: Option<Vec<Trunk>>,
+    preserve_default_vlan: bool,
+    macspoofchk: bool,
+    enabledad: bool,
+    disable_container_interface: bool,
+    port_isolation: bool,
+    uplink_interface: String,
+    ipam: Ipam,
+    dns: Dns,
+    args: Args,
+    runtime_config: RuntimeMac,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RuntimeMac {
+    mac: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Ipam {
+    r#type: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Trunk {
+    #[serde(rename = "minID", default)]
+    min_id: Option<i64>,
+    #[serde(rename = "maxID", default)]
+    max_id: Option<i64>,
+    #[serde(default)]
+    id: Option<i64>,
+}
+
+/// The configuration as meant.
+#[derive(Debug)]
+pub(super) struct Conf {
+    pub(super) bridge: IfName,
+    pub(super) gateway: bool,
+    pub(super) default_gateway: bool,
+    pub(super) force_address: bool,
+    pub(super) masquerade: bool,
+    pub(super) mtu: Option<u32>,
+    pub(super) port: Port,
+    pub(super) promiscuous: bool,
+    /// The VLANs of the port; none when the bridge does not tell VLANs apart.
+    pub(super) vlans: Option<Vlans>,
+    pub(super) spoof_check: bool,
+    pub(super) detect_duplicates: bool,
+    /// The container's end stays down, without addresses.
+    pub(super) leave_down: bool,
+    pub(super) uplink: Option<IfName>,
+    /// The IPAM plugin; none for a network without addresses.
+    pub(super) ipam: Option<String>,
+    pub(super) dns: Dns,
+    pub(super) mac: Option<Mac>,
+}
+
+#[derive(Debug)]
+pub(super) struct Vlans {
+    /// The VLAN of untagged frames, on whose interface the gateway is too.
+    pub(super) access: Option<u16>,
+    pub(super) of_port: Vec<Vlan>,
+    pub(super) keep_default: bool,
+}
+
+const DEFAULT_BRIDGE: &str = "cni0";
+
+impl Conf {
+    pub(super) fn of(request: &Request) -> Result<Self, Error> {
+        let written: Written = request.read()?;
+        require_known_args(request)?;
+        let named = |key: &str, name: &str| {
+            IfName::parse(name).map_err(|error| invalid(format!("`{key}` {name:?}: {error}")))
+        };
+        let bridge = match written.bridge.as_deref() {
+            None => DEFAULT_BRIDGE,
+            Some(name) => name,
+        };
+        if written.hairpin_mode && written.promisc_mode {
+            return Err(invalid("cannot set hairpin mode and promiscuous mode at the same time")
+                .details("use one of `hairpinMode` and `promiscMode`"));
+        }
+        let ipam = Some(written.ipam.r#type).filter(|kind| !kind.is_empty());
+        if ipam.is_some() && written.disable_container_interface {
+            return Err(invalid("cannot use IPAM when DisableContainerInterface flag is set")
+                .details("remove `ipam`, or `disableContainerInterface`"));
+        }
+        match written.ip_masq_backend.as_deref() {
+            // Either name asks for masquerade, and gets it by nftables.
+            None | Some("iptables" | "nftables") => {}
+            Some(other) => {
+                return Err(Error::new(
+                    Code::UnsupportedField,
+                    format!("unknown ipmasq backend {other:?} in `ipMasqBackend`"),
+                )
+                .details("use \"nftables\", \"iptables\" or leave it out"));
+            }
+        }
+        let mtu = match written.mtu {
+            0 => None,
+            mtu => Some(
+                u32::try_from(mtu)
+                    .ok()
+                    .filter(|mtu| (68..=65535).contains(mtu))
+                    .ok_or_else(|| invalid(format!("`mtu` {mtu} must be between 68 and 65535")))?,
+            ),
+        };
+        Ok(Self {
+            bridge: named("bridge", bridge)?,
+            gateway: written.is_gateway || written.is_default_gateway,
+            default_gateway: written.is_default_gateway,
+            force_address: written.force_address,
+            masquerade: written.ip_masq,
+            mtu,
+            port: Port { hairpin: written.hairpin_mode, isolated: written.port_isolation },
+            promiscuous: written.promisc_mode,
+            vlans: vlans(written.vlan, written.vlan_trunk.as_deref(), written.preserve_default_vlan)?,
+            spoof_check: written.macspoofchk,
+            detect_duplicates: written.enabledad,
+            leave_down: written.disable_container_interface,
+            uplink: Some(written.uplink_interface)
+                .filter(|name| !name.is_empty())
+                .map(|name| named("uplinkInterface", &name))
+                .transpose()?,
+            ipam,
+            dns: written.dns,
+            mac: mac(request, &written.args, &written.runtime_config)?,
+        })
+    }
+
+    /// Reads no more than DEL needs, so that it works with a configuration that ADD would refuse.
+    pub(super) fn ipam_of(request: &Request) -> Result<Option<String>, Error> {
+        #[derive(Deserialize)]
+        struct Part {
+            #[serde(default)]
+            ipam: Ipam,
+        }
+        let part: Part = request.read()?;
+        Ok(Some(part.ipam.r#type).filter(|kind| !kind.is_empty()))
+    }
+}
+
+/// Takes the hardware address from where it is asked for: capability before `args` before `CNI_ARGS`.
+fn mac(request: &Request, args: &Args, runtime: &RuntimeMac) -> Result<Option<Mac>, Error> {
+    let asked = [
+        ("runtimeConfig.mac", runtime.mac.as_str()),
+        ("args.cni.mac", args.cni.mac.as_str()),
+        ("MAC of CNI_ARGS", request.args.value("MAC").unwrap_or_default()),
+    ];
+    let Some((key, text)) = asked.into_iter().find(|(_, text)| !text.is_empty()) else { return Ok(None) };
+    let mac: Mac = text.parse().map_err(|error| invalid(format!("`{key}` {text:?}: {error}")))?;
+    if mac.0[0] & 1 != 0 {
+        return Err(invalid(format!("`{key}` {text:?} is a group address, which no interface can have")));
+    }
+    Ok(Some(mac))
+}
+
+fn vlans(access: i64, trunk: Option<&[Trunk]>, keep_default: bool) -> Result<Option<Vlans>, Error> {
+    if !(0..=4094).contains(&access) {
+        return Err(invalid(format!("invalid VLAN ID {access} (must be between 0 and 4094)")));
+    }
+    let access = u16::try_from(access).ok().filter(|id| *id != 0);
+    if access.is_none() && trunk.is_none() {
+        return Ok(None);
+    }
+    let mut tagged = std::collections::BTreeSet::new();
+    for (index, item) in trunk.unwrap_or_default().iter().enumerate() {
+        let id = |key: &str, id: i64| match u16::try_from(id) {
+            Ok(id @ 1..=4094) => Ok(id),
+            _ => Err(invalid(format!("`vlanTrunk[{index}].{key}` {id} must be between 1 and 4094"))),
+        };
+        match (item.min_id, item.max_id) {
+            (Some(min), Some(max)) => {
+                let (min, max) = (id("minID", min)?, id("maxID", max)?);
+                if min > max {
+                    return Err(invalid(format!("`vlanTrunk[{index}]`: minID is greater than maxID")));
+                }
+                tagged.extend(min..=max);
+            }
+            (None, None) => {}
+            (min, _) => {
+                let missing = if min.is_none() { "minID" } else { "maxID" };
+                return Err(invalid(format!(
+                    "`vlanTrunk[{index}]`: minID and maxID should be configured simultaneously, {missing} is missing"
+                )));
+            }
+        }
+        if let Some(single) = item.id {
+            tagged.insert(id("id", single)?);
+        }
+    }
+    let mut of_port = Vec::new();
+    let untagged = |id| Vlan { id, pvid: true, untagged: true };
+    of_port.extend(access.map(untagged));
+    of_port.extend(tagged.iter().map(|id| Vlan { id: *id, pvid: false, untagged: false }));
+    if access.is_none() && !tagged.is_empty() {
+        // A trunk without `vlan` carries its untagged frames in VLAN 1, as it did before `vlan` could be left out.
+        of_port.push(untagged(1));
+    }
+    Ok(Some(Vlans { access, of_port, keep_default }))
+}

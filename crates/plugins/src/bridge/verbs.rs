@@ -1,0 +1,554 @@
+//! What `bridge` does at each verb.
+
+use std::{net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+use kernel::{
+    Kind, Protocol, Socket, addr,
+    bridge::{self, Side, Vlan},
+    events::Events,
+    link::{self, Change, Link, Veth},
+    sysctl::{self, Setting},
+};
+use netloom_plugin::{
+    Attachment, Error, Request, Sandbox, Undo,
+    result::{
+        Route,
+        v100::{Interface, Success},
+    },
+};
+use netloom_types::address::default_route;
+use ruleset::{masquerade, spoof};
+
+use super::conf::{Conf, Vlans};
+use crate::{
+    container::{Container, Settings, ensure_address},
+    failure::{Errors, Explain, differs, invalid},
+    owner::{Owner, is_stale},
+};
+
+/// The index of the container's interface in the result: behind the bridge and the host's end.
+const INSIDE: i64 = 2;
+/// How long a new port may take until frames pass; it takes well under a millisecond.
+const PORT_LIMIT: Duration = Duration::from_secs(5);
+
+pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
+    let conf = Conf::of(request)?;
+    let owner = Owner::of(request, sandbox);
+    let host = Socket::open(Protocol::Route).explain()?;
+    let container = Container::open(sandbox.require_netns()?).explain()?;
+    let events = Events::of_links().explain()?;
+
+    let (outside, inside) = create_pair(&host, &container, &conf, sandbox, &owner, undo)?;
+    let mut bridge = connect(&host, &outside, &conf, &owner, undo)?;
+
+    let mut result = Success::default();
+    if let Some(ipam) = &conf.ipam {
+        result = addresses(request, sandbox, &conf, ipam, undo)?;
+        let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
+        let settings = Settings { ipv6, detect_duplicates: conf.detect_duplicates };
+        container.set_sysctls(sandbox.ifname.as_str(), &settings)?;
+        container.configure(&inside, &result, &settings)?;
+    } else if !conf.leave_down {
+        link::change(&container.socket, &inside, &Change { up: Some(true), ..Change::default() }).explain()?;
+    }
+
+    let mut gateway_link = None;
+    if conf.gateway && conf.ipam.is_some() {
+        gateway_link = set_up_gateway(&host, &bridge, &conf, &result, undo)?;
+    }
+    set_up_rules(&conf, &owner, &outside, &inside, &result, undo)?;
+    if !conf.leave_down {
+        wait_until_operational(&host, &events, &outside)?;
+    }
+
+    // Only now is the bridge's hardware address final: it follows the ports until a gateway address pins it.
+    bridge = link::require(&host, &bridge.name).explain()?;
+    result.interfaces = vec![
+        described(&bridge),
+        described(&outside),
+        Interface { sandbox: sandbox.netns_text(), ..described(&inside) },
+    ];
+    result.interfaces.extend(gateway_link.map(|link| described(&link)));
+    if !conf.dns.is_empty() {
+        result.dns = conf.dns;
+    }
+    Ok(result)
+}
+
+pub(super) fn del(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+    let owner = Owner::of(request, sandbox);
+    let ipam = Conf::ipam_of(request)?;
+    let mut errors = Errors::default();
+    errors.note(remove_rules(&owner));
+    errors.note(remove_links(&owner, sandbox));
+    if let Some(ipam) = &ipam {
+        errors.note(request.delegate_del(ipam, sandbox));
+    }
+    errors.into_result()
+}
+
+pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+    let conf = Conf::of(request)?;
+    let owner = Owner::of(request, sandbox);
+    if let Some(ipam) = &conf.ipam {
+        request.delegate_check(ipam, sandbox)?;
+    }
+    let prev = request.require_prev_result()?;
+    let host = Socket::open(Protocol::Route).explain()?;
+    let container = Container::open(sandbox.require_netns()?).explain()?;
+
+    let bridge = link::find(&host, conf.bridge.as_str())
+        .explain()?
+        .ok_or_else(|| differs(format!("CNI created bridge {} in host namespace was not found", conf.bridge)))?;
+    if bridge.kind.as_deref() != Some("bridge") {
+        return Err(differs(format!("Interface {} does not have link type of bridge", bridge.name)));
+    }
+    if conf.promiscuous && bridge.promiscuity == 0 {
+        return Err(differs(format!("bridge `{}` is not in promiscuous mode", bridge.name)));
+    }
+    let netns = sandbox.netns_text();
+    let expected = prev
+        .interfaces
+        .iter()
+        .find(|interface| interface.name == sandbox.ifname.as_str() && interface.sandbox == netns)
+        .ok_or_else(|| {
+            differs(format!("prevResult has no interface `{}` in {netns}", sandbox.ifname))
+        })?;
+    let inside = link::find(&container.socket, sandbox.ifname.as_str()).explain()?.ok_or_else(|| {
+        differs(format!("CNI created interface in container {} not found", sandbox.ifname))
+    })?;
+    if inside.kind.as_deref() != Some("veth") {
+        return Err(differs(format!("Container interface {} not of type veth", inside.name)));
+    }
+    let mac = inside.mac.map(|mac| mac.to_string()).unwrap_or_default();
+    if !expected.mac.is_empty() && expected.mac != mac {
+        return Err(differs(format!(
+            "Interface {} Mac {} doesn't match container Mac: {mac}",
+            inside.name, expected.mac
+        )));
+    }
+    let outside = inside.peer.map(|peer| link::find_index(&host, peer).explain()).transpose()?.flatten();
+    let outside = outside
+        .filter(|outside| outside.peer == Some(inside.index))
+        .ok_or_else(|| differs(format!("the host's end of `{}` was not found", inside.name)))?;
+    if outside.master != Some(bridge.index) {
+        return Err(differs(format!("`{}` is no port of bridge `{}`", outside.name, bridge.name)));
+    }
+    check_rules(&conf, &owner, &outside, &inside, &prev)?;
+    container.compare(&inside, &prev)
+}
+
+pub(super) fn status(request: &Request) -> Result<(), Error> {
+    let conf = Conf::of(request)?;
+    let host = Socket::open(Protocol::Route).explain()?;
+    require_bridge(link::find(&host, conf.bridge.as_str()).explain()?.as_ref())?;
+    conf.ipam.map_or(Ok(()), |ipam| request.delegate_status(&ipam))
+}
+
+pub(super) fn gc(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
+    let network = request.config.name.as_str();
+    let stale = |mark: &str| is_stale(mark, network, valid);
+    let mut errors = Errors::default();
+    errors.note(
+        Socket::open(Protocol::Netfilter)
+            .explain()
+            .and_then(|netfilter| ruleset::retain(&netfilter, &stale).explain()),
+    );
+    let host = Socket::open(Protocol::Route).explain()?;
+    for link in link::list(&host).explain()? {
+        if link.alias.as_deref().is_some_and(stale) {
+            errors.note(link::remove(&host, &link).explain());
+        }
+    }
+    if let Some(ipam) = Conf::ipam_of(request)? {
+        errors.note(request.delegate_gc(&ipam, valid));
+    }
+    errors.into_result()
+}
+
+/// Makes the veth pair from inside the container, as the name there is the one that may be taken.
+fn create_pair(
+    host: &Socket,
+    container: &Container,
+    conf: &Conf,
+    sandbox: &Sandbox,
+    owner: &Owner<'_>,
+    undo: &mut Undo,
+) -> Result<(Link, Link), Error> {
+    const ATTEMPTS: u32 = 8;
+    let ifname = sandbox.ifname.as_str();
+    let here = kernel::Netns::own().explain()?;
+    let mut outcome = Ok(());
+    for attempt in 0..ATTEMPTS {
+        let outside = owner.host_link(attempt);
+        outcome = link::create_veth(
+            &container.socket,
+            &Veth {
+                name: ifname,
+                peer_name: &outside,
+                peer_netns: Some(&here),
+                mtu: conf.mtu,
+                mac: conf.mac,
+            },
+        );
+        match &outcome {
+            Ok(()) => {
+                let (socket, name) = (host.clone(), outside.clone());
+                undo.push(format!("remove veth pair `{outside}`"), move || {
+                    match link::find(&socket, &name).explain()? {
+                        Some(link) => link::remove(&socket, &link).explain(),
+                        None => Ok(()),
+                    }
+                })?;
+                let inside = link::require(&container.socket, ifname).explain()?;
+                let outside = link::require(host, &outside).explain()?;
+                return Ok((outside, inside));
+            }
+            // One of the two names is taken: the container's is final, the host's is one of many.
+            Err(error) if error.kind() == Kind::Exists => {
+                if link::find(&container.socket, ifname).explain()?.is_some() {
+                    return Err(Error::new(
+                        netloom_plugin::Code::InvalidEnvironment,
+                        format!("CNI_IFNAME: container veth name {ifname:?} already exists"),
+                    )
+                    .details("delete the container before it is added again, or choose another CNI_IFNAME"));
+                }
+            }
+            Err(_) => break,
+        }
+    }
+    outcome.explain()?;
+    Err(invalid("no name is free for the host's end of the veth pair"))
+}
+
+/// Makes the host's end a port of the bridge, and the bridge where there is none.
+fn connect(
+    host: &Socket,
+    outside: &Link,
+    conf: &Conf,
+    owner: &Owner<'_>,
+    undo: &mut Undo,
+) -> Result<Link, Error> {
+    const ATTEMPTS: u32 = 4;
+    let mark = owner.mark();
+    let mut attempt = 0;
+    let bridge = loop {
+        attempt += 1;
+        let bridge = ensure_bridge(host, conf, undo)?;
+        let change = Change {
+            up: Some(true),
+            master: Some(bridge.index),
+            alias: Some(&mark),
+            ..Change::default()
+        };
+        match link::change(host, outside, &change) {
+            Ok(()) => break bridge,
+            // Another ADD made the bridge, failed and took it away again.
+            Err(_) if attempt < ATTEMPTS && link::find(host, &bridge.name).explain()?.is_none() => {}
+            Err(error) => return Err(error).explain(),
+        }
+    };
+    sysctl::ensure(Setting::Ipv6(&outside.name, "accept_ra"), "0").explain()?;
+    if conf.port.hairpin || conf.port.isolated {
+        bridge::set_port(host, outside, conf.port).explain()?;
+    }
+    if let Some(vlans) = &conf.vlans {
+        set_vlans(host, outside, vlans)?;
+    }
+    Ok(bridge)
+}
+
+fn set_vlans(host: &Socket, port: &Link, vlans: &Vlans) -> Result<(), Error> {
+    if !vlans.of_port.is_empty() && !vlans.keep_default {
+        let there = bridge::vlans(host, port).explain()?;
+        bridge::remove_vlans(host, port, Side::Port, &there).explain()?;
+    }
+    bridge::add_vlans(host, port, Side::Port, &vlans.of_port).explain()
+}
+
+fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link, Error> {
+    let name = conf.bridge.as_str();
+    let wanted = bridge::New { name, mtu: conf.mtu, vlan_filtering: conf.vlans.is_some() };
+    let there = link::find(host, name).explain()?;
+    if there.is_none() {
+        match bridge::create(host, &wanted) {
+            Ok(()) => {
+                let (socket, name) = (host.clone(), name.to_owned());
+                undo.push(format!("remove bridge `{name}`"), move || remove_if_empty(&socket, &name))?;
+                sysctl::ensure(Setting::Ipv6(wanted.name, "accept_ra"), "0").explain()?;
+            }
+            Err(error) if error.kind() == Kind::Exists => {}
+            Err(error) => return Err(error).explain(),
+        }
+    }
+    let bridge = match there {
+        Some(bridge) => bridge,
+        None => link::require(host, name).explain()?,
+    };
+    require_bridge(Some(&bridge))?;
+    if !bridge.up || (conf.promiscuous && bridge.promiscuity == 0) {
+        let promiscuous = conf.promiscuous.then_some(true);
+        link::change(host, &bridge, &Change { up: Some(true), promiscuous, ..Change::default() }).explain()?;
+    }
+    if let Some(uplink) = &conf.uplink {
+        connect_uplink(host, &bridge, uplink.as_str())?;
+    }
+    Ok(bridge)
+}
+
+/// Makes a link of the host a port of the bridge, to stay.
+fn connect_uplink(host: &Socket, bridge: &Link, name: &str) -> Result<(), Error> {
+    let uplink = link::require(host, name).explain()?;
+    match uplink.master {
+        Some(master) if master == bridge.index => Ok(()),
+        Some(_) => Err(invalid(format!("`uplinkInterface` {name:?} belongs to another bridge or bond"))),
+        None => {
+            let change = Change { up: Some(true), master: Some(bridge.index), ..Change::default() };
+            link::change(host, &uplink, &change).explain()
+        }
+    }
+}
+
+fn require_bridge(link: Option<&Link>) -> Result<(), Error> {
+    match link {
+        Some(link) if link.kind.as_deref() != Some("bridge") => {
+            Err(invalid(format!("{:?} already exists but is not a bridge", link.name))
+                .details("set `bridge` to another name"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a bridge that this ADD made, unless somebody has joined it since.
+fn remove_if_empty(host: &Socket, name: &str) -> Result<(), Error> {
+    let Some(bridge) = link::find(host, name).explain()? else { return Ok(()) };
+    let joined = link::list(host).explain()?.iter().any(|link| link.master == Some(bridge.index));
+    if joined { Ok(()) } else { link::remove(host, &bridge).explain() }
+}
+
+/// Gets addresses from the IPAM plugin and works out what follows from them.
+fn addresses(
+    request: &Request,
+    sandbox: &Sandbox,
+    conf: &Conf,
+    ipam: &str,
+    undo: &mut Undo,
+) -> Result<Success, Error> {
+    let mut result = request.delegate_add(ipam, sandbox, undo)?;
+    if result.ips.is_empty() {
+        return Err(Error::new(
+            netloom_plugin::Code::Internal,
+            format!("IPAM plugin {ipam:?} returned missing IP config"),
+        )
+        .details("it gave no address; see its keys under `ipam`"));
+    }
+    for ip in &mut result.ips {
+        ip.interface = Some(INSIDE);
+        if conf.gateway {
+            ip.gateway = ip.gateway.or_else(|| first_of(ip.address));
+        }
+        let default = default_route(ip.address.addr());
+        let has_default = result.routes.iter().any(|route| route.gw.is_some() && route.dst == default);
+        if conf.default_gateway && !has_default {
+            result.routes.push(Route::new(default, ip.gateway));
+        }
+    }
+    result.interfaces.clear();
+    Ok(result)
+}
+
+fn first_of(net: IpNet) -> Option<IpAddr> {
+    match net.network() {
+        IpAddr::V4(ip) => u32::from(ip).checked_add(1).map(|ip| IpAddr::V4(ip.into())),
+        IpAddr::V6(ip) => u128::from(ip).checked_add(1).map(|ip| IpAddr::V6(ip.into())),
+    }
+}
+
+/// Gives the bridge, or its interface for the VLAN, the gateways' addresses, and has the host forward.
+fn set_up_gateway(
+    host: &Socket,
+    bridge: &Link,
+    conf: &Conf,
+    result: &Success,
+    undo: &mut Undo,
+) -> Result<Option<Link>, Error> {
+    let access = conf.vlans.as_ref().and_then(|vlans| vlans.access);
+    let vlan_link = access.map(|vlan| ensure_vlan_link(host, bridge, conf, vlan, undo)).transpose()?;
+    let link = vlan_link.as_ref().unwrap_or(bridge);
+    for ip in &result.ips {
+        let Some(gateway) = ip.gateway else { continue };
+        let net = IpNet::new(gateway, ip.address.prefix_len())
+            .map_err(|_| invalid(format!("gateway {gateway} and address {} do not fit", ip.address)))?;
+        if ensure_address(host, link, net, conf.force_address)? {
+            let (socket, of) = (host.clone(), link.clone());
+            undo.push(format!("remove address {net} from `{}`", link.name), move || {
+                remove_address_if_unused(&socket, &of, net)
+            })?;
+            // The same address again makes it permanent: otherwise it changes as ports come and go.
+            if let Some(mac) = link::require(host, &link.name).explain()?.mac {
+                link::change(host, link, &Change { mac: Some(mac), ..Change::default() }).explain()?;
+            }
+        }
+        let forward = if gateway.is_ipv4() { Setting::Ipv4Forward } else { Setting::Ipv6Forward };
+        sysctl::ensure(forward, "1").explain()?;
+    }
+    vlan_link.map(|link| link::require(host, &link.name).explain()).transpose()
+}
+
+/// Takes a gateway address away again, unless somebody else's port is there by now and counts on it.
+fn remove_address_if_unused(host: &Socket, link: &Link, net: IpNet) -> Result<(), Error> {
+    let ports = link::list(host).explain()?.iter().filter(|port| port.master == Some(link.index)).count();
+    if ports > 1 { Ok(()) } else { addr::remove(host, link, net).explain() }
+}
+
+/// Makes the host's own interface in a VLAN of the bridge: a veth pair whose other end is a port of it.
+fn ensure_vlan_link(
+    host: &Socket,
+    bridge: &Link,
+    conf: &Conf,
+    vlan: u16,
+    undo: &mut Undo,
+) -> Result<Link, Error> {
+    let name = format!("{}.{vlan}", bridge.name);
+    if name.len() > 15 {
+        return Err(invalid(format!("interface name {name:?} is longer than 15 characters"))
+            .details("the gateway of a VLAN needs an interface BRIDGE.VLAN: use a shorter `bridge`"));
+    }
+    if let Some(there) = link::find(host, &name).explain()? {
+        return Ok(there);
+    }
+    let port = Owner { network: &name, container: "", ifname: "" }.host_link(0);
+    let mtu = conf.mtu.or(Some(bridge.mtu));
+    let veth = Veth { name: &name, peer_name: &port, peer_netns: None, mtu, mac: None };
+    match link::create_veth(host, &veth) {
+        // Another ADD of this VLAN is making it.
+        Err(error) if error.kind() == Kind::Exists => return link::require(host, &name).explain(),
+        other => other.explain()?,
+    }
+    let made = link::require(host, &name).explain()?;
+    let (socket, to_remove) = (host.clone(), made.clone());
+    undo.push(format!("remove `{name}`"), move || link::remove(&socket, &to_remove).explain())?;
+    let port = link::require(host, &port).explain()?;
+    let join = Change { up: Some(true), master: Some(bridge.index), ..Change::default() };
+    link::change(host, &port, &join).explain()?;
+    sysctl::ensure(Setting::Ipv6(&port.name, "accept_ra"), "0").explain()?;
+    let keep_default = conf.vlans.as_ref().is_some_and(|vlans| vlans.keep_default);
+    let of_port = vec![Vlan { id: vlan, pvid: true, untagged: true }];
+    set_vlans(host, &port, &Vlans { access: Some(vlan), of_port, keep_default })?;
+    link::change(host, &made, &Change { up: Some(true), ..Change::default() }).explain()?;
+    Ok(made)
+}
+
+/// Adds what nftables does for this container. Opens no socket when there is nothing to do.
+fn set_up_rules(
+    conf: &Conf,
+    owner: &Owner<'_>,
+    outside: &Link,
+    inside: &Link,
+    result: &Success,
+    undo: &mut Undo,
+) -> Result<(), Error> {
+    let masqueraded = masqueraded(conf, result);
+    if masqueraded.is_empty() && !conf.spoof_check {
+        return Ok(());
+    }
+    let netfilter = Socket::open(Protocol::Netfilter).explain()?;
+    let mark = owner.mark();
+    if conf.spoof_check
+        && let Some(mac) = inside.mac
+    {
+        spoof::add(&netfilter, &mark, &outside.name, mac).explain()?;
+        let (socket, mark) = (netfilter.clone(), mark.clone());
+        undo.push("remove the MAC spoof check", move || spoof::remove(&socket, &mark).explain())?;
+    }
+    if !masqueraded.is_empty() {
+        masquerade::add(&netfilter, &mark, &masqueraded).explain()?;
+        undo.push("remove masquerade", move || masquerade::remove(&netfilter, &mark).explain())?;
+    }
+    Ok(())
+}
+
+fn check_rules(
+    conf: &Conf,
+    owner: &Owner<'_>,
+    outside: &Link,
+    inside: &Link,
+    prev: &Success,
+) -> Result<(), Error> {
+    let masqueraded = masqueraded(conf, prev);
+    if masqueraded.is_empty() && !conf.spoof_check {
+        return Ok(());
+    }
+    let netfilter = Socket::open(Protocol::Netfilter).explain()?;
+    let mark = owner.mark();
+    if let Some(net) = masquerade::absent(&netfilter, &mark, &masqueraded).explain()?.first() {
+        return Err(differs(format!("address {net} is not masqueraded")));
+    }
+    if conf.spoof_check
+        && let Some(mac) = inside.mac
+        && !spoof::is_set(&netfilter, &mark, &outside.name, mac).explain()?
+    {
+        return Err(differs(format!("`{}` has no MAC spoof check", outside.name)));
+    }
+    Ok(())
+}
+
+fn masqueraded(conf: &Conf, result: &Success) -> Vec<IpNet> {
+    let of_container = result.ips.iter().filter(|ip| ip.interface.is_none_or(|index| index == INSIDE));
+    if conf.masquerade { of_container.map(|ip| ip.address).collect() } else { Vec::new() }
+}
+
+/// Removes what nftables has of this container, whatever the configuration says by now.
+fn remove_rules(owner: &Owner<'_>) -> Result<(), Error> {
+    let netfilter = match Socket::open(Protocol::Netfilter) {
+        Ok(socket) => socket,
+        // A kernel without nftables has nothing to remove.
+        Err(error) if error.kind() == Kind::Unsupported => return Ok(()),
+        Err(error) => return Err(error).explain(),
+    };
+    let mark = owner.mark();
+    masquerade::remove(&netfilter, &mark).explain()?;
+    spoof::remove(&netfilter, &mark).explain()
+}
+
+/// Removes the veth pair by whichever end is found: the container's by its name, the host's by its mark.
+fn remove_links(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> {
+    if let Some(container) = Container::open_if_there(sandbox.netns.as_deref())?
+        && let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()?
+    {
+        link::remove(&container.socket, &inside).explain()?;
+    }
+    let host = Socket::open(Protocol::Route).explain()?;
+    let mark = owner.mark();
+    for attempt in 0.. {
+        let Some(outside) = link::find(&host, &owner.host_link(attempt)).explain()? else { break };
+        // An ADD that was killed may not have come to mark it.
+        if outside.alias.as_ref().is_none_or(|alias| *alias == mark) {
+            link::remove(&host, &outside).explain()?;
+        }
+    }
+    Ok(())
+}
+
+fn wait_until_operational(host: &Socket, events: &Events, port: &Link) -> Result<(), Error> {
+    let is_up = || link::find_index(host, port.index).map(|link| link.is_some_and(|l| l.is_operational()));
+    let deadline = std::time::Instant::now() + PORT_LIMIT;
+    while !is_up().explain()? {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        events
+            .wait_for_link(left, &format!("`{}` to come up", port.name), |link| {
+                link.index == port.index && link.is_operational()
+            })
+            .explain()?;
+    }
+    Ok(())
+}
+
+fn described(link: &Link) -> Interface {
+    Interface {
+        name: link.name.clone(),
+        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        ..Interface::default()
+    }
+}

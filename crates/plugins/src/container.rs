@@ -1,0 +1,191 @@
+//! The inside of a sandbox: its namespace, a socket in it, and what every interface plugin does there.
+
+use std::{net::IpAddr, path::Path, time::Duration};
+
+use ipnet::IpNet;
+use kernel::{
+    Kind, Netns, Protocol, Socket,
+    addr::{self, Detection},
+    events::Events,
+    link::{self, Change, Link},
+    route,
+    sysctl::{self, Setting},
+};
+use netloom_plugin::{Error, result::v100::Success};
+
+use crate::failure::{Explain, differs, invalid};
+
+/// Holds an open sandbox.
+pub(crate) struct Container {
+    pub(crate) netns: Netns,
+    pub(crate) socket: Socket,
+}
+
+impl Container {
+    pub(crate) fn open(path: &Path) -> kernel::Result<Self> {
+        let netns = Netns::open(path)?;
+        let socket = netns.run(|| Socket::open(Protocol::Route))??;
+        Ok(Self { netns, socket })
+    }
+
+    /// Opens a sandbox that may be gone, as DEL finds it.
+    pub(crate) fn open_if_there(path: Option<&Path>) -> Result<Option<Self>, Error> {
+        let Some(path) = path else { return Ok(None) };
+        match Self::open(path) {
+            Ok(container) => Ok(Some(container)),
+            Err(error) if kernel::netns::is_gone(&error) => Ok(None),
+            Err(error) => Err(error).explain(),
+        }
+    }
+
+    /// Sets the interface's sysctls for the addresses that it gets, as the reference plugins leave them.
+    pub(crate) fn set_sysctls(&self, ifname: &str, settings: &Settings) -> Result<(), Error> {
+        self.netns
+            .run(|| {
+                if settings.detect_duplicates {
+                    sysctl::ensure(Setting::Ipv6(ifname, "enhanced_dad"), "1")?;
+                    sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "1")?;
+                } else {
+                    sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "0")?;
+                }
+                sysctl::ensure(Setting::Ipv4(ifname, "arp_notify"), "1")?;
+                if settings.ipv6 {
+                    sysctl::ensure(Setting::Ipv6("lo", "disable_ipv6"), "0")?;
+                    sysctl::ensure(Setting::Ipv6(ifname, "disable_ipv6"), "0")?;
+                    sysctl::ensure(Setting::Ipv6(ifname, "keep_addr_on_down"), "1")?;
+                }
+                Ok(())
+            })
+            .and_then(|done| done)
+            .explain()
+    }
+
+    /// Gives the interface the addresses and routes of a result, up.
+    ///
+    /// With `detect_duplicates` it waits until IPv6 addresses are the container's for sure.
+    pub(crate) fn configure(&self, link: &Link, result: &Success, settings: &Settings) -> Result<(), Error> {
+        let watch = settings.detect_duplicates && settings.ipv6;
+        let events =
+            if watch { Some(self.netns.run(Events::of_addresses).and_then(|e| e).explain()?) } else { None };
+        let mut gateways: [Option<IpAddr>; 2] = [None, None];
+        for ip in &result.ips {
+            let detection = if settings.detect_duplicates { Detection::AsSet } else { Detection::Skip };
+            addr::add(&self.socket, link, ip.address, detection).explain()?;
+            let gateway = &mut gateways[usize::from(ip.address.addr().is_ipv6())];
+            *gateway = gateway.or(ip.gateway);
+        }
+        link::change(&self.socket, link, &Change { up: Some(true), ..Change::default() }).explain()?;
+        if let Some(events) = events {
+            self.settle(link, &events)?;
+        }
+        for wanted in &result.routes {
+            let on_link = route_of(wanted, link, gateways[usize::from(wanted.dst.addr().is_ipv6())]);
+            route::add(&self.socket, &on_link).explain()?;
+        }
+        Ok(())
+    }
+
+    /// Compares the interface with a result (CHECK): its addresses, and the routes that it was given.
+    pub(crate) fn compare(&self, link: &Link, result: &Success) -> Result<(), Error> {
+        let addresses = addr::list(&self.socket, link).explain()?;
+        let mut gateways: [Option<IpAddr>; 2] = [None, None];
+        for ip in &result.ips {
+            let of_link = result.interface_of(ip).is_none_or(|interface| interface.name == link.name);
+            if !of_link {
+                continue;
+            }
+            if !addresses.iter().any(|address| address.net == ip.address) {
+                return Err(differs(format!("address {} is missing on `{}`", ip.address, link.name)));
+            }
+            let gateway = &mut gateways[usize::from(ip.address.addr().is_ipv6())];
+            *gateway = gateway.or(ip.gateway);
+        }
+        for wanted in &result.routes {
+            let expected = route_of(wanted, link, gateways[usize::from(wanted.dst.addr().is_ipv6())]);
+            let there = route::list(&self.socket, wanted.dst.addr()).explain()?;
+            let same = |route: &route::Route| {
+                route.dst == expected.dst.trunc()
+                    && (route.gateway == expected.gateway || expected.gateway.is_none())
+            };
+            if !there.iter().any(same) {
+                return Err(differs(format!("route {expected} is missing in the container")));
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&self, link: &Link, events: &Events) -> Result<(), Error> {
+        const LIMIT: Duration = Duration::from_secs(5);
+        loop {
+            let addresses = addr::list(&self.socket, link).explain()?;
+            if let Some(taken) = addresses.iter().find(|address| address.duplicate) {
+                return Err(Error::new(
+                    netloom_plugin::Code::Internal,
+                    format!("address {} on `{}` is in use by somebody else on that link", taken.net, link.name),
+                ));
+            }
+            if !addresses.iter().any(|address| address.tentative) {
+                return Ok(());
+            }
+            events
+                .wait_for_address(LIMIT, &format!("`{}` to settle", link.name), |address| {
+                    address.link == link.index && (!address.tentative || address.duplicate)
+                })
+                .explain()?;
+        }
+    }
+}
+
+/// Says how an interface's addresses are treated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    /// There are IPv6 addresses among them.
+    pub(crate) ipv6: bool,
+    /// The kernel asks the link whether somebody else has them.
+    pub(crate) detect_duplicates: bool,
+}
+
+fn route_of(wanted: &netloom_plugin::result::Route, link: &Link, gateway: Option<IpAddr>) -> route::Route {
+    route::Route {
+        dst: wanted.dst,
+        gateway: wanted.gw.or(gateway),
+        link: link.index,
+        priority: wanted.priority,
+        table: wanted.table.unwrap_or(0),
+        scope: wanted.scope.unwrap_or(0),
+        mtu: wanted.mtu,
+        advmss: wanted.advmss,
+    }
+}
+
+/// Gives a link an address unless it has it. Another address that stands in the way is removed with `force`:
+/// any other IPv4 address, or an IPv6 one of an overlapping subnet.
+///
+/// Tells whether the address is new.
+pub(crate) fn ensure_address(socket: &Socket, link: &Link, net: IpNet, force: bool) -> Result<bool, Error> {
+    let same_family = |other: &IpNet| other.addr().is_ipv4() == net.addr().is_ipv4();
+    for other in addr::list(socket, link).explain()?.into_iter().map(|address| address.net) {
+        if other == net {
+            return Ok(false);
+        }
+        let in_the_way = same_family(&other)
+            && !is_link_local(other.addr())
+            && (net.addr().is_ipv4() || other.contains(&net.addr()) || net.contains(&other.addr()));
+        if in_the_way && force {
+            addr::remove(socket, link, other).explain()?;
+        } else if in_the_way {
+            return Err(invalid(format!("{:?} already has an IP address different from {net}", link.name))
+                .details(format!(
+                    "it has {other}; set `forceAddress` to replace it, or give this network another bridge"
+                )));
+        }
+    }
+    match addr::add(socket, link, net, Detection::Skip) {
+        Err(error) if error.kind() == Kind::Exists => Ok(false),
+        other => other.explain().map(|()| true),
+    }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}

@@ -1,0 +1,305 @@
+//! `host-local`: addresses from ranges, remembered on this host in the reference plugin's own files.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use ipam::{Candidates, Locked, Owner, Range, RangeSet, Store};
+use netloom_plugin::{
+    Attachment, Code, Error, Plugin, Request, RuntimeConfig, Sandbox, Undo,
+    capability::IpRange,
+    result::{
+        Dns, Route,
+        v100::{IpConfig, Success},
+    },
+};
+use netloom_types::address::parse_ip_maybe_cidr;
+use serde::Deserialize;
+
+use crate::{
+    failure::{Explain, differs, invalid},
+    static_ips::{Args, require_known_args, require_one_per_family},
+};
+
+/// The plugin.
+#[derive(Debug)]
+pub struct HostLocal;
+
+const DATA_DIR: &str = "/var/lib/cni/networks";
+
+/// The configuration as written.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Written {
+    ipam: Option<Ipam>,
+    #[serde(default)]
+    args: Args,
+    #[serde(default)]
+    runtime_config: RuntimeConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Ipam {
+    /// The old form: one range, with its keys beside the others.
+    subnet: String,
+    #[serde(with = "netloom_types::address::optional_ip")]
+    range_start: Option<IpAddr>,
+    #[serde(with = "netloom_types::address::optional_ip")]
+    range_end: Option<IpAddr>,
+    #[serde(with = "netloom_types::address::optional_ip")]
+    gateway: Option<IpAddr>,
+    ranges: Vec<Vec<IpRange>>,
+    routes: Vec<Route>,
+    data_dir: String,
+    resolv_conf: String,
+}
+
+/// The configuration as meant.
+struct Conf {
+    sets: Vec<RangeSet>,
+    requested: Vec<IpAddr>,
+    routes: Vec<Route>,
+    resolv_conf: Option<PathBuf>,
+    store: Store,
+}
+
+impl Conf {
+    fn of(request: &Request) -> Result<Self, Error> {
+        let written: Written = request.read()?;
+        let ipam = written.ipam.ok_or_else(|| invalid("IPAM config missing 'ipam' key"))?;
+        require_known_args(request)?;
+
+        let mut requested = Vec::new();
+        if let Some(text) = request.args.value("IP").filter(|text| !text.is_empty()) {
+            requested.push(ip("`IP` of CNI_ARGS", text)?);
+        }
+        for text in &written.args.cni.ips {
+            requested.push(ip("`args.cni.ips`", text)?);
+        }
+        for text in &written.runtime_config.ips {
+            requested.push(ip("`runtimeConfig.ips`", text)?);
+        }
+
+        let mut ranges = written.runtime_config.ip_ranges;
+        if !ipam.subnet.is_empty() {
+            let subnet = netloom_types::address::parse_cidr(&ipam.subnet)
+                .map_err(|error| invalid(format!("`ipam.subnet`: {error}")))?;
+            ranges.push(vec![IpRange {
+                subnet,
+                range_start: ipam.range_start,
+                range_end: ipam.range_end,
+                gateway: ipam.gateway,
+            }]);
+        }
+        ranges.extend(ipam.ranges);
+        if ranges.is_empty() {
+            return Err(invalid("no IP ranges specified")
+                .details("set `ipam.ranges`, for example [[{\"subnet\": \"10.88.0.0/16\"}]]"));
+        }
+        let sets = ranges.iter().enumerate().map(|(index, set)| range_set(index, set));
+        let sets = sets.collect::<Result<Vec<_>, _>>()?;
+        let firsts = sets.iter().filter_map(|set| set.ranges().first()).map(|range| range.start);
+        require_one_per_family(request.version, firsts)?;
+        for (index, set) in sets.iter().enumerate() {
+            for (other_index, other) in sets.iter().enumerate().skip(index + 1) {
+                if let Some((a, b)) = set.overlap(other) {
+                    return Err(invalid(format!("range set {index} overlaps with {other_index}: {a} and {b}")));
+                }
+            }
+        }
+        let data_dir = if ipam.data_dir.is_empty() { DATA_DIR } else { &ipam.data_dir };
+        Ok(Self {
+            sets,
+            requested,
+            routes: ipam.routes,
+            resolv_conf: Some(ipam.resolv_conf).filter(|path| !path.is_empty()).map(PathBuf::from),
+            store: Store::new(Path::new(data_dir), request.config.name.as_str()),
+        })
+    }
+
+    /// Names the folder alone, for verbs that must work whatever the ranges say.
+    fn store_of(request: &Request) -> Result<Store, Error> {
+        let written: Written = request.read()?;
+        let data_dir = written.ipam.unwrap_or_default().data_dir;
+        let data_dir = if data_dir.is_empty() { DATA_DIR } else { &data_dir };
+        Ok(Store::new(Path::new(data_dir), request.config.name.as_str()))
+    }
+}
+
+impl Plugin for HostLocal {
+    fn name(&self) -> &'static str {
+        "host-local"
+    }
+
+    fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
+        let mut conf = Conf::of(request)?;
+        let dns = conf.resolv_conf.as_deref().map(read_resolv_conf).transpose()?.unwrap_or_default();
+        let owner = owner(sandbox);
+        let mut ips = Vec::new();
+        let locked = conf.store.lock().explain()?;
+        for (index, set) in conf.sets.iter().enumerate() {
+            let wanted = conf.requested.iter().position(|ip| set.range_of(*ip).is_some());
+            let wanted = wanted.map(|at| conf.requested.remove(at));
+            let reserved = match wanted {
+                Some(ip) => reserve(&locked, set, index, ip, owner),
+                None => pick(&locked, set, index, owner),
+            };
+            let (range, ip) = reserved.map_err(|mut error| {
+                error.msg = format!("failed to allocate for range {index}: {}", error.msg);
+                error
+            })?;
+            ips.push(IpConfig {
+                address: range.with_prefix(ip),
+                gateway: Some(range.gateway),
+                interface: None,
+            });
+            let (store, sandbox) = (conf.store.clone(), sandbox.clone());
+            undo.push(format!("release address {ip}"), move || {
+                store.lock().and_then(|locked| locked.release_one(ip, self::owner(&sandbox))).explain()
+            })?;
+        }
+        if !conf.requested.is_empty() {
+            let left: Vec<String> = conf.requested.iter().map(ToString::to_string).collect();
+            return Err(invalid(format!("failed to allocate all requested IPs: {}", left.join(" ")))
+                .details("no range has them, or more were asked for than there are range sets"));
+        }
+        Ok(Success { ips, routes: conf.routes, dns, ..Success::default() })
+    }
+
+    fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+        let store = Conf::store_of(request)?;
+        match store.lock_existing().explain()? {
+            Some(locked) => locked.release(owner(sandbox)).explain(),
+            None => Ok(()),
+        }
+    }
+
+    fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+        let conf = Conf::of(request)?;
+        let owned = match conf.store.lock_existing().explain()? {
+            Some(locked) => locked.owned(owner(sandbox)).explain()?,
+            None => Vec::new(),
+        };
+        if owned.is_empty() {
+            return Err(differs(format!(
+                "host-local: Failed to find address added by container {}",
+                sandbox.container_id
+            )));
+        }
+        Ok(())
+    }
+
+    fn status(&self, request: &Request) -> Result<(), Error> {
+        let conf = Conf::of(request)?;
+        let Some(locked) = conf.store.lock_existing().explain()? else { return Ok(()) };
+        let reserved = locked.reserved().explain()?;
+        for (index, set) in conf.sets.iter().enumerate() {
+            let mut candidates = Candidates::new(set, locked.last_reserved(index)).into_iter().flatten();
+            if candidates.all(|(_, ip)| reserved.contains(&ip)) {
+                return Err(Error::new(
+                    Code::NotAvailable,
+                    format!("no IP addresses available in range set: {set}"),
+                )
+                .details("every address is reserved; `netloom gc` removes what no container has any more"));
+            }
+        }
+        Ok(())
+    }
+
+    fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
+        let store = Conf::store_of(request)?;
+        let Some(locked) = store.lock_existing().explain()? else { return Ok(()) };
+        locked
+            .retain(|container, ifname| {
+                valid.iter().any(|a| {
+                    a.container_id == container && ifname.is_none_or(|ifname| ifname == a.ifname)
+                })
+            })
+            .explain()
+    }
+}
+
+fn owner(sandbox: &Sandbox) -> Owner<'_> {
+    Owner { container: sandbox.container_id.as_str(), ifname: sandbox.ifname.as_str() }
+}
+
+/// Reserves the address that was asked for.
+fn reserve<'a>(
+    locked: &Locked<'_>,
+    set: &'a RangeSet,
+    index: usize,
+    ip: IpAddr,
+    owner: Owner<'_>,
+) -> Result<(&'a Range, IpAddr), Error> {
+    let range = set.range_of(ip).ok_or_else(|| invalid(format!("{ip} is in no range of {set}")))?;
+    if ip == range.gateway {
+        return Err(invalid(format!("requested ip {ip} is subnet's gateway")));
+    }
+    if locked.reserve(ip, owner, index).explain()? {
+        return Ok((range, ip));
+    }
+    Err(Error::new(
+        Code::TryAgainLater,
+        format!("requested IP address {ip} is not available in range set {set}"),
+    )
+    .details("another container has it"))
+}
+
+/// Reserves the next free address.
+fn pick<'a>(
+    locked: &Locked<'_>,
+    set: &'a RangeSet,
+    index: usize,
+    owner: Owner<'_>,
+) -> Result<(&'a Range, IpAddr), Error> {
+    let owned = locked.owned(owner).explain()?;
+    if let Some(ip) = owned.into_iter().find(|ip| set.range_of(*ip).is_some()) {
+        return Err(invalid(format!(
+            "{ip} has been allocated to {}, duplicate allocation is not allowed",
+            owner.container
+        ))
+        .details("the container was added before and not deleted: call DEL first"));
+    }
+    for (range, ip) in Candidates::new(set, locked.last_reserved(index)).into_iter().flatten() {
+        if locked.reserve(ip, owner, index).explain()? {
+            return Ok((range, ip));
+        }
+    }
+    Err(Error::new(Code::TryAgainLater, format!("no IP addresses available in range set: {set}"))
+        .details("`netloom gc` removes reservations that no container has any more; or use a larger range"))
+}
+
+fn range_set(index: usize, ranges: &[IpRange]) -> Result<RangeSet, Error> {
+    let range = |range: &IpRange| Range::new(range.subnet, range.range_start, range.range_end, range.gateway);
+    ranges
+        .iter()
+        .map(range)
+        .collect::<Result<Vec<_>, _>>()
+        .and_then(RangeSet::new)
+        .map_err(|error| invalid(format!("invalid range set {index}: {error}")))
+}
+
+fn ip(key: &str, text: &str) -> Result<IpAddr, Error> {
+    parse_ip_maybe_cidr(text).map(|(ip, _)| ip).map_err(|error| invalid(format!("{key}: {error}")))
+}
+
+fn read_resolv_conf(path: &Path) -> Result<Dns, Error> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Error::new(Code::Io, format!("cannot read `ipam.resolvConf` {}: {error}", path.display()))
+    })?;
+    let mut dns = Dns::default();
+    for line in text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        let (Some(keyword), Some(value)) = (words.next(), words.next()) else { continue };
+        match keyword.as_str() {
+            "nameserver" => dns.nameservers.push(value),
+            "domain" => dns.domain = value,
+            "search" => dns.search.extend(std::iter::once(value).chain(words)),
+            "options" => dns.options.extend(std::iter::once(value).chain(words)),
+            _ => {}
+        }
+    }
+    Ok(dns)
+}

@@ -1,0 +1,31 @@
+//! The plugins, a module each, and the table that lists them.
+//!
+//! A plugin is read in this order: its configuration as written and as meant, then its verbs. What several of
+//! them need stands beside them: [`owner`] names whose things are, [`container`] is the inside of a sandbox.
+#![forbid(unsafe_code)]
+
+pub mod bridge;
+pub mod host_local;
+pub mod loopback;
+pub mod portmap;
+pub mod static_ips;
+
+mod container;
+mod failure;
+mod owner;
+
+use netloom_plugin::{Delegates, Plugin};
+
+/// Lists every plugin, in the order in which a reader meets them.
+pub const ALL: [&dyn Plugin; 5] =
+    [&loopback::Loopback, &bridge::Bridge, &host_local::HostLocal, &static_ips::Static, &portmap::Portmap];
+
+/// Finds a plugin by its type.
+pub fn by_name(name: &str) -> Option<&'static dyn Plugin> {
+    ALL.into_iter().find(|plugin| plugin.name() == name)
+}
+
+/// Has every plugin here called in process when another delegates to it.
+pub const LINKED: Delegates = Delegates { linked: by_name };
+
+pub use owner::Owner;
