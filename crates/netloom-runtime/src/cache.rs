@@ -1,0 +1,247 @@
+//! What is remembered of each attachment, in Go libcni's own place and format:
+//! `STATE/results/NETWORK-CONTAINERID-IFNAME`, JSON of kind `cniCacheV1`.
+
+use std::{
+    fs, io,
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use netloom_types::{CniResult, NetworkList, Object, SpecVersion, json};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{Error, runtime::Container};
+
+/// Holds one remembered attachment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// The network's name.
+    pub network: String,
+    /// The container.
+    pub container_id: String,
+    /// The interface in it.
+    pub ifname: String,
+    /// The namespace's path.
+    pub netns: String,
+    /// `CNI_ARGS`.
+    pub args: Vec<(String, String)>,
+    /// What was offered for capabilities.
+    pub capability_args: Object,
+    /// The configuration as it was at ADD.
+    pub config: Vec<u8>,
+    /// The final result; none where the file had none.
+    pub result: Option<Object>,
+}
+
+const KIND: &str = "cniCacheV1";
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire {
+    #[serde(default)]
+    kind: String,
+    #[serde(default, rename = "containerId")]
+    container_id: String,
+    #[serde(default)]
+    config: String,
+    #[serde(default)]
+    if_name: String,
+    #[serde(default)]
+    network_name: String,
+    #[serde(default)]
+    netns: String,
+    #[serde(default)]
+    cni_args: Vec<(String, String)>,
+}
+
+/// Says what a cache file holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cached {
+    /// No file.
+    Absent,
+    /// An attachment.
+    Entry(Box<Entry>),
+    /// A bare result, as libcni wrote it before 0.8.
+    Legacy(Object),
+    /// A file that is neither, such as an empty one after a crash.
+    Damaged(String),
+}
+
+impl Cached {
+    /// Gives the result, converted to `version`; none where nothing is remembered.
+    ///
+    /// # Errors
+    /// When the file is damaged or its result is none of a known version.
+    pub fn result(&self, version: SpecVersion) -> Result<Option<CniResult>, String> {
+        let object = match self {
+            Self::Absent => return Ok(None),
+            Self::Damaged(reason) => return Err(format!("decoding version from network config: {reason}")),
+            Self::Legacy(object) => object,
+            Self::Entry(entry) => match &entry.result {
+                Some(object) => object,
+                None => return Ok(None),
+            },
+        };
+        let result = CniResult::from_object(object, SpecVersion::V0_1_0).map_err(|error| error.to_string())?;
+        result
+            .convert(version)
+            .map(Some)
+            .map_err(|error| format!("failed to convert cached result to config version \"{version}\": {error}"))
+    }
+}
+
+/// Gives the file of an attachment.
+///
+/// # Errors
+/// When one of the three is empty.
+pub fn path(state: &Path, network: &str, container_id: &str, ifname: &str) -> Result<PathBuf, Error> {
+    if network.is_empty() || container_id.is_empty() || ifname.is_empty() {
+        return Err(Error::Cache {
+            network: network.to_owned(),
+            reason: format!(
+                "cache file path requires network name ({network:?}), container ID ({container_id:?}), and interface name ({ifname:?})"
+            ),
+        });
+    }
+    Ok(state.join("results").join(format!("{network}-{container_id}-{ifname}")))
+}
+
+/// Reads the file of an attachment. A file that belongs to another one (names with `-` can meet in one file
+/// name) counts as none.
+pub fn read(path: &Path, network: &str, container: &Container) -> Cached {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Cached::Absent,
+        Err(error) => return Cached::Damaged(error.to_string()),
+    };
+    match parse(&bytes) {
+        Cached::Entry(entry)
+            if entry.container_id != container.id
+                || entry.network != network
+                || (!entry.ifname.is_empty() && entry.ifname != container.ifname) =>
+        {
+            Cached::Absent
+        }
+        other => other,
+    }
+}
+
+fn parse(bytes: &[u8]) -> Cached {
+    let object = match json::parse_object(bytes) {
+        Ok(object) => object,
+        Err(error) => return Cached::Damaged(error.to_string()),
+    };
+    let wire: Wire = match json::from_object(&object) {
+        Ok(wire) => wire,
+        Err(error) => return Cached::Damaged(error.to_string()),
+    };
+    if wire.kind != KIND {
+        return if json::lookup(&object, "kind").is_none() {
+            Cached::Legacy(object)
+        } else {
+            Cached::Damaged(format!("read cached network has wrong kind: {}", wire.kind))
+        };
+    }
+    let member = |key| match json::lookup(&object, key) {
+        Some(Value::Object(object)) => Some(object.clone()),
+        _ => None,
+    };
+    let Ok(config) = BASE64_STANDARD.decode(&wire.config) else {
+        return Cached::Damaged("`config` is not base64".into());
+    };
+    Cached::Entry(Box::new(Entry {
+        network: wire.network_name,
+        container_id: wire.container_id,
+        ifname: wire.if_name,
+        netns: wire.netns,
+        args: wire.cni_args,
+        capability_args: member("capabilityArgs").unwrap_or_default(),
+        config,
+        result: member("result"),
+    }))
+}
+
+/// Remembers an attachment. The file appears whole or not at all.
+///
+/// # Errors
+/// When the folder or the file cannot be written.
+pub fn write(
+    state: &Path,
+    list: &NetworkList,
+    container: &Container,
+    result: &CniResult,
+) -> Result<(), Error> {
+    let path = path(state, &list.name, &container.id, &container.ifname)?;
+    let mut object = Object::new();
+    object.insert("kind".into(), KIND.into());
+    object.insert("containerId".into(), container.id.as_str().into());
+    object.insert("config".into(), BASE64_STANDARD.encode(&list.bytes).into());
+    object.insert("ifName".into(), container.ifname.as_str().into());
+    object.insert("networkName".into(), list.name.as_str().into());
+    if !container.netns.is_empty() {
+        object.insert("netns".into(), container.netns.as_str().into());
+    }
+    if !container.args.is_empty() {
+        let args: Vec<Value> = container.args.iter().map(|(k, v)| serde_json::json!([k, v])).collect();
+        object.insert("cniArgs".into(), args.into());
+    }
+    if !container.capability_args.is_empty() {
+        object.insert("capabilityArgs".into(), container.capability_args.clone().into());
+    }
+    object.insert("result".into(), result.to_value());
+    write_whole(&path, Value::Object(object).to_string().as_bytes())
+        .map_err(|source| Error::Io { doing: "write", path, source })
+}
+
+/// Forgets an attachment. Absent is fine.
+///
+/// # Errors
+/// When the file cannot be removed.
+pub fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Io { doing: "remove", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Lists what is remembered, sorted by file name; files that are damaged or legacy are left out.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn entries(state: &Path) -> Result<Vec<Entry>, Error> {
+    let dir = state.join("results");
+    let mut paths = Vec::new();
+    match fs::read_dir(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(Error::Io { doing: "read folder", path: dir, source }),
+        Ok(entries) => paths.extend(entries.flatten().map(|entry| entry.path())),
+    }
+    paths.sort();
+    let entry = |path: PathBuf| match parse(&fs::read(path).ok()?) {
+        Cached::Entry(entry) if !entry.ifname.is_empty() && !entry.network.is_empty() => Some(*entry),
+        _ => None,
+    };
+    Ok(paths.into_iter().filter_map(entry).collect())
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    // Hidden, so that a reader of the folder takes it for nothing if this process is killed here.
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let temporary = dir.join(format!(".{name}.{}", std::process::id()));
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path));
+    written.inspect_err(|_| drop(fs::remove_file(&temporary)))
+}

@@ -1,0 +1,28 @@
+//! The runtime side of CNI: what a program that makes containers needs to put them on networks.
+//!
+//! [`load`] finds network configurations, [`Runtime`] runs their plugins for a container and remembers what
+//! they answered, in Go libcni's own files, so that either can go on where the other left off. Calls block.
+//!
+//! ```no_run
+//! use netloom_runtime::{Container, Runtime, load};
+//!
+//! let list = load::network("/etc/cni/net.d".as_ref(), "lab")?;
+//! let runtime = Runtime::new(vec!["/opt/cni/bin".into()]);
+//! let container = Container::new("c1", "/run/netns/c1");
+//! let result = runtime.add(&list, &container)?;
+//! println!("{}", result.to_json());
+//! runtime.del(&list, &container)?;
+//! # Ok::<(), netloom_runtime::Error>(())
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod cache;
+mod error;
+pub mod load;
+mod lock;
+mod runtime;
+
+pub use error::Error;
+pub use netloom_invoke::{Call, Environment, Executor, Outcome, Processes, Verb};
+pub use netloom_types as types;
+pub use runtime::{Container, Runtime};

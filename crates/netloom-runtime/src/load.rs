@@ -1,0 +1,122 @@
+//! Finding network configurations in a folder.
+//!
+//! `NAME.conflist` is a list of plugins; `NAME.conf` and `NAME.json` are one plugin's configuration. Beside a
+//! list, the folder of the network's name may hold `*.conf` files with further plugins, which come behind the
+//! inlined ones unless `loadOnlyInlinedPlugins` is true (SPEC, "Plugin configuration objects").
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use netloom_types::{NetworkList, PluginConfig, config::ConfigError, json};
+
+use crate::Error;
+
+/// Larger files are no configurations.
+const SIZE_LIMIT: u64 = 2 * 1024 * 1024;
+
+/// Lists the files of a folder that end in one of these (without the dot), sorted. No folder has none.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn files(dir: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Error> {
+    let error = |source| Error::Io { doing: "read folder", path: dir.to_owned(), source };
+    let entries = match fs::read_dir(dir) {
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(error)?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(error)?.path();
+        let ending = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit_once('.'));
+        if ending.is_some_and(|(_, ending)| endings.contains(&ending)) && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Loads one file, by its ending.
+///
+/// # Errors
+/// When it cannot be read, is no configuration, or has no plugin.
+pub fn file(path: &Path) -> Result<NetworkList, Error> {
+    let bytes = read(path)?;
+    let config = |source| Error::Config { path: path.to_owned(), source };
+    if path.extension().is_some_and(|ending| ending == "conflist") {
+        with_plugin_files(path, NetworkList::parse(&bytes).map_err(config)?)
+    } else {
+        NetworkList::parse_single(&bytes).map_err(config)
+    }
+}
+
+/// Finds a network by its name: among the lists first, among single plugins second, in order of file names.
+///
+/// A file that is wrong does not hide a network in another.
+///
+/// # Errors
+/// When there is no such network; the error names the files that could not be used.
+pub fn network(dir: &Path, name: &str) -> Result<NetworkList, Error> {
+    let (lists, singles) = (files(dir, &["conflist"])?, files(dir, &["conf", "json"])?);
+    if lists.is_empty() && singles.is_empty() {
+        return Err(Error::NoConfigs(dir.to_owned()));
+    }
+    let mut skipped = Vec::new();
+    for path in lists.iter().chain(&singles) {
+        match file(path) {
+            Ok(list) if list.name == name => return Ok(list),
+            Ok(_) => {}
+            Err(error) => skipped.push(error.to_string()),
+        }
+    }
+    Err(Error::NotFound { name: name.to_owned(), dir: dir.to_owned(), skipped })
+}
+
+/// Loads every network of a folder, in order of file names, with its file; what is wrong is listed too.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn networks(dir: &Path) -> Result<Vec<(PathBuf, Result<NetworkList, Error>)>, Error> {
+    let files = files(dir, &["conflist", "conf", "json"])?;
+    Ok(files.into_iter().map(|path| { let list = file(&path); (path, list) }).collect())
+}
+
+fn with_plugin_files(path: &Path, mut list: NetworkList) -> Result<NetworkList, Error> {
+    // A name that is no file name leads nowhere else: the naming rules are checked when the list is used.
+    if !list.load_only_inlined_plugins && netloom_types::name::NetworkName::parse(&list.name).is_ok() {
+        let dir = path.with_file_name(&list.name);
+        let mut added = Vec::new();
+        for path in files(&dir, &["conf"])? {
+            let config = |source: ConfigError| Error::Config { path: path.clone(), source };
+            added.push(PluginConfig::parse(&read(&path)?).map_err(config)?);
+        }
+        if !added.is_empty() {
+            list.plugins.extend(added);
+            list.bytes = aggregated(&list);
+        }
+    }
+    if list.plugins.is_empty() {
+        return Err(Error::NoPlugins(list.name));
+    }
+    Ok(list)
+}
+
+/// Renders the list with all its plugins, so that a remembered configuration is whole.
+fn aggregated(list: &NetworkList) -> Vec<u8> {
+    let Ok(mut object) = json::parse_object(&list.bytes) else { return list.bytes.clone() };
+    let plugins: Vec<serde_json::Value> =
+        list.plugins.iter().map(|plugin| plugin.object().clone().into()).collect();
+    json::replace(&mut object, "plugins", plugins.into());
+    json::replace(&mut object, "loadOnlyInlinedPlugins", true.into());
+    serde_json::Value::Object(object).to_string().into_bytes()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let error = |source| Error::Io { doing: "read", path: path.to_owned(), source };
+    if fs::metadata(path).map_err(error)?.len() > SIZE_LIMIT {
+        return Err(error(io::Error::other("larger than 2 MiB, so no configuration")));
+    }
+    fs::read(path).map_err(error)
+}

@@ -1,0 +1,443 @@
+//! The verbs of a network, carried out for a container.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use netloom_invoke::{Call, Environment, Executor, Processes, Verb, error_of, find_in_path};
+use netloom_types::{
+    Attachment, CniArgs, CniResult, NetworkList, Object, PluginConfig, SemVer, SpecVersion, VersionInfo,
+    config::Derive,
+    name::{ContainerId, IfName, NetworkName},
+};
+use serde_json::Value;
+
+use crate::{
+    Error,
+    cache::{self, Cached},
+    lock,
+};
+
+/// Runs the plugins of networks.
+#[derive(Debug, Clone)]
+pub struct Runtime<E = Processes> {
+    /// Where plugins are looked for, in order; passed on as `CNI_PATH`.
+    pub paths: Vec<PathBuf>,
+    /// Where results are remembered and locks are kept; `/var/lib/cni`, shared with Go's libcni.
+    pub state: PathBuf,
+    /// How long one plugin may take; none for as long as it likes.
+    pub timeout: Option<Duration>,
+    /// What runs plugins.
+    pub executor: E,
+}
+
+/// Describes the container that is attached.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Container {
+    /// Its ID.
+    pub id: String,
+    /// The path of its network namespace; empty at DEL when it is gone.
+    pub netns: String,
+    /// The interface to make in it.
+    pub ifname: String,
+    /// `CNI_ARGS`.
+    pub args: Vec<(String, String)>,
+    /// What is offered to plugins that declare the capability of the same name.
+    pub capability_args: Object,
+}
+
+impl Container {
+    /// Makes one with interface `eth0`.
+    pub fn new(id: impl Into<String>, netns: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            netns: netns.into(),
+            ifname: "eth0".into(),
+            args: Vec::new(),
+            capability_args: Object::new(),
+        }
+    }
+}
+
+/// The state that Go's libcni keeps its results in.
+const STATE: &str = "/var/lib/cni";
+
+impl Runtime {
+    /// Makes a runtime that looks for plugins in `paths`, with libcni's state and no timeout.
+    pub fn new(paths: Vec<PathBuf>) -> Self {
+        Self { paths, state: STATE.into(), timeout: None, executor: Processes }
+    }
+}
+
+impl<E: Executor> Runtime<E> {
+    /// Puts a container on a network: every plugin in order, each with the result of the one before.
+    ///
+    /// When a later plugin fails, it and those before it are called with DEL in reverse, so that nothing of this
+    /// call stays. When the first one fails it is up to the caller to call [`Self::del`], as the specification
+    /// asks for, unless the container was on the network before.
+    ///
+    /// # Errors
+    /// When a name is invalid, the container is on the network already, or a plugin fails.
+    pub fn add(&self, list: &NetworkList, container: &Container) -> Result<CniResult, Error> {
+        require_valid(list, container)?;
+        let version = version_of(list)?;
+        let _order = self.lock(list, container)?;
+        let path = cache::path(&self.state, &list.name, &container.id, &container.ifname)?;
+        if let Cached::Entry(_) = cache::read(&path, &list.name, container) {
+            return Err(Error::Attached {
+                container: container.id.clone(),
+                network: list.name.clone(),
+                ifname: container.ifname.clone(),
+            });
+        }
+        let mut result: Option<CniResult> = None;
+        for (index, plugin) in list.plugins.iter().enumerate() {
+            let prev = result.as_ref().map(CniResult::to_value);
+            let added = self.call(list, plugin, Verb::Add, container, prev.as_ref()).and_then(|stdout| {
+                CniResult::parse(&stdout, version).and_then(|result| result.convert(version)).map_err(|source| {
+                    Error::Answer { kind: plugin.kind().to_owned(), verb: Verb::Add, source }
+                })
+            });
+            match added {
+                Ok(added) => result = Some(added),
+                Err(error) => {
+                    // When the first one fails nothing is called: it may have failed because the interface is
+                    // another attachment's, which a DEL would remove.
+                    let done = if index == 0 { &[] } else { &list.plugins[..=index] };
+                    return Err(self.take_back(list, done, container, prev.as_ref(), error));
+                }
+            }
+        }
+        let result = result.ok_or_else(|| Error::NoPlugins(list.name.clone()))?;
+        if let Err(error) = cache::write(&self.state, list, container, &result) {
+            let prev = result.to_value();
+            return Err(self.take_back(list, &list.plugins, container, Some(&prev), error));
+        }
+        Ok(result)
+    }
+
+    /// Compares a container with what ADD made: every plugin in order, each with the result of the ADD.
+    ///
+    /// # Errors
+    /// When the version has no CHECK, nothing usable is remembered, or a plugin finds a difference.
+    pub fn check(&self, list: &NetworkList, container: &Container) -> Result<(), Error> {
+        require_valid(list, container)?;
+        if semver_of(list)? < SemVer::from(SpecVersion::V0_4_0) {
+            return Err(Error::Unsupported { version: list.cni_version.clone(), verb: Verb::Check });
+        }
+        if list.disable_check {
+            return Ok(());
+        }
+        let version = version_of(list)?;
+        let _order = self.lock(list, container)?;
+        let (_, cached) = self.remembered(list, container)?;
+        let prev = cached
+            .result(version)
+            .map_err(|reason| Error::Cache { network: list.name.clone(), reason })?
+            .map(|result| result.to_value());
+        let container = with_remembered_args(container, &cached);
+        for plugin in &list.plugins {
+            self.call(list, plugin, Verb::Check, &container, prev.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Takes a container off a network: every plugin in reverse, each with the result of the ADD. May be
+    /// repeated, and works without anything remembered. Stops at the first error (going on could disturb
+    /// whoever got the address next).
+    ///
+    /// # Errors
+    /// When a name is invalid or a plugin fails.
+    pub fn del(&self, list: &NetworkList, container: &Container) -> Result<(), Error> {
+        require_valid(list, container)?;
+        let _order = self.lock(list, container)?;
+        self.del_unlocked(list, container)
+    }
+
+    fn del_unlocked(&self, list: &NetworkList, container: &Container) -> Result<(), Error> {
+        let (path, cached) = self.remembered(list, container)?;
+        let mut prev = None;
+        if semver_of(list)? >= SemVer::from(SpecVersion::V0_4_0) {
+            // A damaged or missing memory does not keep a container on its network.
+            prev = cached.result(version_of(list)?).ok().flatten().map(|result| result.to_value());
+        }
+        let container = with_remembered_args(container, &cached);
+        for plugin in list.plugins.iter().rev() {
+            self.call(list, plugin, Verb::Del, &container, prev.as_ref())?;
+        }
+        match cached {
+            Cached::Absent => Ok(()),
+            Cached::Entry(_) | Cached::Legacy(_) | Cached::Damaged(_) => cache::remove(&path),
+        }
+    }
+
+    /// Asks every plugin whether ADD would work. Versions before 1.1.0 cannot be asked, which counts as yes.
+    ///
+    /// # Errors
+    /// With the first plugin's error, code and all.
+    pub fn status(&self, list: &NetworkList) -> Result<(), Error> {
+        NetworkName::parse(&list.name).map_err(Error::Invalid)?;
+        if semver_of(list)? < SemVer::from(SpecVersion::V1_1_0) {
+            return Ok(());
+        }
+        for plugin in &list.plugins {
+            self.call_network(list, plugin, Verb::Status, None)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what belongs to no attachment in `valid`: remembered attachments by DEL with the configuration
+    /// that they were added with, the rest by the plugins' GC. Nobody else works on the network meanwhile.
+    ///
+    /// `valid` lists everything of the network that is to stay, whoever added it; an empty list means that
+    /// nothing is.
+    ///
+    /// # Errors
+    /// With all errors; each of them leaves the rest to be done.
+    pub fn gc(&self, list: &NetworkList, valid: &[Attachment]) -> Result<(), Error> {
+        NetworkName::parse(&list.name).map_err(Error::Invalid)?;
+        if list.disable_gc {
+            return Ok(());
+        }
+        let _alone = lock::whole_network(&self.state, &list.name)?;
+        let mut errors = Vec::new();
+        let is_valid = |entry: &cache::Entry| {
+            valid.iter().any(|a| a.container_id == entry.container_id && a.ifname == entry.ifname)
+        };
+        for entry in cache::entries(&self.state)? {
+            if entry.network != list.name || is_valid(&entry) {
+                continue;
+            }
+            let then = NetworkList::parse(&entry.config)
+                .or_else(|_| NetworkList::parse_single(&entry.config))
+                .ok()
+                .filter(|then| !then.plugins.is_empty() && then.name == list.name);
+            let container = Container {
+                id: entry.container_id,
+                netns: entry.netns,
+                ifname: entry.ifname,
+                args: entry.args,
+                capability_args: entry.capability_args,
+            };
+            let deleted = require_valid(list, &container)
+                .and_then(|()| lock::container(&self.state, &container.id))
+                .and_then(|_order| self.del_unlocked(then.as_ref().unwrap_or(list), &container));
+            errors.extend(deleted.err());
+        }
+        if semver_of(list)? >= SemVer::from(SpecVersion::V1_1_0) {
+            for plugin in &list.plugins {
+                errors.extend(self.call_network(list, plugin, Verb::Gc, Some(valid)).err());
+            }
+        }
+        Error::collect(errors)
+    }
+
+    /// Asks a plugin which versions it supports. One from before VERSION existed supports 0.1.0.
+    ///
+    /// # Errors
+    /// When it is not found or does not answer with versions.
+    pub fn version(&self, kind: &str) -> Result<VersionInfo, Error> {
+        let program = find_in_path(kind, &self.paths)?;
+        let dummy = || "dummy".to_owned();
+        let environment =
+            Environment { netns: dummy(), ifname: dummy(), path: dummy(), ..Environment::default() };
+        let stdin = format!("{{\"cniVersion\":\"{}\"}}", SpecVersion::NEWEST);
+        let asked = self.execute(kind, &program, Verb::Version, &environment, stdin.as_bytes());
+        match asked {
+            Ok(stdout) => VersionInfo::parse(&stdout).map_err(|error| Error::Plugin {
+                kind: kind.to_owned(),
+                verb: Verb::Version,
+                source: netloom_types::CniError::new(netloom_types::Code::Decode, error.to_string()),
+            }),
+            Err(Error::Plugin { source, .. }) if source.msg == "unknown CNI_COMMAND: VERSION" => {
+                Ok(VersionInfo { cni_version: "0.1.0".into(), supported_versions: vec!["0.1.0".into()] })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Checks that every plugin of a list exists and supports its version, and lists the capabilities that
+    /// they declare.
+    ///
+    /// # Errors
+    /// With everything that is wrong.
+    pub fn validate(&self, list: &NetworkList) -> Result<Vec<String>, Error> {
+        let mut errors = Vec::new();
+        errors.extend(NetworkName::parse(&list.name).map_err(Error::Invalid).err());
+        let wanted = if list.cni_version.is_empty() { "0.1.0" } else { &list.cni_version };
+        let mut capabilities = Vec::new();
+        for plugin in &list.plugins {
+            match self.version(plugin.kind()) {
+                Ok(info) if info.supported_versions.iter().any(|version| version == wanted) => {}
+                Ok(_) => errors.push(Error::Plugin {
+                    kind: plugin.kind().to_owned(),
+                    verb: Verb::Version,
+                    source: netloom_types::CniError::new(
+                        netloom_types::Code::IncompatibleVersion,
+                        format!("plugin {} does not support config version {wanted:?}", plugin.kind()),
+                    ),
+                }),
+                Err(error) => errors.push(error),
+            }
+            capabilities.extend_from_slice(plugin.capabilities());
+        }
+        capabilities.sort();
+        capabilities.dedup();
+        Error::collect(errors).map(|()| capabilities)
+    }
+
+    /// Lists what is remembered, of all networks.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub fn attachments(&self) -> Result<Vec<cache::Entry>, Error> {
+        cache::entries(&self.state)
+    }
+
+    fn lock(&self, list: &NetworkList, container: &Container) -> Result<(lock::Guard, lock::Guard), Error> {
+        // Always in this order, so that two never wait for each other.
+        Ok((lock::network(&self.state, &list.name)?, lock::container(&self.state, &container.id)?))
+    }
+
+    fn remembered(&self, list: &NetworkList, container: &Container) -> Result<(PathBuf, Cached), Error> {
+        let path = cache::path(&self.state, &list.name, &container.id, &container.ifname)?;
+        let cached = cache::read(&path, &list.name, container);
+        Ok((path, cached))
+    }
+
+    /// Calls DEL of the plugins that this ADD has run, and gives the ADD's error with what could not be undone.
+    fn take_back(
+        &self,
+        list: &NetworkList,
+        done: &[PluginConfig],
+        container: &Container,
+        prev: Option<&Value>,
+        error: Error,
+    ) -> Error {
+        let failed: Vec<Error> = done
+            .iter()
+            .rev()
+            .filter_map(|plugin| self.call(list, plugin, Verb::Del, container, prev).err())
+            .collect();
+        if failed.is_empty() { error } else { Error::Several(std::iter::once(error).chain(failed).collect()) }
+    }
+
+    fn call(
+        &self,
+        list: &NetworkList,
+        plugin: &PluginConfig,
+        verb: Verb,
+        container: &Container,
+        prev: Option<&Value>,
+    ) -> Result<Vec<u8>, Error> {
+        let config = plugin.derive(&Derive {
+            name: &list.name,
+            version: &list.cni_version,
+            capability_args: Some(&container.capability_args),
+            prev_result: prev,
+            valid_attachments: None,
+        });
+        let environment = Environment {
+            container_id: container.id.clone(),
+            netns: container.netns.clone(),
+            ifname: container.ifname.clone(),
+            args: CniArgs::from_pairs(container.args.clone()).render(),
+            path: self.joined_path(),
+        };
+        self.run(plugin, verb, &environment, config)
+    }
+
+    fn call_network(
+        &self,
+        list: &NetworkList,
+        plugin: &PluginConfig,
+        verb: Verb,
+        valid: Option<&[Attachment]>,
+    ) -> Result<Vec<u8>, Error> {
+        let config = plugin.derive(&Derive {
+            name: &list.name,
+            version: &list.cni_version,
+            valid_attachments: valid,
+            ..Derive::default()
+        });
+        let environment = Environment { path: self.joined_path(), ..Environment::default() };
+        self.run(plugin, verb, &environment, config)
+    }
+
+    fn run(
+        &self,
+        plugin: &PluginConfig,
+        verb: Verb,
+        environment: &Environment,
+        config: Object,
+    ) -> Result<Vec<u8>, Error> {
+        let program = find_in_path(plugin.kind(), &self.paths)?;
+        let stdin = Value::Object(config).to_string();
+        self.execute(plugin.kind(), &program, verb, environment, stdin.as_bytes())
+    }
+
+    fn execute(
+        &self,
+        kind: &str,
+        program: &Path,
+        verb: Verb,
+        environment: &Environment,
+        stdin: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        let call = Call { program, verb, environment, stdin, timeout: self.timeout };
+        let outcome = self
+            .executor
+            .execute(&call)
+            .map_err(|source| Error::Exec { kind: kind.to_owned(), verb, source })?;
+        if outcome.status.success() {
+            return Ok(outcome.stdout);
+        }
+        Err(Error::Plugin { kind: kind.to_owned(), verb, source: error_of(&outcome) })
+    }
+
+    fn joined_path(&self) -> String {
+        let paths: Vec<String> = self.paths.iter().map(|path| path.display().to_string()).collect();
+        paths.join(":")
+    }
+}
+
+/// Checks the names that become variables and file names, before anything is run or read.
+fn require_valid(list: &NetworkList, container: &Container) -> Result<(), Error> {
+    ContainerId::parse(&container.id).map_err(Error::Invalid)?;
+    NetworkName::parse(&list.name).map_err(Error::Invalid)?;
+    IfName::parse(&container.ifname).map_err(Error::Invalid)?;
+    Ok(())
+}
+
+fn version_of(list: &NetworkList) -> Result<SpecVersion, Error> {
+    list.version().ok_or_else(|| {
+        Error::Invalid(netloom_types::CniError::new(
+            netloom_types::Code::IncompatibleVersion,
+            format!("unsupported CNI version {:?} of network {:?}", list.cni_version, list.name),
+        ))
+    })
+}
+
+fn semver_of(list: &NetworkList) -> Result<SemVer, Error> {
+    list.semver().map_err(|error| {
+        Error::Invalid(netloom_types::CniError::new(
+            netloom_types::Code::IncompatibleVersion,
+            format!("network {:?}: {error}", list.name),
+        ))
+    })
+}
+
+/// CHECK and DEL get the arguments of the ADD, unless the caller has its own.
+fn with_remembered_args(container: &Container, cached: &Cached) -> Container {
+    let mut container = container.clone();
+    if let Cached::Entry(entry) = cached {
+        if container.args.is_empty() {
+            container.args.clone_from(&entry.args);
+        }
+        if container.capability_args.is_empty() {
+            container.capability_args.clone_from(&entry.capability_args);
+        }
+    }
+    container
+}
