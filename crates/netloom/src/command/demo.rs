@@ -1,0 +1,242 @@
+//! `netloom demo`: the main job, shown.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use kernel::{Netns, Protocol, Socket, link};
+use netloom_runtime::{
+    Container, Runtime,
+    types::{NetworkList, result::v100::Success},
+};
+use serde_json::json;
+
+use super::{Failure, Outcome, Places, containers::Sandbox, networks, ping::ping, say};
+
+/// Nothing to choose.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {}
+
+const LIMIT: Duration = Duration::from_secs(3);
+/// The port that the demo's server listens on, in its container.
+const SERVER_PORT: u16 = 8000;
+
+pub(crate) fn demo(places: &Places, _: &Options) -> Outcome {
+    let list = networks::embedded()?;
+    let runtime = places.own_runtime()?;
+    let before = Leftovers::look(places, &list)?;
+    say("Two containers on the embedded network, on this host, with nothing but this binary.\n");
+    let shown = show(places, &runtime, &list);
+    let proof = step("nothing is left", || {
+        remove_bridge(&before)?;
+        let after = Leftovers::look(places, &list)?;
+        after.require_same(&before)?;
+        Ok(((), format!("{} links, {} nftables elements, {} reservations, as before", after.links.len(), after.elements.len(), after.reservations.len())))
+    });
+    shown?;
+    proof?;
+    say("\nDone. `netloom run -- COMMAND` runs a command of yours like this.");
+    Ok(())
+}
+
+fn show(places: &Places, runtime: &Runtime, list: &NetworkList) -> Outcome {
+    let a = Sandbox::create(places, "demo-a")?;
+    let b = Sandbox::create(places, "demo-b")?;
+    let port = free_port()?;
+    let mut container_a = Container::new(&a.id, a.path());
+    let mapping = json!([{ "hostPort": port, "containerPort": SERVER_PORT, "protocol": "tcp" }]);
+    container_a.capability_args.insert("portMappings".into(), mapping);
+    let container_b = Container::new(&b.id, b.path());
+    let cleanup = Cleanup { runtime, list, containers: [&container_a, &container_b] };
+
+    let result_a = add(runtime, list, "a", &container_a)?;
+    let result_b = add(runtime, list, "b", &container_b)?;
+    for (of_a, of_b) in result_a.ips.iter().zip(&result_b.ips) {
+        let (ip_a, ip_b) = (of_a.address.addr(), of_b.address.addr());
+        if let Some(gateway) = of_a.gateway {
+            pings("a", &a.netns, "the host", gateway)?;
+        }
+        pings("a", &a.netns, "b", ip_b)?;
+        pings("b", &b.netns, "a", ip_a)?;
+    }
+    let host_address = result_a.ips.iter().find_map(|ip| ip.gateway).filter(IpAddr::is_ipv4);
+    published(&a.netns, &b.netns, port, host_address)?;
+    for (name, container) in [("a", &container_a), ("b", &container_b)] {
+        step(&format!("CHECK {name}"), || Ok(((), runtime.check(list, container).map(|()| "as ADD left it".into())?)))?;
+    }
+    cleanup.run()
+}
+
+fn add(runtime: &Runtime, list: &NetworkList, name: &str, container: &Container) -> Outcome<Success> {
+    step(&format!("ADD {name}"), || {
+        let result = runtime.add(list, container)?.into_current();
+        let addresses: Vec<String> = result.ips.iter().map(|ip| ip.address.addr().to_string()).collect();
+        let text = addresses.join(", ");
+        Ok((result, text))
+    })
+}
+
+fn pings(name: &str, netns: &Netns, other: &str, to: IpAddr) -> Outcome {
+    step(&format!("{name} pings {other}"), || {
+        netns
+            .run(|| ping(to, LIMIT))?
+            .map_err(|error| Failure::new(format!("no answer from {to}: {error}")))?;
+        Ok(((), to.to_string()))
+    })
+}
+
+/// Asks the server in `a` by the published port: from the host and from `b`.
+fn published(a: &Netns, b: &Netns, port: u16, host_address: Option<IpAddr>) -> Outcome {
+    let listener = a.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, SERVER_PORT)))??;
+    let server = thread::spawn(move || {
+        // Ends with the first one that says nothing, as the last line of this function does.
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut line = [0; 5];
+            if stream.read_exact(&mut line).is_err() || stream.write_all(b"hello from a").is_err() {
+                return;
+            }
+        }
+    });
+    let own = Netns::own()?;
+    let mut callers = vec![("the host", &own, IpAddr::from(Ipv4Addr::LOCALHOST))];
+    if let Some(address) = host_address {
+        callers.push(("the host", &own, address));
+        callers.push(("b", b, address));
+        callers.push(("a itself", a, address));
+    }
+    let mut outcome = Ok(());
+    for (caller, netns, address) in callers {
+        outcome = step(&format!("published port, from {caller}"), || {
+            let to = SocketAddr::new(address, port);
+            let answer = netns.run(|| ask(to))?.map_err(|error| {
+                Failure::new(format!("no answer from {to}: {error}"))
+                    .hint("a firewall of the host may drop forwarded packets: look at `nft list ruleset`")
+            })?;
+            Ok(((), format!("{to} says {answer:?}")))
+        });
+        if outcome.is_err() {
+            break;
+        }
+    }
+    // A connection that says nothing ends the server.
+    drop(a.run(|| TcpStream::connect((Ipv4Addr::LOCALHOST, SERVER_PORT)))?);
+    drop(server.join());
+    outcome
+}
+
+fn ask(to: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, LIMIT)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(b"hello")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Takes the containers off the network, also when a step before that failed.
+struct Cleanup<'a> {
+    runtime: &'a Runtime,
+    list: &'a NetworkList,
+    containers: [&'a Container; 2],
+}
+
+impl Cleanup<'_> {
+    fn run(self) -> Outcome {
+        for (name, container) in ["a", "b"].into_iter().zip(self.containers) {
+            step(&format!("DEL {name}"), || {
+                Ok(((), self.runtime.del(self.list, container).map(|()| "off the network".into())?))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cleanup<'_> {
+    fn drop(&mut self) {
+        for container in self.containers {
+            // After a success this finds nothing to do.
+            drop(self.runtime.del(self.list, container));
+        }
+    }
+}
+
+/// Does one step and prints it with the time that it took.
+fn step<T>(what: &str, work: impl FnOnce() -> Outcome<(T, String)>) -> Outcome<T> {
+    let started = Instant::now();
+    let outcome = work();
+    let took = format!("{:.1} ms", started.elapsed().as_secs_f64() * 1000.0);
+    match outcome {
+        Ok((value, text)) => {
+            say(format!("  ok    {took:>9}  {what:<32}  {text}"));
+            Ok(value)
+        }
+        Err(failure) => {
+            say(format!("  FAIL  {took:>9}  {what:<32}  {}", failure.message));
+            Err(failure)
+        }
+    }
+}
+
+fn free_port() -> Outcome<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port())
+}
+
+/// What attaching a container makes on a host.
+#[derive(Debug, PartialEq, Eq)]
+struct Leftovers {
+    links: BTreeSet<String>,
+    elements: BTreeSet<String>,
+    reservations: BTreeSet<String>,
+    bridge: String,
+}
+
+impl Leftovers {
+    fn look(places: &Places, list: &NetworkList) -> Outcome<Self> {
+        let host = Socket::open(Protocol::Route)?;
+        let links = link::list(&host)?.into_iter().map(|link| link.name).collect();
+        let netfilter = Socket::open(Protocol::Netfilter)?;
+        let elements = match ruleset::owners(&netfilter) {
+            Ok(owners) => owners.into_iter().collect(),
+            Err(error) => return Err(Failure::new(format!("cannot read the nftables ruleset: {error:?}"))),
+        };
+        let bridge = list.plugins.iter().find_map(|plugin| plugin.object().get("bridge")?.as_str());
+        let dir = places.state_dir.join("networks").join(&list.name);
+        let reservations = fs::read_dir(dir).into_iter().flatten().flatten();
+        let reservations = reservations
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.parse::<IpAddr>().is_ok())
+            .collect();
+        Ok(Self { links, elements, reservations, bridge: bridge.unwrap_or_default().to_owned() })
+    }
+
+    fn require_same(&self, before: &Self) -> Outcome {
+        for (what, now, then) in [
+            ("link", &self.links, &before.links),
+            ("nftables element", &self.elements, &before.elements),
+            ("reservation", &self.reservations, &before.reservations),
+        ] {
+            if let Some(left) = now.difference(then).next() {
+                return Err(Failure::new(format!("{what} {left} is left")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes the network's bridge if the demo made it, which stays for the next container otherwise.
+fn remove_bridge(before: &Leftovers) -> Outcome {
+    if before.links.contains(&before.bridge) {
+        return Ok(());
+    }
+    let host = Socket::open(Protocol::Route)?;
+    let Some(bridge) = link::find(&host, &before.bridge)? else { return Ok(()) };
+    let in_use = link::list(&host)?.iter().any(|link| link.master == Some(bridge.index));
+    if in_use { Ok(()) } else { Ok(link::remove(&host, &bridge)?) }
+}

@@ -1,0 +1,48 @@
+//! `netloom gc`: removes what belongs to no existing container.
+
+use std::path::Path;
+
+use clap::Args;
+use kernel::Netns;
+use netloom_runtime::{
+    Runtime, load,
+    types::{Attachment, NetworkList},
+};
+
+use super::{Failure, Outcome, Places, containers, networks};
+
+/// Which network.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {
+    /// Name of the network; all of them without it.
+    pub(crate) network: Option<String>,
+}
+
+/// Keeps the attachments whose namespace exists, whoever made them, and removes everything else of the network.
+pub(crate) fn gc(places: &Places, options: &Options) -> Outcome {
+    containers::remove_dead(places)?;
+    let runtime = places.runtime_with_own_plugins()?;
+    let embedded = networks::embedded()?;
+    let mut lists: Vec<NetworkList> = match &options.network {
+        Some(name) => vec![places.network(Some(name))?.0],
+        None => load::networks(&places.conf_dir)?.into_iter().filter_map(|(_, list)| list.ok()).collect(),
+    };
+    if options.network.is_none() && !lists.iter().any(|list| list.name == embedded.name) {
+        lists.push(embedded);
+    }
+    let mut failures = Vec::new();
+    for list in lists {
+        failures.extend(gc_network(&runtime, &list).err().map(|failure| failure.message));
+    }
+    if failures.is_empty() { Ok(()) } else { Err(Failure::new(failures.join("\n"))) }
+}
+
+fn gc_network(runtime: &Runtime, list: &NetworkList) -> Outcome {
+    let entries = runtime.attachments()?;
+    let valid: Vec<Attachment> = entries
+        .into_iter()
+        .filter(|entry| entry.network == list.name && Netns::open(Path::new(&entry.netns)).is_ok())
+        .map(|entry| Attachment { container_id: entry.container_id, ifname: entry.ifname })
+        .collect();
+    Ok(runtime.gc(list, &valid)?)
+}

@@ -1,0 +1,137 @@
+//! `netloom list`: the networks that are configured and the attachments that exist.
+
+use std::path::Path;
+
+use clap::Args;
+use comfy_table::{ContentArrangement, Table, presets::NOTHING};
+use kernel::Netns;
+use netloom_runtime::{
+    cache, load,
+    types::{CniResult, RuntimeConfig, SpecVersion, json},
+};
+use serde_json::{Value, json};
+
+use super::{Outcome, Places, note, say};
+
+/// How to show it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {
+    /// Write JSON, for programs.
+    #[arg(long)]
+    json: bool,
+}
+
+struct Row {
+    network: String,
+    container: String,
+    ifname: String,
+    addresses: Vec<String>,
+    ports: Vec<String>,
+    netns: String,
+    exists: bool,
+}
+
+pub(crate) fn list(places: &Places, options: &Options) -> Outcome {
+    let networks = load::networks(&places.conf_dir)?;
+    let attachments: Vec<Row> = places.runtime().attachments()?.into_iter().map(row).collect();
+    if options.json {
+        let networks: Vec<Value> = networks
+            .iter()
+            .map(|(path, list)| match list {
+                Ok(list) => json!({
+                    "name": list.name,
+                    "cniVersion": list.cni_version,
+                    "plugins": list.plugins.iter().map(netloom_runtime::types::PluginConfig::kind).collect::<Vec<_>>(),
+                    "file": path,
+                }),
+                Err(error) => json!({ "file": path, "error": error.to_string() }),
+            })
+            .collect();
+        let attachments: Vec<Value> = attachments
+            .iter()
+            .map(|row| {
+                json!({
+                    "network": row.network,
+                    "containerID": row.container,
+                    "ifname": row.ifname,
+                    "addresses": row.addresses,
+                    "ports": row.ports,
+                    "netns": row.netns,
+                    "netnsExists": row.exists,
+                })
+            })
+            .collect();
+        say(json::render(&json!({ "networks": networks, "attachments": attachments })));
+        return Ok(());
+    }
+    let mut shown = table(&["NETWORK", "VERSION", "PLUGINS", "FILE"]);
+    for (path, list) in &networks {
+        let file = path.display().to_string();
+        match list {
+            Ok(list) => {
+                let plugins: Vec<&str> =
+                    list.plugins.iter().map(netloom_runtime::types::PluginConfig::kind).collect();
+                shown.add_row([&list.name, &list.cni_version, &plugins.join(" "), &file]);
+            }
+            Err(error) => note(format!("netloom: {error}")),
+        }
+    }
+    if networks.is_empty() {
+        say(format!(
+            "No networks in {}; `netloom run` and `netloom demo` use the embedded one.",
+            places.conf_dir.display()
+        ));
+    } else {
+        say(shown.trim_fmt());
+    }
+    say("");
+    if attachments.is_empty() {
+        say("No attachments.");
+        return Ok(());
+    }
+    let mut shown = table(&["NETWORK", "CONTAINER", "IF", "ADDRESSES", "PORTS", "NETNS"]);
+    for row in attachments {
+        let gone = if row.exists { "" } else { " (gone)" };
+        shown.add_row([
+            row.network,
+            row.container,
+            row.ifname,
+            row.addresses.join("\n"),
+            row.ports.join("\n"),
+            format!("{}{gone}", row.netns),
+        ]);
+    }
+    say(shown.trim_fmt());
+    Ok(())
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+fn row(entry: cache::Entry) -> Row {
+    let result = entry.result.as_ref().and_then(|o| CniResult::from_object(o, SpecVersion::V0_1_0).ok());
+    let addresses = result
+        .map(CniResult::into_current)
+        .map(|result| result.ips.iter().map(|ip| ip.address.to_string()).collect())
+        .unwrap_or_default();
+    let offered: RuntimeConfig = json::from_object(&entry.capability_args).unwrap_or_default();
+    let port = |mapping: &netloom_runtime::types::capability::PortMapping| {
+        let host = if mapping.host_ip.is_empty() { String::new() } else { format!("{}:", mapping.host_ip) };
+        format!("{host}{}->{}/{}", mapping.host_port, mapping.container_port, mapping.protocol)
+    };
+    Row {
+        exists: Netns::open(Path::new(&entry.netns)).is_ok(),
+        network: entry.network,
+        container: entry.container_id,
+        ifname: entry.ifname,
+        addresses,
+        ports: offered.port_mappings.iter().map(port).collect(),
+        netns: entry.netns,
+    }
+}

@@ -1,0 +1,204 @@
+//! `netloom run`: a command in a network namespace of its own that is on a network.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, ExitCode, ExitStatus},
+    thread,
+};
+
+use clap::Args;
+use kernel::Netns;
+use netloom_runtime::{
+    Container, load,
+    types::{CniResult, Object, address::parse_ip},
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use super::{Failure, Outcome, Places, containers::Sandbox, networks::Source, note};
+
+/// What to run on which network.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {
+    /// Name of the network. Without it: the first one that is configured, or the embedded one.
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    network: Option<String>,
+    /// File with the network's configuration (.conflist, .conf or .json).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Publish a port of the container: [IP:]HOST:CONTAINER[/tcp|udp|sctp]. May be repeated.
+    #[arg(short, long, value_name = "PORTS", value_parser = parse_port)]
+    publish: Vec<Value>,
+    /// Name server for the command; may be repeated. Default: the network's, or the host's.
+    #[arg(long, value_name = "IP", value_parser = |text: &str| parse_ip(text).map(|ip| ip.to_string()))]
+    dns: Vec<String>,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+pub(crate) fn run(places: &Places, options: &Options) -> Outcome<ExitCode> {
+    let (list, source) = match &options.config {
+        Some(file) => (load::file(file)?, Source::Configured),
+        None => places.network(options.network.as_deref())?,
+    };
+    let runtime = match source {
+        Source::Configured => places.runtime_with_own_plugins()?,
+        Source::Embedded => {
+            note(format!(
+                "netloom: no network in {}, using the embedded one (bridge netloom0)",
+                places.conf_dir.display()
+            ));
+            places.own_runtime()?
+        }
+    };
+    // From here on a signal goes to the command, and this process stays to clean up.
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let sandbox = Sandbox::create(places, "run")?;
+    let mut container = Container::new(&sandbox.id, sandbox.path());
+    container.capability_args = capability_args(options);
+    let result = runtime.add(&list, &container)?;
+    let ended = start(options, &sandbox, &result).and_then(|mut child| {
+        let handle = signals.handle();
+        let pid = Pid::from_child(&child);
+        let forward = thread::spawn(move || {
+            for signal in signals.forever() {
+                // The terminal sends SIGINT to the command by itself.
+                if signal == SIGTERM || signal == SIGHUP {
+                    kill_process(pid, Signal::TERM).ok();
+                }
+            }
+        });
+        let status = child.wait();
+        handle.close();
+        drop(forward.join());
+        status.map_err(Failure::from)
+    });
+    runtime.del(&list, &container)?;
+    ended.map(exit_code)
+}
+
+/// Starts the command on a thread of its own: the thread enters the namespace and ends there.
+fn start(options: &Options, sandbox: &Sandbox, result: &CniResult) -> Outcome<Child> {
+    let resolv_conf = resolv_conf(options, result);
+    thread::scope(|scope| {
+        let spawned = scope.spawn(|| spawn(&options.command, &sandbox.netns, resolv_conf.as_deref()));
+        spawned.join().unwrap_or_else(|_| Err(Failure::new("the thread that starts the command panicked")))
+    })
+}
+
+fn spawn(command: &[String], netns: &Netns, resolv_conf: Option<&str>) -> Outcome<Child> {
+    netns.enter()?;
+    // /sys shows the namespace in which it was mounted; without a mount namespace the host's stays in view.
+    kernel::netns::unshare_mounts()?;
+    kernel::netns::mount_sys()?;
+    if let Some(text) = resolv_conf
+        && Path::new("/etc/resolv.conf").exists()
+    {
+        let path = std::env::temp_dir().join(format!("netloom-resolv-{}", std::process::id()));
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
+        let mounted = file
+            .write_all(text.as_bytes())
+            .map_err(Failure::from)
+            .and_then(|()| Ok(kernel::netns::mount_file(&path, Path::new("/etc/resolv.conf"))?));
+        // The mount keeps the file; its name is not needed any more.
+        fs::remove_file(&path)?;
+        mounted?;
+    }
+    let (program, arguments) = command.split_first().ok_or_else(|| Failure::new("no command was given"))?;
+    std::process::Command::new(program)
+        .args(arguments)
+        .spawn()
+        .map_err(|error| Failure::new(format!("cannot run {program:?}: {error}")))
+}
+
+fn resolv_conf(options: &Options, result: &CniResult) -> Option<String> {
+    let dns = result.clone().into_current().dns;
+    let servers = if options.dns.is_empty() { &dns.nameservers } else { &options.dns };
+    if servers.is_empty() {
+        return None;
+    }
+    let mut lines: Vec<String> = servers.iter().map(|server| format!("nameserver {server}")).collect();
+    if !dns.search.is_empty() {
+        lines.push(format!("search {}", dns.search.join(" ")));
+    }
+    if !dns.options.is_empty() {
+        lines.push(format!("options {}", dns.options.join(" ")));
+    }
+    Some(lines.join("\n") + "\n")
+}
+
+fn capability_args(options: &Options) -> Object {
+    let mut offered = Object::new();
+    if !options.publish.is_empty() {
+        offered.insert("portMappings".into(), options.publish.clone().into());
+    }
+    if !options.dns.is_empty() {
+        offered.insert("dns".into(), json!({ "servers": options.dns }));
+    }
+    offered
+}
+
+/// Reads `[IP:]HOST:CONTAINER[/PROTOCOL]`; an IPv6 address stands in brackets.
+fn parse_port(text: &str) -> Result<Value, String> {
+    let usage = || format!("{text:?} is not [IP:]HOST:CONTAINER[/tcp|udp|sctp]");
+    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    if !["tcp", "udp", "sctp"].contains(&protocol) {
+        return Err(usage());
+    }
+    let (rest, container) = ports.rsplit_once(':').ok_or_else(usage)?;
+    let (ip, host) = match rest.rsplit_once(':') {
+        None => ("", rest),
+        Some((ip, host)) => (ip.trim_start_matches('[').trim_end_matches(']'), host),
+    };
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(usage);
+    let mut mapping = json!({
+        "hostPort": port(host)?,
+        "containerPort": port(container)?,
+        "protocol": protocol,
+    });
+    if !ip.is_empty() {
+        mapping["hostIP"] = parse_ip(ip).map_err(|error| error.to_string())?.to_string().into();
+    }
+    Ok(mapping)
+}
+
+/// Ends as the command ended; 128 and the signal's number when a signal ended it, as shells have it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_read_with_and_without_address_and_protocol() {
+        let cases = [
+            ("8080:80", json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp"})),
+            ("53:5353/udp", json!({"hostPort": 53, "containerPort": 5353, "protocol": "udp"})),
+            (
+                "127.0.0.1:1:2/sctp",
+                json!({"hostPort": 1, "containerPort": 2, "protocol": "sctp", "hostIP": "127.0.0.1"}),
+            ),
+            (
+                "[fd00::1]:1:2",
+                json!({"hostPort": 1, "containerPort": 2, "protocol": "tcp", "hostIP": "fd00::1"}),
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse_port(text), Ok(expected), "{text}");
+        }
+        for wrong in ["", "80", "0:80", "80:0", "80:70000", "80:80/icmp", "x:80:80", "a:b"] {
+            assert!(parse_port(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The one binary: a plugin, `cnitool` or the command line, by the name that it was called by.
+#![forbid(unsafe_code)]
+
+mod command;
+
+use std::{ffi::OsStr, path::Path, process::ExitCode};
+
+fn main() -> ExitCode {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&called).file_name().and_then(OsStr::to_str).unwrap_or_default();
+    match plugins::by_name(name) {
+        Some(plugin) => netloom_plugin::main_with(plugin, plugins::LINKED),
+        None => command::main(name == "cnitool"),
+    }
+}
