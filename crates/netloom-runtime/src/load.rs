@@ -68,6 +68,8 @@ pub fn network(dir: &Path, name: &str) -> Result<NetworkList, Error> {
         match file(path) {
             Ok(list) if list.name == name => return Ok(list),
             Ok(_) => {}
+            // The network itself is wrong: another file of the same name must not stand in for it.
+            Err(error) if names(path, name) => return Err(error),
             Err(error) => skipped.push(error.to_string()),
         }
     }
@@ -80,7 +82,19 @@ pub fn network(dir: &Path, name: &str) -> Result<NetworkList, Error> {
 /// When the folder cannot be read.
 pub fn networks(dir: &Path) -> Result<Vec<(PathBuf, Result<NetworkList, Error>)>, Error> {
     let files = files(dir, &["conflist", "conf", "json"])?;
-    Ok(files.into_iter().map(|path| { let list = file(&path); (path, list) }).collect())
+    let load = |path: PathBuf| {
+        let list = file(&path);
+        (path, list)
+    };
+    Ok(files.into_iter().map(load).collect())
+}
+
+/// Tells whether a file that cannot be used still says that it is this network.
+fn names(path: &Path, name: &str) -> bool {
+    read(path)
+        .ok()
+        .and_then(|bytes| json::parse_object(&bytes).ok())
+        .is_some_and(|object| json::lookup(&object, "name").and_then(serde_json::Value::as_str) == Some(name))
 }
 
 fn with_plugin_files(path: &Path, mut list: NetworkList) -> Result<NetworkList, Error> {

@@ -1,1 +1,223 @@
-//! .
+//! Hosts and containers made of namespaces, for tests.
+//!
+//! A [`Host`] is a process that holds a network and a mount namespace: `/run`, `/var/lib`, `/opt` are empty, what
+//! is written to `/etc` goes nowhere else. Programs run in it by `nsenter`; when the test ends, however it ends,
+//! the process ends and everything with it. State is looked at through `ip -j` and `nft -j` and never through
+//! code of this project, so that a mistake there cannot hide itself.
+#![forbid(unsafe_code)]
+#![expect(clippy::expect_used, clippy::missing_panics_doc, reason = "a test is to fail where this fails")]
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+/// Holds a throwaway host.
+#[derive(Debug)]
+pub struct Host {
+    holder: Child,
+}
+
+/// What the holder does: empties the folders that plugins write to, then waits for its standard input to end.
+const HOLD: &str = "\
+    set -e; \
+    mount -t tmpfs none /run; mkdir -p /run/netns /run/etc/up /run/etc/work; \
+    mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/up,workdir=/run/etc/work none /etc; \
+    mount -t tmpfs none /var/lib; mount -t tmpfs none /opt; mount -t sysfs none /sys; \
+    ip link set lo up; \
+    echo ready; exec cat";
+
+/// Tells whether tests that need root can run. Says so if not; with `CI=true` it fails instead.
+pub fn is_root() -> bool {
+    let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.trim_ascii() == b"0");
+    if !root {
+        skip("this test needs root");
+    }
+    root
+}
+
+/// Tells whether a program is there. Says so if not; with `CI=true` it fails instead.
+pub fn has(program: &str) -> bool {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    if !found {
+        skip(&format!("this test needs the program {program}"));
+    }
+    found
+}
+
+/// Gives the folder with the Go reference plugins 1.9.1 that `NETLOOM_PEERS` names; says so if there is none.
+pub fn peers() -> Option<PathBuf> {
+    let dir = std::env::var_os("NETLOOM_PEERS").map(PathBuf::from).filter(|dir| dir.join("bridge").is_file());
+    if dir.is_none() {
+        // These compare side by side with somebody else's plugins, which a machine need not have.
+        eprintln_raw("SKIPPED: NETLOOM_PEERS does not name a folder with the Go reference plugins");
+    }
+    dir
+}
+
+fn skip(reason: &str) {
+    assert!(std::env::var_os("CI").is_none(), "in CI nothing is skipped: {reason}");
+    eprintln_raw(&format!("SKIPPED: {reason}"));
+}
+
+/// Writes past the test harness's capture, so that nothing is skipped silently.
+fn eprintln_raw(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+impl Host {
+    /// Makes a host.
+    pub fn new() -> Self {
+        let mut holder = Command::new("unshare")
+            .args(["--mount", "--net", "--propagation", "private", "sh", "-c", HOLD])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare runs");
+        let mut line = String::new();
+        let stdout = holder.stdout.take().expect("stdout is piped");
+        BufReader::new(stdout).read_line(&mut line).expect("the holder speaks");
+        assert_eq!(line, "ready\n", "the host could not be set up");
+        Self { holder }
+    }
+
+    /// Gives the process that holds the namespaces.
+    pub fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// Gives a path of this host as the test sees it.
+    pub fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.pid()))
+    }
+
+    /// Prepares a program that runs on this host.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.pid().to_string(), "--mount", "--net", "--wd=/", "--"]);
+        command.arg(program.as_ref());
+        command
+    }
+
+    /// Prepares a program that runs in a container of this host.
+    pub fn command_in(&self, container: &str, program: &str) -> Command {
+        let mut command = self.command("ip");
+        command.args(["netns", "exec", container, program]);
+        command
+    }
+
+    /// Runs a shell line on this host and gives what it prints; the test fails if the line does.
+    pub fn sh(&self, line: &str) -> String {
+        let output = self.command("sh").args(["-c", line]).output().expect("sh runs");
+        require_success(&output, line);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Tells whether a shell line succeeds on this host.
+    pub fn succeeds(&self, line: &str) -> bool {
+        let mut command = self.command("sh");
+        command.args(["-c", line]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().expect("sh runs").success()
+    }
+
+    /// Runs a program that prints JSON.
+    pub fn json(&self, line: &str) -> Value {
+        let text = self.sh(line);
+        if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text).expect("the program prints JSON") }
+    }
+
+    /// Makes a container (a named network namespace) and gives its path on the host.
+    pub fn container(&self, name: &str) -> String {
+        self.sh(&format!("ip netns add {name}"));
+        format!("/run/netns/{name}")
+    }
+
+    /// Looks at everything that a plugin may leave behind, by kind.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut kinds = BTreeMap::new();
+        let mut links = self.json("ip -j -d link");
+        let mut addresses = self.json("ip -j addr");
+        let volatile = [
+            "stats64", "stats", "promiscuity", "allmulti", "linkinfo", "valid_life_time", "preferred_life_time",
+            "flags", "operstate", "group", "txqlen", "qdisc", "address", "link_netnsid", "link_index",
+        ];
+        for value in [&mut links, &mut addresses] {
+            remove(value, &volatile);
+        }
+        // The kernel makes these by itself whenever a link comes up.
+        retain_addresses(&mut addresses);
+        kinds.insert("links".to_owned(), links);
+        kinds.insert("addresses".to_owned(), addresses);
+        kinds.insert("routes".to_owned(), self.json("ip -j route show table all | jq -c '[.[]|select((.dst|startswith(\"ff00\")|not) and (.dst|startswith(\"fe80\")|not))|del(.flags)]'"));
+        let mut rules = self.json("nft -j list ruleset");
+        remove(&mut rules, &["handle", "metainfo"]);
+        kinds.insert("ruleset".to_owned(), rules);
+        let files = self.sh("find /var/lib /run/netns /run/cni -type f 2>/dev/null | sort || true");
+        let files: Vec<&str> = files.lines().collect();
+        kinds.insert("files".to_owned(), files.into());
+        Snapshot(kinds)
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        drop(self.holder.wait());
+    }
+}
+
+/// Holds the state of a host, by kind.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot(pub BTreeMap<String, Value>);
+
+impl Snapshot {
+    /// Fails with what differs.
+    pub fn assert_same(&self, other: &Self, when: &str) {
+        for (kind, before) in &self.0 {
+            let after = &other.0[kind];
+            assert!(before == after, "{when}: {kind} differ\nbefore: {before}\nafter:  {after}");
+        }
+    }
+}
+
+/// Fails with what a program printed, if it failed.
+pub fn require_success(output: &Output, what: &str) {
+    assert!(
+        output.status.success(),
+        "{what}: {}\nstdout: {}\nstderr: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Takes keys out of a JSON value, wherever they are.
+pub fn remove(value: &mut Value, keys: &[&str]) {
+    match value {
+        Value::Object(object) => {
+            object.retain(|key, _| !keys.contains(&key.as_str()));
+            object.values_mut().for_each(|value| remove(value, keys));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| remove(value, keys)),
+        _ => {}
+    }
+}
+
+fn retain_addresses(links: &mut Value) {
+    for link in links.as_array_mut().into_iter().flatten() {
+        if let Some(addresses) = link["addr_info"].as_array_mut() {
+            addresses.retain(|address| !address["local"].as_str().unwrap_or_default().starts_with("fe80"));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! A complete plugin of one's own: chained behind others, it notes each container's addresses in a file that
+//! other programs can read, one line a container.
+//!
+//! ```json
+//! { "type": "myplugin1", "file": "/run/lab-hosts", "domain": "lab.example" }
+//! ```
+//!
+//! Build it, put it in the folder of `CNI_PATH` under its type, and add it to the `plugins` of a list.
+
+use std::{fs, io::Write, path::PathBuf, process::ExitCode};
+
+use netloom_plugin::{Attachment, Code, Error, Plugin, Request, Sandbox, Undo, result::v100::Success};
+use serde::Deserialize;
+
+struct MyPlugin1;
+
+/// The configuration. Unknown keys are ignored, the case of known ones does not matter.
+#[derive(Deserialize)]
+struct Conf {
+    file: PathBuf,
+    #[serde(default)]
+    domain: String,
+}
+
+impl Plugin for MyPlugin1 {
+    fn name(&self) -> &'static str {
+        "myplugin1"
+    }
+
+    fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
+        let conf: Conf = request.read()?;
+        let result = request.require_prev_result()?;
+        let mut line = mark(sandbox);
+        for ip in &result.ips {
+            line += &format!(" {}", ip.address.addr());
+        }
+        if !conf.domain.is_empty() {
+            line += &format!(" {}.{}", sandbox.container_id, conf.domain);
+        }
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&conf.file)
+            .and_then(|mut file| writeln!(file, "{line}"))
+            .map_err(|error| failed("write", &conf, &error))?;
+        // Whatever fails from here on, in this plugin or while its answer is written, takes the line back.
+        let sandbox = sandbox.clone();
+        undo.push("remove the line", move || retain(&conf, |line| !line.starts_with(&mark(&sandbox))))?;
+        Ok(result)
+    }
+
+    fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+        retain(&request.read()?, |line| !line.starts_with(&mark(sandbox)))
+    }
+
+    fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+        let conf: Conf = request.read()?;
+        let text = fs::read_to_string(&conf.file).map_err(|error| failed("read", &conf, &error))?;
+        if text.lines().any(|line| line.starts_with(&mark(sandbox))) {
+            return Ok(());
+        }
+        // Codes from 100 on are a plugin's own.
+        Err(Error::new(Code::Other(100), format!("{} is not in {}", sandbox.container_id, conf.file.display())))
+    }
+
+    fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
+        retain(&request.read()?, |line| {
+            valid.iter().any(|a| line.starts_with(&format!("{}/{} ", a.container_id, a.ifname)))
+        })
+    }
+}
+
+fn mark(sandbox: &Sandbox) -> String {
+    format!("{}/{} ", sandbox.container_id, sandbox.ifname)
+}
+
+/// Keeps some lines of the file. No file has none.
+fn retain(conf: &Conf, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
+    let Ok(text) = fs::read_to_string(&conf.file) else { return Ok(()) };
+    let kept: String = text.lines().filter(|line| keep(line)).map(|line| format!("{line}\n")).collect();
+    fs::write(&conf.file, kept).map_err(|error| failed("write", conf, &error))
+}
+
+fn failed(doing: &str, conf: &Conf, error: &std::io::Error) -> Error {
+    Error::new(Code::Io, format!("cannot {doing} `file` {}: {error}", conf.file.display()))
+}
+
+fn main() -> ExitCode {
+    netloom_plugin::main(&MyPlugin1)
+}

@@ -1,0 +1,654 @@
+//! The conformance vectors of a runtime, driven through plugins that are shell scripts and note every call.
+//!
+//! Each test says which requirements (R) and vectors (V) it shows; `cargo xtask spec` reads that.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use netloom_runtime::{
+    Container, Error, Runtime, cache, load,
+    types::{Attachment, NetworkList, Object, SpecVersion, json},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A folder with plugins, a state and a log of calls.
+struct Lab {
+    dir: TempDir,
+    runtime: Runtime,
+}
+
+/// Notes the call, then does what the file `NAME.VERB` says: it is printed, and `exit N` in its first line fails.
+const SCRIPT: &str = r#"#!/bin/sh
+name=${0##*/}; dir=${0%/bin/*}
+input=$(cat)
+printf '%s\n' "$CNI_COMMAND $name $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS $CNI_ARGS $CNI_PATH $input" >>"$dir/log"
+answer="$dir/$name.$CNI_COMMAND"
+[ -e "$answer.err" ] && cat "$answer.err" >&2
+[ -e "$answer" ] && cat "$answer"
+[ -e "$answer.fails" ] && exit 1
+exit 0
+"#;
+
+impl Lab {
+    fn new(plugins: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("bin")).unwrap();
+        for plugin in plugins {
+            executable(&dir.path().join("bin").join(plugin), SCRIPT);
+        }
+        let mut runtime = Runtime::new(vec![dir.path().join("bin")]);
+        runtime.state = dir.path().join("state");
+        runtime.timeout = Some(Duration::from_secs(20));
+        let lab = Self { dir, runtime };
+        for plugin in plugins {
+            lab.answers(plugin, "ADD", r#"{"cniVersion":"1.1.0"}"#);
+        }
+        lab
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn answers(&self, plugin: &str, verb: &str, text: &str) {
+        fs::write(self.path(&format!("{plugin}.{verb}")), text).unwrap();
+    }
+
+    fn fails(&self, plugin: &str, verb: &str, stdout: &str, stderr: &str) {
+        self.answers(plugin, verb, stdout);
+        self.answers(plugin, &format!("{verb}.fails"), "");
+        self.answers(plugin, &format!("{verb}.err"), stderr);
+    }
+
+    fn mend(&self, plugin: &str, verb: &str) {
+        for ending in ["", ".fails", ".err"] {
+            let _ = fs::remove_file(self.path(&format!("{plugin}.{verb}{ending}")));
+        }
+    }
+
+    /// Takes the calls so far: verb and plugin, and what the plugin read.
+    fn calls(&self) -> Vec<(String, Value)> {
+        let text = fs::read_to_string(self.path("log")).unwrap_or_default();
+        let _ = fs::remove_file(self.path("log"));
+        text.lines()
+            .map(|line| {
+                let input = line.find('{').map_or("null", |at| &line[at..]);
+                let head: Vec<&str> = line.split(' ').take(2).collect();
+                (head.join(" "), serde_json::from_str(input).expect(line))
+            })
+            .collect()
+    }
+
+    fn verbs(&self) -> Vec<String> {
+        self.calls().into_iter().map(|(call, _)| call).collect()
+    }
+
+    fn cache_file(&self) -> PathBuf {
+        self.path("state/results/some-list-some-container-id-eth0")
+    }
+}
+
+fn executable(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn list_with(version: &str, more: &str, plugins: &[&str]) -> NetworkList {
+    let plugins: Vec<String> = plugins.iter().map(|kind| format!(r#"{{"type":"{kind}"}}"#)).collect();
+    let text = format!(
+        r#"{{"name":"some-list","cniVersion":"{version}"{more},"plugins":[{}]}}"#,
+        plugins.join(",")
+    );
+    NetworkList::parse(text.as_bytes()).unwrap()
+}
+
+fn list(plugins: &[&str]) -> NetworkList {
+    list_with("1.1.0", "", plugins)
+}
+
+fn container() -> Container {
+    Container::new("some-container-id", "/some/netns/path")
+}
+
+fn attachment() -> Attachment {
+    Attachment { container_id: "some-container-id".into(), ifname: "eth0".into() }
+}
+
+/// R33, R66, R74, R75, R76, R99, V40: ADD in order, each plugin with the result of the one before.
+#[test]
+fn add_runs_the_plugins_in_order() {
+    let lab = Lab::new(&["p1", "p2", "p3"]);
+    lab.answers("p1", "ADD", r#"{"cniVersion":"1.1.0","ips":[{"address":"10.1.2.3/24"}]}"#);
+    lab.answers("p2", "ADD", r#"{"cniVersion":"1.1.0","ips":[{"address":"10.1.2.3/24"}]}"#);
+    // An answer in another version is converted for the next one, and for the caller.
+    lab.answers(
+        "p3",
+        "ADD",
+        r#"{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.1.2.3/24"}],"dns":{"nameservers":["1.2.3.4"]}}"#,
+    );
+    let mut container = container();
+    container.args = vec![("FOO".into(), "BAR".into())];
+    let list = list(&["p1", "p2", "p3"]);
+    let result = lab.runtime.add(&list, &container).unwrap();
+    assert_eq!(
+        result.to_value(),
+        json!({"cniVersion":"1.1.0","ips":[{"address":"10.1.2.3/24"}],"dns":{"nameservers":["1.2.3.4"]}})
+    );
+    let log = fs::read_to_string(lab.path("log")).unwrap();
+    let bin = lab.path("bin").display().to_string();
+    for line in log.lines() {
+        assert!(line.contains(&format!(" some-container-id eth0 /some/netns/path FOO=BAR {bin} {{")), "{line}");
+    }
+    let calls = lab.calls();
+    assert_eq!(calls.iter().map(|(call, _)| call.as_str()).collect::<Vec<_>>(), ["ADD p1", "ADD p2", "ADD p3"]);
+    assert_eq!(calls[0].1.get("prevResult"), None);
+    assert_eq!(calls[2].1["prevResult"]["ips"][0]["address"], "10.1.2.3/24");
+    assert_eq!((&calls[0].1["name"], &calls[0].1["cniVersion"]), (&json!("some-list"), &json!("1.1.0")));
+    // A second ADD without DEL is refused before anything runs.
+    assert!(matches!(lab.runtime.add(&list, &container), Err(Error::Attached { .. })));
+    assert!(lab.calls().is_empty());
+}
+
+/// R70, R100, V41: a later plugin's failure takes back what was done, and leaves nothing remembered.
+#[test]
+fn failed_add_is_taken_back() {
+    let lab = Lab::new(&["p1", "p2", "p3"]);
+    lab.fails("p2", "ADD", r#"{"code":123,"msg":"plugin error: banana"}"#, "");
+    let error = lab.runtime.add(&list(&["p1", "p2", "p3"]), &container()).unwrap_err();
+    assert_eq!(error.to_string(), r#"plugin type="p2" failed (add): plugin error: banana"#);
+    assert_eq!(error.plugin_error().unwrap().code.number(), 123);
+    assert_eq!(lab.verbs(), ["ADD p1", "ADD p2", "DEL p2", "DEL p1"]);
+    assert!(!lab.cache_file().exists());
+    // The first one may have failed because the interface is another attachment's: nothing is deleted.
+    lab.fails("p1", "ADD", r#"{"code":4,"msg":"eth0 already exists"}"#, "");
+    assert!(lab.runtime.add(&list(&["p1", "p2"]), &container()).is_err());
+    assert_eq!(lab.verbs(), ["ADD p1"]);
+}
+
+/// R38, R71, R72, R77, R98, V44: DEL in reverse with the result of the ADD, as often as one likes.
+#[test]
+fn del_runs_in_reverse() {
+    let lab = Lab::new(&["p1", "p2"]);
+    lab.answers("p2", "ADD", r#"{"cniVersion":"1.1.0","ips":[{"address":"10.1.2.3/24"}]}"#);
+    let list = list(&["p1", "p2"]);
+    lab.runtime.add(&list, &container()).unwrap();
+    lab.calls();
+    lab.runtime.del(&list, &container()).unwrap();
+    let calls = lab.calls();
+    assert_eq!(calls.iter().map(|(call, _)| call.as_str()).collect::<Vec<_>>(), ["DEL p2", "DEL p1"]);
+    for (_, input) in &calls {
+        assert_eq!(input["prevResult"]["ips"][0]["address"], "10.1.2.3/24");
+    }
+    assert!(!lab.cache_file().exists());
+    lab.runtime.del(&list, &container()).unwrap();
+    assert_eq!(lab.calls()[0].1.get("prevResult"), None);
+}
+
+/// R77, V41: DEL stops at the first error, and keeps what is remembered for the next try.
+#[test]
+fn del_stops_at_the_first_error() {
+    let lab = Lab::new(&["p1", "p2"]);
+    let list = list(&["p1", "p2"]);
+    lab.runtime.add(&list, &container()).unwrap();
+    lab.fails("p2", "DEL", r#"{"code":11,"msg":"later"}"#, "");
+    let error = lab.runtime.del(&list, &container()).unwrap_err();
+    assert_eq!(error.to_string(), r#"plugin type="p2" failed (delete): later"#);
+    assert_eq!(lab.verbs(), ["ADD p1", "ADD p2", "DEL p2"]);
+    lab.mend("p2", "DEL");
+    lab.runtime.del(&list, &container()).unwrap();
+    assert_eq!(lab.calls()[1].1["prevResult"]["cniVersion"], "1.1.0");
+}
+
+/// R47, R48, R49, R78, V42: CHECK in order, with the result of the ADD; never where it is switched off.
+#[test]
+fn check_runs_in_order() {
+    let lab = Lab::new(&["p1", "p2"]);
+    let with = list(&["p1", "p2"]);
+    lab.runtime.add(&with, &container()).unwrap();
+    lab.calls();
+    lab.runtime.check(&with, &container()).unwrap();
+    let calls = lab.calls();
+    assert_eq!(calls.iter().map(|(call, _)| call.as_str()).collect::<Vec<_>>(), ["CHECK p1", "CHECK p2"]);
+    assert_eq!(calls[0].1["prevResult"], calls[1].1["prevResult"]);
+    lab.fails("p1", "CHECK", r#"{"code":100,"msg":"gone"}"#, "");
+    assert!(lab.runtime.check(&with, &container()).is_err());
+    assert_eq!(lab.verbs(), ["CHECK p1"]);
+    lab.runtime.check(&list_with("1.1.0", r#","disableCheck":true"#, &["p1"]), &container()).unwrap();
+    assert!(lab.calls().is_empty());
+    let old = lab.runtime.check(&list_with("0.3.1", "", &["p1"]), &container()).unwrap_err();
+    assert_eq!(old.to_string(), r#"configuration version "0.3.1" does not support the CHECK command"#);
+}
+
+/// V43: what is remembered may be damaged: DEL goes on, CHECK says so.
+#[test]
+fn damaged_memory() {
+    let lab = Lab::new(&["p1"]);
+    let network = list_with("0.4.0", "", &["p1"]);
+    for (content, reason) in [
+        ("adfadsfasdfasfdsafaf", "decoding version from network config: "),
+        ("", "decoding version from network config: "),
+        (r#"{"cniVersion":"0.4567.0"}"#, "unsupported CNI result version `0.4567.0`"),
+    ] {
+        fs::create_dir_all(lab.path("state/results")).unwrap();
+        fs::write(lab.cache_file(), content).unwrap();
+        let error = lab.runtime.check(&network, &container()).unwrap_err().to_string();
+        assert!(error.starts_with(r#"failed to get network "some-list" cached result: "#), "{error}");
+        assert!(error.contains(reason), "{error}");
+        assert!(lab.calls().is_empty());
+        lab.runtime.del(&network, &container()).unwrap();
+        assert_eq!(lab.calls()[0].1.get("prevResult"), None);
+        assert!(!lab.cache_file().exists(), "{content}");
+    }
+    // Versions before 0.4.0 never send one.
+    let old = list_with("0.3.1", "", &["p1"]);
+    lab.answers("p1", "ADD", r#"{"cniVersion":"0.3.1"}"#);
+    lab.runtime.add(&old, &container()).unwrap();
+    lab.calls();
+    lab.runtime.del(&old, &container()).unwrap();
+    assert_eq!(lab.calls()[0].1.get("prevResult"), None);
+}
+
+/// R8, R60, R61, R79, V45: GC deletes what is remembered and not valid, then tells the plugins what is.
+#[test]
+fn gc() {
+    let lab = Lab::new(&["p1", "p2"]);
+    let network = list(&["p1", "p2"]);
+    lab.runtime.add(&network, &container()).unwrap();
+    lab.calls();
+    lab.runtime.gc(&list_with("1.1.0", r#","disableGC":true"#, &["p1"]), &[]).unwrap();
+    assert!(lab.calls().is_empty());
+    lab.runtime.gc(&network, &[attachment()]).unwrap();
+    let calls = lab.calls();
+    assert_eq!(calls[0].1["cni.dev/valid-attachments"], json!([{"containerID":"some-container-id","ifname":"eth0"}]));
+    assert_eq!(calls.iter().map(|(call, _)| call.as_str()).collect::<Vec<_>>(), ["GC p1", "GC p2"]);
+    // An error does not keep the others from being called.
+    lab.fails("p1", "GC", r#"{"code":5,"msg":"first"}"#, "");
+    lab.fails("p2", "GC", r#"{"code":5,"msg":"second"}"#, "");
+    let error = lab.runtime.gc(&network, &[]).unwrap_err().to_string();
+    assert!(error.contains("first") && error.contains("second"), "{error}");
+    let calls = lab.calls();
+    let verbs: Vec<&str> = calls.iter().map(|(call, _)| call.as_str()).collect();
+    assert_eq!(verbs, ["DEL p2", "DEL p1", "GC p1", "GC p2"]);
+    assert_eq!(calls[2].1["cni.dev/valid-attachments"], json!([]));
+    assert!(!lab.cache_file().exists());
+}
+
+/// GC deletes with the configuration of the ADD, and nothing of another network.
+#[test]
+fn gc_deletes_as_it_was_added() {
+    let lab = Lab::new(&["p1", "p2"]);
+    let mut container = container();
+    let old = NetworkList::parse(
+        br#"{"cniVersion":"1.1.0","name":"some-list","plugins":[{"type":"p1","was":"then","capabilities":{"mac":true}}]}"#,
+    )
+    .unwrap();
+    container.capability_args = json::parse_object(br#"{"mac":"02:00:00:00:00:01"}"#).unwrap();
+    lab.runtime.add(&old, &container).unwrap();
+    let mut other = list(&["p2"]);
+    other.name = "other-list".into();
+    lab.runtime.add(&other, &Container::new("elsewhere", "/x")).unwrap();
+    lab.calls();
+    lab.runtime.gc(&list(&["p2"]), &[]).unwrap();
+    let calls = lab.calls();
+    assert_eq!(calls[0].0, "DEL p1");
+    assert_eq!((&calls[0].1["was"], &calls[0].1["runtimeConfig"]["mac"]), (&json!("then"), &json!("02:00:00:00:00:01")));
+    assert_eq!(calls[1].0, "GC p2");
+    assert_eq!(lab.runtime.attachments().unwrap().len(), 1);
+}
+
+/// R51, R53, R54, R80, V46: STATUS stops at the first plugin that is not ready, with its code.
+#[test]
+fn status() {
+    let lab = Lab::new(&["p1", "p2", "p3"]);
+    lab.fails("p2", "STATUS", r#"{"code":50,"msg":"not ready"}"#, "");
+    let error = lab.runtime.status(&list(&["p1", "p2", "p3"])).unwrap_err();
+    assert_eq!(error.plugin_error().unwrap().code.number(), 50);
+    assert_eq!(lab.verbs(), ["STATUS p1", "STATUS p2"]);
+    lab.runtime.status(&list_with("1.0.0", "", &["p2"])).unwrap();
+    assert!(lab.calls().is_empty());
+    // Other verbs are called whatever STATUS said.
+    lab.runtime.add(&list(&["p1", "p2"]), &container()).unwrap();
+}
+
+/// V47: validation lists everything that is wrong, and the capabilities.
+#[test]
+fn validate() {
+    let lab = Lab::new(&["p1", "p2"]);
+    let info = r#"{"cniVersion":"1.1.0","supportedVersions":["0.1.0","1.1.0"]}"#;
+    lab.answers("p1", "VERSION", info);
+    lab.answers("p2", "VERSION", info);
+    let text = br#"{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"p1","capabilities":{"portMappings":true}},{"type":"p2","capabilities":{"otherCapability":true,"portMappings":true,"no":false}}]}"#;
+    let capabilities = lab.runtime.validate(&NetworkList::parse(text).unwrap()).unwrap();
+    assert_eq!(capabilities, ["otherCapability", "portMappings"]);
+    let missing = lab.runtime.validate(&list(&["nope"])).unwrap_err().to_string();
+    assert_eq!(missing, format!("failed to find plugin \"nope\" in path [{}]", lab.path("bin").display()));
+    let old = lab.runtime.validate(&list_with("0.3.1", "", &["p1", "p2"])).unwrap_err().to_string();
+    assert_eq!(old.matches("does not support config version \"0.3.1\"").count(), 2, "{old}");
+}
+
+/// V48: what is remembered needs three names. R62 of runtimes: they are checked before anything runs.
+#[test]
+fn names_are_checked_before_anything_runs() {
+    let lab = Lab::new(&["p1"]);
+    let error = cache::path(Path::new("/s"), "", "some-container-id", "eth0").unwrap_err().to_string();
+    assert!(
+        error.ends_with(r#"cache file path requires network name (""), container ID ("some-container-id"), and interface name ("eth0")"#),
+        "{error}"
+    );
+    let network = list(&["p1"]);
+    let mut bad_name = network.clone();
+    bad_name.name = "../x".into();
+    let cases = [
+        (&network, Container::new("../../x", "/n"), "containerID"),
+        (&network, Container { ifname: "../e".into(), ..container() }, "interface name"),
+        (&bad_name, container(), "network name"),
+    ];
+    for (network, container, what) in cases {
+        for outcome in [
+            lab.runtime.add(network, &container).map(drop),
+            lab.runtime.check(network, &container),
+            lab.runtime.del(network, &container),
+        ] {
+            assert!(outcome.unwrap_err().to_string().contains(what));
+        }
+    }
+    assert!(lab.calls().is_empty());
+}
+
+/// R9, R12, R13, V31, V35, V36: where networks are found, and what is appended to them.
+#[test]
+fn loading() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let load = |name: &str| load::network(dir.path(), name);
+    assert_eq!(
+        load::network(Path::new("/no/such/dir"), "n").unwrap_err().to_string(),
+        "no net configurations found in /no/such/dir"
+    );
+    write("49-some.conf", r#"{"name":"some-list","cniVersion":"0.3.1","type":"single"}"#);
+    assert_eq!(load("some-list").unwrap().plugins[0].kind(), "single");
+    write("50-some.conflist", r#"{"name":"some-list","cniVersion":"1.1.0","plugins":[{"type":"host-local"}]}"#);
+    assert_eq!(load("some-list").unwrap().plugins[0].kind(), "host-local");
+    assert_eq!(
+        load("nope").unwrap_err().to_string(),
+        format!("no net configuration with name \"nope\" in {}", dir.path().display())
+    );
+    // Plugins in files come behind the inlined ones, in order of their names.
+    write("some-list/20-b.conf", r#"{"type":"bandwidth"}"#);
+    write("some-list/10-a.conf", r#"{"type":"tuning"}"#);
+    write("some-list/30-c.json", r#"{"type":"ignored"}"#);
+    let kinds = |list: &NetworkList| list.plugins.iter().map(|p| p.kind().to_owned()).collect::<Vec<_>>();
+    let list = load("some-list").unwrap();
+    assert_eq!(kinds(&list), ["host-local", "tuning", "bandwidth"]);
+    // What is remembered is the whole list.
+    assert_eq!(kinds(&NetworkList::parse(&list.bytes).unwrap()), kinds(&list));
+    write(
+        "50-some.conflist",
+        r#"{"name":"some-list","cniVersion":"1.1.0","loadOnlyInlinedPlugins":true,"plugins":[{"type":"host-local"}]}"#,
+    );
+    assert_eq!(kinds(&load("some-list").unwrap()), ["host-local"]);
+    write("60-files.conflist", r#"{"name":"files","cniVersion":"1.1.0"}"#);
+    let none = load("files").unwrap_err().to_string();
+    assert_eq!(none, "no plugin configs found for network \"files\"");
+    write("files/x.conf", r#"{"type":"bridge"}"#);
+    assert_eq!(kinds(&load("files").unwrap()), ["bridge"]);
+    // A list that is broken does not hide the others, and is named when it may be the one that is missed.
+    write("10-broken.conflist", "{");
+    assert!(load("some-list").is_ok());
+    assert!(load("nope").unwrap_err().to_string().contains("10-broken.conflist"));
+    // Folders below are not searched.
+    write("below/70-hidden.conflist", r#"{"name":"hidden","plugins":[{"type":"t"}]}"#);
+    assert!(load("hidden").is_err());
+    write("some-list/40-wrong.conf", r#"{"name":"no type"}"#);
+    write("50-some.conflist", r#"{"name":"some-list","plugins":[{"type":"host-local"}]}"#);
+    assert!(load("some-list").unwrap_err().to_string().contains("missing 'type'"));
+}
+
+/// V50, V51: what a plugin prints, and what is made of it.
+#[test]
+fn outputs_of_plugins() {
+    let lab = Lab::new(&["p1"]);
+    let add = || lab.runtime.add(&list_with("0.3.1", "", &["p1"]), &container());
+    let error = |stdout: &str, stderr: &str| {
+        lab.fails("p1", "ADD", stdout, stderr);
+        let error = add().unwrap_err().to_string();
+        lab.mend("p1", "ADD");
+        error.replace(r#"plugin type="p1" failed (add): "#, "")
+    };
+    assert_eq!(error("", ""), "netplugin failed with no error message: exit status 1");
+    assert_eq!(error("", "some stderr message"), "netplugin failed: \"some stderr message\": exit status 1");
+    assert_eq!(error(r#"{"code":7,"msg":"bad"}"#, ""), "bad");
+    // What it logged is kept beside its own words.
+    assert_eq!(error(r#"{"code":7,"msg":"bad","details":"very"}"#, "log"), "bad; very; it logged \"log\"");
+    assert!(error("gibberish", "").starts_with("netplugin failed but error parsing its diagnostic message \"gibberish\""));
+    // A result printed by a plugin that then fails is no error without text.
+    assert!(error(r#"{"cniVersion":"1.1.0","ips":[]}"#, "").contains("error parsing its diagnostic message"));
+    for (printed, expected) in [
+        (r#"{"ips":[{"version":"4","address":"10.0.0.2/24"}]}"#, "0.3.1"),
+        (r#"{"cniVersion":"","ips":[]}"#, "0.3.1"),
+        ("null", "0.3.1"),
+    ] {
+        lab.answers("p1", "ADD", printed);
+        let result = add().unwrap();
+        assert_eq!(result.version().as_str(), expected, "{printed}");
+        lab.runtime.del(&list_with("0.3.1", "", &["p1"]), &container()).unwrap();
+    }
+    for none in ["", "[]", "5", "{", "text"] {
+        lab.answers("p1", "ADD", none);
+        assert!(add().unwrap_err().to_string().contains("its answer is no result"), "{none:?}");
+    }
+}
+
+/// V56, V57: a plugin of 0.1.0 under a configuration without version.
+#[test]
+fn the_oldest_plugins() {
+    let lab = Lab::new(&["p1"]);
+    lab.answers(
+        "p1",
+        "ADD",
+        r#"{"ip4":{"ip":"10.1.2.3/24","gateway":"10.1.2.1","routes":[{"dst":"0.0.0.0/0","gw":"10.1.0.1"}]},"ip6":{"ip":"abcd:1234:ffff::cdde/64"},"dns":{"nameservers":["8.8.8.8"],"domain":"example.com"}}"#,
+    );
+    for version in ["", "0.1.0"] {
+        let network = list_with(version, "", &["p1"]);
+        let result = lab.runtime.add(&network, &container()).unwrap();
+        assert_eq!(result.version(), SpecVersion::V0_1_0);
+        let current = result.into_current();
+        assert_eq!(current.ips.len(), 2);
+        assert_eq!(current.routes[0].gw.unwrap().to_string(), "10.1.0.1");
+        lab.runtime.del(&network, &container()).unwrap();
+    }
+}
+
+/// V55: a plugin from before VERSION existed; every variable of that call says dummy.
+#[test]
+fn version_of_old_plugins() {
+    let lab = Lab::new(&["p1"]);
+    lab.fails("p1", "VERSION", r#"{"code":4,"msg":"unknown CNI_COMMAND: VERSION"}"#, "");
+    assert_eq!(lab.runtime.version("p1").unwrap().supported_versions, ["0.1.0"]);
+    let log = fs::read_to_string(lab.path("log")).unwrap();
+    assert!(log.starts_with("VERSION p1  dummy dummy  dummy {"), "{log}");
+}
+
+/// V52: a plugin that does not end is ended, and what it started too.
+#[test]
+fn timeouts_end_the_whole_group() {
+    let mut lab = Lab::new(&["p1"]);
+    executable(
+        &lab.path("bin/p1"),
+        "#!/bin/sh\nsleep 60 &\necho $! >${0%/bin/*}/child\ntrap 'echo ended >${0%/bin/*}/term; exit 1' TERM\nwait\n",
+    );
+    lab.runtime.timeout = Some(Duration::from_millis(500));
+    let started = Instant::now();
+    let error = lab.runtime.add(&list(&["p1"]), &container()).unwrap_err().to_string();
+    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(error.contains("did not end within 500ms"), "{error}");
+    // It had the chance to clean up before it was killed.
+    assert!(lab.path("term").exists());
+    let child = fs::read_to_string(lab.path("child")).unwrap();
+    let state = fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+    assert!(state.is_empty() || state.contains(") Z "), "{state}");
+}
+
+/// A plugin whose own child keeps the pipes open does not keep the caller waiting.
+#[test]
+fn left_behind_children_do_not_block() {
+    let lab = Lab::new(&["p1"]);
+    executable(
+        &lab.path("bin/p1"),
+        "#!/bin/sh\nsleep 30 &\necho $! >${0%/bin/*}/child\necho '{\"cniVersion\":\"1.1.0\"}'\n",
+    );
+    let started = Instant::now();
+    lab.runtime.add(&list(&["p1"]), &container()).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(10));
+    let child: i32 = fs::read_to_string(lab.path("child")).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(child).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
+}
+
+/// A binary that is being replaced is waited for; one that stays open for writing is an error, and no success.
+#[test]
+fn busy_binaries_are_waited_for() {
+    let lab = Lab::new(&["p1"]);
+    let binary = lab.path("bin/p1");
+    fs::copy("/bin/true", &binary).unwrap();
+    let writer = fs::OpenOptions::new().append(true).open(&binary).unwrap();
+    let closer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(writer);
+    });
+    lab.runtime.status(&list(&["p1"])).unwrap();
+    closer.join().unwrap();
+    let _writer = fs::OpenOptions::new().append(true).open(&binary).unwrap();
+    let mut impatient = lab.runtime.clone();
+    impatient.timeout = Some(Duration::from_millis(200));
+    let error = impatient.status(&list(&["p1"])).unwrap_err().to_string();
+    assert!(error.contains("Text file busy"), "{error}");
+}
+
+/// R67, R69: one operation at a time for a container, others at the same time. R68: GC alone on its network.
+#[test]
+fn operations_are_ordered() {
+    let lab = Lab::new(&["p1"]);
+    // Notes when it begins and ends; two that overlap would be seen in the log.
+    executable(
+        &lab.path("bin/p1"),
+        "#!/bin/sh\ndir=${0%/bin/*}\ncat >/dev/null\nwho=${CNI_CONTAINERID:-gc}\necho \"begin $who\" >>$dir/order\nsleep 0.1\necho \"end $who\" >>$dir/order\necho '{\"cniVersion\":\"1.1.0\"}'\n",
+    );
+    let network = list(&["p1"]);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| lab.runtime.del(&network, &Container::new("same", "/n")).unwrap());
+        }
+        scope.spawn(|| lab.runtime.gc(&network, &[]).unwrap());
+        scope.spawn(|| lab.runtime.del(&network, &Container::new("other", "/n")).unwrap());
+    });
+    let order = fs::read_to_string(lab.path("order")).unwrap();
+    let mut running: Vec<&str> = Vec::new();
+    for line in order.lines() {
+        let (what, who) = line.split_once(' ').unwrap();
+        if what == "begin" {
+            assert!(!running.contains(&who), "{order}");
+            assert!(who != "gc" || running.is_empty(), "{order}");
+            assert!(!running.contains(&"gc"), "{order}");
+            running.push(who);
+        } else {
+            running.retain(|other| *other != who);
+        }
+    }
+    assert_eq!(order.lines().count(), 10);
+    // No lock of a container stays behind.
+    let locks: Vec<_> = fs::read_dir(lab.path("state/netloom/locks")).unwrap().flatten().collect();
+    assert_eq!(locks.len(), 1, "{locks:?}");
+}
+
+/// V48, V49: what is remembered, in libcni's own form, and libcni's own file read.
+#[test]
+fn memory_is_libcnis() {
+    let lab = Lab::new(&["p1"]);
+    let network = list(&["p1"]);
+    let mut container = container();
+    container.args = vec![("A".into(), "B".into())];
+    container.capability_args = json::parse_object(br#"{"mac":"x"}"#).unwrap();
+    lab.runtime.add(&network, &container).unwrap();
+    let text = fs::read_to_string(lab.cache_file()).unwrap();
+    let value: Value = serde_json::from_str(&text).unwrap();
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    assert_eq!(
+        value,
+        json!({"kind":"cniCacheV1","containerId":"some-container-id","config":BASE64_STANDARD.encode(&network.bytes),
+            "ifName":"eth0","networkName":"some-list","netns":"/some/netns/path","cniArgs":[["A","B"]],
+            "capabilityArgs":{"mac":"x"},"result":{"cniVersion":"1.1.0"}})
+    );
+    assert_eq!(fs::metadata(lab.cache_file()).unwrap().permissions().mode() & 0o777, 0o600);
+    let entries = lab.runtime.attachments().unwrap();
+    assert_eq!((entries[0].network.as_str(), entries[0].args.len()), ("some-list", 1));
+    lab.calls();
+    // DEL hands on the arguments of the ADD when it has none of its own.
+    lab.runtime.del(&network, &self::container()).unwrap();
+    let log = fs::read_to_string(lab.path("log")).unwrap();
+    assert!(log.contains(" A=B "), "{log}");
+    lab.calls();
+    // A bare result, as libcni wrote it before 0.8.
+    fs::write(lab.cache_file(), r#"{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.0.0.2/24"}]}"#).unwrap();
+    lab.runtime.del(&network, &self::container()).unwrap();
+    assert_eq!(lab.calls()[0].1["prevResult"], json!({"cniVersion":"1.1.0","ips":[{"address":"10.0.0.2/24"}]}));
+}
+
+/// Names with dashes can meet in one file name: what belongs to another attachment is not used.
+#[test]
+fn memory_of_another_is_not_used() {
+    let lab = Lab::new(&["p1"]);
+    let mut ab = list(&["p1"]);
+    ab.name = "a-b".into();
+    let mut a = list(&["p1"]);
+    a.name = "a".into();
+    lab.runtime.add(&ab, &Container::new("c", "/n")).unwrap();
+    lab.calls();
+    lab.runtime.del(&a, &Container::new("b-c", "/n")).unwrap();
+    assert_eq!(lab.calls()[0].1.get("prevResult"), None);
+    assert_eq!(lab.runtime.attachments().unwrap().len(), 1);
+}
+
+/// V53: looking plugins up.
+#[test]
+fn finding_plugins() {
+    let lab = Lab::new(&["p1"]);
+    let find = |name: &str, paths: &[PathBuf]| netloom_invoke::find_in_path(name, paths).map_err(|e| e.to_string());
+    let bin = [lab.path("bin")];
+    assert_eq!(find("p1", &bin), Ok(lab.path("bin/p1")));
+    assert!(find("p1", &[]).unwrap_err().starts_with("no paths provided"));
+    assert_eq!(find("", &bin), Err("no plugin name provided".into()));
+    assert_eq!(find("../pluginname", &bin), Err("invalid plugin name: ../pluginname".into()));
+    assert_eq!(
+        find("nope", &bin),
+        Err(format!("failed to find plugin \"nope\" in path [{}]", bin[0].display()))
+    );
+    // A file that cannot be executed does not hide a good one, and is named when there is none.
+    let first = lab.path("first");
+    fs::create_dir(&first).unwrap();
+    fs::write(first.join("p1"), "").unwrap();
+    assert_eq!(find("p1", &[first.clone(), bin[0].clone()]), Ok(lab.path("bin/p1")));
+    assert!(find("p1", &[first]).unwrap_err().contains("not executable"));
+    let missing = lab.runtime.add(&list(&["nope"]), &container()).unwrap_err();
+    assert!(matches!(missing, Error::Find(_)));
+}
+
+/// Keys of the configuration reach the plugin as they were written.
+#[test]
+fn configuration_reaches_the_plugin_whole() {
+    let lab = Lab::new(&["p1"]);
+    let text = br#"{"cniVersion":"1.1.0","name":"some-list","plugins":[{"type":"p1","z":{"n":12345678901234567890123},"a":[1.0,1e3]}]}"#;
+    lab.runtime.add(&NetworkList::parse(text).unwrap(), &container()).unwrap();
+    let log = fs::read_to_string(lab.path("log")).unwrap();
+    assert!(log.contains(r#""z":{"n":12345678901234567890123},"a":[1.0,1e"#), "{log}");
+    let _: Object = json::parse_object(log[log.find('{').unwrap()..].trim().as_bytes()).unwrap();
+}
