@@ -55,19 +55,19 @@ pub fn peers() -> Option<PathBuf> {
     let dir = std::env::var_os("NETLOOM_PEERS").map(PathBuf::from).filter(|dir| dir.join("bridge").is_file());
     if dir.is_none() {
         // These compare side by side with somebody else's plugins, which a machine need not have.
-        eprintln_raw("SKIPPED: NETLOOM_PEERS does not name a folder with the Go reference plugins");
+        say_skipped("NETLOOM_PEERS does not name a folder with the Go reference plugins");
     }
     dir
 }
 
 fn skip(reason: &str) {
     assert!(std::env::var_os("CI").is_none(), "in CI nothing is skipped: {reason}");
-    eprintln_raw(&format!("SKIPPED: {reason}"));
+    say_skipped(reason);
 }
 
-/// Writes past the test harness's capture, so that nothing is skipped silently.
-fn eprintln_raw(line: &str) {
-    drop(writeln!(std::io::stderr(), "{line}"));
+/// Says what a kernel or a machine cannot do, past the test harness's capture.
+pub fn say_skipped(reason: &str) {
+    drop(writeln!(std::io::stderr(), "SKIPPED: {reason}"));
 }
 
 impl Host {
@@ -149,11 +149,12 @@ impl Host {
         for value in [&mut links, &mut addresses] {
             remove(value, &volatile);
         }
-        // The kernel makes these by itself whenever a link comes up.
-        retain_addresses(&mut addresses);
+        drop_what_the_kernel_makes(&mut addresses);
         kinds.insert("links".to_owned(), links);
         kinds.insert("addresses".to_owned(), addresses);
-        kinds.insert("routes".to_owned(), self.json("ip -j route show table all | jq -c '[.[]|select((.dst|startswith(\"ff00\")|not) and (.dst|startswith(\"fe80\")|not))|del(.flags)]'"));
+        let mut routes = self.json("ip -j route show table all");
+        drop_what_the_kernel_makes(&mut routes);
+        kinds.insert("routes".to_owned(), routes);
         let mut rules = self.json("nft -j list ruleset");
         remove(&mut rules, &["handle", "metainfo"]);
         kinds.insert("ruleset".to_owned(), rules);
@@ -214,10 +215,18 @@ pub fn remove(value: &mut Value, keys: &[&str]) {
     }
 }
 
-fn retain_addresses(links: &mut Value) {
-    for link in links.as_array_mut().into_iter().flatten() {
+/// Takes out of `ip -j addr` or `ip -j route` what the kernel adds in its own time once a link is up.
+pub fn drop_what_the_kernel_makes(list: &mut Value) {
+    let Some(items) = list.as_array_mut() else { return };
+    for link in items.iter_mut() {
         if let Some(addresses) = link["addr_info"].as_array_mut() {
             addresses.retain(|address| !address["local"].as_str().unwrap_or_default().starts_with("fe80"));
         }
+        remove(link, &["flags"]);
     }
+    items.retain(|item| {
+        let dst = item["dst"].as_str().unwrap_or_default();
+        let local6 = dst.contains(':') && matches!(item["type"].as_str(), Some("local" | "anycast"));
+        !dst.starts_with("fe80") && !dst.starts_with("ff00") && !dst.starts_with("multicast") && !local6
+    });
 }

@@ -39,8 +39,10 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     let container = Container::open(sandbox.require_netns()?).explain()?;
     let events = Events::of_links().explain()?;
 
+    // The bridge first, so that it is the last to be taken away again, when nobody is on it any more.
+    let mut bridge = ensure_bridge(&host, &conf, undo)?;
     let (outside, inside) = create_pair(&host, &container, &conf, sandbox, &owner, undo)?;
-    let mut bridge = connect(&host, &outside, &conf, &owner, undo)?;
+    bridge = connect(&host, bridge, &outside, &conf, &owner, undo)?;
 
     let mut result = Success::default();
     if let Some(ipam) = &conf.ipam {
@@ -222,9 +224,10 @@ fn create_pair(
     Err(invalid("no name is free for the host's end of the veth pair"))
 }
 
-/// Makes the host's end a port of the bridge, and the bridge where there is none.
+/// Makes the host's end a port of the bridge.
 fn connect(
     host: &Socket,
+    mut bridge: Link,
     outside: &Link,
     conf: &Conf,
     owner: &Owner<'_>,
@@ -232,10 +235,7 @@ fn connect(
 ) -> Result<Link, Error> {
     const ATTEMPTS: u32 = 4;
     let mark = owner.mark();
-    let mut attempt = 0;
-    let bridge = loop {
-        attempt += 1;
-        let bridge = ensure_bridge(host, conf, undo)?;
+    for attempt in 0.. {
         let change = Change {
             up: Some(true),
             master: Some(bridge.index),
@@ -243,12 +243,14 @@ fn connect(
             ..Change::default()
         };
         match link::change(host, outside, &change) {
-            Ok(()) => break bridge,
-            // Another ADD made the bridge, failed and took it away again.
-            Err(_) if attempt < ATTEMPTS && link::find(host, &bridge.name).explain()?.is_none() => {}
+            Ok(()) => break,
+            // Another ADD made the bridge, failed, and took it away again.
+            Err(_) if attempt < ATTEMPTS && link::find(host, &bridge.name).explain()?.is_none() => {
+                bridge = ensure_bridge(host, conf, undo)?;
+            }
             Err(error) => return Err(error).explain(),
         }
-    };
+    }
     sysctl::ensure(Setting::Ipv6(&outside.name, "accept_ra"), "0").explain()?;
     if conf.port.hairpin || conf.port.isolated {
         bridge::set_port(host, outside, conf.port).explain()?;

@@ -1,0 +1,310 @@
+//! A container on a network: what it can reach, and that nothing is left of it.
+
+use serde_json::{Value, json};
+use testkit::Host;
+
+use crate::lab::{Call, OURS, dual_stack, with_prev};
+
+fn pings(host: &Host, from: &str, to: &str) -> bool {
+    host.succeeds(&format!("ip netns exec {from} ping -c 1 -W 2 {to}"))
+}
+
+/// R29, R32, R41, R42, R89: ADD makes the interface with addresses and routes; CHECK sees what is missing; DEL
+/// leaves nothing. R52, R55: STATUS asks the IPAM plugin too.
+#[test]
+fn a_container_reaches_host_and_neighbour_and_leaves_nothing() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let conf = dual_stack();
+    // The bridge, the empty tables and the lock are the network's and stay; a first container makes them.
+    host.container("first");
+    let first = Call::new(&host, &OURS, "first");
+    let result = first.add(&conf);
+    first.del(&conf, &result);
+    for name in ["c1", "c2"] {
+        host.container(name);
+    }
+    let before = host.snapshot();
+    let (one, two) = (Call::new(&host, &OURS, "c1"), Call::new(&host, &OURS, "c2"));
+    let (of_one, of_two) = (one.add(&conf), two.add(&conf));
+    one.call("STATUS", &conf).result("STATUS");
+    for index in 0..2 {
+        let gateway = of_one["ips"][index]["gateway"].as_str().unwrap();
+        let other = of_two["ips"][index]["address"].as_str().unwrap().split('/').next().unwrap();
+        assert!(pings(&host, "c1", gateway), "{gateway}");
+        assert!(pings(&host, "c1", other), "{other}");
+    }
+    one.check(&conf, &of_one);
+    let again = one.call("ADD", &conf).error();
+    assert!(again.0 == 4 && again.1.contains("eth0") && again.1.contains("already exists"), "{again:?}");
+    one.check(&conf, &of_one);
+
+    // CHECK sees whatever is taken away, one thing after the other.
+    for (damage, expected) in [
+        ("ip netns exec c1 ip route del default", "route 0.0.0.0/0"),
+        ("ip netns exec c1 ip addr del 10.88.0.3/16 dev eth0", "10.88.0.3/16 is missing"),
+        ("nft flush map inet netloom masq4", "not masqueraded"),
+        ("ip link set $(ip -br link show master br0 | head -1 | cut -d@ -f1) nomaster", "no port of bridge"),
+        ("rm /var/lib/cni/networks/lab/10.88.0.3 /var/lib/cni/networks/lab/fd88::3", "Failed to find address"),
+    ] {
+        host.sh(damage);
+        let (code, text) = one.call("CHECK", &with_prev(&conf, &of_one)).error();
+        assert!(code == 999 && text.contains(expected), "{damage}: {text}");
+    }
+    one.del(&conf, &of_one);
+    two.del(&conf, &of_two);
+    before.assert_same(&host.snapshot(), "after DEL");
+}
+
+/// R35, R37: DEL of what never was, twice, without namespace, without prevResult, without configuration that ADD
+/// would take: all succeed, and free the address.
+#[test]
+fn del_always_succeeds() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let conf = dual_stack();
+    host.container("c1");
+    let call = Call::new(&host, &OURS, "c1");
+    call.del(&conf, &Value::Null);
+    let result = call.add(&conf);
+    // The namespace ends before DEL comes, and takes the links with it.
+    host.sh("ip netns del c1");
+    call.del(&conf, &result);
+    call.del(&conf, &result);
+    assert_eq!(host.sh("ls /var/lib/cni/networks/lab | grep -c ^10 || true").trim(), "0");
+    assert_eq!(host.sh("nft list map inet netloom masq4 | grep -c elements || true").trim(), "0");
+
+    host.container("c2");
+    let mut call = Call::new(&host, &OURS, "c2");
+    let before = host.snapshot();
+    call.add(&conf);
+    call.netns = String::new();
+    let mut strange = conf.clone();
+    strange["vlan"] = json!(9999);
+    strange["ipam"]["ranges"] = json!([]);
+    call.del(&strange, &Value::Null);
+    before.assert_same(&host.snapshot(), "after DEL without namespace");
+}
+
+/// GC: what belongs to no valid attachment goes, whatever is left of it; the rest stays. R59, R62, R86.
+#[test]
+fn gc_removes_what_is_stale_and_nothing_else() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let mut conf = dual_stack();
+    conf["macspoofchk"] = json!(true);
+    for name in ["warm", "stays", "goes"] {
+        host.container(name);
+    }
+    let warm = Call::new(&host, &OURS, "warm");
+    let result = warm.add(&conf);
+    warm.del(&conf, &result);
+    let (stays, goes) = (Call::new(&host, &OURS, "stays"), Call::new(&host, &OURS, "goes"));
+    let kept = stays.add(&conf);
+    let mut other_network = conf.clone();
+    other_network["name"] = json!("other");
+    other_network["bridge"] = json!("br1");
+    other_network["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/16"}]]);
+    let mut of_other = stays.clone();
+    of_other.ifname = "eth1".into();
+    let other = of_other.add(&other_network);
+    let before = host.snapshot();
+    goes.add(&conf);
+    let mut gc = conf.clone();
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": "stays", "ifname": "eth0"}]);
+    stays.call("GC", &gc).result("GC");
+    before.assert_same(&host.snapshot(), "after GC");
+    stays.check(&conf, &kept);
+    of_other.check(&other_network, &other);
+    gc["cni.dev/valid-attachments"] = json!([]);
+    stays.call("GC", &gc).result("GC");
+    assert!(!host.succeeds("ls /var/lib/cni/networks/lab/10.*"));
+    of_other.check(&other_network, &other);
+}
+
+/// R27, R85, R87, R88, R90: a delegated IPAM plugin that is somebody else's is run as a process, with everything.
+#[test]
+fn foreign_ipam_plugins_are_run() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let bin = host.path("/opt/bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    host.sh(&format!("ln -s {}/bridge /opt/bin/bridge", OURS.display()));
+    let script = "#!/bin/sh\necho \"$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS $CNI_PATH $(cat)\" >>/run/ipam.log\necho working >&2\n[ -e /run/fail ] && { echo '{\"code\": 77, \"msg\": \"no more\"}'; exit 1; }\n[ $CNI_COMMAND = ADD ] && cat /run/answer\nexit 0\n";
+    std::fs::write(bin.join("myipam"), script).unwrap();
+    host.sh("chmod +x /opt/bin/myipam");
+    let conf = json!({"cniVersion": "1.0.0", "name": "lab", "type": "bridge", "bridge": "br0", "isGateway": true,
+                      "custom": [1, 2], "ipam": {"type": "myipam", "x": "y"}});
+    let call = Call::new(&host, std::path::Path::new("/opt/bin"), "c1");
+    let answer = |text: &str| std::fs::write(host.path("/run/answer"), text).unwrap();
+    answer(r#"{"cniVersion":"0.2.0","ip4":{"ip":"10.1.2.3/24","routes":[{"dst":"0.0.0.0/0"}]}}"#);
+    let result = call.add(&conf);
+    assert_eq!(result["ips"], json!([{"address": "10.1.2.3/24", "gateway": "10.1.2.1", "interface": 2}]));
+    call.check(&conf, &result);
+    call.del(&conf, &result);
+    let log = host.sh("cat /run/ipam.log; rm /run/ipam.log");
+    for (line, verb) in log.lines().zip(["ADD", "CHECK", "DEL"]) {
+        assert!(line.starts_with(&format!("{verb} c1 eth0 /run/netns/c1 /opt/bin {{")), "{line}");
+        assert!(line.contains(r#""custom":[1,2]"#) && line.contains(r#""x":"y""#), "{line}");
+    }
+    // What it answers may be no result; then its DEL is called and nothing is left.
+    let before = host.snapshot();
+    for (text, expected) in [
+        ("nonsense", "did not answer with a result"),
+        ("", "did not answer with a result"),
+        (r#"{"cniVersion":"1.0.0"}"#, "returned missing IP config"),
+        (r#"{"ips":[{"address":"10.1.2.3"}]}"#, "invalid CIDR address"),
+    ] {
+        answer(text);
+        let error = call.call("ADD", &conf).error();
+        assert!(error.1.contains(expected), "{text}: {error:?}");
+        let log = host.sh("cat /run/ipam.log; rm /run/ipam.log");
+        assert_eq!(log.lines().map(|line| &line[..3]).collect::<Vec<_>>(), ["ADD", "DEL"]);
+        before.assert_same(&host.snapshot(), text);
+    }
+    host.sh("touch /run/fail");
+    assert_eq!(call.call("ADD", &conf).error().0, 77);
+    let failed = call.call("STATUS", &json!({"cniVersion": "1.1.0", "name": "lab", "type": "bridge", "ipam": {"type": "myipam"}}));
+    assert_eq!(failed.error().0, 77);
+    assert!(failed.stderr.contains("working"));
+}
+
+/// V67, V70: what the IPAM type and the oldest versions refuse.
+#[test]
+fn ipam_types_and_old_versions() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let call = Call::new(&host, &OURS, "c1");
+    for (kind, expected) in [("nope", "failed to find plugin"), ("../x", "invalid plugin name: ../x")] {
+        let conf = json!({"cniVersion": "1.1.0", "name": "n", "type": "bridge", "ipam": {"type": kind}});
+        let error = call.call("STATUS", &conf).error();
+        assert!(error.0 == 999 && error.1.contains(expected), "{error:?}");
+    }
+    for version in ["0.1.0", "0.2.0"] {
+        let conf = json!({"cniVersion": version, "name": "n", "type": "static",
+            "ipam": {"type": "static", "addresses": [{"address": "10.0.0.2/24"}, {"address": "10.0.0.3/24"}]}});
+        let error = call.call("ADD", &conf).error();
+        assert!(error.1.contains("does not support more than 1 address per family"), "{error:?}");
+    }
+    for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let mut conf = dual_stack();
+        conf["cniVersion"] = json!(version);
+        let result = call.add(&conf);
+        assert_eq!(result["cniVersion"], json!(version));
+        assert!(result.to_string().contains("10.88.0."), "{result}");
+        call.del(&conf, &Value::Null);
+    }
+}
+
+/// The check of senders lets nothing pass from another hardware address. R43: CHECK sees that it is gone.
+#[test]
+fn mac_spoof_check_drops_other_senders() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let mut conf = dual_stack();
+    conf["macspoofchk"] = json!(true);
+    host.container("c1");
+    let call = Call::new(&host, &OURS, "c1");
+    let result = call.add(&conf);
+    assert!(pings(&host, "c1", "10.88.0.1"));
+    host.sh("ip netns exec c1 ip link set eth0 address 02:00:00:00:00:99");
+    assert!(!host.succeeds("ip netns exec c1 ping -c 1 -W 1 10.88.0.1"));
+    let mac = result["interfaces"][2]["mac"].as_str().unwrap();
+    host.sh(&format!("ip netns exec c1 ip link set eth0 address {mac}; ip netns exec c1 ip route replace default via 10.88.0.1"));
+    assert!(pings(&host, "c1", "10.88.0.1"));
+    host.sh("nft flush set bridge netloom spoof_allowed; nft flush set bridge netloom spoof_guarded");
+    let error = call.call("CHECK", &with_prev(&conf, &result)).error();
+    assert!(error.1.contains("MAC spoof check") || error.1.contains("route"), "{error:?}");
+    call.del(&conf, &result);
+    assert!(!host.sh("nft list table bridge netloom").contains("elements ="));
+}
+
+/// Isolated ports reach the gateway and not each other.
+#[test]
+fn isolated_ports_do_not_reach_each_other() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let mut conf = dual_stack();
+    conf["portIsolation"] = json!(true);
+    let calls = ["c1", "c2"].map(|name| {
+        host.container(name);
+        let call = Call::new(&host, &OURS, name);
+        (call.add(&conf), call)
+    });
+    let other = calls[1].0["ips"][0]["address"].as_str().unwrap().split('/').next().unwrap();
+    assert!(pings(&host, "c1", "10.88.0.1"));
+    assert!(!host.succeeds(&format!("ip netns exec c1 ping -c 1 -W 1 {other}")));
+}
+
+/// Masquerade: another host sees the address of this one, and the container's neighbours see the container's.
+#[test]
+fn masquerade_hides_the_container_from_other_hosts() {
+    if !testkit::is_root() || !testkit::has("nc") {
+        return;
+    }
+    let host = Host::new();
+    host.container("other");
+    host.sh("ip link add up0 type veth peer name up0 netns other; ip addr add 192.0.2.1/24 dev up0; ip link set up0 up");
+    host.sh("ip -n other addr add 192.0.2.2/24 dev up0; ip -n other link set up0 up; ip -n other link set lo up");
+    host.container("c1");
+    let conf = dual_stack();
+    let call = Call::new(&host, &OURS, "c1");
+    call.add(&conf);
+    // Without masquerade the other host would have no way back.
+    assert!(pings(&host, "c1", "192.0.2.2"));
+    let mut plain = conf.clone();
+    plain["ipMasq"] = json!(false);
+    call.del(&conf, &Value::Null);
+    call.add(&plain);
+    assert!(!host.succeeds("ip netns exec c1 ping -c 1 -W 1 192.0.2.2"));
+}
+
+/// Attaching to several networks, each with an interface of its own. R33, R66.
+#[test]
+fn one_container_on_three_networks() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let before = host.snapshot();
+    let networks: Vec<(Value, Call<'_>)> = (0..3)
+        .map(|index| {
+            let conf = json!({"cniVersion": "1.1.0", "name": format!("net{index}"), "type": "bridge",
+                "bridge": format!("br{index}"), "isGateway": true,
+                "ipam": {"type": "host-local", "subnet": format!("10.{index}.0.0/24")}});
+            let mut call = Call::new(&host, &OURS, "c1");
+            call.ifname = format!("net{index}");
+            (conf, call)
+        })
+        .collect();
+    let results: Vec<Value> = networks.iter().map(|(conf, call)| call.add(conf)).collect();
+    for ((conf, call), result) in networks.iter().zip(&results) {
+        call.check(conf, result);
+    }
+    for index in 0..3 {
+        assert!(pings(&host, "c1", &format!("10.{index}.0.1")));
+    }
+    for ((conf, call), result) in networks.iter().zip(&results) {
+        call.del(conf, result);
+        host.sh(&format!("ip link del {}", conf["bridge"].as_str().unwrap()));
+        host.sh(&format!("rm -r /var/lib/cni/networks/{}", conf["name"].as_str().unwrap()));
+    }
+    before.assert_same(&host.snapshot(), "after DEL of all three");
+}

@@ -1,0 +1,226 @@
+//! An ADD that fails at any of its steps leaves host, container and disk as they were.
+//!
+//! Runs in process, with `kernel::fault` making the n-th change fail: for n = 0, 1, … until the ADD gets through.
+
+use std::{
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use kernel::{Netns, fault};
+use netloom_plugin::{Console, Variables, serve};
+use serde_json::{Value, json};
+use testkit::Host;
+
+use crate::lab::dual_stack;
+
+/// A host, and a folder in which this test program is every plugin: delegated ones are called in process.
+struct Lab {
+    host: Host,
+    bin: PathBuf,
+    data: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (bin, data) = (dir.path().join("bin"), dir.path().join("data"));
+        std::fs::create_dir(&bin).unwrap();
+        for plugin in ["host-local", "static"] {
+            symlink(std::env::current_exe().unwrap(), bin.join(plugin)).unwrap();
+        }
+        let host = Host::new();
+        host.sh("echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding");
+        Self { host, bin, data, _dir: dir }
+    }
+
+    fn call(&self, verb: &str, conf: &Value, prev: &Value) -> (bool, Value) {
+        let netns = self.host.path("/run/netns/c1");
+        let variables: Variables = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", "c1"),
+            ("CNI_NETNS", netns.to_str().unwrap()),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", self.bin.to_str().unwrap()),
+        ]
+        .into_iter()
+        .collect();
+        let mut conf = crate::lab::with_prev(conf, prev);
+        if conf["ipam"].is_object() {
+            conf["ipam"]["dataDir"] = json!(self.data);
+        }
+        let plugin = plugins::by_name(conf["type"].as_str().unwrap()).unwrap();
+        let (stdin, mut stdout) = (conf.to_string(), Vec::new());
+        let mut console = Console {
+            stdin: &mut stdin.as_bytes(),
+            stdout: &mut stdout,
+            stderr: &mut Vec::new(),
+            interrupted: Arc::new(AtomicBool::new(false)),
+        };
+        let ok = serve(plugin, &variables, &mut console, plugins::LINKED);
+        (ok, serde_json::from_slice(&stdout).unwrap_or(Value::Null))
+    }
+
+    /// Looks at the host, the inside of the container, and the reservations.
+    fn state(&self) -> Value {
+        let host = serde_json::to_value(&self.host.snapshot().0).unwrap();
+        let mut inside = json!([]);
+        for line in ["ip -j link", "ip -j addr", "ip -j route show table all"] {
+            let mut seen = self.host.json(&format!("ip netns exec c1 {line}"));
+            testkit::remove(&mut seen, &["operstate"]);
+            testkit::drop_what_the_kernel_makes(&mut seen);
+            inside.as_array_mut().unwrap().push(seen);
+        }
+        let mut files: Vec<String> = Vec::new();
+        for network in std::fs::read_dir(&self.data).into_iter().flatten().flatten() {
+            for file in std::fs::read_dir(network.path()).unwrap().flatten() {
+                files.push(file.path().display().to_string());
+            }
+        }
+        // Which address was given out last is remembered whatever becomes of it.
+        files.retain(|file| !file.contains("last_reserved_ip") && !file.ends_with("lock"));
+        files.sort();
+        json!({"host": host, "inside": inside, "files": files})
+    }
+
+    /// Runs work on a thread that is in the host's namespace, and ends there.
+    fn on_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let netns = PathBuf::from(format!("/proc/{}/ns/net", self.host.pid()));
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    Netns::open(&netns).unwrap().enter().unwrap();
+                    work()
+                })
+                .join()
+                .unwrap()
+        })
+    }
+}
+
+/// Fails each step of an ADD in turn; gives how many steps there were.
+fn fail_each_step(lab: &Lab, conf: &Value, prev: &Value) -> u32 {
+    let before = lab.state();
+    for steps in 0.. {
+        fault::fail_after(steps);
+        let (ok, answer) = lab.call("ADD", conf, prev);
+        let got_through = fault::reset();
+        if got_through {
+            assert!(ok, "{answer}");
+            return steps;
+        }
+        assert!(!ok, "step {steps} failed, and the ADD did not: {answer}");
+        assert!(answer.to_string().contains("injected by a test"), "step {steps}: {answer}");
+        assert!(!answer.to_string().contains("could not be undone"), "step {steps}: {answer}");
+        let after = lab.state();
+        for part in ["host", "inside", "files"] {
+            assert!(
+                before[part] == after[part],
+                "step {steps} ({answer}): {part} differ\nbefore: {}\nafter:  {}",
+                before[part],
+                after[part]
+            );
+        }
+    }
+    unreachable!()
+}
+
+/// The first container of a host: also the bridge is taken away again. What stays is the empty ruleset's tables.
+#[test]
+fn the_first_add_is_undone_at_each_step() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.host.container("c1");
+    let mut conf = dual_stack();
+    conf["hairpinMode"] = json!(true);
+    conf["enabledad"] = json!(true);
+    conf["ipMasq"] = json!(false);
+    let steps = lab.on_host(|| fail_each_step(&lab, &conf, &Value::Null));
+    assert!(steps >= 15, "{steps}");
+}
+
+/// A later container, with everything that a bridge can do.
+#[test]
+fn a_later_add_is_undone_at_each_step() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut extras = vec![
+        json!({"macspoofchk": true, "portIsolation": true}),
+        json!({"disableContainerInterface": true, "ipam": {}}),
+    ];
+    if lab.host.succeeds("ip link add vlans type bridge vlan_filtering 1 && ip link del vlans") {
+        extras.push(json!({"vlan": 100, "vlanTrunk": [{"id": 101}], "mtu": 1400}));
+    } else {
+        testkit::say_skipped("this kernel's bridges do not filter VLANs");
+    }
+    for extra in extras {
+        let mut conf = dual_stack();
+        conf.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        conf["bridge"] = json!(format!("br{}", extra.to_string().len()));
+        conf["name"] = json!(format!("net{}", extra.to_string().len()));
+        lab.host.container("c1");
+        lab.on_host(|| {
+            // A first container makes what the network keeps.
+            let (ok, result) = lab.call("ADD", &conf, &Value::Null);
+            assert!(ok, "{result}");
+            assert!(lab.call("DEL", &conf, &result).0);
+            let steps = fail_each_step(&lab, &conf, &Value::Null);
+            assert!(steps >= 3, "{extra}: {steps}");
+        });
+        lab.host.sh("ip netns del c1");
+    }
+}
+
+/// A published port.
+#[test]
+fn a_published_port_is_undone_at_each_step() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.host.container("c1");
+    let portmap = json!({"cniVersion": "1.1.0", "name": "lab", "type": "portmap",
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}});
+    lab.on_host(|| {
+        let (ok, mut prev) = lab.call("ADD", &dual_stack(), &Value::Null);
+        assert!(ok, "{prev}");
+        prev["interfaces"][2]["sandbox"] = json!("c1");
+        // The tables are the host's; the first mapping makes them.
+        assert!(lab.call("ADD", &portmap, &prev).0);
+        assert!(lab.call("DEL", &portmap, &prev).0);
+        lab.host.sh("echo 0 >/proc/sys/net/ipv4/conf/br0/route_localnet");
+        let steps = fail_each_step(&lab, &portmap, &prev);
+        assert!(steps >= 2, "{steps}");
+    });
+}
+
+/// Loopback.
+#[test]
+fn loopback_is_undone_at_each_step() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.host.container("c1");
+    let conf = json!({"cniVersion": "1.1.0", "name": "lo", "type": "loopback"});
+    lab.on_host(|| assert_eq!(fail_each_step(&lab, &conf, &Value::Null), 1));
+}
+
+/// The folder of this test program is one in which delegated plugins are found to be linked.
+#[test]
+fn delegated_plugins_are_called_in_process() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.host.container("c1");
+    // As a process this program would run all its tests, and answer with no result.
+    let (ok, result) = lab.on_host(|| lab.call("ADD", &dual_stack(), &Value::Null));
+    assert!(ok && Path::new(&lab.data).join("lab/10.88.0.2").exists(), "{result}");
+}
