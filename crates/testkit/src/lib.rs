@@ -27,7 +27,9 @@ const HOLD: &str = "\
     set -e; \
     mount -t tmpfs none /run; mkdir -p /run/netns /run/etc/up /run/etc/work; \
     mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/up,workdir=/run/etc/work none /etc; \
-    mount -t tmpfs none /var/lib; mount -t tmpfs none /opt; mount -t sysfs none /sys; \
+    mount -t tmpfs none /var/lib; mount -t tmpfs none /opt; \
+    mkdir /run/cgroup; mount --rbind /sys/fs/cgroup /run/cgroup; \
+    mount -t sysfs none /sys; mount --rbind /run/cgroup /sys/fs/cgroup; \
     ip link set lo up; \
     echo ready; exec cat";
 
@@ -158,7 +160,10 @@ impl Host {
         let mut rules = self.json("nft -j list ruleset");
         remove(&mut rules, &["handle", "metainfo"]);
         kinds.insert("ruleset".to_owned(), rules);
-        let files = self.sh("find /var/lib /run/netns /run/cni -type f 2>/dev/null | sort || true");
+        // A network's locks, and what it gave out last, stay when its containers go.
+        let files = self.sh(
+            "find /var/lib /run/netns /run/cni -type f ! -name lock ! -path '*/locks/network-*' ! -name 'last_reserved_ip.*' 2>/dev/null | sort || true",
+        );
         let files: Vec<&str> = files.lines().collect();
         kinds.insert("files".to_owned(), files.into());
         Snapshot(kinds)

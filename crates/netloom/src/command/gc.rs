@@ -18,7 +18,8 @@ pub(crate) struct Options {
     pub(crate) network: Option<String>,
 }
 
-/// Keeps the attachments whose namespace exists, whoever made them, and removes everything else of the network.
+/// Keeps the attachments that are remembered and whose namespace exists, whoever made them, and removes
+/// everything else of the network.
 pub(crate) fn gc(places: &Places, options: &Options) -> Outcome {
     containers::remove_dead(places)?;
     let runtime = places.runtime_with_own_plugins()?;
@@ -41,7 +42,9 @@ fn gc_network(runtime: &Runtime, list: &NetworkList) -> Outcome {
     let entries = runtime.attachments()?;
     let valid: Vec<Attachment> = entries
         .into_iter()
-        .filter(|entry| entry.network == list.name && Netns::open(Path::new(&entry.netns)).is_ok())
+        // Older runtimes do not write the namespace down: whether theirs exists is not known, so it stays.
+        .filter(|entry| entry.network == list.name)
+        .filter(|entry| entry.netns.is_empty() || Netns::open(Path::new(&entry.netns)).is_ok())
         .map(|entry| Attachment { container_id: entry.container_id, ifname: entry.ifname })
         .collect();
     Ok(runtime.gc(list, &valid)?)

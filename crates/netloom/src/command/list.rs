@@ -91,7 +91,7 @@ pub(crate) fn list(places: &Places, options: &Options) -> Outcome {
     }
     let mut shown = table(&["NETWORK", "CONTAINER", "IF", "ADDRESSES", "PORTS", "NETNS"]);
     for row in attachments {
-        let gone = if row.exists { "" } else { " (gone)" };
+        let gone = if row.exists || row.netns.is_empty() { "" } else { " (gone)" };
         shown.add_row([
             row.network,
             row.container,

@@ -1,1 +1,334 @@
-//! .
+//! Bad input: each case gets the specification's code and a message that names the key or object, leaves nothing
+//! behind, and panics nowhere.
+
+use std::{fs, io::Write, process::Stdio};
+
+use serde_json::{Value, json};
+use testkit::Host;
+
+use crate::lab::{Call, OURS, PLUGINS};
+
+/// What a case changes of a good call: the plugin, what it reads, and one variable.
+struct Case {
+    plugin: &'static str,
+    verb: &'static str,
+    stdin: String,
+    variable: Option<(&'static str, String)>,
+    code: u64,
+    says: &'static str,
+}
+
+const BRIDGE: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"bridge","bridge":"br0","isGateway":true,"ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
+const HOST_LOCAL: &str =
+    r#"{"cniVersion":"1.1.0","name":"lab","type":"host-local","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
+const STATIC: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"static","ipam":{"type":"static","addresses":[{"address":"10.5.0.2/24"}]}}"#;
+const PORTMAP: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"portmap","prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.2/16"}]},"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}}"#;
+
+/// Puts another value in the place of a key of a configuration; `null` takes the key away.
+fn changed(conf: &str, path: &str, value: Value) -> String {
+    let mut whole: Value = serde_json::from_str(conf).unwrap();
+    let mut place = &mut whole;
+    let steps: Vec<&str> = path.split('.').collect();
+    for step in &steps[..steps.len() - 1] {
+        place = &mut place[*step];
+    }
+    let last = steps[steps.len() - 1];
+    if value.is_null() {
+        place.as_object_mut().unwrap().remove(last);
+    } else {
+        place[last] = value;
+    }
+    whole.to_string()
+}
+
+/// Cases in which the configuration is wrong: plugin's good one, key, value, code, what the message says.
+fn configurations() -> Vec<Case> {
+    let cases: Vec<(&str, &str, Value, u64, &str)> = vec![
+        (BRIDGE, "name", json!(null), 7, "missing network name"),
+        (BRIDGE, "name", json!(""), 7, "missing network name"),
+        (BRIDGE, "name", json!("../../etc"), 7, "../../etc"),
+        (BRIDGE, "name", json!("a/b"), 7, "a/b"),
+        (BRIDGE, "name", json!("a\u{0}b"), 7, "a\\\\0b"),
+        (BRIDGE, "name", json!("n".repeat(300)), 7, "longer than 255"),
+        (BRIDGE, "name", json!(5), 6, "`name`"),
+        (BRIDGE, "name", json!(["x"]), 6, "`name`"),
+        (BRIDGE, "cniVersion", json!("9.9.9"), 1, "9.9.9"),
+        (BRIDGE, "cniVersion", json!("1.1"), 1, "1.1"),
+        (BRIDGE, "cniVersion", json!(1.1), 6, "`cniVersion`"),
+        (BRIDGE, "bridge", json!(""), 7, "`bridge`"),
+        (BRIDGE, "bridge", json!("../x"), 7, "`bridge`"),
+        (BRIDGE, "bridge", json!("a b"), 7, "`bridge`"),
+        (BRIDGE, "bridge", json!("br0123456789abcdef"), 7, "too long"),
+        (BRIDGE, "bridge", json!("lo"), 7, "already exists but is not a bridge"),
+        (BRIDGE, "bridge", json!(7), 6, "`bridge`"),
+        (BRIDGE, "isGateway", json!("yes"), 6, "`isGateway`"),
+        (BRIDGE, "isDefaultGateway", json!(1), 6, "`isDefaultGateway`"),
+        (BRIDGE, "ipMasq", json!({}), 6, "`ipMasq`"),
+        (BRIDGE, "ipMasqBackend", json!("ebtables"), 2, "ebtables"),
+        (BRIDGE, "mtu", json!(-5), 7, "`mtu` -5"),
+        (BRIDGE, "mtu", json!(67), 7, "`mtu` 67"),
+        (BRIDGE, "mtu", json!(1e9), 6, "`mtu`"),
+        (BRIDGE, "mtu", json!(70000), 7, "`mtu` 70000"),
+        (BRIDGE, "mtu", json!("1500"), 6, "`mtu`"),
+        (BRIDGE, "mtu", json!(1400.5), 6, "`mtu`"),
+        (BRIDGE, "vlan", json!(-1), 7, "VLAN ID -1"),
+        (BRIDGE, "vlan", json!(4095), 7, "VLAN ID 4095"),
+        (BRIDGE, "vlan", json!("5"), 6, "`vlan`"),
+        (BRIDGE, "vlanTrunk", json!({}), 6, "`vlanTrunk`"),
+        (BRIDGE, "vlanTrunk", json!([{"id": 0}]), 7, "`vlanTrunk[0].id` 0"),
+        (BRIDGE, "vlanTrunk", json!([{"id": 1}, {"minID": 9, "maxID": 5}]), 7, "`vlanTrunk[1]`"),
+        (BRIDGE, "vlanTrunk", json!([{"minID": 9}]), 7, "maxID is missing"),
+        (BRIDGE, "vlanTrunk", json!([{"maxID": 9}]), 7, "minID is missing"),
+        (BRIDGE, "vlanTrunk", json!([null]), 6, "`vlanTrunk[0]`"),
+        (BRIDGE, "disableContainerInterface", json!(true), 7, "DisableContainerInterface"),
+        (BRIDGE, "uplinkInterface", json!("nope0"), 999, "nope0"),
+        (BRIDGE, "uplinkInterface", json!("a/b"), 7, "`uplinkInterface`"),
+        (BRIDGE, "runtimeConfig", json!({"mac": "zz:11:22:33:44:55"}), 7, "`runtimeConfig.mac`"),
+        (BRIDGE, "runtimeConfig", json!({"mac": "01:11:22:33:44:55"}), 7, "group address"),
+        (BRIDGE, "args", json!({"cni": {"mac": "1:2:3"}}), 7, "`args.cni.mac`"),
+        (BRIDGE, "dns", json!({"nameservers": "1.1.1.1"}), 6, "`dns.nameservers`"),
+        (BRIDGE, "ipam", json!([]), 6, "`ipam`"),
+        (BRIDGE, "ipam.type", json!("nope"), 999, "nope"),
+        (BRIDGE, "ipam.type", json!("../../bin/sh"), 999, "../../bin/sh"),
+        (BRIDGE, "ipam.type", json!(5), 6, "`ipam.type`"),
+        (BRIDGE, "ipam.subnet", json!("10.88.0.0"), 7, "`ipam.subnet`"),
+        (BRIDGE, "ipam.subnet", json!("10.88.0.1/16"), 7, "host bits"),
+        (BRIDGE, "prevResult", json!("text"), 6, "prevResult"),
+        (BRIDGE, "prevResult", json!({"cniVersion": "7.7.7"}), 6, "7.7.7"),
+        (BRIDGE, "prevResult", json!({"ips": [{"address": "x"}]}), 6, "`ips[0].address`"),
+        (HOST_LOCAL, "ipam", json!(null), 7, "'ipam'"),
+        (HOST_LOCAL, "ipam.subnet", json!(null), 7, "no IP ranges"),
+        (HOST_LOCAL, "ipam.subnet", json!("300.1.1.0/24"), 7, "300.1.1.0/24"),
+        (HOST_LOCAL, "ipam.subnet", json!("10.0.0.0/33"), 7, "10.0.0.0/33"),
+        (HOST_LOCAL, "ipam.subnet", json!("10.0.0.01/24"), 7, "10.0.0.01/24"),
+        (HOST_LOCAL, "ipam.subnet", json!("10.0.0.0/31"), 7, "too small"),
+        (HOST_LOCAL, "ipam.subnet", json!("fd00::/127"), 7, "too small"),
+        (HOST_LOCAL, "ipam.subnet", json!(["x"]), 6, "`ipam.subnet`"),
+        (HOST_LOCAL, "ipam.rangeStart", json!("10.99.0.1"), 7, "rangeStart 10.99.0.1"),
+        (HOST_LOCAL, "ipam.rangeEnd", json!("fd00::1"), 7, "rangeEnd fd00::1"),
+        (HOST_LOCAL, "ipam.rangeStart", json!("first"), 6, "`ipam.rangeStart`"),
+        (HOST_LOCAL, "ipam.gateway", json!("10.88.0.999"), 6, "`ipam.gateway`"),
+        (HOST_LOCAL, "ipam.gateway", json!("fd00::1"), 7, "fd00::1"),
+        (HOST_LOCAL, "ipam.ranges", json!([[]]), 7, "range set 1"),
+        (HOST_LOCAL, "ipam.ranges", json!([[{}]]), 6, "`ipam.ranges[0][0]`"),
+        (HOST_LOCAL, "ipam.ranges", json!([{"subnet": "10.1.0.0/16"}]), 6, "`ipam.ranges[0]`"),
+        (HOST_LOCAL, "ipam.ranges", json!([[{"subnet": "10.88.1.0/24"}]]), 7, "overlaps"),
+        (HOST_LOCAL, "ipam.ranges", json!([[{"subnet": "10.1.0.0/16"}, {"subnet": "fd00::/64"}]]), 7, "mixed"),
+        (HOST_LOCAL, "ipam.ranges", json!([[{"subnet": "10.1.0.0/16"}, {"subnet": "10.1.2.0/24"}]]), 7, "overlaps"),
+        (HOST_LOCAL, "ipam.ranges", json!([[{"subnet": "10.1.0.0/16", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.5"}]]), 7, "rangeStart 10.1.0.9"),
+        (HOST_LOCAL, "ipam.routes", json!([{"dst": "default"}]), 6, "`ipam.routes[0].dst`"),
+        (HOST_LOCAL, "ipam.routes", json!([{"gw": "10.0.0.1"}]), 6, "`ipam.routes[0]`"),
+        (HOST_LOCAL, "ipam.routes", json!([{"dst": "0.0.0.0/0", "gw": "x"}]), 6, "`ipam.routes[0].gw`"),
+        (HOST_LOCAL, "ipam.routes", json!([{"dst": "0.0.0.0/0", "mtu": -1}]), 6, "`ipam.routes[0].mtu`"),
+        (HOST_LOCAL, "ipam.resolvConf", json!("/nowhere/resolv.conf"), 5, "/nowhere/resolv.conf"),
+        (HOST_LOCAL, "ipam.dataDir", json!("/proc/nowhere"), 5, "/proc/nowhere"),
+        (HOST_LOCAL, "ipam.dataDir", json!("/run/full"), 5, "/run/full"),
+        (HOST_LOCAL, "ipam.dataDir", json!("/run/readonly"), 5, "/run/readonly"),
+        (HOST_LOCAL, "runtimeConfig", json!({"ips": ["nonsense"]}), 7, "`runtimeConfig.ips`"),
+        (HOST_LOCAL, "runtimeConfig", json!({"ips": ["10.88.0.1"]}), 7, "gateway"),
+        (HOST_LOCAL, "runtimeConfig", json!({"ips": ["192.168.0.5"]}), 7, "192.168.0.5"),
+        (HOST_LOCAL, "runtimeConfig", json!({"ipRanges": [[{"subnet": "x"}]]}), 6, "`runtimeConfig.ipRanges[0][0].subnet`"),
+        (STATIC, "ipam", json!(null), 7, "'ipam'"),
+        (STATIC, "ipam.addresses", json!([{"address": "10.5.0.2"}]), 7, "`ipam.addresses[0].address`"),
+        (STATIC, "ipam.addresses", json!([{}]), 7, "`ipam.addresses[0].address`"),
+        (STATIC, "ipam.addresses", json!([{"address": "10.5.0.2/24", "gateway": "gw"}]), 6, "`ipam.addresses[0].gateway`"),
+        (STATIC, "args", json!({"cni": {"ips": ["10.5.0.2"]}}), 7, "`args.cni.ips`"),
+        (STATIC, "runtimeConfig", json!({"ips": ["10.5.0.2"]}), 7, "`runtimeConfig.ips`"),
+        (PORTMAP, "prevResult", json!(null), 7, "chained"),
+        (PORTMAP, "backend", json!("pf"), 2, "pf"),
+        (PORTMAP, "conditionsV4", json!(["-s", "1.2.3.4"]), 2, "conditionsV4"),
+        (PORTMAP, "markMasqBit", json!(32), 7, "`markMasqBit`"),
+        (PORTMAP, "runtimeConfig.portMappings", json!([{"hostPort": 0, "containerPort": 80, "protocol": "tcp"}]), 7, "host port"),
+        (PORTMAP, "runtimeConfig.portMappings", json!([{"hostPort": 80, "containerPort": 99999, "protocol": "tcp"}]), 7, "container port number: 99999"),
+        (PORTMAP, "runtimeConfig.portMappings", json!([{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]), 7, "icmp"),
+        (PORTMAP, "runtimeConfig.portMappings", json!([{"hostPort": "80", "containerPort": 80, "protocol": "tcp"}]), 6, "hostPort"),
+        (PORTMAP, "runtimeConfig.portMappings", json!([{"hostPort": 80, "containerPort": 80, "protocol": "tcp", "hostIP": "host"}]), 7, "hostIP"),
+    ];
+    let plugin_of = |conf: &str| {
+        PLUGINS.into_iter().find(|name| conf.contains(&format!("\"name\":\"lab\",\"type\":\"{name}\""))).unwrap()
+    };
+    cases
+        .into_iter()
+        .map(|(conf, path, value, code, says)| Case {
+            plugin: plugin_of(conf),
+            verb: "ADD",
+            stdin: changed(conf, path, value),
+            variable: None,
+            code,
+            says,
+        })
+        .collect()
+}
+
+/// Cases in which the text or a variable is wrong.
+fn texts_and_variables() -> Vec<Case> {
+    let text = |stdin: &str, code, says| Case {
+        plugin: "bridge",
+        verb: "ADD",
+        stdin: stdin.to_owned(),
+        variable: None,
+        code,
+        says,
+    };
+    let variable = |key, value: &str, code, says| Case {
+        variable: Some((key, value.to_owned())),
+        ..text(BRIDGE, code, says)
+    };
+    let mut cases = vec![
+        text("", 6, "empty"),
+        text("   \n", 6, "empty"),
+        text("{", 6, "unmarshall"),
+        text("{\"name\":}", 6, "unmarshall"),
+        text("[1,2]", 6, "an array"),
+        text("\"text\"", 6, "a string"),
+        text(&format!("{BRIDGE}{BRIDGE}"), 6, "unmarshall"),
+        text(&format!("\u{feff}{BRIDGE}"), 6, "unmarshall"),
+        text(&"[".repeat(100_000), 6, "unmarshall"),
+        text(&format!("{{\"name\":\"{}", "x".repeat(10 << 20)), 6, "unmarshall"),
+        text(&" ".repeat(20 << 20), 6, "16 MiB"),
+        variable("CNI_COMMAND", "NOPE", 4, "NOPE"),
+        variable("CNI_COMMAND", "add", 4, "add"),
+        variable("CNI_CONTAINERID", "", 4, "CNI_CONTAINERID"),
+        variable("CNI_CONTAINERID", "../../x", 4, "../../x"),
+        variable("CNI_CONTAINERID", "a b", 4, "a b"),
+        variable("CNI_NETNS", "", 4, "CNI_NETNS"),
+        variable("CNI_NETNS", "/run/netns/none", 4, "/run/netns/none"),
+        variable("CNI_NETNS", "/etc/hostname", 999, "/etc/hostname"),
+        variable("CNI_NETNS", "/proc/self/ns/net", 8, "own namespace"),
+        variable("CNI_IFNAME", "", 4, "CNI_IFNAME"),
+        variable("CNI_IFNAME", "..", 4, ".."),
+        variable("CNI_IFNAME", "a/b", 4, "a/b"),
+        variable("CNI_IFNAME", "interface-name-too-long", 4, "too long"),
+        variable("CNI_IFNAME", "lo", 4, "already exists"),
+        variable("CNI_PATH", "", 4, "CNI_PATH"),
+        variable("CNI_PATH", "/nowhere", 999, "host-local"),
+        variable("CNI_ARGS", "FOO", 4, "FOO"),
+        variable("CNI_ARGS", "FOO=BAR", 4, "FOO=BAR"),
+        variable("CNI_ARGS", "IgnoreUnknown=maybe", 4, "maybe"),
+        variable("CNI_ARGS", "IP=nonsense", 7, "nonsense"),
+        variable("CNI_ARGS", "MAC=nonsense", 7, "nonsense"),
+    ];
+    cases.push(Case { verb: "CHECK", ..text(BRIDGE, 7, "prevResult") });
+    cases.push(Case { verb: "GC", ..text(BRIDGE, 7, "valid-attachments") });
+    let no_list = BRIDGE.replace("{\"cniVersion\"", "{\"cni.dev/valid-attachments\":\"x\",\"cniVersion\"");
+    cases.push(Case { verb: "GC", ..text(&no_list, 6, "valid-attachments") });
+    cases.push(Case { verb: "STATUS", ..text(&changed(BRIDGE, "cniVersion", json!("1.0.0")), 1, "STATUS") });
+    cases.push(Case { verb: "STATUS", ..text(&changed(BRIDGE, "bridge", json!("lo")), 7, "not a bridge") });
+    cases
+}
+
+#[test]
+fn bad_input_is_refused_by_name_and_leaves_nothing() {
+    if !testkit::is_root() {
+        return;
+    }
+    let cases: Vec<Case> = configurations().into_iter().chain(texts_and_variables()).collect();
+    assert!(cases.len() >= 80, "{}", cases.len());
+    let host = Host::new();
+    host.container("c1");
+    // A disk without a free block (a page holds the lock file, a folder and nothing else), and one to be read only.
+    host.sh(
+        "mkdir -p /run/full /run/readonly
+         mount -t tmpfs -o size=4k none /run/full; mkdir /run/full/lab; : >/run/full/lab/lock; dd if=/dev/zero of=/run/full/fill 2>/dev/null || true
+         mount -t tmpfs -o ro none /run/readonly",
+    );
+    let before = host.snapshot();
+    let call = Call::new(&host, &OURS, "c1");
+    let mut failures = Vec::new();
+    for case in cases {
+        let mut call = call.clone();
+        let (mut verb, mut path) = (case.verb.to_owned(), None);
+        if let Some((key, value)) = case.variable.clone() {
+            match key {
+                "CNI_COMMAND" => verb = value,
+                "CNI_CONTAINERID" => call.id = value,
+                "CNI_NETNS" => call.netns = value,
+                "CNI_IFNAME" => call.ifname = value,
+                "CNI_ARGS" => call.args = value,
+                _ => path = Some(value),
+            }
+        }
+        let answer = match path {
+            None => call.run(&verb, case.plugin, case.stdin.as_bytes()),
+            Some(path) => run_with_path(&call, &path, &case),
+        };
+        let shown: String = case.stdin.chars().take(300).collect();
+        let what = format!("{} {} {shown} {:?}", case.plugin, verb, case.variable);
+        if answer.ok {
+            failures.push(format!("{what}: succeeded: {}", answer.stdout));
+            continue;
+        }
+        let Ok(error) = serde_json::from_str::<Value>(&answer.stdout) else {
+            failures.push(format!("{what}: no error object: {answer:?}"));
+            continue;
+        };
+        if error["code"] != case.code || !answer.stdout.contains(case.says) || answer.stdout.contains("panicked") {
+            failures.push(format!("{what}: expected {} {:?}, found {}", case.code, case.says, answer.stdout));
+        }
+        if answer.stderr.contains("panicked") {
+            failures.push(format!("{what}: {}", answer.stderr));
+        }
+        let after = host.snapshot();
+        if after != before {
+            failures.push(format!("{what}: left something behind"));
+            let left: Vec<&str> = ["links", "addresses", "routes", "ruleset", "files"]
+                .into_iter()
+                .filter(|kind| before.0[*kind] != after.0[*kind])
+                .collect();
+            failures.push(format!("  {left:?}: {:?}", left.iter().map(|kind| &after.0[*kind]).collect::<Vec<_>>()));
+            break;
+        }
+    }
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+}
+
+fn run_with_path(call: &Call<'_>, path: &str, case: &Case) -> crate::lab::Answer {
+    let mut child = call
+        .host
+        .command(OURS.join(case.plugin))
+        .envs([("CNI_COMMAND", case.verb), ("CNI_CONTAINERID", &call.id), ("CNI_NETNS", &call.netns)])
+        .envs([("CNI_IFNAME", call.ifname.as_str()), ("CNI_PATH", path)])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _ = child.stdin.take().unwrap().write_all(case.stdin.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    crate::lab::Answer {
+        ok: output.status.success(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// When a range has no address left the error says so, STATUS says 50, and GC makes room.
+#[test]
+fn exhausted_ranges() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let conf = json!({"cniVersion": "1.1.0", "name": "small", "type": "host-local",
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.2.0/29"}], [{"subnet": "10.1.3.0/30"}]]}});
+    let call = |id: &str| Call { id: id.into(), ..Call::new(&host, &OURS, "c1") };
+    call("a").add(&conf);
+    let status = call("a").call("STATUS", &conf).error();
+    assert!(status.0 == 50 && status.1.contains("10.1.3.1-10.1.3.2"), "{status:?}");
+    let full = call("b").call("ADD", &conf).error();
+    assert!(full.0 == 11 && full.1.contains("range 1: no IP addresses available"), "{full:?}");
+    // The address of the first range was given back.
+    let files = host.sh("ls /var/lib/cni/networks/small");
+    assert!(files.contains("10.1.2.2") && !files.contains("10.1.2.3"), "{files}");
+    let twice = call("a").call("ADD", &conf).error();
+    assert!(twice.0 == 7 && twice.1.contains("has been allocated to a"), "{twice:?}");
+    assert!(host.sh("ls /var/lib/cni/networks/small").contains("10.1.2.2"));
+    let mut gc = conf.clone();
+    gc["cni.dev/valid-attachments"] = json!([]);
+    call("a").call("GC", &gc).result("GC");
+    call("b").add(&conf);
+    // Round and round: the address that was free longest is taken.
+    assert_eq!(host.sh("cat /var/lib/cni/networks/small/last_reserved_ip.0"), "10.1.2.4");
+    drop(fs::read(host.path("/var/lib/cni/networks/small/lock")).unwrap());
+}
