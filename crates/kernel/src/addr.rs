@@ -69,7 +69,9 @@ pub fn remove(socket: &Socket, link: &Link, net: IpNet) -> Result<()> {
 /// # Errors
 /// When the kernel refuses.
 pub fn list(socket: &Socket, link: &Link) -> Result<Vec<Address>> {
-    let message = Message::new(libc::RTM_GETADDR, REQUEST | DUMP, &[0; IFADDR]);
+    let mut fixed = [0; IFADDR];
+    fixed[4..8].copy_from_slice(&link.index.to_ne_bytes());
+    let message = Message::new(libc::RTM_GETADDR, REQUEST | DUMP, &fixed);
     socket.dump(&message, "list addresses of", &format_args!("`{}`", link.name), |received| {
         read(&received).filter(|address| address.link == link.index)
     })

@@ -43,7 +43,9 @@ impl Events {
     /// # Errors
     /// [`crate::Kind::TimedOut`] after `limit`, [`crate::Kind::Interrupted`] by a signal.
     pub fn wait_for_link(&self, limit: Duration, object: &str, fits: impl Fn(&Link) -> bool) -> Result<()> {
-        self.wait(limit, "wait for link", object, |received| link::read(received).is_some_and(|link| fits(&link)))
+        self.wait(limit, "wait for link", object, |received| {
+            link::read(received).is_some_and(|link| fits(&link))
+        })
     }
 
     /// Waits until an address is announced that fits.

@@ -5,6 +5,10 @@
 //! in which it was opened, so one socket for the host and one for the container are enough. Nothing here knows
 //! CNI, JSON or pods. This is the only crate of the workspace with `unsafe`, and its only use is `setsockopt`
 //! and `unshare`.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the C library's constants are wider than the fields of messages"
+)]
 
 pub mod addr;
 pub mod bridge;

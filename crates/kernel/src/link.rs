@@ -117,7 +117,7 @@ pub fn find(socket: &Socket, name: &str) -> Result<Option<Link>> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ {
         return Ok(None);
     }
-    let mut message = Message::new(libc::RTM_GETLINK, REQUEST | ACK, &ifinfo(0, 0, 0, 0));
+    let mut message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, 0, 0, 0));
     message.u32(libc::IFLA_EXT_MASK, SKIP_STATS).text(libc::IFLA_IFNAME, name);
     look_up(socket, message, &name)
 }
@@ -127,7 +127,7 @@ pub fn find(socket: &Socket, name: &str) -> Result<Option<Link>> {
 /// # Errors
 /// When the kernel refuses to look.
 pub fn find_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
-    let mut message = Message::new(libc::RTM_GETLINK, REQUEST | ACK, &ifinfo(0, index, 0, 0));
+    let mut message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, index, 0, 0));
     message.u32(libc::IFLA_EXT_MASK, SKIP_STATS);
     look_up(socket, message, &format_args!("with index {index}"))
 }

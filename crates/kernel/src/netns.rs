@@ -80,7 +80,14 @@ impl Netns {
     /// # Errors
     /// When the namespace cannot be entered.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
-        let host = Self::own()?;
+        self.run_from(&Self::own()?, work)
+    }
+
+    /// As [`Self::run`], for a caller that has its own namespace open already.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn run_from<T>(&self, host: &Self, work: impl FnOnce() -> T) -> Result<T> {
         self.enter()?;
         let back = Back(host);
         let result = work();
@@ -116,8 +123,9 @@ impl Netns {
         let made = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
             .map_err(error("create network namespace"))
             .and_then(|()| {
-                let back = Back(host);
-                let mounted = rustix::mount::mount_bind(OWN, path).map_err(error("mount network namespace at"));
+                let back = Back(&host);
+                let mounted =
+                    rustix::mount::mount_bind(OWN, path).map_err(error("mount network namespace at"));
                 drop(back);
                 mounted
             })
@@ -188,9 +196,9 @@ pub fn is_gone(error: &Error) -> bool {
     error.kind() == Kind::NotFound || error.errno == Errno::NOTDIR
 }
 
-struct Back(Netns);
+struct Back<'a>(&'a Netns);
 
-impl Drop for Back {
+impl Drop for Back<'_> {
     fn drop(&mut self) {
         if self.0.enter().is_err() {
             std::process::abort();

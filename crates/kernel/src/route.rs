@@ -73,7 +73,7 @@ pub fn add(socket: &Socket, route: &Route) -> Result<()> {
             if let IpAddr::V6(ip) = gateway {
                 via.extend_from_slice(&ip.octets());
             }
-            message.attr(libc::RTA_VIA, &via);
+            message.attr(RTA_VIA, &via);
         } else {
             message.ip(libc::RTA_GATEWAY, gateway);
         }
@@ -116,7 +116,7 @@ pub fn link_towards(socket: &Socket, ip: IpAddr) -> Result<Option<u32>> {
     let mut fixed = [0; RTMSG];
     fixed[0] = family(ip);
     fixed[1] = if ip.is_ipv4() { 32 } else { 128 };
-    let mut message = Message::new(libc::RTM_GETROUTE, REQUEST | ACK, &fixed);
+    let mut message = Message::new(libc::RTM_GETROUTE, REQUEST, &fixed);
     message.ip(libc::RTA_DST, ip);
     let mut link = None;
     let asked = socket.ask(message, "find the route to", &ip, |received| {
@@ -145,7 +145,7 @@ fn read(received: &Received<'_>) -> Option<Route> {
         match kind {
             libc::RTA_DST => route.dst = IpNet::new(read_ip(data)?, fixed[1]).ok()?,
             libc::RTA_GATEWAY => route.gateway = read_ip(data),
-            libc::RTA_VIA => route.gateway = read_ip(data.get(2..)?),
+            RTA_VIA => route.gateway = read_ip(data.get(2..)?),
             libc::RTA_OIF => route.link = read_u32(data)?,
             libc::RTA_PRIORITY => route.priority = read_u32(data)?,
             libc::RTA_TABLE => route.table = read_u32(data)?,
@@ -165,5 +165,6 @@ fn read(received: &Received<'_>) -> Option<Route> {
 }
 
 const RTMSG: usize = 12;
+const RTA_VIA: u16 = 18;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;

@@ -64,25 +64,34 @@ impl Socket {
             Protocol::Netfilter => (Some(netlink::NETFILTER), "netfilter"),
         };
         let error = |errno| Error::new("open a netlink socket for", name, errno);
-        let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, number)
-            .map_err(error)?;
+        let fd =
+            rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, number)
+                .map_err(error)?;
         if groups != 0 {
             rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, groups)).map_err(error)?;
         }
         // Explanations are a courtesy of newer kernels (4.12); without them errors are only shorter.
-        set_option(&fd, libc::NETLINK_EXT_ACK);
-        set_option(&fd, libc::NETLINK_CAP_ACK);
+        if groups == 0 {
+            set_option(&fd, libc::NETLINK_EXT_ACK);
+            // Dumps are limited to what is asked for: the addresses of one link among thousands (5.0).
+            set_option(&fd, libc::NETLINK_GET_STRICT_CHK);
+        }
         Ok(Self(Rc::new(Inner { fd, sequence: Cell::new(1), buffer: RefCell::new(vec![0; RECEIVE]) })))
     }
 
     /// Asks for a change and waits for the kernel's word on it.
-    pub(crate) fn change(&self, message: Message, doing: &'static str, object: &dyn fmt::Display) -> Result<()> {
+    pub(crate) fn change(
+        &self,
+        message: Message,
+        doing: &'static str,
+        object: &dyn fmt::Display,
+    ) -> Result<()> {
         let object = object.to_string();
         fault::point(doing, &object)?;
-        self.exchange(message, &mut |_| ()).map_err(|refusal| refusal.into_error(doing, object))
+        self.exchange(message, &mut |_| false).map_err(|refusal| refusal.into_error(doing, object))
     }
 
-    /// Asks for one object and hands each answer to `read`.
+    /// Asks for one object, without acknowledgement: its answer, or the refusal, is the end.
     pub(crate) fn ask(
         &self,
         message: Message,
@@ -90,7 +99,11 @@ impl Socket {
         object: &dyn fmt::Display,
         mut read: impl FnMut(Received<'_>),
     ) -> Result<()> {
-        self.exchange(message, &mut read).map_err(|refusal| refusal.into_error(doing, object.to_string()))
+        let mut answer = |received: Received<'_>| {
+            read(received);
+            true
+        };
+        self.exchange(message, &mut answer).map_err(|refusal| refusal.into_error(doing, object.to_string()))
     }
 
     /// Asks for all objects, again when the kernel's list changed while it was read.
@@ -109,6 +122,7 @@ impl Socket {
             self.exchange(message.clone(), &mut |received| {
                 interrupted |= received.flags & libc::NLM_F_DUMP_INTR as u16 != 0;
                 found.extend(read(received));
+                false
             })
             .map_err(|refusal| refusal.into_error(doing, object.to_string()))?;
             if !interrupted {
@@ -147,7 +161,8 @@ impl Socket {
         Ok(false)
     }
 
-    fn exchange(&self, message: Message, read: &mut dyn FnMut(Received<'_>)) -> Result<(), Refusal> {
+    /// Sends a message and reads until its acknowledgement, its refusal, the end of a dump, or until `read` has enough.
+    fn exchange(&self, message: Message, read: &mut dyn FnMut(Received<'_>) -> bool) -> Result<(), Refusal> {
         let sequence = self.send(&mut [message])?;
         let mut outcome = Ok(());
         while !self.receive(|received| {
@@ -168,10 +183,7 @@ impl Socket {
                     }
                     true
                 }
-                _ => {
-                    read(received);
-                    false
-                }
+                _ => read(received),
             }
         })? {}
         outcome

@@ -1,6 +1,6 @@
 //! `/proc/sys/net` of the calling thread's namespace.
 
-use std::{fs, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use crate::{
     error::{Error, Kind, Result},
@@ -40,9 +40,11 @@ impl Setting<'_> {
 /// When it cannot be read.
 pub fn read(setting: Setting<'_>) -> Result<Option<String>> {
     let path = setting.path();
-    match fs::read_to_string(&path) {
-        Ok(text) => Ok(Some(text.trim_end().to_owned())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+    // One read gives all: a setting is a line. `read_to_string` would ask for the size, which is 0, and read twice.
+    let mut line = [0; 256];
+    match fs::File::open(&path).and_then(|mut file| io::Read::read(&mut file, &mut line)) {
+        Ok(length) => Ok(Some(String::from_utf8_lossy(&line[..length]).trim_end().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::from_io("read", path.display(), &error)),
     }
 }
@@ -58,7 +60,7 @@ pub fn write(setting: Setting<'_>, value: &str) -> Result<()> {
     fs::OpenOptions::new()
         .write(true)
         .open(&path)
-        .and_then(|mut file| std::io::Write::write_all(&mut file, value.as_bytes()))
+        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
         .map_err(|error| Error::from_io("write", path.display(), &error))
 }
 
@@ -73,5 +75,17 @@ pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
             other => other,
         },
         _ => Ok(()),
+    }
+}
+
+/// Writes a setting of a link that has just been made, without looking at what it is; fine when the kernel does
+/// not have the setting.
+///
+/// # Errors
+/// When it is there and cannot be written.
+pub fn set(setting: Setting<'_>, value: &str) -> Result<()> {
+    match write(setting, value) {
+        Err(error) if error.kind() == Kind::NotFound => Ok(()),
+        other => other,
     }
 }

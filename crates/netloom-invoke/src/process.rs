@@ -1,7 +1,6 @@
 //! Running a plugin as a process (SPEC, "Section 2: Execution Protocol").
 
 use std::{
-
     fmt,
     io::{self, Read, Write},
     os::{
@@ -202,7 +201,9 @@ fn start(call: &Call<'_>, busy_until: Instant) -> io::Result<Child> {
             .spawn();
         match spawned {
             // Somebody is writing the file, as an upgrade does: wait until it is closed.
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < busy_until => {
+            Err(error)
+                if error.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < busy_until =>
+            {
                 wait_until_written(call.program, busy_until)?;
             }
             other => return other,
@@ -359,7 +360,11 @@ pub fn error_of(outcome: &Outcome) -> CniError {
                 Code::Unknown,
                 format!("netplugin failed but error parsing its diagnostic message {shown:?}: {error}"),
             )
-            .details(if stderr.is_empty() { ended } else { format!("{ended}; it logged {stderr:?}") })
+            .details(if stderr.is_empty() {
+                ended
+            } else {
+                format!("{ended}; it logged {stderr:?}")
+            })
         }
     }
 }
@@ -371,4 +376,3 @@ fn ending(status: ExitStatus) -> String {
         (None, None) => "ended".to_owned(),
     }
 }
-

@@ -60,7 +60,10 @@ impl Plugin for MyPlugin1 {
             return Ok(());
         }
         // Codes from 100 on are a plugin's own.
-        Err(Error::new(Code::Other(100), format!("{} is not in {}", sandbox.container_id, conf.file.display())))
+        Err(Error::new(
+            Code::Other(100),
+            format!("{} is not in {}", sandbox.container_id, conf.file.display()),
+        ))
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {

@@ -43,8 +43,11 @@ impl Request {
                 let outcome = run(&program, Verb::Add, &self.environment, &self.stdin())?;
                 let result = CniResult::parse(&outcome.stdout, self.version).map_err(|error| {
                     let shown: String = String::from_utf8_lossy(&outcome.stdout).chars().take(200).collect();
-                    CniError::new(Code::Decode, format!("plugin {kind:?} did not answer with a result: {error}"))
-                        .details(format!("it printed {shown:?}"))
+                    CniError::new(
+                        Code::Decode,
+                        format!("plugin {kind:?} did not answer with a result: {error}"),
+                    )
+                    .details(format!("it printed {shown:?}"))
                 })?;
                 Ok(result.into_current())
             }

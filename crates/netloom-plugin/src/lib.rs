@@ -41,7 +41,8 @@ mod undo;
 pub use delegate::{Delegates, NO_DELEGATES};
 pub use netloom_invoke::{Environment, Verb};
 pub use netloom_types::{
-    Attachment, CniArgs, CniError as Error, Code, RequestConfig, RuntimeConfig, SpecVersion, capability, result,
+    Attachment, CniArgs, CniError as Error, Code, RequestConfig, RuntimeConfig, SpecVersion, capability,
+    result,
 };
 pub use request::{Request, Sandbox, Variables};
 pub use serve::{Console, main, main_with, serve};

@@ -67,7 +67,10 @@ pub struct Request {
 
 impl fmt::Debug for Request {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Request").field("verb", &self.verb).field("config", &self.config).finish_non_exhaustive()
+        out.debug_struct("Request")
+            .field("verb", &self.verb)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -171,11 +174,15 @@ pub(crate) fn read(
         sandbox = read_sandbox(needs, variables)?;
     }
     let mut bytes = Vec::new();
-    stdin.take(STDIN_LIMIT + 1).read_to_end(&mut bytes).map_err(|error| {
-        CniError::new(Code::Io, format!("error reading from stdin: {error}"))
-    })?;
+    stdin
+        .take(STDIN_LIMIT + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| CniError::new(Code::Io, format!("error reading from stdin: {error}")))?;
     if bytes.len() as u64 > STDIN_LIMIT {
-        return Err(CniError::new(Code::Decode, "error unmarshall network config: more than 16 MiB on stdin"));
+        return Err(CniError::new(
+            Code::Decode,
+            "error unmarshall network config: more than 16 MiB on stdin",
+        ));
     }
     let config = RequestConfig::parse(&bytes)?;
     let Some(needs) = needs else {
@@ -190,8 +197,9 @@ pub(crate) fn read(
         error
     };
     let args = variables.value("CNI_ARGS").unwrap_or_default();
-    let args = CniArgs::parse(args)
-        .map_err(|error| with_version(CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS: {error}"))))?;
+    let args = CniArgs::parse(args).map_err(|error| {
+        with_version(CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS: {error}")))
+    })?;
     let prev_result = match config.prev_result() {
         Ok(prev) => prev.map(netloom_types::CniResult::into_current),
         // DEL must go on without a usable one.
@@ -247,10 +255,12 @@ fn negotiate(plugin: &dyn Plugin, needs: &Needs, wanted: &str) -> Result<SpecVer
     if needs.since > SpecVersion::V0_1_0 {
         let parsed = SemVer::parse(wanted).map_err(|error| CniError::new(Code::Decode, error.to_string()))?;
         if parsed < needs.since.into() {
-            return Err(incompatible(&format!("config version does not allow {}", needs.verb)).details(format!(
-                "{} came with version {}, the configuration has cniVersion {wanted:?}",
-                needs.verb, needs.since
-            )));
+            return Err(incompatible(&format!("config version does not allow {}", needs.verb)).details(
+                format!(
+                    "{} came with version {}, the configuration has cniVersion {wanted:?}",
+                    needs.verb, needs.since
+                ),
+            ));
         }
         if !plugin.versions().iter().any(|version| SemVer::from(*version) >= parsed) {
             return Err(incompatible(&format!("plugin version does not allow {}", needs.verb)));

@@ -37,10 +37,16 @@ pub fn main(plugin: &dyn Plugin) -> ExitCode {
 
 /// Runs a plugin as a program that has other plugins linked in.
 pub fn main_with(plugin: &dyn Plugin, delegates: Delegates) -> ExitCode {
+    let variables = Variables::of_process();
     let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+    // Only an ADD has something to take back.
+    let signals: &[i32] = match variables.value("CNI_COMMAND").and_then(Verb::parse) {
+        Some(Verb::Add) => &[signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT],
+        _ => &[],
+    };
+    for signal in signals {
         // Without the handler a signal ends the process at once; DEL then cleans up.
-        drop(signal_hook::flag::register(signal, Arc::clone(&interrupted)));
+        drop(signal_hook::flag::register(*signal, Arc::clone(&interrupted)));
     }
     let mut console = Console {
         stdin: &mut std::io::stdin().lock(),
@@ -48,11 +54,7 @@ pub fn main_with(plugin: &dyn Plugin, delegates: Delegates) -> ExitCode {
         stderr: &mut std::io::stderr().lock(),
         interrupted,
     };
-    if serve(plugin, &Variables::of_process(), &mut console, delegates) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if serve(plugin, &variables, &mut console, delegates) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Answers one request, and tells whether it succeeded (exit code 0) or an error was printed (exit code 1).
@@ -64,8 +66,7 @@ pub fn serve(
 ) -> bool {
     if variables.value("CNI_COMMAND").is_none() {
         let versions: Vec<&str> = plugin.versions().iter().map(|version| version.as_str()).collect();
-        let about =
-            format!("{}\nCNI protocol versions supported: {}\n", plugin.about(), versions.join(", "));
+        let about = format!("{}\nCNI protocol versions supported: {}\n", plugin.about(), versions.join(", "));
         return console.stderr.write_all(about.as_bytes()).is_ok();
     }
     if variables.value("CNI_COMMAND") == Some(Verb::Version.as_str()) {
@@ -150,8 +151,9 @@ fn add(
 
 fn check(plugin: &dyn Plugin, request: &Request, sandbox: &Sandbox) -> Result<(), CniError> {
     if request.prev_result.is_none() {
-        return Err(CniError::new(Code::InvalidNetworkConfig, "Required prevResult missing")
-            .details("CHECK compares the container with the result of its ADD, which the runtime must send"));
+        return Err(CniError::new(Code::InvalidNetworkConfig, "Required prevResult missing").details(
+            "CHECK compares the container with the result of its ADD, which the runtime must send",
+        ));
     }
     plugin.check(request, sandbox)
 }

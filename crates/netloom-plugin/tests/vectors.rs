@@ -1,6 +1,7 @@
 //! The conformance vectors of a plugin's `main`, and the promises of the kit: one answer, undo on failure.
 //!
 //! Each test says which requirements (R) and vectors (V) it shows; `cargo xtask spec` reads that.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test is to fail where this fails")]
 
 use std::{
     io::{self, Read},
@@ -223,7 +224,11 @@ fn version_gates() {
     let newest = Fake { versions: Some(&[SpecVersion::V1_1_0]), ..Fake::default() };
     let answer = call(&newest, &verb("ADD"), r#"{"name":"n"}"#);
     assert_eq!(answer.error(), (1, "incompatible CNI versions".into()));
-    assert!(answer.stdout.contains(r#"config is \"0.1.0\", plugin supports [\"1.1.0\"]"#), "{}", answer.stdout);
+    assert!(
+        answer.stdout.contains(r#"config is \"0.1.0\", plugin supports [\"1.1.0\"]"#),
+        "{}",
+        answer.stdout
+    );
     for (versions, named, version, code, msg) in [
         (None, "CHECK", "0.3.0", 1, "config version does not allow CHECK"),
         (Some(OLD), "CHECK", "0.4.0", 1, "plugin version does not allow CHECK"),
@@ -295,9 +300,8 @@ fn missing_namespace() {
 /// R30, R31, R93, R104, V64: prevResult is read in any version, and printed in the configuration's.
 #[test]
 fn prev_results() {
-    let conf = |version: &str, prev: &str| {
-        format!(r#"{{"name":"n","cniVersion":"{version}","prevResult":{prev}}}"#)
-    };
+    let conf =
+        |version: &str, prev: &str| format!(r#"{{"name":"n","cniVersion":"{version}","prevResult":{prev}}}"#);
     let plugin = Fake::default();
     let add = |stdin: String| call(&plugin, &verb("ADD"), &stdin);
     let old = add(conf("0.4.0", r#"{"cniVersion":"0.3.1","ips":[{"version":"4","address":"10.0.0.2/24"}]}"#));
@@ -312,7 +316,10 @@ fn prev_results() {
     assert!(code == 6 && msg.starts_with("could not parse prevResult: "), "{msg}");
     assert_eq!(add(conf("1.1.0", "[]")).error().0, 6);
     assert!(add(conf("1.1.0", "null")).ok && add(conf("1.1.0", "{}")).ok);
-    let index = add(conf("1.1.0", r#"{"interfaces":[{"name":"a"}],"ips":[{"address":"10.0.0.2/24","interface":0},{"address":"10.0.0.3/24"}]}"#));
+    let index = add(conf(
+        "1.1.0",
+        r#"{"interfaces":[{"name":"a"}],"ips":[{"address":"10.0.0.2/24","interface":0},{"address":"10.0.0.3/24"}]}"#,
+    ));
     let value: Value = serde_json::from_str(&index.stdout).unwrap();
     assert_eq!(value["ips"][0]["interface"], 0);
     assert!(value["ips"][1].get("interface").is_none());

@@ -85,11 +85,11 @@ impl Cached {
                 None => return Ok(None),
             },
         };
-        let result = CniResult::from_object(object, SpecVersion::V0_1_0).map_err(|error| error.to_string())?;
-        result
-            .convert(version)
-            .map(Some)
-            .map_err(|error| format!("failed to convert cached result to config version \"{version}\": {error}"))
+        let result =
+            CniResult::from_object(object, SpecVersion::V0_1_0).map_err(|error| error.to_string())?;
+        result.convert(version).map(Some).map_err(|error| {
+            format!("failed to convert cached result to config version \"{version}\": {error}")
+        })
     }
 }
 
@@ -192,8 +192,11 @@ pub fn write(
         object.insert("capabilityArgs".into(), container.capability_args.clone().into());
     }
     object.insert("result".into(), result.to_value());
-    write_whole(&path, Value::Object(object).to_string().as_bytes())
-        .map_err(|source| Error::Io { doing: "write", path, source })
+    write_whole(&path, Value::Object(object).to_string().as_bytes()).map_err(|source| Error::Io {
+        doing: "write",
+        path,
+        source,
+    })
 }
 
 /// Forgets an attachment. Absent is fine.

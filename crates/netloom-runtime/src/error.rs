@@ -95,7 +95,9 @@ pub enum Error {
         reason: String,
     },
     /// The attachment exists already.
-    #[error("container {container:?} is on network {network:?} with interface {ifname:?} already: delete it first")]
+    #[error(
+        "container {container:?} is on network {network:?} with interface {ifname:?} already: delete it first"
+    )]
     Attached {
         /// The container.
         container: String,

@@ -76,11 +76,14 @@ pub fn network(dir: &Path, name: &str) -> Result<NetworkList, Error> {
     Err(Error::NotFound { name: name.to_owned(), dir: dir.to_owned(), skipped })
 }
 
+/// Holds a file, and the network in it or what is wrong with it.
+pub type Loaded = (PathBuf, Result<NetworkList, Error>);
+
 /// Loads every network of a folder, in order of file names, with its file; what is wrong is listed too.
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn networks(dir: &Path) -> Result<Vec<(PathBuf, Result<NetworkList, Error>)>, Error> {
+pub fn networks(dir: &Path) -> Result<Vec<Loaded>, Error> {
     let files = files(dir, &["conflist", "conf", "json"])?;
     let load = |path: PathBuf| {
         let list = file(&path);

@@ -95,9 +95,9 @@ impl<E: Executor> Runtime<E> {
         for (index, plugin) in list.plugins.iter().enumerate() {
             let prev = result.as_ref().map(CniResult::to_value);
             let added = self.call(list, plugin, Verb::Add, container, prev.as_ref()).and_then(|stdout| {
-                CniResult::parse(&stdout, version).and_then(|result| result.convert(version)).map_err(|source| {
-                    Error::Answer { kind: plugin.kind().to_owned(), verb: Verb::Add, source }
-                })
+                CniResult::parse(&stdout, version).and_then(|result| result.convert(version)).map_err(
+                    |source| Error::Answer { kind: plugin.kind().to_owned(), verb: Verb::Add, source },
+                )
             });
             match added {
                 Ok(added) => result = Some(added),
@@ -386,10 +386,11 @@ impl<E: Executor> Runtime<E> {
         stdin: &[u8],
     ) -> Result<Vec<u8>, Error> {
         let call = Call { program, verb, environment, stdin, timeout: self.timeout };
-        let outcome = self
-            .executor
-            .execute(&call)
-            .map_err(|source| Error::Exec { kind: kind.to_owned(), verb, source })?;
+        let outcome = self.executor.execute(&call).map_err(|source| Error::Exec {
+            kind: kind.to_owned(),
+            verb,
+            source,
+        })?;
         if outcome.status.success() {
             return Ok(outcome.stdout);
         }

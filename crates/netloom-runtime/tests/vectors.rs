@@ -1,6 +1,7 @@
 //! The conformance vectors of a runtime, driven through plugins that are shell scripts and note every call.
 //!
 //! Each test says which requirements (R) and vectors (V) it shows; `cargo xtask spec` reads that.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test is to fail where this fails")]
 
 use std::{
     fs,
@@ -100,10 +101,8 @@ fn executable(path: &Path, text: &str) {
 
 fn list_with(version: &str, more: &str, plugins: &[&str]) -> NetworkList {
     let plugins: Vec<String> = plugins.iter().map(|kind| format!(r#"{{"type":"{kind}"}}"#)).collect();
-    let text = format!(
-        r#"{{"name":"some-list","cniVersion":"{version}"{more},"plugins":[{}]}}"#,
-        plugins.join(",")
-    );
+    let text =
+        format!(r#"{{"name":"some-list","cniVersion":"{version}"{more},"plugins":[{}]}}"#, plugins.join(","));
     NetworkList::parse(text.as_bytes()).unwrap()
 }
 
@@ -142,10 +141,16 @@ fn add_runs_the_plugins_in_order() {
     let log = fs::read_to_string(lab.path("log")).unwrap();
     let bin = lab.path("bin").display().to_string();
     for line in log.lines() {
-        assert!(line.contains(&format!(" some-container-id eth0 /some/netns/path FOO=BAR {bin} {{")), "{line}");
+        assert!(
+            line.contains(&format!(" some-container-id eth0 /some/netns/path FOO=BAR {bin} {{")),
+            "{line}"
+        );
     }
     let calls = lab.calls();
-    assert_eq!(calls.iter().map(|(call, _)| call.as_str()).collect::<Vec<_>>(), ["ADD p1", "ADD p2", "ADD p3"]);
+    assert_eq!(
+        calls.iter().map(|(call, _)| call.as_str()).collect::<Vec<_>>(),
+        ["ADD p1", "ADD p2", "ADD p3"]
+    );
     assert_eq!(calls[0].1.get("prevResult"), None);
     assert_eq!(calls[2].1["prevResult"]["ips"][0]["address"], "10.1.2.3/24");
     assert_eq!((&calls[0].1["name"], &calls[0].1["cniVersion"]), (&json!("some-list"), &json!("1.1.0")));
@@ -264,7 +269,10 @@ fn gc() {
     assert!(lab.calls().is_empty());
     lab.runtime.gc(&network, &[attachment()]).unwrap();
     let calls = lab.calls();
-    assert_eq!(calls[0].1["cni.dev/valid-attachments"], json!([{"containerID":"some-container-id","ifname":"eth0"}]));
+    assert_eq!(
+        calls[0].1["cni.dev/valid-attachments"],
+        json!([{"containerID":"some-container-id","ifname":"eth0"}])
+    );
     assert_eq!(calls.iter().map(|(call, _)| call.as_str()).collect::<Vec<_>>(), ["GC p1", "GC p2"]);
     // An error does not keep the others from being called.
     lab.fails("p1", "GC", r#"{"code":5,"msg":"first"}"#, "");
@@ -296,7 +304,10 @@ fn gc_deletes_as_it_was_added() {
     lab.runtime.gc(&list(&["p2"]), &[]).unwrap();
     let calls = lab.calls();
     assert_eq!(calls[0].0, "DEL p1");
-    assert_eq!((&calls[0].1["was"], &calls[0].1["runtimeConfig"]["mac"]), (&json!("then"), &json!("02:00:00:00:00:01")));
+    assert_eq!(
+        (&calls[0].1["was"], &calls[0].1["runtimeConfig"]["mac"]),
+        (&json!("then"), &json!("02:00:00:00:00:01"))
+    );
     assert_eq!(calls[1].0, "GC p2");
     assert_eq!(lab.runtime.attachments().unwrap().len(), 1);
 }
@@ -376,7 +387,10 @@ fn loading() {
     );
     write("49-some.conf", r#"{"name":"some-list","cniVersion":"0.3.1","type":"single"}"#);
     assert_eq!(load("some-list").unwrap().plugins[0].kind(), "single");
-    write("50-some.conflist", r#"{"name":"some-list","cniVersion":"1.1.0","plugins":[{"type":"host-local"}]}"#);
+    write(
+        "50-some.conflist",
+        r#"{"name":"some-list","cniVersion":"1.1.0","plugins":[{"type":"host-local"}]}"#,
+    );
     assert_eq!(load("some-list").unwrap().plugins[0].kind(), "host-local");
     assert_eq!(
         load("nope").unwrap_err().to_string(),
@@ -429,7 +443,10 @@ fn outputs_of_plugins() {
     assert_eq!(error(r#"{"code":7,"msg":"bad"}"#, ""), "bad");
     // What it logged is kept beside its own words.
     assert_eq!(error(r#"{"code":7,"msg":"bad","details":"very"}"#, "log"), "bad; very; it logged \"log\"");
-    assert!(error("gibberish", "").starts_with("netplugin failed but error parsing its diagnostic message \"gibberish\""));
+    assert!(
+        error("gibberish", "")
+            .starts_with("netplugin failed but error parsing its diagnostic message \"gibberish\"")
+    );
     // A result printed by a plugin that then fails is no error without text.
     assert!(error(r#"{"cniVersion":"1.1.0","ips":[]}"#, "").contains("error parsing its diagnostic message"));
     for (printed, expected) in [
@@ -510,8 +527,11 @@ fn left_behind_children_do_not_block() {
     lab.runtime.add(&list(&["p1"]), &container()).unwrap();
     assert!(started.elapsed() < Duration::from_secs(10));
     let child: i32 = fs::read_to_string(lab.path("child")).unwrap().trim().parse().unwrap();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(child).unwrap(), rustix::process::Signal::KILL)
-        .unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(child).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
 }
 
 /// A binary that is being replaced is waited for; one that stays open for writing is an error, and no success.
@@ -598,9 +618,13 @@ fn memory_is_libcnis() {
     assert!(log.contains(" A=B "), "{log}");
     lab.calls();
     // A bare result, as libcni wrote it before 0.8.
-    fs::write(lab.cache_file(), r#"{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.0.0.2/24"}]}"#).unwrap();
+    fs::write(lab.cache_file(), r#"{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.0.0.2/24"}]}"#)
+        .unwrap();
     lab.runtime.del(&network, &self::container()).unwrap();
-    assert_eq!(lab.calls()[0].1["prevResult"], json!({"cniVersion":"1.1.0","ips":[{"address":"10.0.0.2/24"}]}));
+    assert_eq!(
+        lab.calls()[0].1["prevResult"],
+        json!({"cniVersion":"1.1.0","ips":[{"address":"10.0.0.2/24"}]})
+    );
 }
 
 /// Names with dashes can meet in one file name: what belongs to another attachment is not used.
@@ -622,7 +646,8 @@ fn memory_of_another_is_not_used() {
 #[test]
 fn finding_plugins() {
     let lab = Lab::new(&["p1"]);
-    let find = |name: &str, paths: &[PathBuf]| netloom_invoke::find_in_path(name, paths).map_err(|e| e.to_string());
+    let find =
+        |name: &str, paths: &[PathBuf]| netloom_invoke::find_in_path(name, paths).map_err(|e| e.to_string());
     let bin = [lab.path("bin")];
     assert_eq!(find("p1", &bin), Ok(lab.path("bin/p1")));
     assert!(find("p1", &[]).unwrap_err().starts_with("no paths provided"));

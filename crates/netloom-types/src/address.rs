@@ -39,11 +39,8 @@ pub fn parse_cidr(text: &str) -> Result<IpNet, AddressError> {
     let (ip, length): (IpAddr, u8) =
         (ip.parse().map_err(|_| refused())?, length.parse().map_err(|_| refused())?);
     let folded = ip.to_canonical();
-    let length = if folded.is_ipv4() && ip.is_ipv6() {
-        length.checked_sub(96).ok_or_else(refused)?
-    } else {
-        length
-    };
+    let length =
+        if folded.is_ipv4() && ip.is_ipv6() { length.checked_sub(96).ok_or_else(refused)? } else { length };
     IpNet::new(folded, length).map_err(|_| refused())
 }
 
@@ -61,8 +58,7 @@ pub fn parse_ip_maybe_cidr(text: &str) -> Result<(IpAddr, Option<u8>), AddressEr
 
 /// Gives the prefix that holds every address of the family of `ip`.
 pub fn default_route(ip: IpAddr) -> IpNet {
-    let any: IpAddr =
-        if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     IpNet::new_assert(any, 0)
 }
 
@@ -97,7 +93,6 @@ pub mod optional_ip {
     }
 
     /// Writes an address as a string.
-    #[expect(clippy::ref_option, reason = "the shape that serde calls")]
     pub fn serialize<S: Serializer>(ip: &Option<IpAddr>, to: S) -> Result<S::Ok, S::Error> {
         match ip {
             Some(ip) => to.collect_str(ip),

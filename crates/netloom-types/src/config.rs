@@ -127,8 +127,7 @@ impl NetworkList {
     /// When the text is no plugin configuration. A list saved under the wrong name is told apart, since that
     /// is the most common mistake.
     pub fn parse_single(bytes: &[u8]) -> Result<Self, ConfigError> {
-        let object =
-            json::parse_object(bytes).map_err(|error| ConfigError::Single(error.to_string()))?;
+        let object = json::parse_object(bytes).map_err(|error| ConfigError::Single(error.to_string()))?;
         if json::lookup(&object, "type").is_none() && json::lookup(&object, "plugins").is_some() {
             return Err(ConfigError::Single(
                 "missing 'type': this is a list of plugins, so its file name must end in .conflist".into(),
@@ -137,9 +136,10 @@ impl NetworkList {
         let text = |key: &str| match json::lookup(&object, key) {
             None => Ok(String::new()),
             Some(Value::String(text)) => Ok(text.clone()),
-            Some(other) => {
-                Err(ConfigError::Single(format!("`{key}`: expected a string, found {}", json::kind_of(other))))
-            }
+            Some(other) => Err(ConfigError::Single(format!(
+                "`{key}`: expected a string, found {}",
+                json::kind_of(other)
+            ))),
         };
         Ok(Self {
             name: text("name")?,
@@ -172,8 +172,7 @@ impl PluginConfig {
     /// # Errors
     /// When it is no object, has no usable `type`, or a protocol key has the wrong type.
     pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
-        let object =
-            json::parse_object(bytes).map_err(|error| ConfigError::Single(error.to_string()))?;
+        let object = json::parse_object(bytes).map_err(|error| ConfigError::Single(error.to_string()))?;
         Self::from_value(Value::Object(object))
     }
 
@@ -354,9 +353,8 @@ impl RequestConfig {
     /// # Errors
     /// Code 6 when it is no result.
     pub fn prev_result(&self) -> Result<Option<CniResult>, CniError> {
-        let refuse = |error: ResultError| {
-            CniError::new(Code::Decode, format!("could not parse prevResult: {error}"))
-        };
+        let refuse =
+            |error: ResultError| CniError::new(Code::Decode, format!("could not parse prevResult: {error}"));
         let assumed = SpecVersion::parse(&self.cni_version).unwrap_or(SpecVersion::NEWEST);
         match json::lookup(&self.object, "prevResult") {
             None => Ok(None),
@@ -412,9 +410,11 @@ fn chosen_version(object: &Object) -> Result<String, ConfigError> {
             .iter()
             .enumerate()
             .map(|(index, item)| match item {
-                Value::String(text) => SemVer::parse(text)
-                    .map(|version| (version, text.as_str()))
-                    .map_err(|error| list(format!("invalid cniVersions entry {text} at index {index}: {error}"))),
+                Value::String(text) => {
+                    SemVer::parse(text).map(|version| (version, text.as_str())).map_err(|error| {
+                        list(format!("invalid cniVersions entry {text} at index {index}: {error}"))
+                    })
+                }
                 other => {
                     Err(list(format!("invalid type for cniVersions index {index}: {}", json::kind_of(other))))
                 }
@@ -428,6 +428,7 @@ fn chosen_version(object: &Object) -> Result<String, ConfigError> {
         candidates.push((version, written));
     }
     let newest = SemVer::from(SpecVersion::NEWEST);
-    let highest = candidates.into_iter().filter(|(version, _)| *version <= newest).max_by_key(|(version, _)| *version);
+    let highest =
+        candidates.into_iter().filter(|(version, _)| *version <= newest).max_by_key(|(version, _)| *version);
     Ok(highest.map_or(written, |(_, text)| text).to_owned())
 }

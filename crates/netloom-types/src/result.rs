@@ -119,7 +119,9 @@ impl CniResult {
         match json::parse_value(bytes)? {
             serde_json::Value::Null => Self::from_object(&Object::new(), assumed),
             serde_json::Value::Object(object) => Self::from_object(&object, assumed),
-            other => Err(JsonError::new(format!("expected a result object, found {}", json::kind_of(&other))))?,
+            other => {
+                Err(JsonError::new(format!("expected a result object, found {}", json::kind_of(&other))))?
+            }
         }
     }
 
@@ -179,7 +181,9 @@ impl CniResult {
             (Self::V020(_, result), SpecVersion::V1_0_0 | SpecVersion::V1_1_0) => {
                 Self::V100(to, v040::Success::from(result).into())
             }
-            (Self::V040(_, result), SpecVersion::V1_0_0 | SpecVersion::V1_1_0) => Self::V100(to, result.into()),
+            (Self::V040(_, result), SpecVersion::V1_0_0 | SpecVersion::V1_1_0) => {
+                Self::V100(to, result.into())
+            }
             (Self::V100(_, result), SpecVersion::V1_0_0 | SpecVersion::V1_1_0) => Self::V100(to, result),
         })
     }

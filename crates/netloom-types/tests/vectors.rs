@@ -1,6 +1,7 @@
 //! The conformance vectors of the specification's values: names, versions, arguments, configurations, results.
 //!
 //! Each test says which requirements (R) and vectors (V) it shows; `cargo xtask spec` reads that.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test is to fail where this fails")]
 
 use netloom_types::{
     Attachment, CniArgs, CniError, CniResult, Code, NetworkList, Object, PluginConfig, RequestConfig,
@@ -102,8 +103,7 @@ fn semantic_versions() {
     {
         assert!(SemVer::parse(newer).unwrap() >= SemVer::parse(older).unwrap(), "{newer} {older}");
     }
-    let from: Vec<&str> =
-        SpecVersion::starting_from(SpecVersion::V0_3_1).map(SpecVersion::as_str).collect();
+    let from: Vec<&str> = SpecVersion::starting_from(SpecVersion::V0_3_1).map(SpecVersion::as_str).collect();
     assert_eq!(from, ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
     for version in SpecVersion::ALL {
         assert_eq!(SpecVersion::parse(version.as_str()), Some(version));
@@ -167,7 +167,10 @@ fn lists_that_are_none() {
         (r#"{"name":"n","plugins":{}}"#, "invalid 'plugins' type: an object"),
         (r#"{"name":"n","plugins":[]}"#, "no plugins in list"),
         (r#"{"name":"n","cniVersion":1,"plugins":[{"type":"t"}]}"#, "invalid cniVersion type: a number"),
-        (r#"{"name":"n","disableCheck":5,"plugins":[{"type":"t"}]}"#, "invalid type a number for disableCheck"),
+        (
+            r#"{"name":"n","disableCheck":5,"plugins":[{"type":"t"}]}"#,
+            "invalid type a number for disableCheck",
+        ),
     ] {
         assert_eq!(list_error(text), format!("error parsing configuration list: {expected}"), "{text}");
     }
@@ -271,7 +274,8 @@ fn unknown_keys_pass_unchanged() {
 /// R15, R82, V37, V39: a capability is handed on if the plugin declares it and the runtime has it.
 #[test]
 fn capabilities_are_the_intersection() {
-    let plugin = r#"{"type":"t","capabilities":{"portMappings":true,"somethingElse":true,"noCapability":false}}"#;
+    let plugin =
+        r#"{"type":"t","capabilities":{"portMappings":true,"somethingElse":true,"noCapability":false}}"#;
     let args: Object = json::parse_object(
         br#"{"portMappings":[1],"somethingElse":["foobar"],"noCapability":true,"notAdded":[2]}"#,
     )
@@ -306,9 +310,10 @@ fn keys_are_read_as_go_reads_them() {
     let config = RequestConfig::parse(br#"{"name":"%%","Name":"ok","CNIVERSION":"1.0.0","x":null}"#).unwrap();
     assert_eq!((config.name.as_str(), config.cni_version.as_str()), ("ok", "1.0.0"));
     assert!(RequestConfig::parse(br#"{"name":"%%","name":"ok"}"#).is_ok());
-    let mapping: RuntimeConfig =
-        json::from_object(&json::parse_object(br#"{"PORTMAPPINGS":[{"HostPort":1,"containerport":2}],"mac":null}"#).unwrap())
-            .unwrap();
+    let mapping: RuntimeConfig = json::from_object(
+        &json::parse_object(br#"{"PORTMAPPINGS":[{"HostPort":1,"containerport":2}],"mac":null}"#).unwrap(),
+    )
+    .unwrap();
     assert_eq!((mapping.port_mappings[0].host_port, mapping.port_mappings[0].container_port), (1, 2));
     let wrong = json::parse_object(br#"{"portMappings":[{"hostPort":1},{"hostPort":1.5}]}"#).unwrap();
     let error = json::from_object::<RuntimeConfig>(&wrong).unwrap_err();
@@ -437,7 +442,8 @@ fn addresses_that_are_none() {
         (json!({"routes":[{"gw":"1.2.3.4"}]}), "dst"),
         (json!({"cniVersion":"0.4567.0"}), "unsupported CNI result version `0.4567.0`"),
     ] {
-        let error = CniResult::parse(value.to_string().as_bytes(), SpecVersion::NEWEST).unwrap_err().to_string();
+        let error =
+            CniResult::parse(value.to_string().as_bytes(), SpecVersion::NEWEST).unwrap_err().to_string();
         assert!(error.contains(expected), "{value}: {error}");
     }
     let canonical = result(json!({"ips":[{"address":"2001:DB8:0:0::1/64"},{"address":"10.0.0.5/8"},
@@ -486,7 +492,10 @@ fn errors() {
         assert_eq!(Code::from(number).number(), number);
     }
     let error = CniError::new(Code::TryAgainLater, "later").details("soon");
-    assert_eq!(error.to_json(), "{\n    \"code\": 11,\n    \"msg\": \"later\",\n    \"details\": \"soon\"\n}");
+    assert_eq!(
+        error.to_json(),
+        "{\n    \"code\": 11,\n    \"msg\": \"later\",\n    \"details\": \"soon\"\n}"
+    );
     assert_eq!(CniError::parse(error.to_json().as_bytes()), Ok(error.clone()));
     let versioned = CniError { cni_version: Some(SpecVersion::V1_0_0), ..error };
     assert_eq!(CniError::parse(versioned.to_json().as_bytes()), Ok(versioned));

@@ -11,12 +11,7 @@ mod pages;
 mod ping;
 mod run;
 
-use std::{
-    error::Error as _,
-    io::Write as _,
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{error::Error as _, io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -148,7 +143,10 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
         Command::Demo(options) => done(demo::demo(&places, &options)),
         Command::Install(options) => done(install::install(&places.conf_dir, &options)),
         Command::Uninstall(options) => done(install::uninstall(&options)),
-        Command::Completions(options) => done(pages::completions(options)),
+        Command::Completions(options) => {
+            pages::completions(options);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Man(options) => done(pages::man(&options)),
     })
 }

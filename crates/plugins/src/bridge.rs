@@ -3,10 +3,7 @@
 mod conf;
 mod verbs;
 
-use netloom_plugin::{
-    Attachment, Error, Plugin, Request, Sandbox, Undo,
-    result::v100::Success,
-};
+use netloom_plugin::{Attachment, Error, Plugin, Request, Sandbox, Undo, result::v100::Success};
 
 /// The plugin.
 #[derive(Debug)]

@@ -17,15 +17,17 @@ use crate::failure::{Explain, differs, invalid};
 
 /// Holds an open sandbox.
 pub(crate) struct Container {
+    /// Where this process is at home.
+    pub(crate) host: Netns,
     pub(crate) netns: Netns,
     pub(crate) socket: Socket,
 }
 
 impl Container {
     pub(crate) fn open(path: &Path) -> kernel::Result<Self> {
-        let netns = Netns::open(path)?;
-        let socket = netns.run(|| Socket::open(Protocol::Route))??;
-        Ok(Self { netns, socket })
+        let (host, netns) = (Netns::own()?, Netns::open(path)?);
+        let socket = netns.run_from(&host, || Socket::open(Protocol::Route))??;
+        Ok(Self { host, netns, socket })
     }
 
     /// Opens a sandbox that may be gone, as DEL finds it.
@@ -39,16 +41,16 @@ impl Container {
     }
 
     /// Sets the interface's sysctls for the addresses that it gets, as the reference plugins leave them.
-    pub(crate) fn set_sysctls(&self, ifname: &str, settings: &Settings) -> Result<(), Error> {
+    pub(crate) fn set_sysctls(&self, ifname: &str, settings: Settings) -> Result<(), Error> {
         self.netns
-            .run(|| {
+            .run_from(&self.host, || {
                 if settings.detect_duplicates {
                     sysctl::ensure(Setting::Ipv6(ifname, "enhanced_dad"), "1")?;
                     sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "1")?;
                 } else {
-                    sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "0")?;
+                    sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?;
                 }
-                sysctl::ensure(Setting::Ipv4(ifname, "arp_notify"), "1")?;
+                sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
                 if settings.ipv6 {
                     sysctl::ensure(Setting::Ipv6("lo", "disable_ipv6"), "0")?;
                     sysctl::ensure(Setting::Ipv6(ifname, "disable_ipv6"), "0")?;
@@ -63,10 +65,13 @@ impl Container {
     /// Gives the interface the addresses and routes of a result, up.
     ///
     /// With `detect_duplicates` it waits until IPv6 addresses are the container's for sure.
-    pub(crate) fn configure(&self, link: &Link, result: &Success, settings: &Settings) -> Result<(), Error> {
+    pub(crate) fn configure(&self, link: &Link, result: &Success, settings: Settings) -> Result<(), Error> {
         let watch = settings.detect_duplicates && settings.ipv6;
-        let events =
-            if watch { Some(self.netns.run(Events::of_addresses).and_then(|e| e).explain()?) } else { None };
+        let events = if watch {
+            Some(self.netns.run_from(&self.host, Events::of_addresses).and_then(|e| e).explain()?)
+        } else {
+            None
+        };
         let mut gateways: [Option<IpAddr>; 2] = [None, None];
         for ip in &result.ips {
             let detection = if settings.detect_duplicates { Detection::AsSet } else { Detection::Skip };
@@ -121,7 +126,10 @@ impl Container {
             if let Some(taken) = addresses.iter().find(|address| address.duplicate) {
                 return Err(Error::new(
                     netloom_plugin::Code::Internal,
-                    format!("address {} on `{}` is in use by somebody else on that link", taken.net, link.name),
+                    format!(
+                        "address {} on `{}` is in use by somebody else on that link",
+                        taken.net, link.name
+                    ),
                 ));
             }
             if !addresses.iter().any(|address| address.tentative) {

@@ -50,7 +50,8 @@ pub(crate) fn invalid(message: impl Into<String>) -> Error {
 
 /// Makes the error of a container that is not as ADD left it.
 pub(crate) fn differs(message: impl Into<String>) -> Error {
-    Error::new(Code::Internal, message).details("the container is not as ADD left it: delete and add it again")
+    Error::new(Code::Internal, message)
+        .details("the container is not as ADD left it: delete and add it again")
 }
 
 /// Collects errors of a DEL or GC, which goes on after each.

@@ -105,7 +105,9 @@ impl Conf {
         for (index, set) in sets.iter().enumerate() {
             for (other_index, other) in sets.iter().enumerate().skip(index + 1) {
                 if let Some((a, b)) = set.overlap(other) {
-                    return Err(invalid(format!("range set {index} overlaps with {other_index}: {a} and {b}")));
+                    return Err(invalid(format!(
+                        "range set {index} overlaps with {other_index}: {a} and {b}"
+                    )));
                 }
             }
         }
@@ -213,9 +215,9 @@ impl Plugin for HostLocal {
         let Some(locked) = store.lock_existing().explain()? else { return Ok(()) };
         locked
             .retain(|container, ifname| {
-                valid.iter().any(|a| {
-                    a.container_id == container && ifname.is_none_or(|ifname| ifname == a.ifname)
-                })
+                valid
+                    .iter()
+                    .any(|a| a.container_id == container && ifname.is_none_or(|ifname| ifname == a.ifname))
             })
             .explain()
     }

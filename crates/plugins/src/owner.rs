@@ -52,8 +52,7 @@ impl<'a> Owner<'a> {
 
 /// Tells whether a mark is of this network and of none of its valid attachments.
 pub(crate) fn is_stale(mark: &str, network: &str, valid: &[Attachment]) -> bool {
-    let Some(of_network) =
-        mark.strip_prefix(&network_hash(network)).and_then(|rest| rest.strip_prefix('-'))
+    let Some(of_network) = mark.strip_prefix(&network_hash(network)).and_then(|rest| rest.strip_prefix('-'))
     else {
         return false;
     };

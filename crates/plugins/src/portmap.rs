@@ -89,7 +89,13 @@ impl Conf {
             for container in &containers {
                 if host.is_none_or(|host| host.is_ipv4() == container.is_ipv4()) {
                     let host = host.filter(|host| !host.is_unspecified());
-                    mappings.push(Mapping { protocol, host, host_port, container: *container, container_port });
+                    mappings.push(Mapping {
+                        protocol,
+                        host,
+                        host_port,
+                        container: *container,
+                        container_port,
+                    });
                 }
             }
         }
@@ -104,8 +110,9 @@ impl Plugin for Portmap {
 
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
         let Some(result) = request.prev_result.clone() else {
-            return Err(invalid("must be called as chained plugin")
-                .details("put portmap behind the plugin that makes the interface, in the same `plugins` list"));
+            return Err(invalid("must be called as chained plugin").details(
+                "put portmap behind the plugin that makes the interface, in the same `plugins` list",
+            ));
         };
         let conf = Conf::of(request, sandbox)?;
         if conf.mappings.is_empty() {
@@ -149,12 +156,13 @@ impl Plugin for Portmap {
 
     fn status(&self, request: &Request) -> Result<(), Error> {
         require_supported(&request.read()?)?;
-        Socket::open(Netlink::Netfilter).and_then(|socket| kernel::nft::generation(&socket)).map(drop).map_err(
-            |error| {
+        Socket::open(Netlink::Netfilter)
+            .and_then(|socket| kernel::nft::generation(&socket))
+            .map(drop)
+            .map_err(|error| {
                 Error::new(Code::NotAvailable, error.to_string())
                     .details("published ports need nftables in the kernel (module nf_tables)")
-            },
-        )
+            })
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
@@ -166,7 +174,8 @@ impl Plugin for Portmap {
 
 /// Refuses what is not done rather than leaving it out in silence.
 fn require_supported(written: &Written) -> Result<(), Error> {
-    let unsupported = |message: String, hint: &str| Err(Error::new(Code::UnsupportedField, message).details(hint));
+    let unsupported =
+        |message: String, hint: &str| Err(Error::new(Code::UnsupportedField, message).details(hint));
     match written.backend.as_deref() {
         // Either name asks for published ports, and gets them by nftables.
         None | Some("iptables" | "nftables") => {}

@@ -162,8 +162,10 @@ pub(crate) fn require_one_per_family(
 ) -> Result<(), Error> {
     let v4 = ips.clone().filter(IpAddr::is_ipv4).count();
     if version < SpecVersion::V0_3_0 && (v4 > 1 || ips.count() - v4 > 1) {
-        return Err(invalid(format!("CNI version {version} does not support more than 1 address per family"))
-            .details("set `cniVersion` to 0.3.1 or later"));
+        return Err(invalid(format!(
+            "CNI version {version} does not support more than 1 address per family"
+        ))
+        .details("set `cniVersion` to 0.3.1 or later"));
     }
     Ok(())
 }

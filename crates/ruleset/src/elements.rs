@@ -78,7 +78,12 @@ pub(crate) fn put(
                 missing(&nft::chains(socket, table)?, &mut batch);
                 clear_the_way(socket, table, placed, &mut batch)?;
             }
-            Kind::Busy | Kind::Denied | Kind::Unsupported | Kind::Interrupted | Kind::TimedOut | Kind::Invalid => {
+            Kind::Busy
+            | Kind::Denied
+            | Kind::Unsupported
+            | Kind::Interrupted
+            | Kind::TimedOut
+            | Kind::Invalid => {
                 break;
             }
         }

@@ -7,9 +7,7 @@ use kernel::{Socket, nft::Element};
 use crate::{
     elements::{self, Conflict, Placed, RulesetError},
     masquerade::octets,
-    tables::{
-        HAIRPIN4, HAIRPIN6, INET, MASQ_TO4, MASQ_TO6, PORTS4, PORTS4_ON, PORTS6, PORTS6_ON,
-    },
+    tables::{HAIRPIN4, HAIRPIN6, INET, MASQ_TO4, MASQ_TO6, PORTS4, PORTS4_ON, PORTS6, PORTS6_ON},
 };
 
 /// Names a transport protocol that has ports.
@@ -110,8 +108,7 @@ pub fn absent(
 /// # Errors
 /// When the kernel refuses.
 pub fn remove(socket: &Socket, owner: &str) -> Result<(), RulesetError> {
-    let sets =
-        [PORTS4, PORTS6, PORTS4_ON, PORTS6_ON, HAIRPIN4, HAIRPIN6, MASQ_TO4, MASQ_TO6];
+    let sets = [PORTS4, PORTS6, PORTS4_ON, PORTS6_ON, HAIRPIN4, HAIRPIN6, MASQ_TO4, MASQ_TO6];
     elements::remove(socket, INET, &sets, &|comment| comment == owner)
 }
 

@@ -51,7 +51,11 @@ pub(crate) fn ensure(socket: &Socket, table: Table, batch: &mut Batch) -> Result
     for set in sets(table) {
         batch.create_set(table, set);
     }
-    if table == INET { inet_chains(batch) } else { bridge_chains(batch) }
+    if table == INET {
+        inet_chains(batch)
+    } else {
+        bridge_chains(batch)
+    }
     Ok(())
 }
 
@@ -75,11 +79,7 @@ fn inet_chains(batch: &mut Batch) {
     batch.create_chain(INET, "postrouting", Some(Hook { kind: "nat", number: 4, priority: 100 }));
     for (family, chain) in [(V4, "snat4"), (V6, "snat6")] {
         batch.create_chain(INET, chain, None);
-        let rule = [
-            Expr::Family(Reg(0)),
-            Expr::Equal(Reg(0), &family.to_ne_bytes()[..1]),
-            Expr::Jump(chain),
-        ];
+        let rule = [Expr::Family(Reg(0)), Expr::Equal(Reg(0), &family.to_ne_bytes()[..1]), Expr::Jump(chain)];
         batch.add_rule(INET, "postrouting", &rule);
     }
     source(

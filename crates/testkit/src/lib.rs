@@ -130,7 +130,11 @@ impl Host {
     /// Runs a program that prints JSON.
     pub fn json(&self, line: &str) -> Value {
         let text = self.sh(line);
-        if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text).expect("the program prints JSON") }
+        if text.trim().is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&text).expect("the program prints JSON")
+        }
     }
 
     /// Makes a container (a named network namespace) and gives its path on the host.
@@ -145,8 +149,21 @@ impl Host {
         let mut links = self.json("ip -j -d link");
         let mut addresses = self.json("ip -j addr");
         let volatile = [
-            "stats64", "stats", "promiscuity", "allmulti", "linkinfo", "valid_life_time", "preferred_life_time",
-            "flags", "operstate", "group", "txqlen", "qdisc", "address", "link_netnsid", "link_index",
+            "stats64",
+            "stats",
+            "promiscuity",
+            "allmulti",
+            "linkinfo",
+            "valid_life_time",
+            "preferred_life_time",
+            "flags",
+            "operstate",
+            "group",
+            "txqlen",
+            "qdisc",
+            "address",
+            "link_netnsid",
+            "link_index",
         ];
         for value in [&mut links, &mut addresses] {
             remove(value, &volatile);
@@ -178,8 +195,52 @@ impl Default for Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        let left = self.processes();
+        if !left.is_empty() {
+            // Only after a test that failed: what it started, and no more, goes with it.
+            drop(Command::new("kill").arg("-KILL").args(left).stderr(Stdio::null()).status());
+        }
         drop(self.holder.stdin.take());
         drop(self.holder.wait());
+    }
+}
+
+impl Host {
+    /// Lists the processes that live in this host's mount namespace, and their descendants, but for the holder.
+    fn processes(&self) -> Vec<String> {
+        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        let own = self.pid().to_string();
+        let host = namespace(&own);
+        let parent = |pid: &str| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            Some(stat.rsplit_once(") ")?.1.split(' ').nth(1)?.to_owned())
+        };
+        let all: Vec<(String, Option<String>)> = std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()) && *name != own)
+            .map(|pid| {
+                let parent = parent(&pid);
+                (pid, parent)
+            })
+            .collect();
+        let mut found: Vec<String> = all
+            .iter()
+            .filter(|(pid, _)| host.is_some() && namespace(pid) == host)
+            .map(|(pid, _)| pid.clone())
+            .collect();
+        let mut index = 0;
+        while index < found.len() {
+            let children = all
+                .iter()
+                .filter(|(pid, parent)| parent.as_ref() == Some(&found[index]) && !found.contains(pid));
+            let children: Vec<String> = children.map(|(pid, _)| pid.clone()).collect();
+            found.extend(children);
+            index += 1;
+        }
+        found
     }
 }
 

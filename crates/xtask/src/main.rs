@@ -1,1 +1,92 @@
-fn main() {}
+//! Chores and checks of this repository: `cargo xtask` lists them.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod spec;
+mod test;
+mod tidy;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+/// What every chore ends with: nothing, or what went wrong.
+type Outcome = Result<(), String>;
+
+const HELP: &str = "\
+cargo xtask CHORE
+
+  test                 install what the tests need, check everything, run all tests
+  tidy                 conventions: arrows between crates, names, maps that tell the truth
+  spec                 which test shows which requirement of the specification
+  deny                 licences, sources and duplicates of what we depend on
+  dist                 build the binary to install, and say where it is
+  bench [OPTIONS]      time plugins side by side
+    --side NAME=DIR      a folder of plugins; may be repeated; ours is added as netloom
+    -n COUNT             how often each is run (default 60)
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.first().map(String::as_str) {
+        Some("test") => test::test(),
+        Some("tidy") => tidy::tidy(),
+        Some("spec") => spec::spec(),
+        Some("deny") => test::deny(),
+        Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
+        Some("bench") => bench::bench(&arguments[1..]),
+        _ => {
+            say(HELP);
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("xtask: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the one place where chores speak")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+/// Gives the repository's folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(".")).to_owned()
+}
+
+/// Runs a program in the repository's folder, shown before it is run.
+fn run(program: &str, arguments: &[&str]) -> Outcome {
+    say(&format!("$ {program} {}", arguments.join(" ")));
+    run_with(Command::new(program).args(arguments))
+}
+
+fn run_with(command: &mut Command) -> Outcome {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.current_dir(root()).status().map_err(|error| format!("{name}: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{name} failed: {status}")) }
+}
+
+/// Lists the files below a folder that end in one of these.
+fn files(dir: &Path, endings: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && !path.ends_with("target") && !path.ends_with(".git") {
+            found.extend(files(&path, endings));
+        } else if endings.iter().any(|ending| path.to_string_lossy().ends_with(ending)) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+}

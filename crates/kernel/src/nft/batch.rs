@@ -1,8 +1,8 @@
 //! Changes of the ruleset that happen all or not at all.
 
 use super::{
-    Data, Element, Expr, Field, Hook, SUBSYSTEM, Set, Table, VERDICT_TYPE, comment_udata, expr, kind,
-    layout, msg, nfgen,
+    Data, Element, Expr, Field, Hook, SUBSYSTEM, Set, Table, VERDICT_TYPE, comment_udata, expr, kind, layout,
+    msg, nfgen,
 };
 use crate::{
     error::{Error, Result},

@@ -4,7 +4,7 @@ use super::{NFGEN, Table, kind, msg, nfgen, read_comment};
 use crate::{
     error::{Result, absent_is_none},
     message::{Attrs, Message, Received, read_be32, read_text},
-    socket::{ACK, DUMP, REQUEST, Socket},
+    socket::{DUMP, REQUEST, Socket},
 };
 
 /// Holds one element of a set or map.
@@ -25,7 +25,7 @@ pub struct Element {
 /// # Errors
 /// When the kernel has no nftables.
 pub fn generation(socket: &Socket) -> Result<u32> {
-    let message = Message::new(kind(msg::GETGEN), REQUEST | ACK, &nfgen(0, 0));
+    let message = Message::new(kind(msg::GETGEN), REQUEST, &nfgen(0, 0));
     let mut generation = 0;
     socket.ask(message, "read the generation of", &"the nftables ruleset", |received| {
         if let Some(id) = Attrs::after(received.payload, NFGEN).find(GEN_ID).and_then(read_be32) {
@@ -40,7 +40,7 @@ pub fn generation(socket: &Socket) -> Result<u32> {
 /// # Errors
 /// When the kernel has no nftables.
 pub fn table_comment(socket: &Socket, table: Table) -> Result<Option<String>> {
-    let mut message = Message::new(kind(msg::GETTABLE), REQUEST | ACK, &nfgen(table.family.number(), 0));
+    let mut message = Message::new(kind(msg::GETTABLE), REQUEST, &nfgen(table.family.number(), 0));
     message.text(TABLE_NAME, table.name);
     let mut comment = String::new();
     let found = socket.ask(message, "find nftables table", &table.name, |received| {
@@ -94,8 +94,7 @@ pub fn elements(socket: &Socket, table: Table, set: &str) -> Result<Vec<Element>
 }
 
 fn get(table: Table, set: &str, flags: u16) -> Message {
-    let flags = REQUEST | if flags == 0 { ACK } else { flags };
-    let mut message = Message::new(kind(msg::GETSETELEM), flags, &nfgen(table.family.number(), 0));
+    let mut message = Message::new(kind(msg::GETSETELEM), REQUEST | flags, &nfgen(table.family.number(), 0));
     message.text(ELEM_TABLE, table.name).text(ELEM_SET, set);
     message
 }

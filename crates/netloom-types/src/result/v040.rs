@@ -75,11 +75,8 @@ impl From<v020::Success> for Success {
 
 impl From<v100::Success> for Success {
     fn from(from: v100::Success) -> Self {
-        let interface = |from: v100::Interface| Interface {
-            name: from.name,
-            mac: from.mac,
-            sandbox: from.sandbox,
-        };
+        let interface =
+            |from: v100::Interface| Interface { name: from.name, mac: from.mac, sandbox: from.sandbox };
         let ip = |from: v100::IpConfig| IpConfig {
             version: if from.address.addr().is_ipv4() { "4" } else { "6" }.to_owned(),
             interface: from.interface,

@@ -84,7 +84,11 @@ pub(crate) fn version(places: &Places, options: &VersionOf) -> Outcome {
     let Some(network) = &options.network else {
         let versions: Vec<&str> =
             netloom_runtime::types::SpecVersion::ALL.iter().map(|version| version.as_str()).collect();
-        say(format!("netloom {}\nCNI protocol versions supported: {}", env!("CARGO_PKG_VERSION"), versions.join(", ")));
+        say(format!(
+            "netloom {}\nCNI protocol versions supported: {}",
+            env!("CARGO_PKG_VERSION"),
+            versions.join(", ")
+        ));
         return Ok(());
     };
     let list = load::network(&places.conf_dir, network)?;
@@ -170,7 +174,9 @@ fn pairs(text: &str) -> Outcome<Vec<(String, String)>> {
             Some((key, value)) if !key.is_empty() && !value.is_empty() && !value.contains('=') => {
                 Ok((key.to_owned(), value.to_owned()))
             }
-            _ => Err(Failure::new(format!("invalid CNI_ARGS pair {pair:?}")).hint("write KEY=VALUE;KEY=VALUE")),
+            _ => {
+                Err(Failure::new(format!("invalid CNI_ARGS pair {pair:?}")).hint("write KEY=VALUE;KEY=VALUE"))
+            }
         })
         .collect()
 }
@@ -179,7 +185,7 @@ fn pairs(text: &str) -> Outcome<Vec<(String, String)>> {
 mod tests {
     use super::*;
 
-    /// R22 of cnitool's part: vector 71.
+    /// V71: the ID that cnitool makes of a path.
     #[test]
     fn container_id_is_cnitools() {
         assert_eq!(container_id(Path::new("/var/run/netns/cnitest")), "cnitool-20c433bb2b1d6ede56d6");

@@ -39,8 +39,8 @@ impl Sandbox {
         fs::create_dir_all(&dir).map_err(context)?;
         let lock = File::create(&alive).map_err(context)?;
         lock.lock().map_err(context)?;
-        let netns = Netns::create(&Path::new(NETNS_DIR).join(&id))
-            .inspect_err(|_| drop(fs::remove_file(&alive)))?;
+        let netns =
+            Netns::create(&Path::new(NETNS_DIR).join(&id)).inspect_err(|_| drop(fs::remove_file(&alive)))?;
         let sandbox = Self { id, netns, alive, _lock: lock };
         let socket = sandbox.netns.run(|| Socket::open(Protocol::Route))??;
         let lo = link::require(&socket, "lo")?;

@@ -37,7 +37,15 @@ pub(crate) fn demo(places: &Places, _: &Options) -> Outcome {
         remove_bridge(&before)?;
         let after = Leftovers::look(places, &list)?;
         after.require_same(&before)?;
-        Ok(((), format!("{} links, {} nftables elements, {} reservations, as before", after.links.len(), after.elements.len(), after.reservations.len())))
+        Ok((
+            (),
+            format!(
+                "{} links, {} nftables elements, {} reservations, as before",
+                after.links.len(),
+                after.elements.len(),
+                after.reservations.len()
+            ),
+        ))
     });
     shown?;
     proof?;
@@ -68,7 +76,9 @@ fn show(places: &Places, runtime: &Runtime, list: &NetworkList) -> Outcome {
     let host_address = result_a.ips.iter().find_map(|ip| ip.gateway).filter(IpAddr::is_ipv4);
     published(&a.netns, &b.netns, port, host_address)?;
     for (name, container) in [("a", &container_a), ("b", &container_b)] {
-        step(&format!("CHECK {name}"), || Ok(((), runtime.check(list, container).map(|()| "as ADD left it".into())?)))?;
+        step(&format!("CHECK {name}"), || {
+            Ok(((), runtime.check(list, container).map(|()| "as ADD left it".into())?))
+        })?;
     }
     cleanup.run()
 }

@@ -17,7 +17,8 @@ pub(crate) const DEFAULT: &str = include_str!("default.conflist");
 /// Loads the embedded network. A kernel without IPv6 gets IPv4 alone.
 pub(crate) fn embedded() -> Outcome<NetworkList> {
     let parse = |text: &str| {
-        NetworkList::parse(text.as_bytes()).map_err(|error| Failure::new(format!("embedded network: {error}")))
+        NetworkList::parse(text.as_bytes())
+            .map_err(|error| Failure::new(format!("embedded network: {error}")))
     };
     if Path::new("/proc/sys/net/ipv6").exists() {
         return parse(DEFAULT);
@@ -54,7 +55,9 @@ impl Places {
             return match load::network(&self.conf_dir, name) {
                 Ok(list) => Ok((list, Source::Configured)),
                 Err(_) if name == embedded.name => Ok((embedded, Source::Embedded)),
-                Err(error) => Err(Failure::from(error).hint("`netloom list` shows the networks that there are")),
+                Err(error) => {
+                    Err(Failure::from(error).hint("`netloom list` shows the networks that there are"))
+                }
             };
         }
         let configured = load::networks(&self.conf_dir)?;

@@ -21,9 +21,8 @@ pub(crate) struct Man {
     dir: PathBuf,
 }
 
-pub(crate) fn completions(options: Completions) -> Outcome {
+pub(crate) fn completions(options: Completions) {
     clap_complete::generate(options.shell, &mut Cli::command(), "netloom", &mut std::io::stdout());
-    Ok(())
 }
 
 pub(crate) fn man(options: &Man) -> Outcome {

@@ -21,7 +21,7 @@ pub(crate) fn ping(to: IpAddr, limit: Duration) -> io::Result<Duration> {
         IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6, 128, 129),
     };
     let fd = socket(family, SocketType::RAW, Some(protocol))?;
-    let [high, low] = (std::process::id() as u16).to_be_bytes();
+    let [_, _, high, low] = std::process::id().to_be_bytes();
     let mut packet = [request, 0, 0, 0, high, low, 0, 1, b'n', b'e', b't', b'l', b'o', b'o', b'm', b'!'];
     if to.is_ipv4() {
         // In IPv6 the kernel does it, since the checksum covers addresses that it chooses.
@@ -55,5 +55,5 @@ fn checksum(bytes: &[u8]) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    !(sum as u16)
+    !u16::try_from(sum).unwrap_or(u16::MAX)
 }

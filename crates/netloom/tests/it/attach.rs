@@ -9,8 +9,8 @@ fn pings(host: &Host, from: &str, to: &str) -> bool {
     host.succeeds(&format!("ip netns exec {from} ping -c 1 -W 2 {to}"))
 }
 
-/// R29, R32, R41, R42, R89: ADD makes the interface with addresses and routes; CHECK sees what is missing; DEL
-/// leaves nothing. R52, R55: STATUS asks the IPAM plugin too.
+/// R29, R32, R41, R42, R44, R45, R46, R89: ADD makes the interface with addresses and routes; CHECK, at once, asks the
+/// IPAM plugin too and sees what is missing or cut off; DEL leaves nothing. R52, R55: STATUS asks the IPAM plugin too.
 #[test]
 fn a_container_reaches_host_and_neighbour_and_leaves_nothing() {
     if !testkit::is_root() {
@@ -47,7 +47,10 @@ fn a_container_reaches_host_and_neighbour_and_leaves_nothing() {
         ("ip netns exec c1 ip addr del 10.88.0.3/16 dev eth0", "10.88.0.3/16 is missing"),
         ("nft flush map inet netloom masq4", "not masqueraded"),
         ("ip link set $(ip -br link show master br0 | head -1 | cut -d@ -f1) nomaster", "no port of bridge"),
-        ("rm /var/lib/cni/networks/lab/10.88.0.3 /var/lib/cni/networks/lab/fd88::3", "Failed to find address"),
+        (
+            "rm /var/lib/cni/networks/lab/10.88.0.3 /var/lib/cni/networks/lab/fd88::3",
+            "Failed to find address",
+        ),
     ] {
         host.sh(damage);
         let (code, text) = one.call("CHECK", &with_prev(&conf, &of_one)).error();
@@ -173,7 +176,10 @@ fn foreign_ipam_plugins_are_run() {
     }
     host.sh("touch /run/fail");
     assert_eq!(call.call("ADD", &conf).error().0, 77);
-    let failed = call.call("STATUS", &json!({"cniVersion": "1.1.0", "name": "lab", "type": "bridge", "ipam": {"type": "myipam"}}));
+    let failed = call.call(
+        "STATUS",
+        &json!({"cniVersion": "1.1.0", "name": "lab", "type": "bridge", "ipam": {"type": "myipam"}}),
+    );
     assert_eq!(failed.error().0, 77);
     assert!(failed.stderr.contains("working"));
 }
@@ -261,7 +267,9 @@ fn masquerade_hides_the_container_from_other_hosts() {
     let host = Host::new();
     host.container("other");
     host.sh("ip link add up0 type veth peer name up0 netns other; ip addr add 192.0.2.1/24 dev up0; ip link set up0 up");
-    host.sh("ip -n other addr add 192.0.2.2/24 dev up0; ip -n other link set up0 up; ip -n other link set lo up");
+    host.sh(
+        "ip -n other addr add 192.0.2.2/24 dev up0; ip -n other link set up0 up; ip -n other link set lo up",
+    );
     host.container("c1");
     let conf = dual_stack();
     let call = Call::new(&host, &OURS, "c1");

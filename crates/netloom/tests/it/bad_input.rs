@@ -19,8 +19,7 @@ struct Case {
 }
 
 const BRIDGE: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"bridge","bridge":"br0","isGateway":true,"ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
-const HOST_LOCAL: &str =
-    r#"{"cniVersion":"1.1.0","name":"lab","type":"host-local","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
+const HOST_LOCAL: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"host-local","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
 const STATIC: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"static","ipam":{"type":"static","addresses":[{"address":"10.5.0.2/24"}]}}"#;
 const PORTMAP: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"portmap","prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.2/16"}]},"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}}"#;
 
@@ -113,9 +112,27 @@ fn configurations() -> Vec<Case> {
         (HOST_LOCAL, "ipam.ranges", json!([[{}]]), 6, "`ipam.ranges[0][0]`"),
         (HOST_LOCAL, "ipam.ranges", json!([{"subnet": "10.1.0.0/16"}]), 6, "`ipam.ranges[0]`"),
         (HOST_LOCAL, "ipam.ranges", json!([[{"subnet": "10.88.1.0/24"}]]), 7, "overlaps"),
-        (HOST_LOCAL, "ipam.ranges", json!([[{"subnet": "10.1.0.0/16"}, {"subnet": "fd00::/64"}]]), 7, "mixed"),
-        (HOST_LOCAL, "ipam.ranges", json!([[{"subnet": "10.1.0.0/16"}, {"subnet": "10.1.2.0/24"}]]), 7, "overlaps"),
-        (HOST_LOCAL, "ipam.ranges", json!([[{"subnet": "10.1.0.0/16", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.5"}]]), 7, "rangeStart 10.1.0.9"),
+        (
+            HOST_LOCAL,
+            "ipam.ranges",
+            json!([[{"subnet": "10.1.0.0/16"}, {"subnet": "fd00::/64"}]]),
+            7,
+            "mixed",
+        ),
+        (
+            HOST_LOCAL,
+            "ipam.ranges",
+            json!([[{"subnet": "10.1.0.0/16"}, {"subnet": "10.1.2.0/24"}]]),
+            7,
+            "overlaps",
+        ),
+        (
+            HOST_LOCAL,
+            "ipam.ranges",
+            json!([[{"subnet": "10.1.0.0/16", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.5"}]]),
+            7,
+            "rangeStart 10.1.0.9",
+        ),
         (HOST_LOCAL, "ipam.routes", json!([{"dst": "default"}]), 6, "`ipam.routes[0].dst`"),
         (HOST_LOCAL, "ipam.routes", json!([{"gw": "10.0.0.1"}]), 6, "`ipam.routes[0]`"),
         (HOST_LOCAL, "ipam.routes", json!([{"dst": "0.0.0.0/0", "gw": "x"}]), 6, "`ipam.routes[0].gw`"),
@@ -127,25 +144,70 @@ fn configurations() -> Vec<Case> {
         (HOST_LOCAL, "runtimeConfig", json!({"ips": ["nonsense"]}), 7, "`runtimeConfig.ips`"),
         (HOST_LOCAL, "runtimeConfig", json!({"ips": ["10.88.0.1"]}), 7, "gateway"),
         (HOST_LOCAL, "runtimeConfig", json!({"ips": ["192.168.0.5"]}), 7, "192.168.0.5"),
-        (HOST_LOCAL, "runtimeConfig", json!({"ipRanges": [[{"subnet": "x"}]]}), 6, "`runtimeConfig.ipRanges[0][0].subnet`"),
+        (
+            HOST_LOCAL,
+            "runtimeConfig",
+            json!({"ipRanges": [[{"subnet": "x"}]]}),
+            6,
+            "`runtimeConfig.ipRanges[0][0].subnet`",
+        ),
         (STATIC, "ipam", json!(null), 7, "'ipam'"),
         (STATIC, "ipam.addresses", json!([{"address": "10.5.0.2"}]), 7, "`ipam.addresses[0].address`"),
         (STATIC, "ipam.addresses", json!([{}]), 7, "`ipam.addresses[0].address`"),
-        (STATIC, "ipam.addresses", json!([{"address": "10.5.0.2/24", "gateway": "gw"}]), 6, "`ipam.addresses[0].gateway`"),
+        (
+            STATIC,
+            "ipam.addresses",
+            json!([{"address": "10.5.0.2/24", "gateway": "gw"}]),
+            6,
+            "`ipam.addresses[0].gateway`",
+        ),
         (STATIC, "args", json!({"cni": {"ips": ["10.5.0.2"]}}), 7, "`args.cni.ips`"),
         (STATIC, "runtimeConfig", json!({"ips": ["10.5.0.2"]}), 7, "`runtimeConfig.ips`"),
         (PORTMAP, "prevResult", json!(null), 7, "chained"),
         (PORTMAP, "backend", json!("pf"), 2, "pf"),
         (PORTMAP, "conditionsV4", json!(["-s", "1.2.3.4"]), 2, "conditionsV4"),
         (PORTMAP, "markMasqBit", json!(32), 7, "`markMasqBit`"),
-        (PORTMAP, "runtimeConfig.portMappings", json!([{"hostPort": 0, "containerPort": 80, "protocol": "tcp"}]), 7, "host port"),
-        (PORTMAP, "runtimeConfig.portMappings", json!([{"hostPort": 80, "containerPort": 99999, "protocol": "tcp"}]), 7, "container port number: 99999"),
-        (PORTMAP, "runtimeConfig.portMappings", json!([{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]), 7, "icmp"),
-        (PORTMAP, "runtimeConfig.portMappings", json!([{"hostPort": "80", "containerPort": 80, "protocol": "tcp"}]), 6, "hostPort"),
-        (PORTMAP, "runtimeConfig.portMappings", json!([{"hostPort": 80, "containerPort": 80, "protocol": "tcp", "hostIP": "host"}]), 7, "hostIP"),
+        (
+            PORTMAP,
+            "runtimeConfig.portMappings",
+            json!([{"hostPort": 0, "containerPort": 80, "protocol": "tcp"}]),
+            7,
+            "host port",
+        ),
+        (
+            PORTMAP,
+            "runtimeConfig.portMappings",
+            json!([{"hostPort": 80, "containerPort": 99999, "protocol": "tcp"}]),
+            7,
+            "container port number: 99999",
+        ),
+        (
+            PORTMAP,
+            "runtimeConfig.portMappings",
+            json!([{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]),
+            7,
+            "icmp",
+        ),
+        (
+            PORTMAP,
+            "runtimeConfig.portMappings",
+            json!([{"hostPort": "80", "containerPort": 80, "protocol": "tcp"}]),
+            6,
+            "hostPort",
+        ),
+        (
+            PORTMAP,
+            "runtimeConfig.portMappings",
+            json!([{"hostPort": 80, "containerPort": 80, "protocol": "tcp", "hostIP": "host"}]),
+            7,
+            "hostIP",
+        ),
     ];
     let plugin_of = |conf: &str| {
-        PLUGINS.into_iter().find(|name| conf.contains(&format!("\"name\":\"lab\",\"type\":\"{name}\""))).unwrap()
+        PLUGINS
+            .into_iter()
+            .find(|name| conf.contains(&format!("\"name\":\"lab\",\"type\":\"{name}\"")))
+            .unwrap()
     };
     cases
         .into_iter()
@@ -262,7 +324,10 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
             failures.push(format!("{what}: no error object: {answer:?}"));
             continue;
         };
-        if error["code"] != case.code || !answer.stdout.contains(case.says) || answer.stdout.contains("panicked") {
+        if error["code"] != case.code
+            || !answer.stdout.contains(case.says)
+            || answer.stdout.contains("panicked")
+        {
             failures.push(format!("{what}: expected {} {:?}, found {}", case.code, case.says, answer.stdout));
         }
         if answer.stderr.contains("panicked") {
@@ -275,7 +340,10 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
                 .into_iter()
                 .filter(|kind| before.0[*kind] != after.0[*kind])
                 .collect();
-            failures.push(format!("  {left:?}: {:?}", left.iter().map(|kind| &after.0[*kind]).collect::<Vec<_>>()));
+            failures.push(format!(
+                "  {left:?}: {:?}",
+                left.iter().map(|kind| &after.0[*kind]).collect::<Vec<_>>()
+            ));
             break;
         }
     }

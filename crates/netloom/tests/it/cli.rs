@@ -29,8 +29,22 @@ fn demo() {
     let output = netloom(&host, &["demo"]);
     testkit::require_success(&output, "demo");
     let shown = text(&output);
-    for step in ["ADD a", "ADD b", "a pings b", "b pings a", "published port, from the host", "CHECK a", "DEL b", "nothing is left"] {
-        assert!(shown.lines().any(|line| line.starts_with("  ok") && line.contains(step) && line.contains(" ms ")), "{step}: {shown}");
+    for step in [
+        "ADD a",
+        "ADD b",
+        "a pings b",
+        "b pings a",
+        "published port, from the host",
+        "CHECK a",
+        "DEL b",
+        "nothing is left",
+    ] {
+        assert!(
+            shown
+                .lines()
+                .any(|line| line.starts_with("  ok") && line.contains(step) && line.contains(" ms ")),
+            "{step}: {shown}"
+        );
     }
     let mut after = host.snapshot();
     // The links of the plugins and the empty tables stay for the next time.
@@ -49,7 +63,18 @@ fn run_gives_a_command_a_network() {
     }
     let host = Host::new();
     host.sh("rm -rf /etc/cni/net.d; mkdir -p /etc/cni/net.d");
-    let output = netloom(&host, &["run", "--dns", "9.9.9.9", "--", "sh", "-c", "ip -br -4 addr show eth0; cat /etc/resolv.conf; ls /sys/class/net; exit 7"]);
+    let output = netloom(
+        &host,
+        &[
+            "run",
+            "--dns",
+            "9.9.9.9",
+            "--",
+            "sh",
+            "-c",
+            "ip -br -4 addr show eth0; cat /etc/resolv.conf; ls /sys/class/net; exit 7",
+        ],
+    );
     let shown = text(&output);
     assert_eq!(output.status.code(), Some(7), "{shown}");
     assert!(shown.contains("using the embedded one") && shown.contains("10.89.64.2/20"), "{shown}");
@@ -60,7 +85,11 @@ fn run_gives_a_command_a_network() {
     assert!(!missing.status.success() && text(&missing).contains("no-such-program"), "{}", text(&missing));
     assert_eq!(host.sh("ls /run/netns; ls /var/lib/cni/results"), "");
     let unknown = netloom(&host, &["run", "--network", "nope", "--", "true"]);
-    assert!(text(&unknown).contains("no net configuration") && text(&unknown).contains("netloom list"), "{}", text(&unknown));
+    assert!(
+        text(&unknown).contains("no net configuration") && text(&unknown).contains("netloom list"),
+        "{}",
+        text(&unknown)
+    );
 }
 
 /// `run` cleans up when it is asked to end; when it is killed, the next `gc` does.
@@ -102,7 +131,10 @@ fn run_that_is_ended_leaves_nothing() {
     signal(orphan, rustix::process::Signal::KILL);
     testkit::require_success(&netloom(&host, &["gc"]), "gc");
     assert_eq!(host.sh(empty), "");
-    assert_eq!(host.sh("ls /var/lib/cni/netloom/run; ls /var/lib/cni/networks/netloom | grep -e 10 -e : || true"), "");
+    assert_eq!(
+        host.sh("ls /var/lib/cni/netloom/run; ls /var/lib/cni/networks/netloom | grep -e 10 -e : || true"),
+        ""
+    );
 }
 
 /// cnitool's verbs, arguments, variables and output, under both names.
@@ -121,8 +153,15 @@ fn cnitools_verbs() {
     for tool in ["cnitool", "netloom"] {
         let call = |args: &[&str]| {
             let mut command = host.command(OURS.join(tool));
-            command.args(args).env("NETCONFPATH", "/run/net.d").env("CNI_PATH", &*OURS).env("CNI_IFNAME", "net0");
-            command.env("CAP_ARGS", r#"{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}"#);
+            command
+                .args(args)
+                .env("NETCONFPATH", "/run/net.d")
+                .env("CNI_PATH", &*OURS)
+                .env("CNI_IFNAME", "net0");
+            command.env(
+                "CAP_ARGS",
+                r#"{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}"#,
+            );
             command.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME=x");
             command.output().unwrap()
         };
@@ -134,10 +173,19 @@ fn cnitools_verbs() {
         if tool == "netloom" {
             assert_eq!(listed["attachments"][0]["ports"][0], "8080->80/tcp");
             let shown = text(&call(&["list"]));
-            assert!(shown.contains("ADDRESSES") && shown.contains("8080->80/tcp") && shown.contains("bridge portmap"), "{shown}");
+            assert!(
+                shown.contains("ADDRESSES")
+                    && shown.contains("8080->80/tcp")
+                    && shown.contains("bridge portmap"),
+                "{shown}"
+            );
             assert!(text(&call(&["version", "lab"])).contains("portmap: 0.1.0, 0.2.0"));
         }
-        for args in [["check", "lab", "/run/netns/c1"], ["status", "lab", "/run/netns/c1"], ["gc", "lab", "/run/netns/c1"]] {
+        for args in [
+            ["check", "lab", "/run/netns/c1"],
+            ["status", "lab", "/run/netns/c1"],
+            ["gc", "lab", "/run/netns/c1"],
+        ] {
             if tool == "netloom" && args[0] == "gc" {
                 testkit::require_success(&call(&args[..2]), "gc");
             } else {
@@ -169,12 +217,22 @@ fn install_and_uninstall() {
     host.sh("mkdir -p /opt/cni/bin; echo stranger >/opt/cni/bin/bridge; echo other >/opt/cni/bin/flannel; rm -rf /etc/cni/net.d");
     let refused = netloom(&host, &["install"]);
     assert!(!refused.status.success());
-    assert!(text(&refused).contains("not Netloom's: bridge") && text(&refused).contains("--force"), "{}", text(&refused));
+    assert!(
+        text(&refused).contains("not Netloom's: bridge") && text(&refused).contains("--force"),
+        "{}",
+        text(&refused)
+    );
     assert_eq!(host.sh("ls -A /opt/cni/bin"), "bridge\nflannel\n");
     for _ in 0..2 {
-        testkit::require_success(&netloom(&host, &["install", "--force", "--with-default-network"]), "install");
+        testkit::require_success(
+            &netloom(&host, &["install", "--force", "--with-default-network"]),
+            "install",
+        );
     }
-    assert_eq!(host.sh("ls /opt/cni/bin"), "bridge\nflannel\nhost-local\nloopback\nnetloom\nportmap\nstatic\n");
+    assert_eq!(
+        host.sh("ls /opt/cni/bin"),
+        "bridge\nflannel\nhost-local\nloopback\nnetloom\nportmap\nstatic\n"
+    );
     assert_eq!(host.sh("ls -A /opt/cni/bin | grep '^\\.'").trim(), ".netloom-replaced");
     assert_eq!(host.sh("stat -c %i /opt/cni/bin/bridge"), host.sh("stat -c %i /opt/cni/bin/netloom"));
     assert!(host.sh("CNI_COMMAND=VERSION /opt/cni/bin/host-local").contains("1.1.0"));
@@ -213,7 +271,9 @@ fn pages() {
     let dir = tempfile::tempdir().unwrap();
     run(&["man", dir.path().to_str().unwrap()]);
     let completions = run(&["completions", "bash"]);
-    for command in ["run", "add", "del", "check", "status", "gc", "version", "list", "demo", "install", "uninstall"] {
+    for command in
+        ["run", "add", "del", "check", "status", "gc", "version", "list", "demo", "install", "uninstall"]
+    {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{help}");
         assert!(completions.contains(command));
         assert!(dir.path().join(format!("netloom-{command}.1")).exists(), "{command}");

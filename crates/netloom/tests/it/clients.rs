@@ -39,7 +39,12 @@ impl<'a> Containerd<'a> {
         fs::write(host.path("/run/c/config.toml"), include_str!("clients/containerd.toml")).unwrap();
         let log = fs::File::create(host.path("/run/c/log")).unwrap();
         let mut command: Command = host.command("containerd");
-        let process = command.args(["--config", "/run/c/config.toml"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let process = command
+            .args(["--config", "/run/c/config.toml"])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         let containerd = Self { host, process };
         host.sh(&format!("timeout 20 sh -c 'until {CTR} version >/dev/null 2>&1; do sleep 0.1; done'"));
         host.sh(&format!("{CTR} --namespace k8s.io image import --snapshotter native /run/image.tar"));
@@ -82,7 +87,9 @@ fn containerd_by_ctr() {
     let containerd = Containerd::start(&host);
     // Not detached: then ctr stays, and takes the container off its network when the task ends.
     let run = |name: &str| {
-        let line = format!("exec {CTR} run --rm --snapshotter native --cni docker.io/library/lab:latest {name} >>/run/c/log 2>&1");
+        let line = format!(
+            "exec {CTR} run --rm --snapshotter native --cni docker.io/library/lab:latest {name} >>/run/c/log 2>&1"
+        );
         let child = host.command("sh").args(["-c", &line]).spawn().unwrap();
         host.sh(&format!("timeout 20 sh -c 'until {CTR} task ls | grep {name} | grep -q RUNNING; do sleep 0.05; done' || (cat /run/c/log >&2; exit 1)"));
         child
@@ -114,7 +121,9 @@ fn containerd_by_cri() {
     let host = host_with_image();
     let containerd = Containerd::start(&host);
     let client = cri::Client::connect(&host.path("/run/c/sock"));
-    let first = client.run_pod("first", Some((8080, 80))).unwrap_or_else(|error| panic!("{error}\n{}", containerd.log()));
+    let first = client
+        .run_pod("first", Some((8080, 80)))
+        .unwrap_or_else(|error| panic!("{error}\n{}", containerd.log()));
     let second = client.run_pod("second", None).unwrap();
     let (of_first, of_second) = (client.addresses(&first), client.addresses(&second));
     assert!(of_first[0].starts_with("10.89.") && of_first[1].starts_with("fd6e:"), "{of_first:?}");
@@ -134,7 +143,9 @@ fn containerd_by_cri() {
     let mut server = host.command("sh");
     let line = format!("echo hello | nsenter --net={netns} nc -l -p 80");
     let mut server = server.args(["-c", &line]).stdout(Stdio::null()).spawn().unwrap();
-    host.sh(&format!("timeout 5 sh -c \"until nsenter --net={netns} ss -Htln | grep -q ':80 '; do :; done\""));
+    host.sh(&format!(
+        "timeout 5 sh -c \"until nsenter --net={netns} ss -Htln | grep -q ':80 '; do :; done\""
+    ));
     assert_eq!(host.sh("nc -w 1 127.0.0.1 8080 </dev/null"), "hello\n");
     server.wait().unwrap();
     for pod in [&first, &second] {
@@ -154,11 +165,15 @@ fn podman_with_its_own_network_file() {
         return;
     }
     let host = Host::new();
-    host.sh(&format!("{NETLOOM} install; test -e /etc/cni/net.d/87-podman-bridge.conflist; test -e /usr/lib/cni/firewall"));
+    host.sh(&format!(
+        "{NETLOOM} install; test -e /etc/cni/net.d/87-podman-bridge.conflist; test -e /usr/lib/cni/firewall"
+    ));
     host.sh(include_str!("clients/image.sh"));
     fs::create_dir_all(host.path("/etc/containers")).unwrap();
     fs::write(host.path("/etc/containers/containers.conf"), include_str!("clients/containers.conf")).unwrap();
-    let podman = |line: &str| host.sh(&format!("podman --storage-driver vfs --root /run/p/root --runroot /run/p/run {line}"));
+    let podman = |line: &str| {
+        host.sh(&format!("podman --storage-driver vfs --root /run/p/root --runroot /run/p/run {line}"))
+    };
     podman("load --quiet --input /run/image.tar");
     let limits = "--ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --cap-add NET_RAW";
     podman(&format!("run --detach --name c1 --network podman {limits} lab:latest"));

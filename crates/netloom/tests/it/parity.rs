@@ -124,7 +124,8 @@ fn outcome(answer: &Answer, names: &Names) -> Value {
     let mut value: Value = serde_json::from_str(&names.normalise(&answer.stdout)).unwrap();
     for interface in value["interfaces"].as_array_mut().into_iter().flatten() {
         // One that was asked for is compared, a random one is not.
-        if interface["mac"].as_str().is_some_and(|mac| !mac.starts_with("c2:11") && !mac.starts_with("00:00")) {
+        if interface["mac"].as_str().is_some_and(|mac| !mac.starts_with("c2:11") && !mac.starts_with("00:00"))
+        {
             interface["mac"] = "RANDOM".into();
         }
     }
@@ -142,15 +143,47 @@ fn look(host: &Host, container: Option<&str>, names: &Names) -> Value {
     };
     let mut links = parse(sh("ip -j -d link"));
     let volatile = [
-        "ifindex", "link_index", "link_netnsid", "address", "permaddr", "broadcast", "operstate", "flags", "link_netns",
-        "promiscuity", "allmulti", "bridge_id", "root_id", "designated_bridge", "designated_root", "timer",
-        "hello_timer", "gc_timer", "tcn_timer", "topology_change_timer", "no", "port", "hold_timer",
-        "message_age_timer", "forward_delay_timer", "group_addr", "inet6_addr_gen_mode", "state", "id",
-        "designated_port", "designated_cost", "topology_change_ack", "config_pending", "proxy_arp",
+        "ifindex",
+        "link_index",
+        "link_netnsid",
+        "address",
+        "permaddr",
+        "broadcast",
+        "operstate",
+        "flags",
+        "link_netns",
+        "promiscuity",
+        "allmulti",
+        "bridge_id",
+        "root_id",
+        "designated_bridge",
+        "designated_root",
+        "timer",
+        "hello_timer",
+        "gc_timer",
+        "tcn_timer",
+        "topology_change_timer",
+        "no",
+        "port",
+        "hold_timer",
+        "message_age_timer",
+        "forward_delay_timer",
+        "group_addr",
+        "inet6_addr_gen_mode",
+        "state",
+        "id",
+        "designated_port",
+        "designated_cost",
+        "topology_change_ack",
+        "config_pending",
+        "proxy_arp",
     ];
     testkit::remove(&mut links, &volatile);
     let mut addresses = parse(sh("ip -j addr"));
-    testkit::remove(&mut addresses, &[&volatile[..], &["valid_life_time", "preferred_life_time", "tentative", "link"]].concat());
+    testkit::remove(
+        &mut addresses,
+        &[&volatile[..], &["valid_life_time", "preferred_life_time", "tentative", "link"]].concat(),
+    );
     testkit::drop_what_the_kernel_makes(&mut addresses);
     let mut routes = parse(sh("ip -j -4 route show table all"));
     let mut routes6 = parse(sh("ip -j -6 route show table all"));
@@ -163,7 +196,9 @@ fn look(host: &Host, container: Option<&str>, names: &Names) -> Value {
             }
         }
     }
-    let sysctls = sh("cd /proc/sys/net; grep -rs . ipv4/conf ipv6/conf ipv4/ip_forward | grep -v -e stable_secret -e mc_forwarding | sort");
+    let sysctls = sh(
+        "cd /proc/sys/net; grep -rs . ipv4/conf ipv6/conf ipv4/ip_forward | grep -v -e stable_secret -e mc_forwarding | sort",
+    );
     let sysctls: serde_json::Map<String, Value> = names
         .normalise(&sysctls)
         .lines()
@@ -189,7 +224,11 @@ fn look(host: &Host, container: Option<&str>, names: &Names) -> Value {
 
 fn by_name(list: Value, key: &str) -> Value {
     let items = list.as_array().cloned().unwrap_or_default();
-    items.into_iter().filter_map(|item| Some((item[key].as_str()?.to_owned(), item))).collect::<serde_json::Map<_, _>>().into()
+    items
+        .into_iter()
+        .filter_map(|item| Some((item[key].as_str()?.to_owned(), item)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 fn flatten(path: &str, value: &Value, into: &mut Seen) {

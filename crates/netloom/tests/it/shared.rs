@@ -68,7 +68,7 @@ fn no_address_is_given_twice() {
                 }
                 given.extend(run("ADD", index));
                 // Some leave early, so that freed addresses are in play too.
-                if index % 5 == 0 {
+                if index.is_multiple_of(5) {
                     run("DEL", index);
                     given.truncate(given.len() - 2);
                 }

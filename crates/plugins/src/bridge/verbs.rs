@@ -37,7 +37,6 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     let owner = Owner::of(request, sandbox);
     let host = Socket::open(Protocol::Route).explain()?;
     let container = Container::open(sandbox.require_netns()?).explain()?;
-    let events = Events::of_links().explain()?;
 
     // The bridge first, so that it is the last to be taken away again, when nobody is on it any more.
     let mut bridge = ensure_bridge(&host, &conf, undo)?;
@@ -49,10 +48,11 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
         result = addresses(request, sandbox, &conf, ipam, undo)?;
         let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
         let settings = Settings { ipv6, detect_duplicates: conf.detect_duplicates };
-        container.set_sysctls(sandbox.ifname.as_str(), &settings)?;
-        container.configure(&inside, &result, &settings)?;
+        container.set_sysctls(sandbox.ifname.as_str(), settings)?;
+        container.configure(&inside, &result, settings)?;
     } else if !conf.leave_down {
-        link::change(&container.socket, &inside, &Change { up: Some(true), ..Change::default() }).explain()?;
+        link::change(&container.socket, &inside, &Change { up: Some(true), ..Change::default() })
+            .explain()?;
     }
 
     let mut gateway_link = None;
@@ -61,7 +61,7 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     }
     set_up_rules(&conf, &owner, &outside, &inside, &result, undo)?;
     if !conf.leave_down {
-        wait_until_operational(&host, &events, &outside)?;
+        wait_until_operational(&host, &outside)?;
     }
 
     // Only now is the bridge's hardware address final: it follows the ports until a gateway address pins it.
@@ -100,9 +100,9 @@ pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     let host = Socket::open(Protocol::Route).explain()?;
     let container = Container::open(sandbox.require_netns()?).explain()?;
 
-    let bridge = link::find(&host, conf.bridge.as_str())
-        .explain()?
-        .ok_or_else(|| differs(format!("CNI created bridge {} in host namespace was not found", conf.bridge)))?;
+    let bridge = link::find(&host, conf.bridge.as_str()).explain()?.ok_or_else(|| {
+        differs(format!("CNI created bridge {} in host namespace was not found", conf.bridge))
+    })?;
     if bridge.kind.as_deref() != Some("bridge") {
         return Err(differs(format!("Interface {} does not have link type of bridge", bridge.name)));
     }
@@ -114,12 +114,10 @@ pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         .interfaces
         .iter()
         .find(|interface| interface.name == sandbox.ifname.as_str() && interface.sandbox == netns)
-        .ok_or_else(|| {
-            differs(format!("prevResult has no interface `{}` in {netns}", sandbox.ifname))
-        })?;
-    let inside = link::find(&container.socket, sandbox.ifname.as_str()).explain()?.ok_or_else(|| {
-        differs(format!("CNI created interface in container {} not found", sandbox.ifname))
-    })?;
+        .ok_or_else(|| differs(format!("prevResult has no interface `{}` in {netns}", sandbox.ifname)))?;
+    let inside = link::find(&container.socket, sandbox.ifname.as_str())
+        .explain()?
+        .ok_or_else(|| differs(format!("CNI created interface in container {} not found", sandbox.ifname)))?;
     if inside.kind.as_deref() != Some("veth") {
         return Err(differs(format!("Container interface {} not of type veth", inside.name)));
     }
@@ -180,7 +178,6 @@ fn create_pair(
 ) -> Result<(Link, Link), Error> {
     const ATTEMPTS: u32 = 8;
     let ifname = sandbox.ifname.as_str();
-    let here = kernel::Netns::own().explain()?;
     let mut outcome = Ok(());
     for attempt in 0..ATTEMPTS {
         let outside = owner.host_link(attempt);
@@ -189,7 +186,7 @@ fn create_pair(
             &Veth {
                 name: ifname,
                 peer_name: &outside,
-                peer_netns: Some(&here),
+                peer_netns: Some(&container.host),
                 mtu: conf.mtu,
                 mac: conf.mac,
             },
@@ -236,12 +233,8 @@ fn connect(
     const ATTEMPTS: u32 = 4;
     let mark = owner.mark();
     for attempt in 0.. {
-        let change = Change {
-            up: Some(true),
-            master: Some(bridge.index),
-            alias: Some(&mark),
-            ..Change::default()
-        };
+        let change =
+            Change { up: Some(true), master: Some(bridge.index), alias: Some(&mark), ..Change::default() };
         match link::change(host, outside, &change) {
             Ok(()) => break,
             // Another ADD made the bridge, failed, and took it away again.
@@ -251,7 +244,7 @@ fn connect(
             Err(error) => return Err(error).explain(),
         }
     }
-    sysctl::ensure(Setting::Ipv6(&outside.name, "accept_ra"), "0").explain()?;
+    sysctl::set(Setting::Ipv6(&outside.name, "accept_ra"), "0").explain()?;
     if conf.port.hairpin || conf.port.isolated {
         bridge::set_port(host, outside, conf.port).explain()?;
     }
@@ -278,7 +271,7 @@ fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link, Er
             Ok(()) => {
                 let (socket, name) = (host.clone(), name.to_owned());
                 undo.push(format!("remove bridge `{name}`"), move || remove_if_empty(&socket, &name))?;
-                sysctl::ensure(Setting::Ipv6(wanted.name, "accept_ra"), "0").explain()?;
+                sysctl::set(Setting::Ipv6(wanted.name, "accept_ra"), "0").explain()?;
             }
             Err(error) if error.kind() == Kind::Exists => {}
             Err(error) => return Err(error).explain(),
@@ -291,7 +284,8 @@ fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link, Er
     require_bridge(Some(&bridge))?;
     if !bridge.up || (conf.promiscuous && bridge.promiscuity == 0) {
         let promiscuous = conf.promiscuous.then_some(true);
-        link::change(host, &bridge, &Change { up: Some(true), promiscuous, ..Change::default() }).explain()?;
+        link::change(host, &bridge, &Change { up: Some(true), promiscuous, ..Change::default() })
+            .explain()?;
     }
     if let Some(uplink) = &conf.uplink {
         connect_uplink(host, &bridge, uplink.as_str())?;
@@ -434,7 +428,7 @@ fn ensure_vlan_link(
     let port = link::require(host, &port).explain()?;
     let join = Change { up: Some(true), master: Some(bridge.index), ..Change::default() };
     link::change(host, &port, &join).explain()?;
-    sysctl::ensure(Setting::Ipv6(&port.name, "accept_ra"), "0").explain()?;
+    sysctl::set(Setting::Ipv6(&port.name, "accept_ra"), "0").explain()?;
     let keep_default = conf.vlans.as_ref().is_some_and(|vlans| vlans.keep_default);
     let of_port = vec![Vlan { id: vlan, pvid: true, untagged: true }];
     set_vlans(host, &port, &Vlans { access: Some(vlan), of_port, keep_default })?;
@@ -533,8 +527,14 @@ fn remove_links(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> {
     Ok(())
 }
 
-fn wait_until_operational(host: &Socket, events: &Events, port: &Link) -> Result<(), Error> {
+/// Waits until frames can pass, which they mostly can by the time that this is asked.
+fn wait_until_operational(host: &Socket, port: &Link) -> Result<(), Error> {
     let is_up = || link::find_index(host, port.index).map(|link| link.is_some_and(|l| l.is_operational()));
+    if is_up().explain()? {
+        return Ok(());
+    }
+    // From here on nothing is missed: what comes up between two looks is announced.
+    let events = Events::of_links().explain()?;
     let deadline = std::time::Instant::now() + PORT_LIMIT;
     while !is_up().explain()? {
         let left = deadline.saturating_duration_since(std::time::Instant::now());

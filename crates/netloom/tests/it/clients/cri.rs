@@ -5,7 +5,11 @@ use std::path::Path;
 
 use prost::Message;
 use tokio::runtime::Runtime;
-use tonic::{Request, Status, codegen::http::uri::PathAndQuery, transport::{Channel, Endpoint}};
+use tonic::{
+    Request, Status,
+    codegen::http::uri::PathAndQuery,
+    transport::{Channel, Endpoint},
+};
 use tonic_prost::ProstCodec;
 
 pub(super) struct Client {
@@ -23,8 +27,17 @@ impl Client {
 
     /// Runs a pod, with a port if one is to be published, and gives its ID.
     pub(super) fn run_pod(&self, name: &str, port: Option<(i32, i32)>) -> Result<String, Status> {
-        let metadata = Metadata { name: name.into(), uid: format!("uid-{name}"), namespace: "default".into(), attempt: 0 };
-        let ports = port.into_iter().map(|(host_port, container_port)| Port { protocol: 0, container_port, host_port });
+        let metadata = Metadata {
+            name: name.into(),
+            uid: format!("uid-{name}"),
+            namespace: "default".into(),
+            attempt: 0,
+        };
+        let ports = port.into_iter().map(|(host_port, container_port)| Port {
+            protocol: 0,
+            container_port,
+            host_port,
+        });
         let config = PodConfig {
             metadata: Some(metadata),
             hostname: name.into(),
@@ -58,7 +71,9 @@ impl Client {
             let mut grpc = tonic::client::Grpc::new(self.channel.clone());
             grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
             let path = PathAndQuery::try_from(format!("/runtime.v1.RuntimeService/{method}")).unwrap();
-            grpc.unary(Request::new(message), path, ProstCodec::<I, O>::default()).await.map(tonic::Response::into_inner)
+            grpc.unary(Request::new(message), path, ProstCodec::<I, O>::default())
+                .await
+                .map(tonic::Response::into_inner)
         })
     }
 }

@@ -1,0 +1,343 @@
+//! `cargo xtask bench`: times folders of plugins side by side.
+//!
+//! Every side is called the same way, as a runtime calls plugins: a process, the `CNI_*` variables, configuration on
+//! standard input. Calls of the sides alternate, so that whatever else the machine does hits all of them; what is
+//! compared is medians. Each side works on a host of its own (network and mount namespace).
+
+use std::{
+    fs::File,
+    io::{Read, Seek, Write},
+    os::fd::AsFd,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::{Value, json};
+
+use crate::{Outcome, root, run_with, say, test};
+
+struct Side {
+    name: String,
+    bin: PathBuf,
+}
+
+/// One plugin call of a case: configuration without version and name.
+struct Case {
+    name: &'static str,
+    conf: Value,
+}
+
+fn cases() -> Vec<Case> {
+    let ipam =
+        |ranges: Value| json!({"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]});
+    let bridge = |more: Value| {
+        let mut conf = json!({"type": "bridge", "bridge": "cbr0", "isGateway": true, "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))});
+        if let (Some(conf), Value::Object(more)) = (conf.as_object_mut(), more) {
+            conf.extend(more);
+        }
+        conf
+    };
+    vec![
+        Case { name: "loopback", conf: json!({"type": "loopback"}) },
+        Case { name: "bridge", conf: bridge(json!({})) },
+        Case {
+            name: "bridge, dual stack",
+            conf: bridge(
+                json!({"ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}], [{"subnet": "fd20::/64"}]]))}),
+            ),
+        },
+        Case {
+            name: "host-local",
+            conf: json!({"type": "host-local", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))}),
+        },
+    ]
+}
+
+pub(crate) fn bench(arguments: &[String]) -> Outcome {
+    let mut sides = Vec::new();
+    let mut count = 60;
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        let value = arguments.next().ok_or_else(|| format!("{argument} needs a value"))?;
+        match argument.as_str() {
+            "--side" => {
+                let (name, dir) = value.split_once('=').ok_or("write --side NAME=DIR")?;
+                sides.push(Side { name: name.to_owned(), bin: dir.into() });
+            }
+            "-n" => count = value.parse().map_err(|_| format!("-n {value} is no number"))?,
+            other => return Err(format!("unknown option {other}")),
+        }
+    }
+    if sides.is_empty() {
+        match test::peers() {
+            Some(dir) => sides.push(Side { name: "go".into(), bin: dir }),
+            None => say("SKIPPED: no Go reference plugins to compare with; name a folder by --side NAME=DIR"),
+        }
+    }
+    let (binary, bin) = build()?;
+    sides.push(Side { name: "netloom".into(), bin });
+    let size = std::fs::metadata(&binary).map_err(|error| error.to_string())?.len();
+    say(&format!("{}: {:.2} MiB\n", binary.display(), mebibytes(size)));
+    let hosts: Vec<Host> = sides.iter().map(|_| Host::new()).collect::<Result<_, _>>()?;
+    version(&sides, &hosts, count)?;
+    for case in cases() {
+        measure(&sides, &hosts, &case, count)?;
+    }
+    peak_memory(&sides, &hosts)
+}
+
+/// Builds the release binary and a folder of links to it.
+fn build() -> Result<(PathBuf, PathBuf), String> {
+    let binary = dist()?;
+    let bin = root().join("target/bench-bin");
+    drop(std::fs::remove_dir_all(&bin));
+    std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
+    for name in ["loopback", "bridge", "host-local", "static", "portmap"] {
+        std::fs::hard_link(&binary, bin.join(name)).map_err(|error| error.to_string())?;
+    }
+    Ok((binary, bin))
+}
+
+/// Builds the binary that is to be installed and gives its path: for the musl target where the toolchain has it, since
+/// its start asks the processor nothing, for the toolchain's own otherwise.
+pub(crate) fn dist() -> Result<PathBuf, String> {
+    let host = format!("{}-unknown-linux", std::env::consts::ARCH);
+    let sysroot =
+        Command::new("rustc").args(["--print", "sysroot"]).output().map_err(|error| error.to_string())?;
+    let sysroot = PathBuf::from(String::from_utf8_lossy(&sysroot.stdout).trim());
+    let musl = format!("{host}-musl");
+    let target = if sysroot.join("lib/rustlib").join(&musl).join("lib").is_dir() {
+        musl
+    } else {
+        format!("{host}-gnu")
+    };
+    run_with(Command::new("cargo").args([
+        "build",
+        "--release",
+        "--quiet",
+        "--package",
+        "netloom",
+        "--target",
+        &target,
+    ]))?;
+    Ok(root().join("target").join(target).join("release/netloom"))
+}
+
+/// A process that holds a network and a mount namespace, with containers prepared in it.
+struct Host {
+    holder: std::process::Child,
+}
+
+impl Host {
+    fn new() -> Result<Self, String> {
+        const HOLD: &str = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mkdir -p /run/netns && ip link set lo up && echo ready && exec cat";
+        let mut holder = Command::new("unshare")
+            .args(["--mount", "--net", "--propagation", "private", "sh", "-c", HOLD])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("unshare: {error}"))?;
+        let mut ready = [0; 6];
+        let stdout = holder.stdout.as_mut().ok_or("no stdout")?;
+        stdout.read_exact(&mut ready).map_err(|_| "namespaces cannot be made: run as root")?;
+        Ok(Self { holder })
+    }
+
+    fn sh(&self, line: &str) -> Outcome {
+        run_with(self.command("sh").args(["-c", line]))
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.holder.id().to_string(), "--mount", "--net", "--", program]);
+        command
+    }
+
+    /// Enters the host on a thread of its own, which ends with the work.
+    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, String> {
+        let proc = PathBuf::from(format!("/proc/{}/ns", self.holder.id()));
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    let net = File::open(proc.join("net")).map_err(|error| error.to_string())?;
+                    move_into_link_name_space(net.as_fd(), Some(LinkNameSpaceType::Network))
+                        .map_err(|error| error.to_string())?;
+                    Ok(work())
+                })
+                .join()
+                .map_err(|_| "a measuring thread panicked".to_owned())?
+        })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        drop(self.holder.wait());
+    }
+}
+
+struct Call<'a> {
+    side: &'a Side,
+    host: &'a Host,
+    container: String,
+}
+
+impl Call<'_> {
+    /// Runs one verb and gives how long it took from spawn to end, and what was printed.
+    fn run(&self, verb: &str, conf: &Value) -> Result<(Duration, Value), String> {
+        let plugin = self.side.bin.join(conf["type"].as_str().unwrap_or_default());
+        let mut stdin = temporary()?;
+        stdin
+            .write_all(conf.to_string().as_bytes())
+            .and_then(|()| stdin.rewind())
+            .map_err(|e| e.to_string())?;
+        let stdout = temporary()?;
+        let mut answer = stdout.try_clone().map_err(|error| error.to_string())?;
+        let root = format!("/proc/{}/root", self.host.holder.id());
+        let mut command = Command::new(&plugin);
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", &self.container)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", format!("{root}/run/netns/{}", self.container))
+            .env("CNI_PATH", &self.side.bin)
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(Stdio::null());
+        let (took, ok) = self.host.inside(|| {
+            let started = Instant::now();
+            let status = command.status();
+            (started.elapsed(), status.is_ok_and(|status| status.success()))
+        })?;
+        let mut text = String::new();
+        answer.rewind().and_then(|()| answer.read_to_string(&mut text)).map_err(|error| error.to_string())?;
+        if !ok {
+            return Err(format!("{verb} {} of {} failed: {text}", conf["type"], self.side.name));
+        }
+        Ok((took, serde_json::from_str(&text).unwrap_or(Value::Null)))
+    }
+}
+
+fn temporary() -> Result<File, String> {
+    let fd = rustix::fs::memfd_create("bench", rustix::fs::MemfdFlags::CLOEXEC)
+        .map_err(|error| error.to_string())?;
+    Ok(File::from(fd))
+}
+
+fn version(sides: &[Side], hosts: &[Host], count: usize) -> Outcome {
+    let conf = json!({"cniVersion": "1.0.0", "name": "bench", "type": "bridge"});
+    let mut rows = vec![Vec::new(); sides.len()];
+    for _ in 0..count {
+        for (index, (side, host)) in sides.iter().zip(hosts).enumerate() {
+            rows[index].push(Call { side, host, container: "x".into() }.run("VERSION", &conf)?.0);
+        }
+    }
+    table("bridge", "VERSION", sides, &mut rows);
+    Ok(())
+}
+
+fn measure(sides: &[Side], hosts: &[Host], case: &Case, count: usize) -> Outcome {
+    let verbs = ["ADD", "CHECK", "DEL"];
+    let mut rows: Vec<Vec<Vec<Duration>>> = vec![vec![Vec::new(); sides.len()]; verbs.len()];
+    const WARM_UP: usize = 3;
+    for host in hosts {
+        host.sh(&format!("for n in $(seq 0 {}); do ip netns add c$n; done", count + WARM_UP))?;
+    }
+    for round in 0..count + WARM_UP {
+        for (index, (side, host)) in sides.iter().zip(hosts).enumerate() {
+            // Reservations go to a folder of the side's own host, through its root.
+            let data = format!("/proc/{}/root/var/lib/cni/networks", host.holder.id());
+            let mut conf = case.conf.clone();
+            conf["cniVersion"] = json!("1.0.0");
+            conf["name"] = json!("bench");
+            if conf["ipam"].is_object() {
+                conf["ipam"]["dataDir"] = json!(data);
+            }
+            let call = Call { side, host, container: format!("c{round}") };
+            for (verb, row) in verbs.iter().zip(&mut rows) {
+                let (took, answer) = call.run(verb, &conf)?;
+                if *verb == "ADD" {
+                    conf["prevResult"] = answer;
+                }
+                if round >= WARM_UP {
+                    row[index].push(took);
+                }
+            }
+        }
+    }
+    for (verb, mut row) in verbs.iter().zip(rows) {
+        table(case.name, verb, sides, &mut row);
+    }
+    for host in hosts {
+        host.sh("ip -all netns delete; ip link del cbr0 2>/dev/null || true")?;
+    }
+    Ok(())
+}
+
+fn table(case: &str, verb: &str, sides: &[Side], rows: &mut [Vec<Duration>]) {
+    let mut first = None;
+    for (side, row) in sides.iter().zip(rows) {
+        row.sort_unstable();
+        let at = |part: usize| row[(row.len() - 1) * part / 100].as_secs_f64() * 1000.0;
+        let median = at(50);
+        let ratio = *first.get_or_insert(median) / median;
+        say(&format!(
+            "{case:<20} {verb:<8} {:<10} min {:>7.2}  median {median:>7.2}  p95 {:>7.2} ms   {ratio:>6.2}x",
+            side.name,
+            at(0),
+            at(95)
+        ));
+    }
+}
+
+/// Measures the peak memory of a bridge ADD by GNU time, a small parent: what a process was before its exec counts
+/// too, and this program is larger than a plugin.
+fn peak_memory(sides: &[Side], hosts: &[Host]) -> Outcome {
+    if !PathBuf::from("/usr/bin/time").exists() {
+        say("SKIPPED: peak memory is measured by /usr/bin/time (package time)");
+        return Ok(());
+    }
+    for (side, host) in sides.iter().zip(hosts) {
+        host.sh("ip netns add memory")?;
+        let mut conf = cases().swap_remove(1).conf;
+        conf["cniVersion"] = json!("1.0.0");
+        conf["name"] = json!("memory");
+        let mut child = host
+            .command("/usr/bin/time")
+            .args(["-f", "%M", &side.bin.join("bridge").to_string_lossy()])
+            .env("CNI_COMMAND", "ADD")
+            .env("CNI_CONTAINERID", "memory")
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", "/run/netns/memory")
+            .env("CNI_PATH", &side.bin)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| error.to_string())?;
+        let mut stdin = child.stdin.take().ok_or("no stdin")?;
+        stdin.write_all(conf.to_string().as_bytes()).map_err(|error| error.to_string())?;
+        drop(stdin);
+        let output = child.wait_with_output().map_err(|error| error.to_string())?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        let kib: u64 = text.trim().parse().map_err(|_| format!("no figure: {text}"))?;
+        say(&format!(
+            "{:<20} {:<8} {:<10} peak memory {:.2} MiB",
+            "bridge",
+            "ADD",
+            side.name,
+            mebibytes(kib * 1024)
+        ));
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes of files and processes are far below 2^52")]
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / 1024.0 / 1024.0
+}

@@ -1,0 +1,130 @@
+//! `cargo xtask tidy`: the conventions of this repository that a program can check.
+
+use std::{collections::BTreeSet, path::Path, process::Command};
+
+use serde_json::Value;
+
+use crate::{Outcome, files, read, root, say};
+
+/// Which crate may use which of ours. Anything else is an error: a crate is a promise about what it does not know.
+const ARROWS: [(&str, &[&str]); 11] = [
+    ("netloom-types", &[]),
+    ("netloom-invoke", &["netloom-types"]),
+    ("netloom-plugin", &["netloom-invoke", "netloom-types"]),
+    ("netloom-runtime", &["netloom-invoke", "netloom-types"]),
+    ("kernel", &[]),
+    ("ruleset", &["kernel"]),
+    ("ipam", &[]),
+    ("plugins", &["netloom-types", "netloom-invoke", "netloom-plugin", "kernel", "ruleset", "ipam"]),
+    (
+        "netloom",
+        &[
+            "netloom-types",
+            "netloom-invoke",
+            "netloom-plugin",
+            "netloom-runtime",
+            "kernel",
+            "ruleset",
+            "plugins",
+        ],
+    ),
+    ("testkit", &[]),
+    ("xtask", &[]),
+];
+
+/// Files longer than this hold more than one thing.
+const MOST_LINES: usize = 700;
+const FORBIDDEN_NAMES: [&str; 6] =
+    ["utils.rs", "helpers.rs", "common.rs", "misc.rs", "constants.rs", "core.rs"];
+
+pub(crate) fn tidy() -> Outcome {
+    let mut wrong = Vec::new();
+    arrows(&mut wrong)?;
+    sources(&mut wrong)?;
+    architecture(&mut wrong)?;
+    if wrong.is_empty() {
+        say("tidy");
+        return Ok(());
+    }
+    Err(format!("not tidy:\n  {}", wrong.join("\n  ")))
+}
+
+fn arrows(wrong: &mut Vec<String>) -> Outcome {
+    let output = Command::new("cargo")
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .map_err(|error| error.to_string())?;
+    let metadata: Value = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+    let packages = metadata["packages"].as_array().cloned().unwrap_or_default();
+    let ours: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
+    let page = read(&root().join("ARCHITECTURE.md"))?;
+    for package in &packages {
+        let name = package["name"].as_str().unwrap_or_default();
+        let Some((_, allowed)) = ARROWS.iter().find(|(known, _)| *known == name) else {
+            wrong.push(format!("crate {name} has no arrows in crates/xtask/src/tidy.rs"));
+            continue;
+        };
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let used = dependency["name"].as_str().unwrap_or_default();
+            let for_tests = dependency["kind"] == "dev";
+            if ours.contains(used) {
+                if !(allowed.contains(&used) || for_tests && used == "testkit") {
+                    wrong.push(format!("{name} must not use {used}"));
+                }
+            } else if !page.contains(&format!("`{used}`")) {
+                wrong.push(format!("ARCHITECTURE.md does not say why {name} uses {used}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sources(wrong: &mut Vec<String>) -> Outcome {
+    for path in files(&root().join("crates"), &[".rs"]) {
+        let text = read(&path)?;
+        let shown = path.strip_prefix(root()).unwrap_or(&path).display().to_string();
+        if !text.starts_with("//!") {
+            wrong.push(format!("{shown} does not say what it holds"));
+        }
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| FORBIDDEN_NAMES.contains(&name))
+        {
+            wrong.push(format!("{shown} has a name that says nothing"));
+        }
+        let is_root = path.ends_with("src/lib.rs") || path.ends_with("src/main.rs");
+        if is_root && !shown.starts_with("crates/kernel") && !text.contains("#![forbid(unsafe_code)]") {
+            wrong.push(format!("{shown} does not forbid unsafe code"));
+        }
+        let is_test = shown.contains("/tests/");
+        let lines = text.lines().count();
+        if lines > MOST_LINES && !is_test {
+            wrong.push(format!("{shown} has {lines} lines, more than {MOST_LINES}"));
+        }
+        // Said in two pieces, so that this file does not find itself.
+        for mark in [concat!("#[", "ignore"), concat!("TO", "DO"), concat!("FIX", "ME")] {
+            if text.contains(mark) {
+                wrong.push(format!("{shown} has {mark}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The map names every crate, and no file that is not there.
+fn architecture(wrong: &mut Vec<String>) -> Outcome {
+    let page = read(&root().join("ARCHITECTURE.md"))?;
+    for (name, _) in ARROWS {
+        if !page.contains(&format!("`{name}`")) {
+            wrong.push(format!("ARCHITECTURE.md does not name crate {name}"));
+        }
+    }
+    for word in page.split('`').skip(1).step_by(2) {
+        let is_path = word.contains('/')
+            && !word.contains(' ')
+            && [".rs", ".md"].iter().any(|ending| word.ends_with(ending));
+        if is_path && !Path::new(&root()).join("crates").join(word).exists() && !root().join(word).exists() {
+            wrong.push(format!("ARCHITECTURE.md names {word}, which is not there"));
+        }
+    }
+    Ok(())
+}
