@@ -18,8 +18,13 @@ type Seen = BTreeMap<String, String>;
 #[test]
 fn the_same_configuration_gives_the_same_host_and_container() {
     let Some(peers) = testkit::peers().filter(|_| testkit::is_root()) else { return };
-    let configurations: Vec<Value> = serde_json::from_str(CONFIGURATIONS).unwrap();
+    let mut configurations: Vec<Value> = serde_json::from_str(CONFIGURATIONS).unwrap();
     assert!(configurations.len() >= 40);
+    // For work on one of them, or on a kernel that can do only some.
+    let wanted = std::env::var("NETLOOM_PARITY").ok();
+    if let Some(wanted) = &wanted {
+        configurations.retain(|conf| conf.to_string().contains(wanted));
+    }
     let meant: Vec<Value> = serde_json::from_str(DIFFERENCES).unwrap();
     let mut failures = Vec::new();
     let mut unused: Vec<usize> = (0..meant.len()).collect();
@@ -48,8 +53,10 @@ fn the_same_configuration_gives_the_same_host_and_container() {
         }
     }
     assert!(failures.is_empty(), "{} differences\n{}", failures.len(), failures.join("\n"));
-    let unused: Vec<&Value> = unused.into_iter().map(|index| &meant[index]).collect();
-    assert!(unused.is_empty(), "differences that do not exist: {unused:?}");
+    // What only some kernels can do is not missed on the others.
+    let unused: Vec<&Value> =
+        unused.into_iter().map(|index| &meant[index]).filter(|difference| difference["needs"].is_null()).collect();
+    assert!(unused.is_empty() || wanted.is_some(), "differences that do not exist: {unused:?}");
 }
 
 /// Tells whether a path begins with a pattern; `*` stands for one step.
