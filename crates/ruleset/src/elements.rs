@@ -131,7 +131,11 @@ pub(crate) fn remove(
 ) -> Result<(), RulesetError> {
     let mut outcome = Ok(());
     for _ in 0..ROUNDS {
-        let generation = nft::generation(socket)?;
+        let generation = match nft::generation(socket) {
+            // A kernel whose netfilter has no nftables has nothing to remove.
+            Err(error) if matches!(error.kind(), Kind::Invalid | Kind::Unsupported) => return Ok(()),
+            other => other?,
+        };
         let mut batch = Batch::new();
         for set in sets {
             let elements = nft::elements(socket, table, set.name)?;

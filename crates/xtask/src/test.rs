@@ -8,7 +8,7 @@ use std::{
 use crate::{Outcome, root, run, run_with, say, tidy};
 
 /// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 14] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -21,6 +21,7 @@ const PACKAGES: [(&str, &str); 13] = [
     ("ctr", "containerd"),
     ("runc", "runc"),
     ("podman", "podman"),
+    ("linux.uml", "user-mode-linux"),
     ("/usr/lib/cni/firewall", "containernetworking-plugins"),
 ];
 

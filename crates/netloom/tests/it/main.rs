@@ -10,3 +10,4 @@ mod parity;
 mod ports;
 mod shared;
 mod undo;
+mod vlans;
