@@ -61,6 +61,10 @@ enum Command {
     /// Ask the plugins of a network whether they are ready
     Status(cnitool::Network),
     /// Remove what belongs to no existing container
+    ///
+    /// Keeps every attachment that is remembered in --state-dir, by whichever runtime, and whose namespace exists or is
+    /// not known. Everything else of the network goes: links, addresses, published ports, rules. An attachment that was
+    /// made without remembering it there, as by calling a plugin by hand, counts as stale.
     Gc(gc::Options),
     /// Ask the plugins of a network which versions they support
     Version(cnitool::VersionOf),

@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     /// Name of the interface in the namespace.
     #[arg(short, long, env = "CNI_IFNAME", value_name = "NAME")]
     ifname: Option<String>,
-    /// Capability arguments: a JSON object, such as {"portMappings":[…]}.
+    /// Capability arguments: a JSON object, such as `{"portMappings":[…]}`.
     #[arg(long, env = "CAP_ARGS", value_name = "JSON")]
     cap_args: Option<String>,
     /// Arguments for the plugins: KEY=VALUE;KEY=VALUE.

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -30,12 +31,12 @@ const SERVER_PORT: u16 = 8000;
 pub(crate) fn demo(places: &Places, _: &Options) -> Outcome {
     let list = networks::embedded()?;
     let runtime = places.own_runtime()?;
-    let before = Leftovers::look(places, &list)?;
+    let before = Leftovers::look(&list)?;
     say("Two containers on the embedded network, on this host, with nothing but this binary.\n");
     let shown = show(places, &runtime, &list);
     let proof = step("nothing is left", || {
         remove_bridge(&before)?;
-        let after = Leftovers::look(places, &list)?;
+        let after = Leftovers::look(&list)?;
         after.require_same(&before)?;
         Ok((
             (),
@@ -208,7 +209,7 @@ struct Leftovers {
 }
 
 impl Leftovers {
-    fn look(places: &Places, list: &NetworkList) -> Outcome<Self> {
+    fn look(list: &NetworkList) -> Outcome<Self> {
         let host = Socket::open(Protocol::Route)?;
         let links = link::list(&host)?.into_iter().map(|link| link.name).collect();
         let netfilter = Socket::open(Protocol::Netfilter)?;
@@ -217,7 +218,8 @@ impl Leftovers {
             Err(error) => return Err(Failure::new(format!("cannot read the nftables ruleset: {error:?}"))),
         };
         let bridge = list.plugins.iter().find_map(|plugin| plugin.object().get("bridge")?.as_str());
-        let dir = places.state_dir.join("networks").join(&list.name);
+        // The embedded network leaves host-local's folder where it is by default.
+        let dir = Path::new("/var/lib/cni/networks").join(&list.name);
         let reservations = fs::read_dir(dir).into_iter().flatten().flatten();
         let reservations = reservations
             .filter_map(|entry| entry.file_name().into_string().ok())

@@ -33,7 +33,7 @@ pub(crate) struct Options {
     /// File with the network's configuration (.conflist, .conf or .json).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Publish a port of the container: [IP:]HOST:CONTAINER[/tcp|udp|sctp]. May be repeated.
+    /// Publish a port of the container: `[IP:]HOST:CONTAINER[/tcp|udp|sctp]`. May be repeated.
     #[arg(short, long, value_name = "PORTS", value_parser = parse_port)]
     publish: Vec<Value>,
     /// Name server for the command; may be repeated. Default: the network's, or the host's.
