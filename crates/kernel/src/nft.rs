@@ -136,6 +136,22 @@ mod msg {
     pub(super) const GETGEN: u16 = 16;
 }
 
+/// Numbers of attributes that are both written and read.
+mod attr {
+    pub(super) const TABLE_NAME: u16 = 1;
+    pub(super) const TABLE_USERDATA: u16 = 6;
+    pub(super) const CHAIN_TABLE: u16 = 1;
+    pub(super) const CHAIN_NAME: u16 = 3;
+    pub(super) const ELEM_TABLE: u16 = 1;
+    pub(super) const ELEM_SET: u16 = 2;
+    pub(super) const ELEM_ELEMENTS: u16 = 3;
+    pub(super) const ELEM_KEY: u16 = 1;
+    pub(super) const ELEM_DATA: u16 = 2;
+    pub(super) const ELEM_USERDATA: u16 = 6;
+    pub(super) const DATA_VALUE: u16 = 1;
+    pub(super) const DATA_VERDICT: u16 = 2;
+}
+
 fn kind(message: u16) -> u16 {
     SUBSYSTEM << 8 | message
 }

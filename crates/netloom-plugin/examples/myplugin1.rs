@@ -30,13 +30,12 @@ impl Plugin for MyPlugin1 {
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
         let conf: Conf = request.read()?;
         let result = request.require_prev_result()?;
-        let mut line = mark(sandbox);
-        for ip in &result.ips {
-            line += &format!(" {}", ip.address.addr());
-        }
+        let mut words = vec![mark(sandbox).trim_end().to_owned()];
+        words.extend(result.ips.iter().map(|ip| ip.address.addr().to_string()));
         if !conf.domain.is_empty() {
-            line += &format!(" {}.{}", sandbox.container_id, conf.domain);
+            words.push(format!("{}.{}", sandbox.container_id, conf.domain));
         }
+        let line = words.join(" ");
         fs::OpenOptions::new()
             .create(true)
             .append(true)

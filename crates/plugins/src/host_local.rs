@@ -7,7 +7,7 @@ use std::{
 
 use ipam::{Candidates, Locked, Owner, Range, RangeSet, Store};
 use netloom_plugin::{
-    Attachment, Code, Error, Plugin, Request, RuntimeConfig, Sandbox, Undo,
+    Attachment, Code, Error, Plugin, Request, Sandbox, Undo,
     capability::IpRange,
     result::{
         Dns, Route,
@@ -18,8 +18,8 @@ use netloom_types::address::parse_ip_maybe_cidr;
 use serde::Deserialize;
 
 use crate::{
+    asked::{Asked, require_one_per_family},
     failure::{Explain, differs, invalid},
-    static_ips::{Args, require_known_args, require_one_per_family},
 };
 
 /// The plugin.
@@ -28,17 +28,7 @@ pub struct HostLocal;
 
 const DATA_DIR: &str = "/var/lib/cni/networks";
 
-/// The configuration as written.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Written {
-    ipam: Option<Ipam>,
-    #[serde(default)]
-    args: Args,
-    #[serde(default)]
-    runtime_config: RuntimeConfig,
-}
-
+/// The part under `ipam`, as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Ipam {
@@ -67,9 +57,8 @@ struct Conf {
 
 impl Conf {
     fn of(request: &Request) -> Result<Self, Error> {
-        let written: Written = request.read()?;
-        let ipam = written.ipam.ok_or_else(|| invalid("IPAM config missing 'ipam' key"))?;
-        require_known_args(request)?;
+        let written: Asked<Ipam> = Asked::of(request)?;
+        let ipam = written.ipam;
 
         let mut requested = Vec::new();
         if let Some(text) = request.args.value("IP").filter(|text| !text.is_empty()) {
@@ -123,8 +112,12 @@ impl Conf {
 
     /// Names the folder alone, for verbs that must work whatever the ranges say.
     fn store_of(request: &Request) -> Result<Store, Error> {
-        let written: Written = request.read()?;
-        let data_dir = written.ipam.unwrap_or_default().data_dir;
+        #[derive(Deserialize)]
+        struct Part {
+            #[serde(default)]
+            ipam: Ipam,
+        }
+        let data_dir = request.read::<Part>()?.ipam.data_dir;
         let data_dir = if data_dir.is_empty() { DATA_DIR } else { &data_dir };
         Ok(Store::new(Path::new(data_dir), request.config.name.as_str()))
     }

@@ -1,7 +1,8 @@
 //! The plugins, a module each, and the table that lists them.
 //!
 //! A plugin is read in this order: its configuration as written and as meant, then its verbs. What several of
-//! them need stands beside them: `owner` names whose things are, `container` is the inside of a sandbox.
+//! them need stands beside them: `asked` is what a runtime asks for,
+//! `owner` names whose things are, `container` is the inside of a sandbox.
 #![forbid(unsafe_code)]
 
 pub mod bridge;
@@ -10,6 +11,7 @@ pub mod loopback;
 pub mod portmap;
 pub mod static_ips;
 
+mod asked;
 mod container;
 mod failure;
 mod owner;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netloom_plugin::{
-    Code, Error, Plugin, Request, RuntimeConfig, Sandbox, SpecVersion, Undo,
+    Error, Plugin, Request, Sandbox, Undo,
     result::{
         Dns, Route,
         v100::{IpConfig, Success},
@@ -13,23 +13,16 @@ use netloom_plugin::{
 use netloom_types::address::{parse_cidr, parse_ip};
 use serde::Deserialize;
 
-use crate::failure::{differs, invalid};
+use crate::{
+    asked::{Asked, require_one_per_family},
+    failure::{differs, invalid},
+};
 
 /// The plugin.
 #[derive(Debug)]
 pub struct Static;
 
-/// The configuration as written.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Written {
-    ipam: Option<Ipam>,
-    #[serde(default)]
-    args: Args,
-    #[serde(default)]
-    runtime_config: RuntimeConfig,
-}
-
+/// The part under `ipam`, as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Ipam {
@@ -46,19 +39,6 @@ struct Address {
     gateway: Option<IpAddr>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct Args {
-    pub(crate) cni: CniArgs,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct CniArgs {
-    pub(crate) ips: Vec<String>,
-    pub(crate) mac: String,
-}
-
 /// The configuration as meant.
 struct Conf {
     addresses: Vec<(IpNet, Option<IpAddr>)>,
@@ -66,14 +46,10 @@ struct Conf {
     dns: Dns,
 }
 
-/// The keys of `CNI_ARGS` that plugins here know: one variable serves the interface plugin and its IPAM.
-pub(crate) const KNOWN_ARGS: [&str; 3] = ["IP", "GATEWAY", "MAC"];
-
 impl Conf {
     fn of(request: &Request) -> Result<Self, Error> {
-        let written: Written = request.read()?;
-        let ipam = written.ipam.ok_or_else(|| invalid("IPAM config missing 'ipam' key"))?;
-        require_known_args(request)?;
+        let written: Asked<Ipam> = Asked::of(request)?;
+        let ipam = written.ipam;
         let mut addresses = Vec::new();
         for (index, entry) in ipam.addresses.iter().enumerate() {
             let key = format!("`ipam.addresses[{index}].address`");
@@ -145,29 +121,6 @@ impl Plugin for Static {
     fn status(&self, request: &Request) -> Result<(), Error> {
         Conf::of(request).map(drop)
     }
-}
-
-/// Refuses keys of `CNI_ARGS` that no plugin here knows, unless they are to be ignored.
-pub(crate) fn require_known_args(request: &Request) -> Result<(), Error> {
-    request
-        .args
-        .require_known(&KNOWN_ARGS)
-        .map_err(|error| Error::new(Code::InvalidEnvironment, format!("CNI_ARGS: {error}")))
-}
-
-/// Versions before 0.3.0 cannot say more than one address of a family.
-pub(crate) fn require_one_per_family(
-    version: SpecVersion,
-    ips: impl Iterator<Item = IpAddr> + Clone,
-) -> Result<(), Error> {
-    let v4 = ips.clone().filter(IpAddr::is_ipv4).count();
-    if version < SpecVersion::V0_3_0 && (v4 > 1 || ips.count() - v4 > 1) {
-        return Err(invalid(format!(
-            "CNI version {version} does not support more than 1 address per family"
-        ))
-        .details("set `cniVersion` to 0.3.1 or later"));
-    }
-    Ok(())
 }
 
 fn listed<'a>(request: &'a Request, key: &str) -> impl Iterator<Item = &'a str> {

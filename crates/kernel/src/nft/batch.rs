@@ -1,8 +1,12 @@
 //! Changes of the ruleset that happen all or not at all.
 
 use super::{
-    Data, Element, Expr, Field, Hook, SUBSYSTEM, Set, Table, VERDICT_TYPE, comment_udata, expr, kind, layout,
-    msg, nfgen,
+    Data, Element, Expr, Field, Hook, SUBSYSTEM, Set, Table, VERDICT_TYPE,
+    attr::{
+        CHAIN_NAME, CHAIN_TABLE, DATA_VALUE, ELEM_DATA, ELEM_ELEMENTS, ELEM_KEY, ELEM_SET, ELEM_TABLE,
+        ELEM_USERDATA, TABLE_NAME, TABLE_USERDATA,
+    },
+    comment_udata, expr, kind, layout, msg, nfgen,
 };
 use crate::{
     error::{Error, Result},
@@ -220,10 +224,6 @@ const ACCEPT: u32 = 1;
 const SET_MAP: u32 = 8;
 
 const LIST_ELEM: u16 = 1;
-const TABLE_NAME: u16 = 1;
-const TABLE_USERDATA: u16 = 6;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
 const CHAIN_POLICY: u16 = 5;
 const CHAIN_TYPE: u16 = 7;
@@ -240,10 +240,3 @@ const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LEN: u16 = 7;
 const SET_ID: u16 = 10;
 const SET_USERDATA: u16 = 13;
-const ELEM_TABLE: u16 = 1;
-const ELEM_SET: u16 = 2;
-const ELEM_ELEMENTS: u16 = 3;
-const ELEM_KEY: u16 = 1;
-const ELEM_DATA: u16 = 2;
-const ELEM_USERDATA: u16 = 6;
-const DATA_VALUE: u16 = 1;

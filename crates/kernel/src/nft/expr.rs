@@ -1,5 +1,6 @@
 //! The expressions that rules are made of.
 
+use super::attr::{DATA_VALUE, DATA_VERDICT};
 use crate::message::Message;
 
 /// Names a 32-bit register, 0 to 15; a value of several words takes the ones that follow too.
@@ -161,8 +162,6 @@ fn verdict(out: &mut Message, code: i32, chain: Option<&str>) {
     });
 }
 
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
 const VERDICT_REGISTER: u32 = 0;
 const DROP: i32 = 0;
 const ACCEPT: i32 = 1;

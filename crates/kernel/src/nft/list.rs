@@ -1,6 +1,13 @@
 //! Reading the ruleset back: elements with their comments, chains, the generation.
 
-use super::{NFGEN, Table, kind, msg, nfgen, read_comment};
+use super::{
+    NFGEN, Table,
+    attr::{
+        CHAIN_NAME, CHAIN_TABLE, DATA_VALUE, DATA_VERDICT, ELEM_DATA, ELEM_ELEMENTS, ELEM_KEY, ELEM_SET,
+        ELEM_TABLE, ELEM_USERDATA, TABLE_NAME, TABLE_USERDATA,
+    },
+    kind, msg, nfgen, read_comment,
+};
 use crate::{
     error::{Result, absent_is_none},
     message::{Attrs, Message, Received, read_be32, read_text},
@@ -125,16 +132,4 @@ fn read_element(elem: &[u8]) -> Element {
 }
 
 const GEN_ID: u16 = 1;
-const TABLE_NAME: u16 = 1;
-const TABLE_USERDATA: u16 = 6;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const ELEM_TABLE: u16 = 1;
-const ELEM_SET: u16 = 2;
-const ELEM_ELEMENTS: u16 = 3;
-const ELEM_KEY: u16 = 1;
-const ELEM_DATA: u16 = 2;
-const ELEM_USERDATA: u16 = 6;
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
 const VERDICT_CHAIN: u16 = 2;

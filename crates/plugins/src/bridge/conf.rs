@@ -9,8 +9,8 @@ use netloom_types::name::IfName;
 use serde::Deserialize;
 
 use crate::{
+    asked::{Args, require_known_args},
     failure::invalid,
-    static_ips::{Args, require_known_args},
 };
 
 /// The configuration as written. Numbers are wide, so that what does not fit is refused by name.

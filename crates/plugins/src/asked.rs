@@ -1,0 +1,76 @@
+//! What a runtime asks of a plugin beside its configuration: `runtimeConfig`, `args.cni` and `CNI_ARGS`.
+
+use std::net::IpAddr;
+
+use netloom_plugin::{Code, Error, Request, RuntimeConfig, SpecVersion};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::failure::invalid;
+
+/// Holds the configuration of an IPAM plugin as written: its own part, and what is asked for.
+#[derive(Debug)]
+pub(crate) struct Asked<T> {
+    pub(crate) ipam: T,
+    pub(crate) args: Args,
+    pub(crate) runtime_config: RuntimeConfig,
+}
+
+/// `args` of the configuration (CONVENTIONS.md, "args in network config").
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Args {
+    pub(crate) cni: CniArgs,
+}
+
+/// What stands under `args.cni`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct CniArgs {
+    pub(crate) ips: Vec<String>,
+    pub(crate) mac: String,
+}
+
+/// The keys of `CNI_ARGS` that plugins here know: one variable serves the interface plugin and its IPAM.
+const KNOWN_ARGS: [&str; 3] = ["IP", "GATEWAY", "MAC"];
+
+impl<T: DeserializeOwned> Asked<T> {
+    pub(crate) fn of(request: &Request) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase", bound = "T: DeserializeOwned")]
+        struct Written<T> {
+            #[serde(default = "Option::default")]
+            ipam: Option<T>,
+            #[serde(default)]
+            args: Args,
+            #[serde(default)]
+            runtime_config: RuntimeConfig,
+        }
+        let written: Written<T> = request.read()?;
+        let ipam = written.ipam.ok_or_else(|| invalid("IPAM config missing 'ipam' key"))?;
+        require_known_args(request)?;
+        Ok(Self { ipam, args: written.args, runtime_config: written.runtime_config })
+    }
+}
+
+/// Refuses keys of `CNI_ARGS` that no plugin here knows, unless they are to be ignored.
+pub(crate) fn require_known_args(request: &Request) -> Result<(), Error> {
+    request
+        .args
+        .require_known(&KNOWN_ARGS)
+        .map_err(|error| Error::new(Code::InvalidEnvironment, format!("CNI_ARGS: {error}")))
+}
+
+/// Versions before 0.3.0 cannot say more than one address of a family.
+pub(crate) fn require_one_per_family(
+    version: SpecVersion,
+    ips: impl Iterator<Item = IpAddr> + Clone,
+) -> Result<(), Error> {
+    let v4 = ips.clone().filter(IpAddr::is_ipv4).count();
+    if version < SpecVersion::V0_3_0 && (v4 > 1 || ips.count() - v4 > 1) {
+        return Err(invalid(format!(
+            "CNI version {version} does not support more than 1 address per family"
+        ))
+        .details("set `cniVersion` to 0.3.1 or later"));
+    }
+    Ok(())
+}
