@@ -35,7 +35,9 @@ impl Netns {
     /// When the path is not there, or leads to something that is no namespace.
     pub fn open(path: &Path) -> Result<Self> {
         let error = |errno| Error::new("open network namespace", path.display(), errno);
-        let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(error)?;
+        // Without blocking, in case the path leads to a pipe.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(error)?;
         let magic = rustix::fs::fstatfs(&fd).map_err(error)?.f_type;
         if u64::try_from(magic) != Ok(NSFS_MAGIC) {
             return Err(Error {

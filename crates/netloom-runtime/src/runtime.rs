@@ -94,20 +94,23 @@ impl<E: Executor> Runtime<E> {
         let mut result: Option<CniResult> = None;
         for (index, plugin) in list.plugins.iter().enumerate() {
             let prev = result.as_ref().map(CniResult::to_value);
-            let added = self.call(list, plugin, Verb::Add, container, prev.as_ref()).and_then(|stdout| {
-                CniResult::parse(&stdout, version).and_then(|result| result.convert(version)).map_err(
-                    |source| Error::Answer { kind: plugin.kind().to_owned(), verb: Verb::Add, source },
-                )
-            });
-            match added {
-                Ok(added) => result = Some(added),
-                Err(error) => {
-                    // When the first one fails nothing is called: it may have failed because the interface is
-                    // another attachment's, which a DEL would remove.
-                    let done = if index == 0 { &[] } else { &list.plugins[..=index] };
-                    return Err(self.take_back(list, done, container, prev.as_ref(), error));
-                }
-            }
+            let (error, done) = match self.call(list, plugin, Verb::Add, container, prev.as_ref()) {
+                Ok(stdout) => match CniResult::parse(&stdout, version)
+                    .and_then(|result| result.convert(version))
+                {
+                    Ok(added) => {
+                        result = Some(added);
+                        continue;
+                    }
+                    Err(source) => {
+                        (Error::Answer { kind: plugin.kind().to_owned(), verb: Verb::Add, source }, index + 1)
+                    }
+                },
+                // When the first one fails nothing is called: it may have failed because the interface is
+                // another attachment's, which a DEL would remove.
+                Err(error) => (error, if index == 0 { 0 } else { index + 1 }),
+            };
+            return Err(self.take_back(list, &list.plugins[..done], container, prev.as_ref(), error));
         }
         let result = result.ok_or_else(|| Error::NoPlugins(list.name.clone()))?;
         if let Err(error) = cache::write(&self.state, list, container, &result) {

@@ -461,7 +461,10 @@ fn outputs_of_plugins() {
     }
     for none in ["", "[]", "5", "{", "text"] {
         lab.answers("p1", "ADD", none);
+        lab.calls();
         assert!(add().unwrap_err().to_string().contains("its answer is no result"), "{none:?}");
+        // It said that it had succeeded, so it is taken back.
+        assert_eq!(lab.verbs(), ["ADD p1", "DEL p1"]);
     }
 }
 
