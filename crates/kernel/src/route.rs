@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     addr::family,
-    error::Result,
+    error::{Result, absent_is_none},
     message::{Attrs, Message, Received, read_ip, read_u32},
     socket::{ACK, CREATE, DUMP, REQUEST, Socket},
 };
@@ -30,12 +30,14 @@ pub struct Route {
     pub mtu: u32,
     /// Maximum segment size to announce in bytes; 0 for the one that follows from the MTU.
     pub advmss: u32,
+    /// The source address to prefer.
+    pub source: Option<IpAddr>,
 }
 
 impl Route {
     /// Makes a route with nothing but destination, next hop and link.
     pub fn new(dst: IpNet, gateway: Option<IpAddr>, link: u32) -> Self {
-        Self { dst, gateway, link, priority: 0, table: 0, scope: 0, mtu: 0, advmss: 0 }
+        Self { dst, gateway, link, priority: 0, table: 0, scope: 0, mtu: 0, advmss: 0, source: None }
     }
 }
 
@@ -79,6 +81,9 @@ pub fn add(socket: &Socket, route: &Route) -> Result<()> {
         }
     }
     message.u32(libc::RTA_OIF, route.link);
+    if let Some(source) = route.source {
+        message.ip(libc::RTA_PREFSRC, source);
+    }
     if route.priority != 0 {
         message.u32(libc::RTA_PRIORITY, route.priority);
     }
@@ -95,6 +100,23 @@ pub fn add(socket: &Socket, route: &Route) -> Result<()> {
         });
     }
     socket.change(message, "add route", route)
+}
+
+/// Removes the route to a destination by a link, whatever else it says. Absent is fine.
+///
+/// # Errors
+/// When the kernel refuses.
+#[doc(alias = "RTM_DELROUTE")]
+pub fn remove(socket: &Socket, dst: IpNet, link: u32) -> Result<()> {
+    let mut fixed = [0; RTMSG];
+    fixed[0] = family(dst.addr());
+    fixed[1] = dst.prefix_len();
+    fixed[4] = libc::RT_TABLE_MAIN;
+    // Any scope.
+    fixed[6] = libc::RT_SCOPE_NOWHERE;
+    let mut message = Message::new(libc::RTM_DELROUTE, REQUEST | ACK, &fixed);
+    message.ip(libc::RTA_DST, dst.network()).u32(libc::RTA_OIF, link);
+    absent_is_none(socket.change(message, "remove route", &dst)).map(drop)
 }
 
 /// Lists the unicast routes of all tables, of one family (that of `like`).
@@ -147,6 +169,7 @@ fn read(received: &Received<'_>) -> Option<Route> {
             libc::RTA_GATEWAY => route.gateway = read_ip(data),
             RTA_VIA => route.gateway = read_ip(data.get(2..)?),
             libc::RTA_OIF => route.link = read_u32(data)?,
+            libc::RTA_PREFSRC => route.source = read_ip(data),
             libc::RTA_PRIORITY => route.priority = read_u32(data)?,
             libc::RTA_TABLE => route.table = read_u32(data)?,
             libc::RTA_METRICS => {

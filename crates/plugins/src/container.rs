@@ -44,13 +44,18 @@ impl Container {
     pub(crate) fn set_sysctls(&self, ifname: &str, settings: Settings) -> Result<(), Error> {
         self.netns
             .run_from(&self.host, || {
-                if settings.detect_duplicates {
-                    sysctl::ensure(Setting::Ipv6(ifname, "enhanced_dad"), "1")?;
-                    sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "1")?;
-                } else {
-                    sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?;
+                match settings.duplicates {
+                    Duplicates::Detect => {
+                        sysctl::ensure(Setting::Ipv6(ifname, "enhanced_dad"), "1")?;
+                        sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "1")?;
+                        sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
+                    }
+                    Duplicates::Ignore => {
+                        sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?;
+                        sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
+                    }
+                    Duplicates::Impossible => sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?,
                 }
-                sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
                 if settings.ipv6 {
                     sysctl::ensure(Setting::Ipv6("lo", "disable_ipv6"), "0")?;
                     sysctl::ensure(Setting::Ipv6(ifname, "disable_ipv6"), "0")?;
@@ -64,9 +69,9 @@ impl Container {
 
     /// Gives the interface the addresses and routes of a result, up.
     ///
-    /// With `detect_duplicates` it waits until IPv6 addresses are the container's for sure.
+    /// With [`Duplicates::Detect`] it waits until IPv6 addresses are the container's for sure.
     pub(crate) fn configure(&self, link: &Link, result: &Success, settings: Settings) -> Result<(), Error> {
-        let watch = settings.detect_duplicates && settings.ipv6;
+        let watch = settings.duplicates == Duplicates::Detect && settings.ipv6;
         let events = if watch {
             Some(self.netns.run_from(&self.host, Events::of_addresses).and_then(|e| e).explain()?)
         } else {
@@ -74,7 +79,10 @@ impl Container {
         };
         let mut gateways: [Option<IpAddr>; 2] = [None, None];
         for ip in &result.ips {
-            let detection = if settings.detect_duplicates { Detection::AsSet } else { Detection::Skip };
+            let detection = match settings.duplicates {
+                Duplicates::Detect => Detection::AsSet,
+                Duplicates::Ignore | Duplicates::Impossible => Detection::Skip,
+            };
             addr::add(&self.socket, link, ip.address, detection).explain()?;
             let gateway = &mut gateways[usize::from(ip.address.addr().is_ipv6())];
             *gateway = gateway.or(ip.gateway);
@@ -149,8 +157,19 @@ impl Container {
 pub(crate) struct Settings {
     /// There are IPv6 addresses among them.
     pub(crate) ipv6: bool,
-    /// The kernel asks the link whether somebody else has them.
-    pub(crate) detect_duplicates: bool,
+    /// What is done about others that may have them.
+    pub(crate) duplicates: Duplicates,
+}
+
+/// Says what is done about somebody else on the link who may have an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Duplicates {
+    /// The kernel asks, and its answer is waited for.
+    Detect,
+    /// The interface is set not to ask.
+    Ignore,
+    /// There is nobody else on the link.
+    Impossible,
 }
 
 fn route_of(wanted: &netloom_plugin::result::Route, link: &Link, gateway: Option<IpAddr>) -> route::Route {
@@ -163,6 +182,7 @@ fn route_of(wanted: &netloom_plugin::result::Route, link: &Link, gateway: Option
         scope: wanted.scope.unwrap_or(0),
         mtu: wanted.mtu,
         advmss: wanted.advmss,
+        source: None,
     }
 }
 

@@ -9,18 +9,28 @@ pub mod bridge;
 pub mod host_local;
 pub mod loopback;
 pub mod portmap;
+pub mod ptp;
 pub mod static_ips;
 
 mod asked;
 mod container;
 mod failure;
+mod owned;
 mod owner;
+mod veth;
+mod written;
 
 use netloom_plugin::{Delegates, Plugin};
 
 /// Lists every plugin, in the order in which a reader meets them.
-pub const ALL: [&dyn Plugin; 5] =
-    [&loopback::Loopback, &bridge::Bridge, &host_local::HostLocal, &static_ips::Static, &portmap::Portmap];
+pub const ALL: [&dyn Plugin; 6] = [
+    &loopback::Loopback,
+    &bridge::Bridge,
+    &ptp::Ptp,
+    &host_local::HostLocal,
+    &static_ips::Static,
+    &portmap::Portmap,
+];
 
 /// Finds a plugin by its type.
 pub fn by_name(name: &str) -> Option<&'static dyn Plugin> {

@@ -49,6 +49,10 @@ fn cases() -> Vec<Case> {
             ),
         },
         Case {
+            name: "ptp",
+            conf: json!({"type": "ptp", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))}),
+        },
+        Case {
             name: "host-local",
             conf: json!({"type": "host-local", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))}),
         },
@@ -94,7 +98,7 @@ fn build() -> Result<(PathBuf, PathBuf), String> {
     let bin = root().join("target/bench-bin");
     drop(std::fs::remove_dir_all(&bin));
     std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
-    for name in ["loopback", "bridge", "host-local", "static", "portmap"] {
+    for name in ["loopback", "bridge", "ptp", "host-local", "static", "portmap"] {
         std::fs::hard_link(&binary, bin.join(name)).map_err(|error| error.to_string())?;
     }
     Ok((binary, bin))

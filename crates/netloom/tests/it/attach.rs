@@ -239,6 +239,44 @@ fn mac_spoof_check_drops_other_senders() {
     assert!(!host.sh("nft list table bridge netloom").contains("elements ="));
 }
 
+/// Routed pairs: the container reaches its gateway, another container and, masqueraded, another host.
+#[test]
+fn routed_containers_reach_each_other_and_other_hosts() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("other");
+    host.sh(
+        "ip link add up0 type veth peer name up0 netns other; ip addr add 192.0.2.1/24 dev up0; ip link set up0 up",
+    );
+    host.sh("ip -n other addr add 192.0.2.2/24 dev up0; ip -n other link set up0 up");
+    let conf = json!({"cniVersion": "1.1.0", "name": "lab", "type": "ptp", "ipMasq": true, "ipam": {"type": "host-local",
+        "ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd88::/64"}]], "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}});
+    let calls = ["c1", "c2"].map(|name| {
+        host.container(name);
+        let call = Call::new(&host, &OURS, name);
+        (call.add(&conf), call)
+    });
+    for (result, call) in &calls {
+        call.check(&conf, result);
+        call.call("STATUS", &conf).result("STATUS");
+    }
+    for to in ["10.88.0.1", "fd88::1", "192.0.2.2", "10.88.0.3", "fd88::3"] {
+        assert!(pings(&host, "c1", to), "{to}");
+    }
+    host.sh("ip route del 10.88.0.2");
+    let (_, text) = calls[0].1.call("CHECK", &with_prev(&conf, &calls[0].0)).error();
+    assert!(text.contains("no route to 10.88.0.2"), "{text}");
+    for (result, call) in &calls {
+        call.del(&conf, result);
+    }
+    assert_eq!(
+        host.sh("ip -br link | grep -c veth || true; nft list ruleset | grep -c 'elements =' || true"),
+        "0\n0\n"
+    );
+}
+
 /// Isolated ports reach the gateway and not each other.
 #[test]
 fn isolated_ports_do_not_reach_each_other() {

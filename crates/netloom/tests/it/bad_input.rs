@@ -19,6 +19,7 @@ struct Case {
 }
 
 const BRIDGE: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"bridge","bridge":"br0","isGateway":true,"ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
+const PTP: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"ptp","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
 const HOST_LOCAL: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"host-local","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
 const STATIC: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"static","ipam":{"type":"static","addresses":[{"address":"10.5.0.2/24"}]}}"#;
 const PORTMAP: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"portmap","prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.2/16"}]},"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}}"#;
@@ -95,6 +96,28 @@ fn configurations() -> Vec<Case> {
         (BRIDGE, "prevResult", json!("text"), 6, "prevResult"),
         (BRIDGE, "prevResult", json!({"cniVersion": "7.7.7"}), 6, "7.7.7"),
         (BRIDGE, "prevResult", json!({"ips": [{"address": "x"}]}), 6, "`ips[0].address`"),
+        (PTP, "name", json!("-"), 7, "-"),
+        (PTP, "cniVersion", json!("3"), 1, "incompatible"),
+        (PTP, "ipam", json!(null), 7, "`ipam.type`"),
+        (PTP, "ipam.type", json!(""), 7, "`ipam.type`"),
+        (PTP, "ipam.type", json!("nope"), 999, "nope"),
+        (PTP, "ipam.type", json!(1), 6, "`ipam.type`"),
+        (PTP, "ipam.subnet", json!("10.88.0.0/31"), 7, "too small"),
+        (PTP, "mtu", json!(1), 7, "`mtu` 1"),
+        (PTP, "mtu", json!([]), 6, "`mtu`"),
+        (PTP, "mtu", json!(66000), 7, "`mtu` 66000"),
+        (PTP, "ipMasq", json!("true"), 6, "`ipMasq`"),
+        (PTP, "ipMasqBackend", json!("pf"), 2, "pf"),
+        (PTP, "dns", json!([]), 6, "`dns`"),
+        (PTP, "dns", json!({"search": 5}), 6, "`dns.search`"),
+        (PTP, "ipam", json!({"type": "static", "addresses": []}), 7, "missing IP config"),
+        (
+            PTP,
+            "ipam",
+            json!({"type": "static", "addresses": [{"address": "10.5.0.2/24"}]}),
+            7,
+            "without gateway",
+        ),
         (HOST_LOCAL, "ipam", json!(null), 7, "'ipam'"),
         (HOST_LOCAL, "ipam.subnet", json!(null), 7, "no IP ranges"),
         (HOST_LOCAL, "ipam.subnet", json!("300.1.1.0/24"), 7, "300.1.1.0/24"),

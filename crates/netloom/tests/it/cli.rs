@@ -231,7 +231,7 @@ fn install_and_uninstall() {
     }
     assert_eq!(
         host.sh("ls /opt/cni/bin"),
-        "bridge\nflannel\nhost-local\nloopback\nnetloom\nportmap\nstatic\n"
+        "bridge\nflannel\nhost-local\nloopback\nnetloom\nportmap\nptp\nstatic\n"
     );
     assert_eq!(host.sh("ls -A /opt/cni/bin | grep '^\\.'").trim(), ".netloom-replaced");
     assert_eq!(host.sh("stat -c %i /opt/cni/bin/bridge"), host.sh("stat -c %i /opt/cni/bin/netloom"));

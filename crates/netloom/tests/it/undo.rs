@@ -177,6 +177,27 @@ fn a_later_add_is_undone_at_each_step() {
     }
 }
 
+/// A routed container, of both families.
+#[test]
+fn a_routed_add_is_undone_at_each_step() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.host.container("c1");
+    let mut conf = dual_stack();
+    conf["type"] = json!("ptp");
+    lab.on_host(|| {
+        // The tables are the host's; a first container makes them.
+        let (ok, result) = lab.call("ADD", &conf, &Value::Null);
+        assert!(ok, "{result}");
+        assert!(lab.call("CHECK", &conf, &result).0);
+        assert!(lab.call("DEL", &conf, &result).0);
+        let steps = fail_each_step(&lab, &conf, &Value::Null);
+        assert!(steps >= 15, "{steps}");
+    });
+}
+
 /// A published port.
 #[test]
 fn a_published_port_is_undone_at_each_step() {

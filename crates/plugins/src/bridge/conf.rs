@@ -4,13 +4,14 @@ use kernel::{
     bridge::{Port, Vlan},
     link::Mac,
 };
-use netloom_plugin::{Code, Error, Request, result::Dns};
+use netloom_plugin::{Error, Request, result::Dns};
 use netloom_types::name::IfName;
 use serde::Deserialize;
 
 use crate::{
     asked::{Args, require_known_args},
     failure::invalid,
+    written::{Ipam, mtu, require_masquerade_backend},
 };
 
 /// The configuration as written. Numbers are wide, so that what does not fit is refused by name.
@@ -44,12 +45,6 @@ struct Written {
 #[serde(default)]
 struct RuntimeMac {
     mac: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Ipam {
-    r#type: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,31 +106,13 @@ impl Conf {
             return Err(invalid("cannot set hairpin mode and promiscuous mode at the same time")
                 .details("use one of `hairpinMode` and `promiscMode`"));
         }
-        let ipam = Some(written.ipam.r#type).filter(|kind| !kind.is_empty());
+        let ipam = written.ipam.kind();
         if ipam.is_some() && written.disable_container_interface {
             return Err(invalid("cannot use IPAM when DisableContainerInterface flag is set")
                 .details("remove `ipam`, or `disableContainerInterface`"));
         }
-        match written.ip_masq_backend.as_deref() {
-            // Either name asks for masquerade, and gets it by nftables.
-            None | Some("iptables" | "nftables") => {}
-            Some(other) => {
-                return Err(Error::new(
-                    Code::UnsupportedField,
-                    format!("unknown ipmasq backend {other:?} in `ipMasqBackend`"),
-                )
-                .details("use \"nftables\", \"iptables\" or leave it out"));
-            }
-        }
-        let mtu = match written.mtu {
-            0 => None,
-            mtu => Some(
-                u32::try_from(mtu)
-                    .ok()
-                    .filter(|mtu| (68..=65535).contains(mtu))
-                    .ok_or_else(|| invalid(format!("`mtu` {mtu} must be between 68 and 65535")))?,
-            ),
-        };
+        require_masquerade_backend(written.ip_masq_backend.as_deref())?;
+        let mtu = mtu(written.mtu)?;
         Ok(Self {
             bridge: named("bridge", bridge)?,
             gateway: written.is_gateway || written.is_default_gateway,
@@ -157,17 +134,6 @@ impl Conf {
             dns: written.dns,
             mac: mac(request, &written.args, &written.runtime_config)?,
         })
-    }
-
-    /// Reads no more than DEL needs, so that it works with a configuration that ADD would refuse.
-    pub(super) fn ipam_of(request: &Request) -> Result<Option<String>, Error> {
-        #[derive(Deserialize)]
-        struct Part {
-            #[serde(default)]
-            ipam: Ipam,
-        }
-        let part: Part = request.read()?;
-        Ok(Some(part.ipam.r#type).filter(|kind| !kind.is_empty()))
     }
 }
 

@@ -22,9 +22,12 @@ use ruleset::{masquerade, spoof};
 
 use super::conf::{Conf, Vlans};
 use crate::{
-    container::{Container, Settings, ensure_address},
+    container::{Container, Duplicates, Settings, ensure_address},
     failure::{Errors, Explain, differs, invalid},
-    owner::{Owner, is_stale},
+    owned,
+    owner::Owner,
+    veth,
+    written::ipam_of,
 };
 
 /// The index of the container's interface in the result: behind the bridge and the host's end.
@@ -40,14 +43,16 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
 
     // The bridge first, so that it is the last to be taken away again, when nobody is on it any more.
     let mut bridge = ensure_bridge(&host, &conf, undo)?;
-    let (outside, inside) = create_pair(&host, &container, &conf, sandbox, &owner, undo)?;
+    let new = veth::New { mtu: conf.mtu, mac: conf.mac };
+    let (outside, inside) = veth::create(&host, &container, sandbox, &owner, new, undo)?;
     bridge = connect(&host, bridge, &outside, &conf, &owner, undo)?;
 
     let mut result = Success::default();
     if let Some(ipam) = &conf.ipam {
         result = addresses(request, sandbox, &conf, ipam, undo)?;
         let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
-        let settings = Settings { ipv6, detect_duplicates: conf.detect_duplicates };
+        let duplicates = if conf.detect_duplicates { Duplicates::Detect } else { Duplicates::Ignore };
+        let settings = Settings { ipv6, duplicates };
         container.set_sysctls(sandbox.ifname.as_str(), settings)?;
         container.configure(&inside, &result, settings)?;
     } else if !conf.leave_down {
@@ -67,11 +72,11 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     // Only now is the bridge's hardware address final: it follows the ports until a gateway address pins it.
     bridge = link::require(&host, &bridge.name).explain()?;
     result.interfaces = vec![
-        described(&bridge),
-        described(&outside),
-        Interface { sandbox: sandbox.netns_text(), ..described(&inside) },
+        veth::describe(&bridge),
+        veth::describe(&outside),
+        Interface { sandbox: sandbox.netns_text(), ..veth::describe(&inside) },
     ];
-    result.interfaces.extend(gateway_link.map(|link| described(&link)));
+    result.interfaces.extend(gateway_link.map(|link| veth::describe(&link)));
     if !conf.dns.is_empty() {
         result.dns = conf.dns;
     }
@@ -80,10 +85,10 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
 
 pub(super) fn del(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     let owner = Owner::of(request, sandbox);
-    let ipam = Conf::ipam_of(request)?;
+    let ipam = ipam_of(request)?;
     let mut errors = Errors::default();
-    errors.note(remove_rules(&owner));
-    errors.note(remove_links(&owner, sandbox));
+    errors.note(owned::remove_rules(&owner));
+    errors.note(veth::remove(&owner, sandbox));
     if let Some(ipam) = &ipam {
         errors.note(request.delegate_del(ipam, sandbox));
     }
@@ -109,25 +114,7 @@ pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     if conf.promiscuous && bridge.promiscuity == 0 {
         return Err(differs(format!("bridge `{}` is not in promiscuous mode", bridge.name)));
     }
-    let netns = sandbox.netns_text();
-    let expected = prev
-        .interfaces
-        .iter()
-        .find(|interface| interface.name == sandbox.ifname.as_str() && interface.sandbox == netns)
-        .ok_or_else(|| differs(format!("prevResult has no interface `{}` in {netns}", sandbox.ifname)))?;
-    let inside = link::find(&container.socket, sandbox.ifname.as_str())
-        .explain()?
-        .ok_or_else(|| differs(format!("CNI created interface in container {} not found", sandbox.ifname)))?;
-    if inside.kind.as_deref() != Some("veth") {
-        return Err(differs(format!("Container interface {} not of type veth", inside.name)));
-    }
-    let mac = inside.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    if !expected.mac.is_empty() && expected.mac != mac {
-        return Err(differs(format!(
-            "Interface {} Mac {} doesn't match container Mac: {mac}",
-            inside.name, expected.mac
-        )));
-    }
+    let inside = veth::require_as_listed(&container, sandbox, &prev)?;
     let outside = inside.peer.map(|peer| link::find_index(&host, peer).explain()).transpose()?.flatten();
     let outside = outside
         .filter(|outside| outside.peer == Some(inside.index))
@@ -139,86 +126,15 @@ pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     container.compare(&inside, &prev)
 }
 
+pub(super) fn gc(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
+    owned::gc(request, valid, ipam_of(request)?.as_deref())
+}
+
 pub(super) fn status(request: &Request) -> Result<(), Error> {
     let conf = Conf::of(request)?;
     let host = Socket::open(Protocol::Route).explain()?;
     require_bridge(link::find(&host, conf.bridge.as_str()).explain()?.as_ref())?;
     conf.ipam.map_or(Ok(()), |ipam| request.delegate_status(&ipam))
-}
-
-pub(super) fn gc(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-    let network = request.config.name.as_str();
-    let stale = |mark: &str| is_stale(mark, network, valid);
-    let mut errors = Errors::default();
-    errors.note(
-        Socket::open(Protocol::Netfilter)
-            .explain()
-            .and_then(|netfilter| ruleset::retain(&netfilter, &stale).explain()),
-    );
-    let host = Socket::open(Protocol::Route).explain()?;
-    for link in link::list(&host).explain()? {
-        if link.alias.as_deref().is_some_and(stale) {
-            errors.note(link::remove(&host, &link).explain());
-        }
-    }
-    if let Some(ipam) = Conf::ipam_of(request)? {
-        errors.note(request.delegate_gc(&ipam, valid));
-    }
-    errors.into_result()
-}
-
-/// Makes the veth pair from inside the container, as the name there is the one that may be taken.
-fn create_pair(
-    host: &Socket,
-    container: &Container,
-    conf: &Conf,
-    sandbox: &Sandbox,
-    owner: &Owner<'_>,
-    undo: &mut Undo,
-) -> Result<(Link, Link), Error> {
-    const ATTEMPTS: u32 = 8;
-    let ifname = sandbox.ifname.as_str();
-    let mut outcome = Ok(());
-    for attempt in 0..ATTEMPTS {
-        let outside = owner.host_link(attempt);
-        outcome = link::create_veth(
-            &container.socket,
-            &Veth {
-                name: ifname,
-                peer_name: &outside,
-                peer_netns: Some(&container.host),
-                mtu: conf.mtu,
-                mac: conf.mac,
-            },
-        );
-        match &outcome {
-            Ok(()) => {
-                let (socket, name) = (host.clone(), outside.clone());
-                undo.push(format!("remove veth pair `{outside}`"), move || {
-                    match link::find(&socket, &name).explain()? {
-                        Some(link) => link::remove(&socket, &link).explain(),
-                        None => Ok(()),
-                    }
-                })?;
-                let inside = link::require(&container.socket, ifname).explain()?;
-                let outside = link::require(host, &outside).explain()?;
-                return Ok((outside, inside));
-            }
-            // One of the two names is taken: the container's is final, the host's is one of many.
-            Err(error) if error.kind() == Kind::Exists => {
-                if link::find(&container.socket, ifname).explain()?.is_some() {
-                    return Err(Error::new(
-                        netloom_plugin::Code::InvalidEnvironment,
-                        format!("CNI_IFNAME: container veth name {ifname:?} already exists"),
-                    )
-                    .details("delete the container before it is added again, or choose another CNI_IFNAME"));
-                }
-            }
-            Err(_) => break,
-        }
-    }
-    outcome.explain()?;
-    Err(invalid("no name is free for the host's end of the veth pair"))
 }
 
 /// Makes the host's end a port of the bridge.
@@ -495,38 +411,6 @@ fn masqueraded(conf: &Conf, result: &Success) -> Vec<IpNet> {
     if conf.masquerade { of_container.map(|ip| ip.address).collect() } else { Vec::new() }
 }
 
-/// Removes what nftables has of this container, whatever the configuration says by now.
-fn remove_rules(owner: &Owner<'_>) -> Result<(), Error> {
-    let netfilter = match Socket::open(Protocol::Netfilter) {
-        Ok(socket) => socket,
-        // A kernel without nftables has nothing to remove.
-        Err(error) if error.kind() == Kind::Unsupported => return Ok(()),
-        Err(error) => return Err(error).explain(),
-    };
-    let mark = owner.mark();
-    masquerade::remove(&netfilter, &mark).explain()?;
-    spoof::remove(&netfilter, &mark).explain()
-}
-
-/// Removes the veth pair by whichever end is found: the container's by its name, the host's by its mark.
-fn remove_links(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> {
-    if let Some(container) = Container::open_if_there(sandbox.netns.as_deref())?
-        && let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()?
-    {
-        link::remove(&container.socket, &inside).explain()?;
-    }
-    let host = Socket::open(Protocol::Route).explain()?;
-    let mark = owner.mark();
-    for attempt in 0.. {
-        let Some(outside) = link::find(&host, &owner.host_link(attempt)).explain()? else { break };
-        // An ADD that was killed may not have come to mark it.
-        if outside.alias.as_ref().is_none_or(|alias| *alias == mark) {
-            link::remove(&host, &outside).explain()?;
-        }
-    }
-    Ok(())
-}
-
 /// Waits until frames can pass, which they mostly can by the time that this is asked.
 fn wait_until_operational(host: &Socket, port: &Link) -> Result<(), Error> {
     let is_up = || link::find_index(host, port.index).map(|link| link.is_some_and(|l| l.is_operational()));
@@ -545,12 +429,4 @@ fn wait_until_operational(host: &Socket, port: &Link) -> Result<(), Error> {
             .explain()?;
     }
     Ok(())
-}
-
-fn described(link: &Link) -> Interface {
-    Interface {
-        name: link.name.clone(),
-        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        ..Interface::default()
-    }
 }

@@ -1,0 +1,135 @@
+//! veth pairs between a container and the host: made from inside the container, found again by the owner.
+
+use kernel::{
+    Kind, Protocol, Socket,
+    link::{self, Link, Mac, Veth},
+};
+use netloom_plugin::{
+    Code, Error, Sandbox, Undo,
+    result::v100::{Interface, Success},
+};
+
+use crate::{
+    container::Container,
+    failure::{Explain, differs, invalid},
+    owner::Owner,
+};
+
+/// Says what the container's end is to have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct New {
+    /// MTU in bytes, of both ends; none for the kernel's default.
+    pub(crate) mtu: Option<u32>,
+    /// Hardware address; none for a random one.
+    pub(crate) mac: Option<Mac>,
+}
+
+/// Makes the veth pair from inside the container, as the name there is the one that may be taken.
+pub(crate) fn create(
+    host: &Socket,
+    container: &Container,
+    sandbox: &Sandbox,
+    owner: &Owner<'_>,
+    new: New,
+    undo: &mut Undo,
+) -> Result<(Link, Link), Error> {
+    const ATTEMPTS: u32 = 8;
+    let ifname = sandbox.ifname.as_str();
+    let mut outcome = Ok(());
+    for attempt in 0..ATTEMPTS {
+        let outside = owner.host_link(attempt);
+        outcome = link::create_veth(
+            &container.socket,
+            &Veth {
+                name: ifname,
+                peer_name: &outside,
+                peer_netns: Some(&container.host),
+                mtu: new.mtu,
+                mac: new.mac,
+            },
+        );
+        match &outcome {
+            Ok(()) => {
+                let (socket, name) = (host.clone(), outside.clone());
+                undo.push(format!("remove veth pair `{outside}`"), move || {
+                    match link::find(&socket, &name).explain()? {
+                        Some(link) => link::remove(&socket, &link).explain(),
+                        None => Ok(()),
+                    }
+                })?;
+                let inside = link::require(&container.socket, ifname).explain()?;
+                let outside = link::require(host, &outside).explain()?;
+                return Ok((outside, inside));
+            }
+            // One of the two names is taken: the container's is final, the host's is one of many.
+            Err(error) if error.kind() == Kind::Exists => {
+                if link::find(&container.socket, ifname).explain()?.is_some() {
+                    return Err(Error::new(
+                        Code::InvalidEnvironment,
+                        format!("CNI_IFNAME: container veth name {ifname:?} already exists"),
+                    )
+                    .details("delete the container before it is added again, or choose another CNI_IFNAME"));
+                }
+            }
+            Err(_) => break,
+        }
+    }
+    outcome.explain()?;
+    Err(invalid("no name is free for the host's end of the veth pair"))
+}
+
+/// Removes the veth pair by whichever end is found: the container's by its name, the host's by its mark.
+pub(crate) fn remove(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> {
+    if let Some(container) = Container::open_if_there(sandbox.netns.as_deref())?
+        && let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()?
+    {
+        link::remove(&container.socket, &inside).explain()?;
+    }
+    let host = Socket::open(Protocol::Route).explain()?;
+    let mark = owner.mark();
+    for attempt in 0.. {
+        let Some(outside) = link::find(&host, &owner.host_link(attempt)).explain()? else { break };
+        // An ADD that was killed may not have come to mark it.
+        if outside.alias.as_ref().is_none_or(|alias| *alias == mark) {
+            link::remove(&host, &outside).explain()?;
+        }
+    }
+    Ok(())
+}
+
+/// Describes a link of the host for a result.
+pub(crate) fn describe(link: &Link) -> Interface {
+    Interface {
+        name: link.name.clone(),
+        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        ..Interface::default()
+    }
+}
+
+/// Finds the container's end as a result lists it (CHECK).
+pub(crate) fn require_as_listed(
+    container: &Container,
+    sandbox: &Sandbox,
+    prev: &Success,
+) -> Result<Link, Error> {
+    let netns = sandbox.netns_text();
+    let expected = prev
+        .interfaces
+        .iter()
+        .find(|interface| interface.name == sandbox.ifname.as_str() && interface.sandbox == netns)
+        .ok_or_else(|| differs(format!("prevResult has no interface `{}` in {netns}", sandbox.ifname)))?;
+    let inside = link::find(&container.socket, sandbox.ifname.as_str())
+        .explain()?
+        .ok_or_else(|| differs(format!("CNI created interface in container {} not found", sandbox.ifname)))?;
+    if inside.kind.as_deref() != Some("veth") {
+        return Err(differs(format!("Container interface {} not of type veth", inside.name)));
+    }
+    let mac = inside.mac.map(|mac| mac.to_string()).unwrap_or_default();
+    if !expected.mac.is_empty() && expected.mac != mac {
+        return Err(differs(format!(
+            "Interface {} Mac {} doesn't match container Mac: {mac}",
+            inside.name, expected.mac
+        )));
+    }
+    Ok(inside)
+}

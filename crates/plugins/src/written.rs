@@ -1,0 +1,51 @@
+//! Keys that several configurations have in common, as written.
+
+use netloom_plugin::{Code, Error, Request};
+use serde::Deserialize;
+
+use crate::failure::invalid;
+
+/// `ipam`, of which an interface plugin reads no more than who it is delegated to.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Ipam {
+    r#type: String,
+}
+
+impl Ipam {
+    /// Gives the IPAM plugin; none for a network without addresses.
+    pub(crate) fn kind(self) -> Option<String> {
+        Some(self.r#type).filter(|kind| !kind.is_empty())
+    }
+}
+
+/// Reads no more of a configuration than DEL needs, so that it works with one that ADD would refuse.
+pub(crate) fn ipam_of(request: &Request) -> Result<Option<String>, Error> {
+    #[derive(Deserialize)]
+    struct Part {
+        #[serde(default)]
+        ipam: Ipam,
+    }
+    Ok(request.read::<Part>()?.ipam.kind())
+}
+
+/// Checks an MTU; 0 is the kernel's default.
+pub(crate) fn mtu(written: i64) -> Result<Option<u32>, Error> {
+    if written == 0 {
+        return Ok(None);
+    }
+    let mtu = u32::try_from(written).ok().filter(|mtu| (68..=65535).contains(mtu));
+    mtu.map(Some).ok_or_else(|| invalid(format!("`mtu` {written} must be between 68 and 65535")))
+}
+
+/// Either name of a backend asks for masquerade, and gets it by nftables.
+pub(crate) fn require_masquerade_backend(written: Option<&str>) -> Result<(), Error> {
+    match written {
+        None | Some("iptables" | "nftables") => Ok(()),
+        Some(other) => Err(Error::new(
+            Code::UnsupportedField,
+            format!("unknown ipmasq backend {other:?} in `ipMasqBackend`"),
+        )
+        .details("use \"nftables\", \"iptables\" or leave it out")),
+    }
+}
