@@ -68,6 +68,9 @@ fn arrows(wrong: &mut Vec<String>) -> Outcome {
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let used = dependency["name"].as_str().unwrap_or_default();
             let for_tests = dependency["kind"] == "dev";
+            if !is_used(name, used, for_tests)? {
+                wrong.push(format!("{name} does not use {used}, which its Cargo.toml names"));
+            }
             if ours.contains(used) {
                 if !(allowed.contains(&used) || for_tests && used == "testkit") {
                     wrong.push(format!("{name} must not use {used}"));
@@ -78,6 +81,19 @@ fn arrows(wrong: &mut Vec<String>) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Tells whether a crate's code (its tests, for what only they may use) names a dependency.
+fn is_used(name: &str, dependency: &str, for_tests: bool) -> Result<bool, String> {
+    let folder = root().join("crates").join(name);
+    let dependency = dependency.replace('-', "_");
+    for path in files(&folder, &[".rs"]) {
+        let in_tests = path.starts_with(folder.join("tests"));
+        if (for_tests || !in_tests) && read(&path)?.contains(&format!("{dependency}::")) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn sources(wrong: &mut Vec<String>) -> Outcome {

@@ -1,0 +1,87 @@
+//! Which addresses are tried, in which order, and what is written down of them.
+#![expect(clippy::unwrap_used, reason = "a test is to fail where this fails")]
+
+use std::{collections::BTreeSet, fs, net::IpAddr};
+
+use ipam::{Candidates, Owner, Range, RangeSet, Store};
+use proptest::prelude::*;
+
+fn set(subnets: &[&str]) -> RangeSet {
+    RangeSet::new(subnets.iter().map(|s| Range::new(s.parse().unwrap(), None, None, None).unwrap()).collect())
+        .unwrap()
+}
+
+fn order(set: &RangeSet, last: Option<&str>) -> Vec<String> {
+    let last = last.map(|text| text.parse().unwrap());
+    Candidates::new(set, last).unwrap().map(|(_, ip)| ip.to_string()).collect()
+}
+
+#[test]
+fn the_walk_begins_behind_the_last_one_and_comes_round() {
+    let two = set(&["10.1.2.0/29", "10.1.3.0/30"]);
+    let all = ["10.1.2.2", "10.1.2.3", "10.1.2.4", "10.1.2.5", "10.1.2.6", "10.1.3.2"];
+    assert_eq!(order(&two, None), all);
+    assert_eq!(
+        order(&two, Some("10.1.2.4")),
+        ["10.1.2.5", "10.1.2.6", "10.1.3.2", "10.1.2.2", "10.1.2.3", "10.1.2.4"]
+    );
+    assert_eq!(order(&two, Some("10.1.3.2")), all);
+    // The ranges may have changed since: then it begins anew.
+    assert_eq!(order(&two, Some("192.168.0.1")), all);
+    // The last of all addresses has no next.
+    let top =
+        Range::new("255.255.255.0/24".parse().unwrap(), Some("255.255.255.253".parse().unwrap()), None, None);
+    assert_eq!(
+        order(&RangeSet::new(vec![top.unwrap()]).unwrap(), None),
+        ["255.255.255.253", "255.255.255.254"]
+    );
+}
+
+proptest! {
+    /// Wherever it begins, every address of every range is tried once, and no gateway.
+    #[test]
+    fn every_address_is_tried_once(lengths in prop::collection::vec(24u8..=30, 1..4), begin in any::<u16>()) {
+        let subnets: Vec<String> = lengths.iter().enumerate().map(|(i, length)| format!("10.{i}.0.0/{length}")).collect();
+        let set = set(&subnets.iter().map(String::as_str).collect::<Vec<_>>());
+        let expected: BTreeSet<String> = order(&set, None).into_iter().collect();
+        let size: usize = lengths.iter().map(|length| (1 << (32 - length)) - 3).sum();
+        prop_assert_eq!(expected.len(), size);
+        let last: Vec<&String> = expected.iter().collect();
+        let walked = order(&set, Some(last[usize::from(begin) % last.len()]));
+        prop_assert_eq!(walked.len(), size);
+        prop_assert_eq!(walked.into_iter().collect::<BTreeSet<_>>(), expected);
+    }
+}
+
+#[test]
+fn reservations_are_the_reference_plugins_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(dir.path(), "lab");
+    assert!(store.lock_existing().unwrap().is_none());
+    let locked = store.lock().unwrap();
+    let (one, two) = (Owner { container: "c1", ifname: "eth0" }, Owner { container: "c1", ifname: "net1" });
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    assert!(locked.reserve(ip("10.1.2.2"), one, 0).unwrap());
+    assert!(!locked.reserve(ip("10.1.2.2"), two, 0).unwrap());
+    assert!(locked.reserve(ip("fd00::2"), one, 1).unwrap());
+    assert!(locked.reserve(ip("10.1.2.3"), two, 0).unwrap());
+    let read = |name: &str| fs::read_to_string(dir.path().join("lab").join(name)).unwrap();
+    assert_eq!((read("10.1.2.2").as_str(), read("last_reserved_ip.0").as_str()), ("c1\r\neth0", "10.1.2.3"));
+    assert_eq!(locked.last_reserved(1), Some(ip("fd00::2")));
+    // Files of the oldest plugins have the container alone, and others may end in a newline.
+    fs::write(dir.path().join("lab/10.1.2.9"), "old\n").unwrap();
+    assert_eq!(locked.owned(Owner { container: "old", ifname: "eth0" }).unwrap(), [ip("10.1.2.9")]);
+    assert_eq!(locked.owned(one).unwrap().len(), 2);
+    locked.release_one(ip("10.1.2.3"), one).unwrap();
+    assert_eq!(locked.reserved().unwrap().len(), 4);
+    locked.release(one).unwrap();
+    locked.release(one).unwrap();
+    assert_eq!(locked.reserved().unwrap(), [ip("10.1.2.3"), ip("10.1.2.9")].into());
+    locked.retain(|container, ifname| container == "old" && ifname.is_none()).unwrap();
+    assert_eq!(locked.reserved().unwrap(), [ip("10.1.2.9")].into());
+    // Nothing but the files of the layout is in the folder.
+    let mut names: Vec<_> =
+        fs::read_dir(dir.path().join("lab")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["10.1.2.9", "last_reserved_ip.0", "last_reserved_ip.1", "lock"]);
+}
