@@ -193,7 +193,7 @@ fn batches_are_transactions() {
         nft::commit(socket, batch.clone(), None).unwrap();
         assert_eq!(nft::commit(socket, batch, None).unwrap_err().kind(), Kind::Exists);
         assert_eq!(nft::table_comment(socket, TABLE).unwrap().as_deref(), Some("made by a test"));
-        assert_eq!(nft::elements(socket, TABLE, "ports").unwrap(), [element.clone()]);
+        assert_eq!(nft::elements(socket, TABLE, "ports").unwrap(), std::slice::from_ref(&element));
         assert_eq!(nft::element(socket, TABLE, "ports", &element.key).unwrap(), Some(element.clone()));
         assert_eq!(nft::element(socket, TABLE, "ports", &[17, 0, 0, 0, 0, 1, 0, 0]).unwrap(), None);
 
