@@ -104,28 +104,28 @@ fn build() -> Result<(PathBuf, PathBuf), String> {
     Ok((binary, bin))
 }
 
-/// Builds the binary that is to be installed and gives its path: for the musl target where the toolchain has it, since
-/// its start asks the processor nothing, for the toolchain's own otherwise.
+/// Builds the binary that is to be installed and gives its path.
+///
+/// For the musl target, since the start of such a program asks the processor nothing (each question is an exit to the
+/// hypervisor in a virtual machine; together they take longer than all else that a plugin does at its start). Where
+/// the toolchain does not have that target and cannot get it, for the toolchain's own.
 pub(crate) fn dist() -> Result<PathBuf, String> {
-    let host = format!("{}-unknown-linux", std::env::consts::ARCH);
-    let sysroot =
-        Command::new("rustc").args(["--print", "sysroot"]).output().map_err(|error| error.to_string())?;
+    let linux = format!("{}-unknown-linux", std::env::consts::ARCH);
+    let musl = format!("{linux}-musl");
+    let sysroot = Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .current_dir(root())
+        .output()
+        .map_err(|error| error.to_string())?;
     let sysroot = PathBuf::from(String::from_utf8_lossy(&sysroot.stdout).trim());
-    let musl = format!("{host}-musl");
-    let target = if sysroot.join("lib/rustlib").join(&musl).join("lib").is_dir() {
-        musl
-    } else {
-        format!("{host}-gnu")
-    };
-    run_with(Command::new("cargo").args([
-        "build",
-        "--release",
-        "--quiet",
-        "--package",
-        "netloom",
-        "--target",
-        &target,
-    ]))?;
+    let has_musl = || sysroot.join("lib/rustlib").join(&musl).join("lib").is_dir();
+    if !has_musl() {
+        // A toolchain that is not rustup's, or no network: the other target does as well.
+        drop(Command::new("rustup").args(["target", "add", &musl]).current_dir(root()).output());
+    }
+    let target = if has_musl() { musl.clone() } else { format!("{linux}-gnu") };
+    let arguments = ["build", "--release", "--quiet", "--package", "netloom", "--target", &target];
+    run_with(Command::new("cargo").args(arguments))?;
     Ok(root().join("target").join(target).join("release/netloom"))
 }
 
