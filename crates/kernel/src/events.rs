@@ -1,6 +1,9 @@
 //! Waiting for what the kernel announces: links that come up, addresses that are settled.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::{Duration, Instant},
+};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -63,6 +66,25 @@ impl Events {
         })
     }
 
+    /// Reads what has come and tells whether a link's removal is among it.
+    pub(crate) fn announces_removal(&self, index: u32) -> Result<bool, Errno> {
+        let mut removed = false;
+        let outcome = self.0.receive(|received| {
+            // A bridge announces with the same message that a port has left it.
+            let of_bridge =
+                received.payload.first().is_some_and(|family| i32::from(*family) == libc::AF_BRIDGE);
+            removed |= received.kind == libc::RTM_DELLINK
+                && !of_bridge
+                && link::read(&received).is_some_and(|link| link.index == index);
+            false
+        });
+        match outcome {
+            // Too much came at once: the child's end tells.
+            Err(Errno::NOBUFS) => Ok(false),
+            other => other.map(|_| removed),
+        }
+    }
+
     fn wait(
         &self,
         limit: Duration,
@@ -92,3 +114,9 @@ impl Events {
 
 const GROUP_LINK: u32 = 1;
 const GROUP_IPV6_ADDRESS: u32 = 1 << 8;
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

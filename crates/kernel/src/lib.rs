@@ -1,10 +1,10 @@
 //! The only door to Linux: network namespaces, links, addresses, routes, bridge ports, sysctls, nftables and
 //! link events.
 //!
-//! Everything is asked over netlink or `/proc/sys`; no program is run. A [`Socket`] belongs to the namespace
+//! Everything is asked over netlink, `/proc/sys` or (iptables-legacy) `setsockopt`; no program is run. A [`Socket`] belongs to the namespace
 //! in which it was opened, so one socket for the host and one for the container are enough. Nothing here knows
-//! CNI, JSON or pods. This is the only crate of the workspace with `unsafe`, and its only use is `setsockopt`
-//! and `unshare`.
+//! CNI, JSON or pods. This is the only crate of the workspace with `unsafe`: for `setsockopt`, `unshare`, `fork`,
+//! and the tables of iptables-legacy.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "the C library's constants are wider than the fields of messages"
@@ -12,17 +12,22 @@
 
 pub mod addr;
 pub mod bridge;
+pub mod conntrack;
 mod error;
 pub mod events;
 pub mod fault;
+pub mod linger;
 pub mod link;
 mod message;
 pub mod neigh;
 pub mod netns;
 pub mod nft;
+pub mod qdisc;
 pub mod route;
+pub mod rule;
 mod socket;
 pub mod sysctl;
+pub mod xtables;
 
 pub use error::{Error, Kind, Result};
 pub use netns::Netns;

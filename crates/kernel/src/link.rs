@@ -34,6 +34,12 @@ pub struct Link {
     pub kind: Option<String>,
     /// The other end's index, in the other end's namespace.
     pub peer: Option<u32>,
+    /// The routing table of a VRF.
+    pub table: Option<u32>,
+    /// Length of the transmit queue in packets.
+    pub queue: u32,
+    /// Takes all multicast frames (`IFF_ALLMULTI`).
+    pub all_multicast: bool,
     /// Free text that stays with the link; Netloom writes the owner here.
     pub alias: Option<String>,
 }
@@ -98,6 +104,10 @@ pub struct Change<'a> {
     pub up: Option<bool>,
     /// Promiscuous mode.
     pub promiscuous: Option<bool>,
+    /// All multicast frames.
+    pub all_multicast: Option<bool>,
+    /// Length of the transmit queue in packets.
+    pub queue: Option<u32>,
     /// Index of the new master; 0 for none.
     pub master: Option<u32>,
     /// Hardware address.
@@ -180,6 +190,55 @@ pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<()> {
     socket.change(message, "create veth pair", &format_args!("`{}` and `{}`", veth.name, veth.peer_name))
 }
 
+/// Creates a link of a kind that needs nothing but a name and what `fill` says of the kind (`ifb`, `vrf`).
+fn create(
+    socket: &Socket,
+    name: &str,
+    kind: &str,
+    more: impl FnOnce(&mut Message),
+    fill: impl FnOnce(&mut Message),
+) -> Result<()> {
+    let mut message = Message::new(
+        libc::RTM_NEWLINK,
+        REQUEST | ACK | CREATE | EXCL,
+        &ifinfo(0, 0, libc::IFF_UP.cast_unsigned(), libc::IFF_UP.cast_unsigned()),
+    );
+    message.text(libc::IFLA_IFNAME, name);
+    more(&mut message);
+    message.nest(libc::IFLA_LINKINFO, |info| {
+        info.text(libc::IFLA_INFO_KIND, kind).nest(libc::IFLA_INFO_DATA, fill);
+    });
+    socket.change(message, "create link", &format_args!("`{name}` of kind {kind}"))
+}
+
+/// Creates an ifb link, up: what is redirected to it can be queued as if it left by it.
+///
+/// # Errors
+/// [`crate::Kind::Exists`] when the name is taken, [`crate::Kind::Unsupported`] without the driver.
+pub fn create_ifb(socket: &Socket, name: &str, mtu: u32, alias: &str) -> Result<()> {
+    let more = |message: &mut Message| {
+        message.u32(libc::IFLA_MTU, mtu).u32(libc::IFLA_TXQLEN, 0);
+        message.attr(libc::IFLA_IFALIAS, alias.as_bytes());
+    };
+    create(socket, name, "ifb", more, |_| ())
+}
+
+/// Creates a VRF, up: a link whose members route by a table of their own.
+///
+/// # Errors
+/// As [`create_ifb`].
+pub fn create_vrf(socket: &Socket, name: &str, table: u32) -> Result<()> {
+    create(
+        socket,
+        name,
+        "vrf",
+        |_| (),
+        |data| {
+            data.u32(VRF_TABLE, table);
+        },
+    )
+}
+
 /// Changes a link.
 ///
 /// # Errors
@@ -187,7 +246,11 @@ pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<()> {
 #[doc(alias = "RTM_SETLINK")]
 pub fn change(socket: &Socket, link: &Link, change: &Change<'_>) -> Result<()> {
     let (mut flags, mut mask) = (0, 0);
-    for (wanted, flag) in [(change.up, libc::IFF_UP), (change.promiscuous, libc::IFF_PROMISC)] {
+    for (wanted, flag) in [
+        (change.up, libc::IFF_UP),
+        (change.promiscuous, libc::IFF_PROMISC),
+        (change.all_multicast, libc::IFF_ALLMULTI),
+    ] {
         if let Some(wanted) = wanted {
             mask |= flag.cast_unsigned();
             flags |= if wanted { flag.cast_unsigned() } else { 0 };
@@ -199,6 +262,9 @@ pub fn change(socket: &Socket, link: &Link, change: &Change<'_>) -> Result<()> {
     }
     if let Some(mtu) = change.mtu {
         message.u32(libc::IFLA_MTU, mtu);
+    }
+    if let Some(queue) = change.queue {
+        message.u32(libc::IFLA_TXQLEN, queue);
     }
     if let Some(master) = change.master {
         message.u32(libc::IFLA_MASTER, master);
@@ -218,8 +284,14 @@ pub fn change(socket: &Socket, link: &Link, change: &Change<'_>) -> Result<()> {
 /// When the kernel refuses.
 #[doc(alias = "RTM_DELLINK")]
 pub fn remove(socket: &Socket, link: &Link) -> Result<()> {
-    let message = Message::new(libc::RTM_DELLINK, REQUEST | ACK, &ifinfo(0, link.index, 0, 0));
+    let mut message = removal(link);
+    message.add_flags(ACK);
     absent_is_none(socket.change(message, "remove link", &format_args!("`{}`", link.name))).map(drop)
+}
+
+/// Makes the request to remove a link, which is answered only if it is refused.
+pub(crate) fn removal(link: &Link) -> Message {
+    Message::new(libc::RTM_DELLINK, REQUEST, &ifinfo(0, link.index, 0, 0))
 }
 
 /// Reads a link from a message; none when it is no link's.
@@ -239,6 +311,9 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
         master: None,
         kind: None,
         peer: None,
+        table: None,
+        queue: 0,
+        all_multicast: read_u32(&fixed[8..])? & libc::IFF_ALLMULTI.cast_unsigned() != 0,
         alias: None,
     };
     for (kind, data) in Attrs::after(received.payload, IFINFO) {
@@ -251,8 +326,13 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
             libc::IFLA_MASTER => link.master = read_u32(data),
             libc::IFLA_LINK => link.peer = read_u32(data),
             libc::IFLA_IFALIAS => link.alias = Some(read_text(data)),
+            libc::IFLA_TXQLEN => link.queue = read_u32(data)?,
             libc::IFLA_LINKINFO => {
                 link.kind = Attrs(data).find(libc::IFLA_INFO_KIND).map(read_text);
+                if link.kind.as_deref() == Some("vrf") {
+                    let of_kind = Attrs(data).find(libc::IFLA_INFO_DATA);
+                    link.table = of_kind.and_then(|data| Attrs(data).find(VRF_TABLE)).and_then(read_u32);
+                }
             }
             _ => {}
         }
@@ -279,5 +359,6 @@ pub(crate) fn ifinfo(family: u8, index: u32, flags: u32, mask: u32) -> [u8; IFIN
 }
 
 const OPER_UP: u8 = 6;
+const VRF_TABLE: u16 = 1;
 const VETH_INFO_PEER: u16 = 1;
 const SKIP_STATS: u32 = 1 << 3;

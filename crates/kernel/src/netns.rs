@@ -97,6 +97,20 @@ impl Netns {
         Ok(result)
     }
 
+    /// Keeps others out who lock the same namespace, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// When it cannot be locked.
+    pub fn lock(&self) -> Result<OwnedFd> {
+        let error = |errno| Error::new("lock network namespace", self.path.display(), errno);
+        // A lock belongs to one opening of the file.
+        let fd =
+            rustix::fs::open(&self.path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(error)?;
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, rustix::fs::FlockOperation::LockExclusive))
+            .map_err(error)?;
+        Ok(fd)
+    }
+
     /// Moves the calling thread into this namespace for good, as for a thread or process that runs a command.
     ///
     /// # Errors

@@ -6,17 +6,20 @@ mod batch;
 mod expr;
 mod list;
 
-pub use batch::{Batch, commit};
+pub use batch::{Batch, Place, commit};
 pub use expr::{Expr, Reg};
-pub use list::{Element, chains, element, elements, generation, table_comment};
+pub use list::{
+    Chain, Element, Rule, all_chains, chains, element, elements, generation, has_chain, rules, table_comment,
+    tables,
+};
 
 /// Names a table: its family and its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Table {
+pub struct Table<'a> {
     /// Which packets it sees.
     pub family: Family,
     /// Its name.
-    pub name: &'static str,
+    pub name: &'a str,
 }
 
 /// Says which packets a table sees.
@@ -40,6 +43,10 @@ impl Family {
             Self::Bridge => 7,
             Self::Ip6 => 10,
         }
+    }
+
+    fn of_number(number: u8) -> Option<Self> {
+        [Self::Inet, Self::Ip, Self::Bridge, Self::Ip6].into_iter().find(|family| family.number() == number)
     }
 }
 
@@ -103,6 +110,8 @@ pub struct Set {
     pub key: &'static [Field],
     /// What it leads to; none for a set.
     pub data: Option<Data>,
+    /// What it is for, in words.
+    pub comment: &'static str,
 }
 
 /// Gives the total length in bytes, each field but a lone one padded to four, and nft's number of the whole.
@@ -128,6 +137,7 @@ mod msg {
     pub(super) const GETCHAIN: u16 = 4;
     pub(super) const DELCHAIN: u16 = 5;
     pub(super) const NEWRULE: u16 = 6;
+    pub(super) const GETRULE: u16 = 7;
     pub(super) const DELRULE: u16 = 8;
     pub(super) const NEWSET: u16 = 9;
     pub(super) const NEWSETELEM: u16 = 12;
@@ -142,6 +152,16 @@ mod attr {
     pub(super) const TABLE_USERDATA: u16 = 6;
     pub(super) const CHAIN_TABLE: u16 = 1;
     pub(super) const CHAIN_NAME: u16 = 3;
+    pub(super) const CHAIN_HOOK: u16 = 4;
+    pub(super) const CHAIN_POLICY: u16 = 5;
+    pub(super) const CHAIN_TYPE: u16 = 7;
+    pub(super) const HOOK_NUM: u16 = 1;
+    pub(super) const HOOK_PRIORITY: u16 = 2;
+    pub(super) const RULE_TABLE: u16 = 1;
+    pub(super) const RULE_CHAIN: u16 = 2;
+    pub(super) const RULE_HANDLE: u16 = 3;
+    pub(super) const RULE_EXPRESSIONS: u16 = 4;
+    pub(super) const RULE_USERDATA: u16 = 7;
     pub(super) const ELEM_TABLE: u16 = 1;
     pub(super) const ELEM_SET: u16 = 2;
     pub(super) const ELEM_ELEMENTS: u16 = 3;
@@ -163,7 +183,11 @@ fn nfgen(family: u8, resource: u16) -> [u8; NFGEN] {
 }
 
 const NFGEN: usize = 4;
+/// User data of chains, rules and elements: a comment, and (of elements) what a caller keeps beside it.
 const COMMENT_UDATA: u8 = 0;
+const EXTRA_UDATA: u8 = 128;
+/// Tables, chains, rules and elements keep at most this much user data.
+const UDATA_MAX: usize = 256;
 
 /// Renders a comment as nft's user data: type, length, text with a zero at the end. 127 bytes at most.
 fn comment_udata(comment: &str) -> Vec<u8> {
@@ -177,12 +201,21 @@ fn comment_udata(comment: &str) -> Vec<u8> {
     data
 }
 
+/// Tells how many bytes an element with this comment can keep beside it ([`Element::extra`]).
+pub fn room_beside(comment: &str) -> usize {
+    UDATA_MAX - comment_udata(comment).len() - 2
+}
+
 /// Finds the comment in nft's user data.
-fn read_comment(mut data: &[u8]) -> Option<String> {
+fn read_comment(data: &[u8]) -> Option<String> {
+    read_udata(data, COMMENT_UDATA).map(crate::message::read_text)
+}
+
+fn read_udata(mut data: &[u8], wanted: u8) -> Option<&[u8]> {
     while let [kind, length, rest @ ..] = data {
         let (value, next) = rest.split_at_checked(usize::from(*length))?;
-        if *kind == COMMENT_UDATA {
-            return Some(crate::message::read_text(value));
+        if *kind == wanted {
+            return Some(value);
         }
         data = next;
     }

@@ -32,12 +32,25 @@ pub struct Route {
     pub advmss: u32,
     /// The source address to prefer.
     pub source: Option<IpAddr>,
+    /// Who made it (`RTPROT_*`); 0 for somebody by hand.
+    pub protocol: u8,
 }
 
 impl Route {
     /// Makes a route with nothing but destination, next hop and link.
     pub fn new(dst: IpNet, gateway: Option<IpAddr>, link: u32) -> Self {
-        Self { dst, gateway, link, priority: 0, table: 0, scope: 0, mtu: 0, advmss: 0, source: None }
+        Self {
+            dst,
+            gateway,
+            link,
+            priority: 0,
+            table: 0,
+            scope: 0,
+            mtu: 0,
+            advmss: 0,
+            source: None,
+            protocol: 0,
+        }
     }
 }
 
@@ -57,14 +70,34 @@ impl fmt::Display for Route {
 /// [`crate::Kind::Exists`] when the very same route is there.
 #[doc(alias = "RTM_NEWROUTE")]
 pub fn add(socket: &Socket, route: &Route) -> Result<()> {
+    change(socket, libc::RTM_NEWROUTE, CREATE, "add route", route)
+}
+
+/// Adds a route, or replaces the one to the same destination with the same metric.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn replace(socket: &Socket, route: &Route) -> Result<()> {
+    change(socket, libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route)
+}
+
+/// Removes the very route. Absent is fine.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_exact(socket: &Socket, route: &Route) -> Result<()> {
+    absent_is_none(change(socket, libc::RTM_DELROUTE, 0, "remove route", route)).map(drop)
+}
+
+fn change(socket: &Socket, kind: u16, flags: u16, doing: &'static str, route: &Route) -> Result<()> {
     let mut fixed = [0; RTMSG];
     fixed[0] = family(route.dst.addr());
     fixed[1] = route.dst.prefix_len();
     fixed[4] = u8::try_from(route.table).ok().filter(|table| *table != 0).unwrap_or(libc::RT_TABLE_MAIN);
-    fixed[5] = libc::RTPROT_BOOT;
+    fixed[5] = if route.protocol == 0 { libc::RTPROT_BOOT } else { route.protocol };
     fixed[6] = route.scope;
     fixed[7] = libc::RTN_UNICAST;
-    let mut message = Message::new(libc::RTM_NEWROUTE, REQUEST | ACK | CREATE, &fixed);
+    let mut message = Message::new(kind, REQUEST | ACK | flags, &fixed);
     if route.dst.prefix_len() > 0 {
         message.ip(libc::RTA_DST, route.dst.addr());
     }
@@ -99,7 +132,7 @@ pub fn add(socket: &Socket, route: &Route) -> Result<()> {
             }
         });
     }
-    socket.change(message, "add route", route)
+    socket.change(message, doing, route)
 }
 
 /// Removes the route to a destination by a link, whatever else it says. Absent is fine.
@@ -163,6 +196,7 @@ fn read(received: &Received<'_>) -> Option<Route> {
     let mut route = Route::new(IpNet::new(any, fixed[1]).ok()?, None, 0);
     route.table = u32::from(fixed[4]);
     route.scope = fixed[6];
+    route.protocol = fixed[5];
     for (kind, data) in Attrs::after(received.payload, RTMSG) {
         match kind {
             libc::RTA_DST => route.dst = IpNet::new(read_ip(data)?, fixed[1]).ok()?,
@@ -188,6 +222,7 @@ fn read(received: &Received<'_>) -> Option<Route> {
 }
 
 const RTMSG: usize = 12;
+const REPLACE: u16 = libc::NLM_F_REPLACE as u16;
 const RTA_VIA: u16 = 18;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;

@@ -145,6 +145,25 @@ impl Socket {
         Ok(first)
     }
 
+    /// Takes a sequence number for a message that a child of this process sends.
+    pub(crate) fn reserve(&self) -> u32 {
+        let sequence = self.0.sequence.get();
+        self.0.sequence.set(sequence.wrapping_add(1));
+        sequence
+    }
+
+    /// Reads what has come and gives the refusal of the message with that number, if it is there.
+    pub(crate) fn refusal_of(&self, sequence: u32) -> Result<Option<Refusal>, Errno> {
+        let mut refusal = None;
+        self.receive(|received| {
+            if received.sequence == sequence && i32::from(received.kind) == libc::NLMSG_ERROR {
+                refusal = Refusal::read(&received);
+            }
+            false
+        })?;
+        Ok(refusal)
+    }
+
     /// Reads one datagram and hands its messages to `read` until that says it has seen enough.
     pub(crate) fn receive(&self, mut read: impl FnMut(Received<'_>) -> bool) -> Result<bool, Errno> {
         let mut buffer = self.0.buffer.borrow_mut();

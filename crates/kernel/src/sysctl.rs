@@ -18,6 +18,8 @@ pub enum Setting<'a> {
     Ipv4(&'a str, &'a str),
     /// `net/ipv6/conf/IF/KEY`
     Ipv6(&'a str, &'a str),
+    /// Any below `net`, as a path whose parts are plain names.
+    Net(&'a str),
 }
 
 impl Setting<'_> {
@@ -27,6 +29,7 @@ impl Setting<'_> {
             Self::Ipv6Forward => ["ipv6", "conf", "all", "forwarding"],
             Self::Ipv4(link, key) => ["ipv4", "conf", link, key],
             Self::Ipv6(link, key) => ["ipv6", "conf", link, key],
+            Self::Net(path) => [path, "", "", ""],
         };
         let mut path = PathBuf::from("/proc/sys/net");
         path.extend(tail.iter().filter(|part| !part.is_empty()));

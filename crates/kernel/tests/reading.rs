@@ -84,6 +84,7 @@ fn addresses_routes_and_neighbours_are_read_as_they_are() {
         let find = |dst: &str| routes.iter().find(|route| route.dst.to_string() == dst).copied().unwrap();
         let expected = Route {
             priority: 7,
+            protocol: 3,
             mtu: 1300,
             table: 254,
             ..Route::new("10.9.0.0/16".parse().unwrap(), Some(ip("10.1.2.9")), a0.index)
@@ -169,11 +170,12 @@ fn refusals_say_what_to_what_and_why() {
 /// Batches happen whole or not at all, and not when the ruleset has moved on since it was read.
 #[test]
 fn batches_are_transactions() {
-    const TABLE: Table = Table { family: Family::Inet, name: "lab" };
+    const TABLE: Table<'_> = Table { family: Family::Inet, name: "lab" };
     const PORTS: Set = Set {
         name: "ports",
         key: &[Field::Protocol, Field::Port],
         data: Some(Data::Fields(&[Field::Ipv4, Field::Port])),
+        comment: "ports",
     };
     let Some(host) = a_host() else { return };
     let element = Element {
@@ -181,6 +183,7 @@ fn batches_are_transactions() {
         data: vec![10, 0, 0, 2, 0, 80, 0, 0],
         goto: None,
         comment: Some("whose it is".into()),
+        extra: vec![1, 2, 3],
     };
     on_host(&host, |_| {
         let socket = &Socket::open(Protocol::Netfilter).unwrap();
@@ -199,14 +202,14 @@ fn batches_are_transactions() {
 
         // The second of two changes is refused, so the first has not happened either.
         let mut half = Batch::new();
-        half.create_chain(TABLE, "chain", None);
+        half.create_chain(TABLE, "chain", None, "");
         half.add_elements(TABLE, "ports", std::slice::from_ref(&element));
         assert_eq!(nft::commit(socket, half, None).unwrap_err().kind(), Kind::Exists);
         assert!(nft::chains(socket, TABLE).unwrap().is_empty());
 
         let read = nft::generation(socket).unwrap();
         let mut other = Batch::new();
-        other.create_chain(TABLE, "chain", None);
+        other.create_chain(TABLE, "chain", None, "");
         nft::commit(socket, other, Some(read)).unwrap();
         let mut late = Batch::new();
         late.remove_elements(TABLE, "ports", std::slice::from_ref(&element));

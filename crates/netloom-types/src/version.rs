@@ -55,6 +55,12 @@ impl SpecVersion {
         }
     }
 
+    /// Lists a version and all that are newer, as a plugin says which it knows.
+    pub fn from_on(oldest: Self) -> &'static [Self] {
+        static ALL: [SpecVersion; 7] = SpecVersion::ALL;
+        &ALL[ALL.iter().position(|version| *version == oldest).unwrap_or_default()..]
+    }
+
     /// Lists every published version from `oldest` on.
     pub fn starting_from(oldest: Self) -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(move |version| *version >= oldest)

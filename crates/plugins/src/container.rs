@@ -7,6 +7,7 @@ use kernel::{
     Kind, Netns, Protocol, Socket,
     addr::{self, Detection},
     events::Events,
+    linger,
     link::{self, Change, Link},
     route,
     sysctl::{self, Setting},
@@ -38,6 +39,14 @@ impl Container {
             Err(error) if kernel::netns::is_gone(&error) => Ok(None),
             Err(error) => Err(error).explain(),
         }
+    }
+
+    /// Removes a link of the container, and returns once it is gone for everybody.
+    pub(crate) fn remove_link(&self, link: &Link) -> Result<(), Error> {
+        self.netns
+            .run_from(&self.host, || linger::remove_link(&self.socket, link))
+            .and_then(|done| done)
+            .explain()
     }
 
     /// Sets the interface's sysctls for the addresses that it gets, as the reference plugins leave them.
@@ -183,6 +192,7 @@ fn route_of(wanted: &netloom_plugin::result::Route, link: &Link, gateway: Option
         mtu: wanted.mtu,
         advmss: wanted.advmss,
         source: None,
+        protocol: 0,
     }
 }
 

@@ -2,17 +2,24 @@
 //!
 //! A plugin is read in this order: its configuration as written and as meant, then its verbs. What several of
 //! them need stands beside them: `asked` is what a runtime asks for,
-//! `owner` names whose things are, `container` is the inside of a sandbox.
+//! `owner` names whose things are, `container` is the inside of a sandbox, `chained` is what a plugin knows of those
+//! before it.
 #![forbid(unsafe_code)]
 
+pub mod bandwidth;
 pub mod bridge;
+pub mod firewall;
 pub mod host_local;
 pub mod loopback;
 pub mod portmap;
 pub mod ptp;
+pub mod sbr;
 pub mod static_ips;
+pub mod tuning;
+pub mod vrf;
 
 mod asked;
+mod chained;
 mod container;
 mod failure;
 mod owned;
@@ -23,13 +30,18 @@ mod written;
 use netloom_plugin::{Delegates, Plugin};
 
 /// Lists every plugin, in the order in which a reader meets them.
-pub const ALL: [&dyn Plugin; 6] = [
+pub const ALL: [&dyn Plugin; 11] = [
     &loopback::Loopback,
     &bridge::Bridge,
     &ptp::Ptp,
     &host_local::HostLocal,
     &static_ips::Static,
     &portmap::Portmap,
+    &firewall::Firewall,
+    &tuning::Tuning,
+    &bandwidth::Bandwidth,
+    &sbr::Sbr,
+    &vrf::Vrf,
 ];
 
 /// Finds a plugin by its type.

@@ -1,8 +1,8 @@
 //! Removing what an owner has, or what nobody has any more, of the things that several plugins make.
 
-use kernel::{Kind, Protocol, Socket, link};
-use netloom_plugin::{Attachment, Error, Request};
-use ruleset::{masquerade, spoof};
+use kernel::{Kind, Protocol, Socket, linger, link};
+use netloom_plugin::{Attachment, Code, Error, Request};
+use ruleset::{masquerade, reference, spoof};
 
 use crate::{
     failure::{Errors, Explain},
@@ -11,33 +11,86 @@ use crate::{
 
 /// Removes what nftables has of this container, whatever the configuration says by now.
 pub(crate) fn remove_rules(owner: &Owner<'_>) -> Result<(), Error> {
-    let netfilter = match Socket::open(Protocol::Netfilter) {
-        Ok(socket) => socket,
-        // A kernel without nftables has nothing to remove.
-        Err(error) if error.kind() == Kind::Unsupported => return Ok(()),
-        Err(error) => return Err(error).explain(),
-    };
+    let Some(netfilter) = netfilter()? else { return Ok(()) };
     let mark = owner.mark();
-    masquerade::remove(&netfilter, &mark).explain()?;
-    spoof::remove(&netfilter, &mark).explain()
+    let masqueraded = masquerade::remove(&netfilter, &mark).explain()?;
+    if masqueraded | spoof::remove(&netfilter, &mark).explain()? {
+        linger::leave(&netfilter);
+    }
+    remove_reference_masquerade(&netfilter, owner)
+}
+
+/// Removes the masquerade that the reference plugins set up, in iptables or nftables.
+fn remove_reference_masquerade(netfilter: &Socket, owner: &Owner<'_>) -> Result<(), Error> {
+    let chain = Owner::reference_chain(owner.network, owner.container, "");
+    reference::remove_nat_chains(netfilter, &[chain]).explain()?;
+    let mark = owner.reference_mark();
+    reference::remove_masquerade(netfilter, &|comment| comment.starts_with(&mark)).explain()
+}
+
+/// Opens netfilter; none on a kernel without, where there is nothing to remove.
+pub(crate) fn netfilter() -> Result<Option<Socket>, Error> {
+    match Socket::open(Protocol::Netfilter) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if error.kind() == Kind::Unsupported => Ok(None),
+        Err(error) => Err(error).explain(),
+    }
+}
+
+/// Says with the code of STATUS when the kernel has no nftables.
+pub(crate) fn require_nftables() -> Result<(), Error> {
+    Socket::open(Protocol::Netfilter).and_then(|socket| kernel::nft::generation(&socket)).map(drop).map_err(
+        |error| {
+            Error::new(Code::NotAvailable, error.to_string())
+                .details("this plugin needs nftables in the kernel (module nf_tables)")
+        },
+    )
+}
+
+/// Removes links of this network that belong to no valid attachment.
+pub(crate) fn gc_links(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
+    let network = request.config.name.as_str();
+    let mut errors = Errors::default();
+    let host = Socket::open(Protocol::Route).explain()?;
+    for link in link::list(&host).explain()? {
+        if link.alias.as_deref().is_some_and(|mark| is_stale(mark, network, valid)) {
+            errors.note(link::remove(&host, &link).explain());
+        }
+    }
+    errors.into_result()
+}
+
+/// Removes of our rules, and of those of the reference plugins, what belongs to no valid attachment of this network.
+pub(crate) fn gc_rules(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
+    let Some(netfilter) = netfilter()? else { return Ok(()) };
+    let network = request.config.name.as_str();
+    let mut errors = Errors::default();
+    errors.note(ruleset::retain(&netfilter, &|mark| is_stale(mark, network, valid)).explain());
+    let of_reference: Vec<String> = valid
+        .iter()
+        .map(|a| Owner { network, container: &a.container_id, ifname: &a.ifname }.reference_mark())
+        .collect();
+    let network_hash = Owner { network, container: "", ifname: "" }.reference_mark()[..17].to_owned();
+    errors.note(
+        reference::remove_masquerade(&netfilter, &|comment| {
+            comment.starts_with(&network_hash) && !of_reference.iter().any(|mark| comment.starts_with(mark))
+        })
+        .explain(),
+    );
+    let containers = reference::containers_with_nat_chains(&netfilter, network).explain()?;
+    let stale = containers.iter().filter(|id| !valid.iter().any(|a| a.container_id == **id));
+    let chains: Vec<String> = stale
+        .flat_map(|id| ["", "DN-", "SN-"].map(|prefix| Owner::reference_chain(network, id, prefix)))
+        .collect();
+    errors.note(reference::remove_nat_chains(&netfilter, &chains).explain());
+    errors.into_result()
 }
 
 /// Removes rules, links and addresses of this network that belong to no valid attachment.
 pub(crate) fn gc(request: &Request, valid: &[Attachment], ipam: Option<&str>) -> Result<(), Error> {
-    let network = request.config.name.as_str();
-    let stale = |mark: &str| is_stale(mark, network, valid);
     let mut errors = Errors::default();
-    errors.note(
-        Socket::open(Protocol::Netfilter)
-            .explain()
-            .and_then(|netfilter| ruleset::retain(&netfilter, &stale).explain()),
-    );
-    let host = Socket::open(Protocol::Route).explain()?;
-    for link in link::list(&host).explain()? {
-        if link.alias.as_deref().is_some_and(stale) {
-            errors.note(link::remove(&host, &link).explain());
-        }
-    }
+    errors.note(gc_rules(request, valid));
+    errors.note(gc_links(request, valid));
     if let Some(ipam) = ipam {
         errors.note(request.delegate_gc(ipam, valid));
     }

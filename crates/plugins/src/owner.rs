@@ -42,6 +42,35 @@ impl<'a> Owner<'a> {
         mark
     }
 
+    /// Gives the mark of what belongs to the whole network, and goes when none of its attachments is left.
+    pub(crate) fn network_mark(&self) -> String {
+        let mut mark = format!("{}-{OF_NETWORK} {}", network_hash(self.network), self.network);
+        mark.truncate(MARK_LENGTH);
+        mark
+    }
+
+    /// Gives the name of a chain that the reference plugins make for a container in iptables.
+    pub(crate) fn reference_chain(network: &str, container: &str, prefix: &str) -> String {
+        const LENGTH: usize = 28;
+        let mut name = format!("CNI-{prefix}");
+        name.push_str(&reference_hash(&[network, container].concat()));
+        name.truncate(LENGTH);
+        name
+    }
+
+    /// Gives what the reference plugins' masquerade rules in nftables say of an attachment.
+    pub(crate) fn reference_mark(&self) -> String {
+        let attachment = reference_hash(&format!("{}:{}", self.ifname, self.container));
+        format!("{}-{}", network_hash(self.network), &attachment[..16])
+    }
+
+    /// Gives the names of the link by which what a container sends is limited: the reference plugins', which is one
+    /// for a container in a network, and one for another interface of the same.
+    pub(crate) fn limiting_links(&self) -> [String; 2] {
+        let name = |parts: &[&str]| format!("bwp{}", &reference_hash(&parts.concat())[..12]);
+        [name(&[self.network, self.container]), name(&[self.network, self.container, "/", self.ifname])]
+    }
+
     /// Gives the name of the host's end of a veth pair, `veth` and eight digits, which NetworkManager leaves
     /// alone. Another attempt gives another name, for when the first is somebody else's.
     pub fn host_link(&self, attempt: u32) -> String {
@@ -56,7 +85,18 @@ pub(crate) fn is_stale(mark: &str, network: &str, valid: &[Attachment]) -> bool 
     else {
         return false;
     };
+    if of_network.starts_with(OF_NETWORK) {
+        return valid.is_empty();
+    }
     !valid.iter().any(|a| of_network.starts_with(&attachment_hash(&a.container_id, &a.ifname)))
+}
+
+/// Stands in the place of an attachment's hash.
+const OF_NETWORK: &str = "network";
+
+/// Hashes as the reference plugins do: SHA-512 of the text, in hexadecimal.
+fn reference_hash(text: &str) -> String {
+    Sha512::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn network_hash(network: &str) -> String {

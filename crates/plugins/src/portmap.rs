@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use kernel::{
-    Kind, Protocol as Netlink, Socket, link, route,
+    Kind, Protocol as Netlink, Socket, conntrack, linger, link, route,
     sysctl::{self, Setting},
 };
 use netloom_plugin::{
@@ -12,13 +12,17 @@ use netloom_plugin::{
 use netloom_types::address::parse_ip;
 use ruleset::{
     RulesetError,
-    portmap::{self, Mapping, Masquerade, Protocol},
+    condition::Condition,
+    portmap::{self, Mapping, Masquerade, Protocol, Terms},
+    reference,
 };
 use serde::Deserialize;
 
 use crate::{
+    chained::{first_of_each_family, prev_result},
     failure::{Explain, differs, explained, invalid},
-    owner::{Owner, is_stale},
+    owned,
+    owner::Owner,
 };
 
 /// The plugin.
@@ -48,21 +52,16 @@ struct RuntimePorts {
 /// The configuration as meant, for one container.
 struct Conf {
     mappings: Vec<Mapping>,
-    masquerade: Masquerade,
+    terms: Terms,
 }
 
 impl Conf {
     /// Reads the configuration, and pairs each mapping with the container's address of each family.
     fn of(request: &Request, sandbox: &Sandbox) -> Result<Self, Error> {
         let written: Written = request.read()?;
-        require_supported(&written)?;
-        let masquerade = match (written.snat.unwrap_or(true), written.masq_all) {
-            (false, _) => Masquerade::Nobody,
-            (true, false) => Masquerade::Hairpin,
-            (true, true) => Masquerade::Everybody,
-        };
+        let terms = terms(&written)?;
         let prev = request.prev_result.as_ref();
-        let containers = prev.map(|prev| container_addresses(prev, sandbox)).unwrap_or_default();
+        let containers = prev.map(|prev| first_of_each_family(prev, sandbox)).unwrap_or_default();
         let mut mappings = Vec::new();
         for (index, wanted) in written.runtime_config.port_mappings.iter().enumerate() {
             let port = |key: &str, port: i64| match u16::try_from(port) {
@@ -99,7 +98,7 @@ impl Conf {
                 }
             }
         }
-        Ok(Self { mappings, masquerade })
+        Ok(Self { mappings, terms })
     }
 }
 
@@ -109,34 +108,36 @@ impl Plugin for Portmap {
     }
 
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
-        let Some(result) = request.prev_result.clone() else {
-            return Err(invalid("must be called as chained plugin").details(
-                "put portmap behind the plugin that makes the interface, in the same `plugins` list",
-            ));
-        };
+        let result = prev_result(request)?;
         let conf = Conf::of(request, sandbox)?;
         if conf.mappings.is_empty() {
             return Ok(result);
         }
         let mark = Owner::of(request, sandbox).mark();
         let netfilter = Socket::open(Netlink::Netfilter).explain()?;
-        portmap::add(&netfilter, &mark, &conf.mappings, conf.masquerade)
+        portmap::add(&netfilter, &mark, &conf.mappings, &conf.terms)
             .map_err(|error| taken(error, &conf.mappings))?;
-        undo.push("unpublish ports", move || portmap::remove(&netfilter, &mark).explain())?;
-        if conf.masquerade != Masquerade::Nobody {
+        let socket = netfilter.clone();
+        undo.push("unpublish ports", move || portmap::remove(&socket, &mark).map(drop).explain())?;
+        forget_connections(&netfilter, &conf.mappings, &|mapping, to| to != mapping.container)?;
+        if conf.terms.masquerade != Masquerade::Nobody {
             route_from_localhost(&conf.mappings)?;
         }
         Ok(result)
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let mark = Owner::of(request, sandbox).mark();
-        match Socket::open(Netlink::Netfilter) {
-            Ok(netfilter) => portmap::remove(&netfilter, &mark).explain(),
-            // A kernel without nftables has nothing to remove.
-            Err(error) if error.kind() == Kind::Unsupported => Ok(()),
-            Err(error) => Err(error).explain(),
+        let owner = Owner::of(request, sandbox);
+        let Some(netfilter) = owned::netfilter()? else { return Ok(()) };
+        let removed = portmap::remove(&netfilter, &owner.mark()).explain()?;
+        if !removed.is_empty() {
+            linger::leave(&netfilter);
         }
+        forget_connections(&netfilter, &removed, &|mapping, to| to == mapping.container)?;
+        let chains =
+            ["DN-", "SN-"].map(|prefix| Owner::reference_chain(owner.network, owner.container, prefix));
+        reference::remove_nat_chains(&netfilter, &chains).explain()?;
+        reference::remove_host_ports(&netfilter, owner.container).explain()
     }
 
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
@@ -146,7 +147,7 @@ impl Plugin for Portmap {
         }
         let mark = Owner::of(request, sandbox).mark();
         let netfilter = Socket::open(Netlink::Netfilter).explain()?;
-        let absent = portmap::absent(&netfilter, &mark, &conf.mappings, conf.masquerade).explain()?;
+        let absent = portmap::absent(&netfilter, &mark, &conf.mappings, &conf.terms).explain()?;
         match absent.first().map(|index| conf.mappings.get(*index)) {
             None => Ok(()),
             Some(Some(mapping)) => Err(differs(format!("{} is not published", described(mapping)))),
@@ -155,67 +156,102 @@ impl Plugin for Portmap {
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {
-        require_supported(&request.read()?)?;
-        Socket::open(Netlink::Netfilter)
-            .and_then(|socket| kernel::nft::generation(&socket))
-            .map(drop)
-            .map_err(|error| {
-                Error::new(Code::NotAvailable, error.to_string())
-                    .details("published ports need nftables in the kernel (module nf_tables)")
-            })
+        terms(&request.read()?)?;
+        owned::require_nftables()
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        let netfilter = Socket::open(Netlink::Netfilter).explain()?;
-        let network = request.config.name.as_str();
-        ruleset::retain(&netfilter, &|mark| is_stale(mark, network, valid)).explain()
+        owned::gc_rules(request, valid)
     }
 }
 
-/// Refuses what is not done rather than leaving it out in silence.
-fn require_supported(written: &Written) -> Result<(), Error> {
-    let unsupported =
-        |message: String, hint: &str| Err(Error::new(Code::UnsupportedField, message).details(hint));
+/// Reads how ports are published, and refuses what cannot be done rather than leaving it out in silence.
+fn terms(written: &Written) -> Result<Terms, Error> {
     match written.backend.as_deref() {
         // Either name asks for published ports, and gets them by nftables.
         None | Some("iptables" | "nftables") => {}
         Some(other) => {
-            return unsupported(
+            return Err(Error::new(
+                Code::UnsupportedField,
                 format!("unrecognized backend {other:?} in `backend`"),
-                "use \"nftables\", \"iptables\" or leave it out",
-            );
+            )
+            .details("use \"nftables\", \"iptables\" or leave it out"));
         }
     }
-    for (key, conditions) in
-        [("conditionsV4", &written.conditions_v4), ("conditionsV6", &written.conditions_v6)]
-    {
-        if let Some(conditions) = conditions.as_ref().filter(|conditions| !conditions.is_empty()) {
-            return unsupported(
-                format!("`{key}` {conditions:?} is not supported"),
-                "limit who reaches the port with `hostIP`, or in the host's firewall",
-            );
+    let conditions = |key: &str, words: &Option<Vec<String>>, v4| {
+        let words: &[String] = words.as_deref().unwrap_or_default();
+        // Which backend's words they are is told by the first, as the reference does.
+        let of_iptables = words.first().map(|word| word.starts_with(['-', '!']));
+        match (written.backend.as_deref(), of_iptables) {
+            (Some("iptables"), Some(false)) | (Some("nftables"), Some(true)) => {
+                return Err(invalid(format!(
+                    "`backend` is {:?}, but `{key}` {words:?} is written for the other one",
+                    written.backend.as_deref().unwrap_or_default()
+                )));
+            }
+            _ => {}
         }
-    }
+        Condition::parse(words, v4).map_err(|rest| {
+            Error::new(Code::UnsupportedField, format!("`{key}`: {rest:?} is not understood")).details(
+                "understood are, each with `!` before it: -s, -d, -i, -m mark --mark; and in nft's words: \
+                 ip saddr, ip daddr, ip6 saddr, ip6 daddr, iifname, meta mark, each with != too",
+            )
+        })
+    };
     if written.mark_masq_bit.is_some() && written.external_set_mark_chain.is_some() {
         return Err(invalid("Cannot specify externalSetMarkChain and markMasqBit"));
     }
-    match written.mark_masq_bit {
-        // No mark is needed: what is to be masqueraded is told by its addresses.
-        None | Some(0..=31) => Ok(()),
-        Some(bit) => Err(invalid(format!("MasqMarkBit must be between 0 and 31, `markMasqBit` is {bit}"))),
+    // No mark is needed: what is to be masqueraded is told by its addresses.
+    if let Some(bit) = written.mark_masq_bit.filter(|bit| !(0..=31).contains(bit)) {
+        return Err(invalid(format!("MasqMarkBit must be between 0 and 31, `markMasqBit` is {bit}")));
     }
+    Ok(Terms {
+        masquerade: match (written.snat.unwrap_or(true), written.masq_all) {
+            (false, _) => Masquerade::Nobody,
+            (true, false) => Masquerade::Hairpin,
+            (true, true) => Masquerade::Everybody,
+        },
+        conditions_v4: conditions("conditionsV4", &written.conditions_v4, true)?,
+        conditions_v6: conditions("conditionsV6", &written.conditions_v6, false)?,
+    })
 }
 
-/// Gives the first address of each family on the container's interface.
-fn container_addresses(prev: &Success, sandbox: &Sandbox) -> Vec<IpAddr> {
-    let on_interface = |ip: &&netloom_plugin::result::v100::IpConfig| {
-        prev.interface_of(ip).is_none_or(|interface| {
-            interface.name == sandbox.ifname.as_str() && !interface.sandbox.is_empty()
-        })
-    };
-    let ips: Vec<IpAddr> = prev.ips.iter().filter(on_interface).map(|ip| ip.address.addr()).collect();
-    let first = |v4: bool| ips.iter().find(|ip| ip.is_ipv4() == v4).copied();
-    [first(true), first(false)].into_iter().flatten().collect()
+/// Tells whether an address is the host's own, and not a server's elsewhere with a port of the same number.
+fn is_of_host(ip: IpAddr) -> Result<bool, Error> {
+    let host = Socket::open(Netlink::Route).explain()?;
+    let Some(index) = route::link_towards(&host, ip).explain()? else { return Ok(false) };
+    Ok(link::find_index(&host, index).explain()?.is_some_and(|link| link.name == "lo"))
+}
+
+/// Has connection tracking forget UDP "connections" to these ports that lead where they should not: without that, a
+/// sender that never pauses would be sent to where it was sent before.
+fn forget_connections(
+    netfilter: &Socket,
+    mappings: &[Mapping],
+    wrong: &dyn Fn(&Mapping, IpAddr) -> bool,
+) -> Result<(), Error> {
+    let of_udp = || mappings.iter().filter(|mapping| mapping.protocol == Protocol::Udp);
+    if of_udp().next().is_none() || !conntrack::is_any() {
+        return Ok(());
+    }
+    for mapping in of_udp() {
+        let number = Protocol::Udp.number();
+        let tracked = match conntrack::to_port(netfilter, mapping.container, number, mapping.host_port) {
+            // Nothing is tracked on a kernel that does not track.
+            Err(error) if matches!(error.kind(), Kind::Unsupported | Kind::Invalid) => return Ok(()),
+            other => other.explain()?,
+        };
+        for connection in tracked {
+            let to_port_of_host = mapping.host.is_none_or(|host| host == connection.destination.0);
+            if to_port_of_host
+                && wrong(mapping, connection.answers_from)
+                && is_of_host(connection.destination.0)?
+            {
+                conntrack::forget(netfilter, &connection).explain()?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Lets packets from 127.0.0.1 be routed to the container (IPv6 has no such setting).

@@ -106,7 +106,9 @@ impl Plugin for Ptp {
             let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
             let netfilter = Socket::open(Protocol::Netfilter).explain()?;
             masquerade::add(&netfilter, &mark, &addresses).explain()?;
-            undo.push("remove masquerade", move || masquerade::remove(&netfilter, &mark).explain())?;
+            undo.push("remove masquerade", move || {
+                masquerade::remove(&netfilter, &mark).map(drop).explain()
+            })?;
         }
         let inside = veth::describe(&inside);
         result.interfaces =

@@ -1,7 +1,7 @@
 //! veth pairs between a container and the host: made from inside the container, found again by the owner.
 
 use kernel::{
-    Kind, Protocol, Socket,
+    Kind, Protocol, Socket, linger,
     link::{self, Link, Mac, Veth},
 };
 use netloom_plugin::{
@@ -78,21 +78,24 @@ pub(crate) fn create(
     Err(invalid("no name is free for the host's end of the veth pair"))
 }
 
-/// Removes the veth pair by whichever end is found: the container's by its name, the host's by its mark.
+/// Removes the veth pair by whichever end is found: the host's by its name and mark, the container's by its name.
+///
+/// Returns once it is gone for everybody; what the kernel still has to wait for is not waited for.
 pub(crate) fn remove(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> {
-    if let Some(container) = Container::open_if_there(sandbox.netns.as_deref())?
-        && let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()?
-    {
-        link::remove(&container.socket, &inside).explain()?;
-    }
     let host = Socket::open(Protocol::Route).explain()?;
     let mark = owner.mark();
     for attempt in 0.. {
         let Some(outside) = link::find(&host, &owner.host_link(attempt)).explain()? else { break };
         // An ADD that was killed may not have come to mark it.
         if outside.alias.as_ref().is_none_or(|alias| *alias == mark) {
-            link::remove(&host, &outside).explain()?;
+            linger::remove_link(&host, &outside).explain()?;
         }
+    }
+    // Somebody else's ADD gave the host's end another name.
+    if let Some(container) = Container::open_if_there(sandbox.netns.as_deref())?
+        && let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()?
+    {
+        container.remove_link(&inside)?;
     }
     Ok(())
 }

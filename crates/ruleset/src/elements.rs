@@ -1,4 +1,10 @@
 //! Adding, finding and removing the elements of an owner.
+//!
+//! What an owner has in a table stands in the set `owners` of that table: an element for each purpose of each owner,
+//! with the keys of the others beside its comment. So removing costs the same however many there are, and needs
+//! nothing but the owner's name.
+
+use std::collections::BTreeSet;
 
 use kernel::{
     Error, Kind, Socket,
@@ -32,37 +38,66 @@ impl From<Error> for RulesetError {
 pub(crate) enum Conflict {
     /// Leave it and fail.
     Refuse,
-    /// Take it over: the older owner's DEL leaves it alone then.
+    /// Take it over. When the new owner goes, the older one gets it back.
     TakeOver,
 }
 
-/// Holds an element and the set that it goes to.
+/// Holds an element, and the set and table that it goes to.
 #[derive(Debug, Clone)]
 pub(crate) struct Placed {
+    pub(crate) table: Table<'static>,
     pub(crate) set: Set,
     pub(crate) element: Element,
     pub(crate) conflict: Conflict,
 }
 
+/// Names an owner's things of one kind.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Share<'a> {
+    /// A letter for what they are for.
+    pub(crate) purpose: char,
+    pub(crate) owner: &'a str,
+}
+
+/// What an owner's entry says of one of its elements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Claim {
+    set: Set,
+    key: Vec<u8>,
+    goto: Option<String>,
+}
+
 /// Others change the ruleset at the same time; each round means that one of them got something done.
 const ROUNDS: usize = 64;
+/// Beside an element: more than one owner claims it.
+const SHARED: &[u8] = &[1];
 
 /// Adds elements in one transaction. `missing` adds chains that the elements lead to and that are not there.
 pub(crate) fn put(
     socket: &Socket,
-    table: Table,
+    share: Share<'_>,
     placed: &[Placed],
-    missing: &dyn Fn(&[String], &mut Batch),
+    missing: &dyn Fn(Table<'static>, &[String], &mut Batch),
 ) -> Result<(), RulesetError> {
+    let in_use: Vec<Table<'static>> =
+        tables::ALL.into_iter().filter(|table| placed.iter().any(|it| it.table == *table)).collect();
     if placed.is_empty() {
         return Ok(());
     }
     let mut batch = Batch::new();
     let mut generation = None;
+    let mut shared = BTreeSet::new();
     let mut outcome = Ok(());
     for _ in 0..ROUNDS {
-        for Placed { set, element, .. } in placed {
-            batch.add_elements(table, set.name, std::slice::from_ref(element));
+        for (index, Placed { table, set, element, .. }) in placed.iter().enumerate() {
+            let mut element = element.clone();
+            if shared.contains(&index) {
+                element.extra = SHARED.to_vec();
+            }
+            batch.add_elements(*table, set.name, &[element]);
+        }
+        for table in &in_use {
+            batch.add_elements(*table, tables::owners(), &share.entries(*table, placed));
         }
         outcome = nft::commit(socket, batch, generation);
         let kind = match &outcome {
@@ -74,9 +109,15 @@ pub(crate) fn put(
             // The first container of the host or of a subnet, a key in use, or a race with one of these.
             Kind::NotFound | Kind::Exists | Kind::Stale => {
                 generation = Some(nft::generation(socket)?);
-                tables::ensure(socket, table, &mut batch)?;
-                missing(&nft::chains(socket, table)?, &mut batch);
-                clear_the_way(socket, table, placed, &mut batch)?;
+                for table in &in_use {
+                    tables::ensure(socket, *table, &mut batch)?;
+                    let mut there = nft::chains(socket, *table)?;
+                    for Placed { set, .. } in placed.iter().filter(|it| it.table == *table) {
+                        tables::ensure_set(*table, set, &mut there, &mut batch);
+                    }
+                    missing(*table, &there, &mut batch);
+                }
+                shared = clear_the_way(socket, share, placed, &in_use, &mut batch)?;
             }
             Kind::Busy
             | Kind::Denied
@@ -91,57 +132,171 @@ pub(crate) fn put(
     outcome.map_err(RulesetError::from)
 }
 
-/// Removes what stands where an element is to go, or fails if that is somebody else's and to be left.
+/// Removes what the owner had before, and what stands where an element is to go; fails if that is somebody else's and
+/// to be left. Gives the places that are somebody else's too.
 fn clear_the_way(
     socket: &Socket,
-    table: Table,
+    share: Share<'_>,
     placed: &[Placed],
+    in_use: &[Table<'static>],
     batch: &mut Batch,
-) -> Result<(), RulesetError> {
-    for (index, Placed { set, element, conflict }) in placed.iter().enumerate() {
-        let Some(there) = nft::element(socket, table, set.name, &element.key)? else { continue };
-        if *conflict == Conflict::Refuse && there.comment != element.comment {
+) -> Result<BTreeSet<usize>, RulesetError> {
+    let mut shared = BTreeSet::new();
+    let mut away = BTreeSet::new();
+    for (index, Placed { table, set, element, conflict }) in placed.iter().enumerate() {
+        let Some(there) = nft::element(socket, *table, set.name, &element.key)? else { continue };
+        let mine = there.comment.as_deref() == Some(share.owner);
+        if *conflict == Conflict::Refuse && !mine {
             return Err(RulesetError::Taken { index, owner: there.comment.unwrap_or_default() });
         }
-        batch.remove_elements(table, set.name, &[there]);
+        if !mine || there.extra == SHARED {
+            shared.insert(index);
+        }
+        away.insert((table.family as u8, set.name, there.key.clone()));
+        batch.remove_elements(*table, set.name, &[there]);
     }
-    Ok(())
+    for table in in_use {
+        let (entries, claims) = share.read(socket, *table)?;
+        for claim in claims {
+            let Some(there) = nft::element(socket, *table, claim.set.name, &claim.key)? else { continue };
+            let gone = away.contains(&(table.family as u8, claim.set.name, claim.key));
+            if there.comment.as_deref() == Some(share.owner) && !gone {
+                batch.remove_elements(*table, claim.set.name, &[there]);
+            }
+        }
+        batch.remove_elements(*table, tables::owners(), &entries);
+    }
+    Ok(shared)
 }
 
-/// Finds which of the elements are not there, or lead elsewhere, or belong to somebody else.
-pub(crate) fn absent(socket: &Socket, table: Table, placed: &[Placed]) -> Result<Vec<usize>, RulesetError> {
+/// Finds which of the elements are not there, or lead elsewhere. One that somebody took over and that leads to the
+/// same is there.
+pub(crate) fn absent(socket: &Socket, placed: &[Placed]) -> Result<Vec<usize>, RulesetError> {
     let mut absent = Vec::new();
-    for (index, Placed { set, element, .. }) in placed.iter().enumerate() {
-        if nft::element(socket, table, set.name, &element.key)?.as_ref() != Some(element) {
+    for (index, Placed { table, set, element, .. }) in placed.iter().enumerate() {
+        let there = nft::element(socket, *table, set.name, &element.key)?;
+        let same = there.is_some_and(|there| {
+            (there.comment == element.comment || there.extra == SHARED)
+                && there.data == element.data
+                && there.goto == element.goto
+        });
+        if !same {
             absent.push(index);
         }
     }
     Ok(absent)
 }
 
-/// Removes the elements of some sets of a table whose owner `stale` picks.
+/// Removes an owner's things of one kind from some tables, and gives what was removed. None is fine.
 ///
 /// What is removed is exactly what was read: if anything changes in between, the kernel refuses the batch and
 /// it is read again. So an element that changed hands is never taken from its new owner.
 pub(crate) fn remove(
     socket: &Socket,
-    table: Table,
-    sets: &[Set],
+    share: Share<'_>,
+    from: &[Table<'static>],
+) -> Result<Vec<(Set, Element)>, RulesetError> {
+    let mut outcome = Ok(());
+    for _ in 0..ROUNDS {
+        let Some(generation) = generation(socket)? else { return Ok(Vec::new()) };
+        let (mut batch, mut removed) = (Batch::new(), Vec::new());
+        for table in from {
+            let (entries, claims) = share.read(socket, *table)?;
+            let mut mine = Vec::new();
+            for claim in claims {
+                if let Some(there) = nft::element(socket, *table, claim.set.name, &claim.key)?
+                    && there.comment.as_deref() == Some(share.owner)
+                {
+                    mine.push((claim.set, there));
+                }
+            }
+            batch.remove_elements(*table, tables::owners(), &entries);
+            take_away(socket, *table, &mine, &|owner| owner == share.owner, &mut batch)?;
+            removed.extend(mine);
+        }
+        outcome = nft::commit(socket, batch, Some(generation));
+        match &outcome {
+            Ok(()) => return Ok(removed),
+            Err(error) if matches!(error.kind(), Kind::Stale | Kind::NotFound) => {}
+            Err(_) => break,
+        }
+    }
+    outcome.map_err(RulesetError::from).map(|()| Vec::new())
+}
+
+/// Puts the removal of elements into a batch; one that others claim too goes to the first of those.
+fn take_away(
+    socket: &Socket,
+    table: Table<'static>,
+    elements: &[(Set, Element)],
+    leaving: &dyn Fn(&str) -> bool,
+    batch: &mut Batch,
+) -> Result<(), RulesetError> {
+    let others = if elements.iter().any(|(_, element)| element.extra == SHARED) {
+        nft::elements(socket, table, tables::owners())?
+    } else {
+        Vec::new()
+    };
+    for (set, element) in elements {
+        batch.remove_elements(table, set.name, std::slice::from_ref(element));
+        let heirs = others.iter().filter(|other| !other.comment.as_deref().is_some_and(leaving));
+        let mut claims = heirs.flat_map(|heir| {
+            read_claims(table, &heir.extra).into_iter().map(move |claim| (heir.comment.clone(), claim))
+        });
+        let claim = claims.find(|(_, claim)| claim.set == *set && claim.key == element.key);
+        if let Some((comment, claim)) = claim {
+            let element = Element {
+                key: claim.key,
+                goto: claim.goto,
+                data: element.data.clone(),
+                comment,
+                extra: SHARED.to_vec(),
+            };
+            batch.add_elements(table, set.name, &[element]);
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything in our tables whose owner `stale` picks, the chains that nothing leads to any more, and the
+/// tables that hold nothing any more.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn retain(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Result<(), RulesetError> {
+    for table in tables::ALL {
+        remove_stale(socket, table, stale)?;
+        crate::chains::remove_unused(socket, table)?;
+        remove_if_empty(socket, table)?;
+    }
+    if nft::table_comment(socket, tables::FILTER)?.is_none() {
+        crate::passage::close(socket)?;
+    }
+    Ok(())
+}
+
+fn remove_stale(
+    socket: &Socket,
+    table: Table<'static>,
     stale: &dyn Fn(&str) -> bool,
 ) -> Result<(), RulesetError> {
     let mut outcome = Ok(());
     for _ in 0..ROUNDS {
-        let generation = match nft::generation(socket) {
-            // A kernel whose netfilter has no nftables has nothing to remove.
-            Err(error) if matches!(error.kind(), Kind::Invalid | Kind::Unsupported) => return Ok(()),
-            other => other?,
-        };
-        let mut batch = Batch::new();
-        for set in sets {
+        let Some(generation) = generation(socket)? else { return Ok(()) };
+        let mut found = Vec::new();
+        let mut entries = Vec::new();
+        for set in tables::sets(table) {
             let elements = nft::elements(socket, table, set.name)?;
-            let of_owner = elements.into_iter().filter(|e| e.comment.as_deref().is_some_and(stale));
-            batch.remove_elements(table, set.name, &of_owner.collect::<Vec<_>>());
+            let stale = elements.into_iter().filter(|e| e.comment.as_deref().is_some_and(stale));
+            if set.name == tables::owners() {
+                entries = stale.collect();
+            } else {
+                found.extend(stale.map(|element| (*set, element)));
+            }
         }
+        let mut batch = Batch::new();
+        batch.remove_elements(table, tables::owners(), &entries);
+        take_away(socket, table, &found, stale, &mut batch)?;
         outcome = nft::commit(socket, batch, Some(generation));
         match &outcome {
             Err(error) if matches!(error.kind(), Kind::Stale | Kind::NotFound) => {}
@@ -151,15 +306,35 @@ pub(crate) fn remove(
     outcome.map_err(RulesetError::from)
 }
 
-/// Removes everything in our tables whose owner `stale` picks, and the chains that nothing leads to any more.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn retain(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Result<(), RulesetError> {
-    for table in [tables::INET, tables::BRIDGE] {
-        remove(socket, table, tables::sets(table), stale)?;
+/// Removes a table of ours that holds nothing; whoever needs it next makes it again.
+fn remove_if_empty(socket: &Socket, table: Table<'static>) -> Result<(), RulesetError> {
+    for _ in 0..ROUNDS {
+        let Some(generation) = generation(socket)? else { return Ok(()) };
+        if nft::table_comment(socket, table)?.is_none() {
+            return Ok(());
+        }
+        for set in tables::sets(table) {
+            if !nft::elements(socket, table, set.name)?.is_empty() {
+                return Ok(());
+            }
+        }
+        let mut batch = Batch::new();
+        batch.remove_table(table);
+        match nft::commit(socket, batch, Some(generation)) {
+            Err(error) if matches!(error.kind(), Kind::Stale | Kind::NotFound) => {}
+            other => return Ok(other?),
+        }
     }
-    crate::masquerade::remove_unused_chains(socket)
+    // Others are busy with it: it is not empty.
+    Ok(())
+}
+
+/// Reads the generation; none on a kernel whose netfilter has no nftables, which has nothing to remove.
+fn generation(socket: &Socket) -> Result<Option<u32>, RulesetError> {
+    match nft::generation(socket) {
+        Err(error) if matches!(error.kind(), Kind::Invalid | Kind::Unsupported) => Ok(None),
+        other => Ok(other.map(Some)?),
+    }
 }
 
 /// Lists the owners of all elements in our tables, one for each element.
@@ -168,10 +343,86 @@ pub fn retain(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Result<(), Rules
 /// When the kernel refuses.
 pub fn owners(socket: &Socket) -> Result<Vec<String>, RulesetError> {
     let mut owners = Vec::new();
-    for table in [tables::INET, tables::BRIDGE] {
+    for table in tables::ALL {
         for set in tables::sets(table) {
             owners.extend(nft::elements(socket, table, set.name)?.into_iter().filter_map(|e| e.comment));
         }
     }
     Ok(owners)
+}
+
+impl Share<'_> {
+    /// Gives the key of the n-th entry in `owners`: a text of 15 letters.
+    fn key(&self, number: usize) -> Vec<u8> {
+        // FNV-1a, of which 48 bits: the comment says for sure whose it is.
+        let hash = self.owner.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let mut key = format!("{}{:012x}{number:02x}", self.purpose, hash >> 16).into_bytes();
+        key.resize(16, 0);
+        key
+    }
+
+    /// Makes the entries in `owners` for what is placed.
+    fn entries(&self, table: Table<'static>, placed: &[Placed]) -> Vec<Element> {
+        let room = nft::room_beside(self.owner);
+        let mut entries: Vec<Element> = Vec::new();
+        for Placed { set, element, .. } in placed.iter().filter(|it| it.table == table) {
+            let number = tables::sets(table).iter().position(|it| it == set).unwrap_or_default();
+            let goto = element.goto.as_deref().unwrap_or_default();
+            let mut claim = vec![byte(number), byte(element.key.len())];
+            claim.extend_from_slice(&element.key);
+            claim.push(byte(goto.len()));
+            claim.extend_from_slice(goto.as_bytes());
+            match entries.last_mut() {
+                Some(last) if last.extra.len() + claim.len() <= room => last.extra.extend(claim),
+                _ => entries.push(Element {
+                    key: self.key(entries.len()),
+                    comment: Some(self.owner.to_owned()),
+                    extra: claim,
+                    ..Element::default()
+                }),
+            }
+        }
+        entries
+    }
+
+    /// Reads the owner's entries and what they say.
+    fn read(
+        &self,
+        socket: &Socket,
+        table: Table<'static>,
+    ) -> Result<(Vec<Element>, Vec<Claim>), RulesetError> {
+        let (mut entries, mut claims) = (Vec::new(), Vec::new());
+        while let Some(entry) = nft::element(socket, table, tables::owners(), &self.key(entries.len()))?
+            && entry.comment.as_deref() == Some(self.owner)
+        {
+            claims.extend(read_claims(table, &entry.extra));
+            entries.push(entry);
+        }
+        Ok((entries, claims))
+    }
+}
+
+fn read_claims(table: Table<'_>, mut extra: &[u8]) -> Vec<Claim> {
+    let mut claims = Vec::new();
+    while let Some((claim, rest)) = read_claim(table, extra) {
+        claims.push(claim);
+        extra = rest;
+    }
+    claims
+}
+
+fn read_claim<'a>(table: Table<'_>, extra: &'a [u8]) -> Option<(Claim, &'a [u8])> {
+    let [number, length, rest @ ..] = extra else { return None };
+    let set = *tables::sets(table).get(usize::from(*number))?;
+    let (key, rest) = rest.split_at_checked(usize::from(*length))?;
+    let (length, rest) = rest.split_first()?;
+    let (goto, rest) = rest.split_at_checked(usize::from(*length))?;
+    let goto = Some(String::from_utf8_lossy(goto).into_owned()).filter(|goto| !goto.is_empty());
+    Some((Claim { set, key: key.to_vec(), goto }, rest))
+}
+
+fn byte(length: usize) -> u8 {
+    u8::try_from(length).unwrap_or(u8::MAX)
 }

@@ -1,4 +1,4 @@
-//! What packets may do: masquerade, published ports, MAC spoof check.
+//! What packets may do: masquerade, published ports, what a firewall lets through, MAC spoof check.
 //!
 //! One table of ours per family, made once in one transaction: its chains never change, and what belongs to a
 //! container is elements of sets and maps, each with a comment that names its owner. So a lookup costs the
@@ -8,10 +8,39 @@
 //! Nothing here opens a socket or a file: a [`kernel::Socket`] of netfilter is handed in.
 #![forbid(unsafe_code)]
 
+mod chains;
+pub mod condition;
 mod elements;
+pub mod firewall;
 pub mod masquerade;
+pub mod passage;
 pub mod portmap;
+pub mod reference;
 pub mod spoof;
 mod tables;
 
 pub use elements::{RulesetError, owners, retain};
+
+/// Gives an address as the network has it.
+fn octets(ip: std::net::IpAddr) -> Vec<u8> {
+    match ip {
+        std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+        std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// Gives the name of a link as the kernel compares it.
+fn port_name(name: &str) -> Vec<u8> {
+    let mut name = name.as_bytes().to_vec();
+    name.resize(16, 0);
+    name
+}
+
+/// Reads an address back; none when it is of no known length.
+fn address(octets: &[u8]) -> Option<std::net::IpAddr> {
+    match octets.len() {
+        4 => octets.first_chunk::<4>().map(|octets| (*octets).into()),
+        16 => octets.first_chunk::<16>().map(|octets| (*octets).into()),
+        _ => None,
+    }
+}

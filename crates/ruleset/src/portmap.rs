@@ -2,13 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use kernel::{Socket, nft::Element};
+use kernel::{
+    Socket,
+    nft::{Batch, Element, Expr, Place, Set, Table},
+};
 
 use crate::{
-    elements::{self, Conflict, Placed, RulesetError},
-    masquerade::octets,
-    tables::{HAIRPIN4, HAIRPIN6, INET, MASQ_TO4, MASQ_TO6, PORTS4, PORTS4_ON, PORTS6, PORTS6_ON},
+    address,
+    condition::{self, Condition},
+    elements::{self, Conflict, Placed, RulesetError, Share},
+    octets,
+    tables::{NAT4, NAT6, Nat, PUBLISHED},
 };
+
+const PURPOSE: char = 'p';
 
 /// Names a transport protocol that has ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +48,8 @@ impl Protocol {
         }
     }
 
-    fn number(self) -> u8 {
+    /// Gives the number in the network header.
+    pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
@@ -76,21 +84,41 @@ pub enum Masquerade {
     Everybody,
 }
 
+/// Says how ports are published: the same for all of a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    /// Whose source is changed.
+    pub masquerade: Masquerade,
+    /// What packets to IPv4 ports must fulfil.
+    pub conditions_v4: Vec<Condition>,
+    /// What packets to IPv6 ports must fulfil.
+    pub conditions_v6: Vec<Condition>,
+}
+
+impl Terms {
+    fn conditions(&self, v4: bool) -> &[Condition] {
+        if v4 { &self.conditions_v4 } else { &self.conditions_v6 }
+    }
+}
+
 /// Publishes ports; all or none.
 ///
 /// # Errors
 /// [`RulesetError::Taken`] with the place in `mappings` and the owner when somebody else has published the
 /// port, or when the kernel refuses.
-pub fn add(
-    socket: &Socket,
-    owner: &str,
-    mappings: &[Mapping],
-    masquerade: Masquerade,
-) -> Result<(), RulesetError> {
-    elements::put(socket, INET, &placed(owner, mappings, masquerade), &|_, _| ())
+pub fn add(socket: &Socket, owner: &str, mappings: &[Mapping], terms: &Terms) -> Result<(), RulesetError> {
+    let share = Share { purpose: PURPOSE, owner };
+    elements::put(socket, share, &placed(owner, mappings, terms), &|table, there, batch| {
+        let conditions = terms.conditions(table == NAT4);
+        let chain = condition::chain(conditions);
+        if !conditions.is_empty() && !there.contains(&chain) {
+            create_chain(batch, table, &chain, conditions);
+        }
+    })
 }
 
-/// Lists the places in `mappings` that are not published as [`add`] would have it.
+/// Lists the places in `mappings` that are not published as [`add`] would have it; a place behind them stands for what
+/// goes with all of them.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -98,68 +126,103 @@ pub fn absent(
     socket: &Socket,
     owner: &str,
     mappings: &[Mapping],
-    masquerade: Masquerade,
+    terms: &Terms,
 ) -> Result<Vec<usize>, RulesetError> {
-    elements::absent(socket, INET, &placed(owner, mappings, masquerade))
+    elements::absent(socket, &placed(owner, mappings, terms))
 }
 
-/// Removes what an owner has published. None is fine.
+/// Removes what an owner has published, and gives it. None is fine.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn remove(socket: &Socket, owner: &str) -> Result<(), RulesetError> {
-    let sets = [PORTS4, PORTS6, PORTS4_ON, PORTS6_ON, HAIRPIN4, HAIRPIN6, MASQ_TO4, MASQ_TO6];
-    elements::remove(socket, INET, &sets, &|comment| comment == owner)
+pub fn remove(socket: &Socket, owner: &str) -> Result<Vec<Mapping>, RulesetError> {
+    let removed = elements::remove(socket, Share { purpose: PURPOSE, owner }, &[NAT4, NAT6])?;
+    Ok(removed.iter().filter_map(|(set, element)| mapping_of(set, element)).collect())
 }
 
 /// Places the mappings first and in order, so that their index is the mapping's.
-fn placed(owner: &str, mappings: &[Mapping], masquerade: Masquerade) -> Vec<Placed> {
+fn placed(owner: &str, mappings: &[Mapping], terms: &Terms) -> Vec<Placed> {
     let comment = Some(owner.to_owned());
-    let place = |set, key, data, conflict| Placed {
+    let place = |table, set, key, data, conflict| Placed {
+        table,
         set,
         element: Element { key, data, comment: comment.clone(), ..Element::default() },
         conflict,
     };
     let mut placed: Vec<Placed> = Vec::new();
     for mapping in mappings {
-        let v4 = mapping.container.is_ipv4();
+        let nat = Nat::of(mapping.container);
         let mut key = mapping.host.map(octets).unwrap_or_default();
-        key.extend([mapping.protocol.number(), 0, 0, 0]);
-        key.extend(padded(mapping.host_port));
-        let mut data = octets(mapping.container);
-        data.extend(padded(mapping.container_port));
-        let set = match (v4, mapping.host.is_some()) {
-            (true, false) => PORTS4,
-            (true, true) => PORTS4_ON,
-            (false, false) => PORTS6,
-            (false, true) => PORTS6_ON,
-        };
-        placed.push(place(set, key, data, Conflict::Refuse));
+        key.extend(protocol_and_port(mapping));
+        let data = [octets(mapping.container), padded(mapping.container_port).to_vec()].concat();
+        let set = if mapping.host.is_some() { nat.ports_on } else { nat.ports };
+        placed.push(place(nat.table, set, key, data, Conflict::Refuse));
+    }
+    for mapping in mappings {
+        let nat = Nat::of(mapping.container);
+        let conditions = terms.conditions(mapping.container.is_ipv4());
+        let key = protocol_and_port(mapping);
+        let same = |other: &Placed| other.set == nat.conditional && other.element.key == key;
+        if conditions.is_empty() || placed.iter().any(same) {
+            continue;
+        }
+        let mut conditional = place(nat.table, nat.conditional, key, Vec::new(), Conflict::Refuse);
+        conditional.element.goto = Some(condition::chain(conditions));
+        placed.push(conditional);
     }
     let mut containers: Vec<IpAddr> = mappings.iter().map(|mapping| mapping.container).collect();
     containers.sort_unstable();
     containers.dedup();
     for container in containers {
-        let v4 = container.is_ipv4();
+        let nat = Nat::of(container);
         let to = octets(container);
-        match masquerade {
+        let take_over = |set, key| place(nat.table, set, key, Vec::new(), Conflict::TakeOver);
+        match terms.masquerade {
             Masquerade::Nobody => {}
-            Masquerade::Everybody => {
-                let set = if v4 { MASQ_TO4 } else { MASQ_TO6 };
-                placed.push(place(set, to, Vec::new(), Conflict::TakeOver));
-            }
+            Masquerade::Everybody => placed.push(take_over(nat.masquerade_to, to)),
             Masquerade::Hairpin => {
-                let set = if v4 { HAIRPIN4 } else { HAIRPIN6 };
                 let pair = |from: Vec<u8>| [from, to.clone()].concat();
-                placed.push(place(set, pair(to.clone()), Vec::new(), Conflict::TakeOver));
-                if v4 {
-                    let loopback = pair(octets(Ipv4Addr::LOCALHOST.into()));
-                    placed.push(place(set, loopback, Vec::new(), Conflict::TakeOver));
+                placed.push(take_over(nat.hairpin, pair(to.clone())));
+                if container.is_ipv4() {
+                    placed.push(take_over(nat.hairpin, pair(octets(Ipv4Addr::LOCALHOST.into()))));
                 }
             }
         }
     }
     placed
+}
+
+/// Has what fulfils the conditions go to the ports, and all else pass them by.
+fn create_chain(batch: &mut Batch, table: Table<'_>, name: &str, conditions: &[Condition]) {
+    batch.create_chain(table, name, None, "conditions under which ports are published");
+    let matching: Vec<Expr<'_>> = conditions.iter().flat_map(Condition::expressions).collect();
+    let rule = [matching, vec![Expr::Goto(PUBLISHED)]].concat();
+    batch.add_rule(table, name, Place::Last, &rule, "");
+}
+
+/// Reads an element back; none when it is none of a port.
+fn mapping_of(set: &Set, element: &Element) -> Option<Mapping> {
+    let v4 = [Nat::of(Ipv4Addr::LOCALHOST.into()).ports, Nat::of(Ipv4Addr::LOCALHOST.into()).ports_on];
+    if !set.name.starts_with("ports") {
+        return None;
+    }
+    let length = if v4.contains(set) { 4 } else { 16 };
+    let (host, key) = element.key.split_at_checked(element.key.len().checked_sub(8)?)?;
+    let (container, port) = element.data.split_at_checked(length)?;
+    let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+        .into_iter()
+        .find(|protocol| key.first() == Some(&protocol.number()))?;
+    Some(Mapping {
+        protocol,
+        host: address(host),
+        host_port: u16::from_be_bytes(*key.get(4..)?.first_chunk()?),
+        container: address(container)?,
+        container_port: u16::from_be_bytes(*port.first_chunk()?),
+    })
+}
+
+fn protocol_and_port(mapping: &Mapping) -> Vec<u8> {
+    [[mapping.protocol.number(), 0, 0, 0], padded(mapping.host_port)].concat()
 }
 
 fn padded(port: u16) -> [u8; 4] {

@@ -2,176 +2,313 @@
 
 use kernel::{
     Result, Socket,
-    nft::{self, Batch, Data, Expr, Family, Field, Hook, Reg, Set, Table},
+    nft::{self, Batch, Data, Expr, Family, Field, Hook, Place, Reg, Set, Table},
 };
-
-/// Holds masquerade and published ports.
-pub(crate) const INET: Table = Table { family: Family::Inet, name: "netloom" };
-/// Holds the MAC spoof check.
-pub(crate) const BRIDGE: Table = Table { family: Family::Bridge, name: "netloom" };
-
-const COMMENT: &str = "Netloom, ruleset 1; elements carry their owner";
 
 use Field::{Ether, IfName, Ipv4, Ipv6, Port, Protocol};
 
-pub(crate) const MASQ4: Set = Set { name: "masq4", key: &[Ipv4], data: Some(Data::Verdict) };
-pub(crate) const MASQ6: Set = Set { name: "masq6", key: &[Ipv6], data: Some(Data::Verdict) };
-pub(crate) const PORTS4: Set =
-    Set { name: "ports4", key: &[Protocol, Port], data: Some(Data::Fields(&[Ipv4, Port])) };
-pub(crate) const PORTS6: Set =
-    Set { name: "ports6", key: &[Protocol, Port], data: Some(Data::Fields(&[Ipv6, Port])) };
-pub(crate) const PORTS4_ON: Set =
-    Set { name: "ports4_on", key: &[Ipv4, Protocol, Port], data: Some(Data::Fields(&[Ipv4, Port])) };
-pub(crate) const PORTS6_ON: Set =
-    Set { name: "ports6_on", key: &[Ipv6, Protocol, Port], data: Some(Data::Fields(&[Ipv6, Port])) };
-pub(crate) const HAIRPIN4: Set = Set { name: "hairpin4", key: &[Ipv4, Ipv4], data: None };
-pub(crate) const HAIRPIN6: Set = Set { name: "hairpin6", key: &[Ipv6, Ipv6], data: None };
-pub(crate) const MASQ_TO4: Set = Set { name: "masq_to4", key: &[Ipv4], data: None };
-pub(crate) const MASQ_TO6: Set = Set { name: "masq_to6", key: &[Ipv6], data: None };
-pub(crate) const SPOOF_GUARDED: Set = Set { name: "spoof_guarded", key: &[IfName], data: None };
-pub(crate) const SPOOF_ALLOWED: Set = Set { name: "spoof_allowed", key: &[IfName, Ether], data: None };
+/// Hold masquerade and published ports, for a family each.
+pub(crate) const NAT4: Table<'_> = Table { family: Family::Ip, name: "netloom" };
+pub(crate) const NAT6: Table<'_> = Table { family: Family::Ip6, name: "netloom" };
+/// Holds what the firewall lets through.
+pub(crate) const FILTER: Table<'_> = Table { family: Family::Inet, name: "netloom" };
+/// Holds what is between the ports of a bridge: the MAC spoof check, and isolation.
+pub(crate) const BRIDGE: Table<'_> = Table { family: Family::Bridge, name: "netloom" };
 
-const INET_SETS: [Set; 10] =
-    [MASQ4, MASQ6, PORTS4, PORTS6, PORTS4_ON, PORTS6_ON, HAIRPIN4, HAIRPIN6, MASQ_TO4, MASQ_TO6];
-const BRIDGE_SETS: [Set; 2] = [SPOOF_GUARDED, SPOOF_ALLOWED];
+/// All of them.
+pub(crate) const ALL: [Table<'_>; 4] = [NAT4, NAT6, FILTER, BRIDGE];
 
-/// Lists the sets of a table.
-pub(crate) fn sets(table: Table) -> &'static [Set] {
-    if table == INET { &INET_SETS } else { &BRIDGE_SETS }
+const fn set(name: &'static str, key: &'static [Field], comment: &'static str) -> Set {
+    Set { name, key, data: None, comment }
+}
+
+const fn map(name: &'static str, key: &'static [Field], data: Data, comment: &'static str) -> Set {
+    Set { name, key, data: Some(data), comment }
+}
+
+/// The sets of a family's NAT table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Nat {
+    pub(crate) table: Table<'static>,
+    /// 2 for IPv4, 10 for IPv6.
+    family: u32,
+    pub(crate) ports: Set,
+    pub(crate) ports_on: Set,
+    pub(crate) conditional: Set,
+    pub(crate) hairpin: Set,
+    pub(crate) masquerade_to: Set,
+    pub(crate) masquerade: Set,
+    multicast: (&'static [u8], &'static [u8]),
+}
+
+const PORTS: &str = "published ports of all addresses of the host";
+const PORTS_ON: &str = "published ports of one address of the host";
+const CONDITIONAL: &str = "ports that are published under conditions";
+const HAIRPIN: &str = "containers that come back to themselves by the host";
+const MASQUERADE_TO: &str = "containers that see the host as everybody's address";
+const MASQUERADE: &str = "containers whose packets leave with the host's address";
+const OWNERS: Set = set("owners", &[IfName], "what belongs to whom, for removal");
+
+pub(crate) const V4: Nat = Nat {
+    table: NAT4,
+    family: 2,
+    ports: map("ports", &[Protocol, Port], Data::Fields(&[Ipv4, Port]), PORTS),
+    ports_on: map("ports_on", &[Ipv4, Protocol, Port], Data::Fields(&[Ipv4, Port]), PORTS_ON),
+    conditional: map("conditional", &[Protocol, Port], Data::Verdict, CONDITIONAL),
+    hairpin: set("hairpin", &[Ipv4, Ipv4], HAIRPIN),
+    masquerade_to: set("masquerade_to", &[Ipv4], MASQUERADE_TO),
+    masquerade: map("masqueraded", &[Ipv4], Data::Verdict, MASQUERADE),
+    multicast: (&[0xe0, 0, 0, 0], &[0xf0, 0, 0, 0]),
+};
+
+pub(crate) const V6: Nat = Nat {
+    table: NAT6,
+    family: 10,
+    ports: map("ports", &[Protocol, Port], Data::Fields(&[Ipv6, Port]), PORTS),
+    ports_on: map("ports_on", &[Ipv6, Protocol, Port], Data::Fields(&[Ipv6, Port]), PORTS_ON),
+    conditional: map("conditional", &[Protocol, Port], Data::Verdict, CONDITIONAL),
+    hairpin: set("hairpin", &[Ipv6, Ipv6], HAIRPIN),
+    masquerade_to: set("masquerade_to", &[Ipv6], MASQUERADE_TO),
+    masquerade: map("masqueraded", &[Ipv6], Data::Verdict, MASQUERADE),
+    multicast: (
+        &[0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        &[0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    ),
+};
+
+impl Nat {
+    /// Gives the one for an address's family.
+    pub(crate) fn of(ip: std::net::IpAddr) -> Self {
+        if ip.is_ipv4() { V4 } else { V6 }
+    }
+
+    /// Changes the destination to what a map has for the key.
+    fn translate(&self, map: &'static str) -> [Expr<'static>; 2] {
+        let (_, _, length) = self.addresses();
+        let (address, port) = (Reg(8), Reg(8 + u8::try_from(length / 4).unwrap_or(1)));
+        [Expr::Map { map, key: Reg(0), to: address }, Expr::Dnat { family: self.family, address, port }]
+    }
+
+    /// Gives offset and length of the source and of the destination in the network header.
+    fn addresses(&self) -> (u32, u32, u32) {
+        if self.family == V4.family { (12, 16, 4) } else { (8, 24, 16) }
+    }
+}
+
+pub(crate) const ADMITTED4: Set = set("admitted4", &[Ipv4], "containers whose traffic is let through");
+pub(crate) const ADMITTED6: Set = set("admitted6", &[Ipv6], "containers whose traffic is let through");
+pub(crate) const GUARDED: Set = set("guarded", &[IfName], "bridges that others of these do not reach");
+pub(crate) const TOGETHER: Set = set("together", &[IfName, IfName], "guarded bridges, open in themselves");
+
+pub(crate) const SPOOF_GUARDED: Set = set("spoof_guarded", &[IfName], "ports whose senders are checked");
+pub(crate) const SPOOF_ALLOWED: Set = set("spoof_allowed", &[IfName, Ether], "who sends by which port");
+pub(crate) const ISOLATED: Set = set("isolated", &[IfName], "ports that do not reach each other");
+
+/// Sets of a NAT table that are made when the first element goes to them, and the chain that looks into each.
+const OPTIONAL: [(&str, &str); 3] = [
+    (V4.ports_on.name, "published_on"),
+    (V4.conditional.name, "conditions"),
+    (V4.masquerade_to.name, "masquerade_all"),
+];
+
+fn is_optional(set: &Set) -> bool {
+    OPTIONAL.iter().any(|(name, _)| *name == set.name)
+}
+
+const NAT4_SETS: [Set; 7] =
+    [V4.ports, V4.ports_on, V4.conditional, V4.hairpin, V4.masquerade_to, V4.masquerade, OWNERS];
+const NAT6_SETS: [Set; 7] =
+    [V6.ports, V6.ports_on, V6.conditional, V6.hairpin, V6.masquerade_to, V6.masquerade, OWNERS];
+const FILTER_SETS: [Set; 5] = [ADMITTED4, ADMITTED6, GUARDED, TOGETHER, OWNERS];
+const BRIDGE_SETS: [Set; 4] = [SPOOF_GUARDED, SPOOF_ALLOWED, ISOLATED, OWNERS];
+
+/// Lists the sets of a table, `owners` last.
+pub(crate) fn sets(table: Table<'_>) -> &'static [Set] {
+    match table.family {
+        Family::Ip => &NAT4_SETS,
+        Family::Ip6 => &NAT6_SETS,
+        Family::Inet => &FILTER_SETS,
+        Family::Bridge => &BRIDGE_SETS,
+    }
+}
+
+/// The set that says what belongs to whom.
+pub(crate) const fn owners() -> &'static str {
+    OWNERS.name
 }
 
 /// Puts the table and its fixed part into a batch, unless it is there.
 ///
 /// The batch then fails with [`kernel::Kind::Exists`] if somebody else was faster.
-pub(crate) fn ensure(socket: &Socket, table: Table, batch: &mut Batch) -> Result<()> {
+pub(crate) fn ensure(socket: &Socket, table: Table<'_>, batch: &mut Batch) -> Result<()> {
     if nft::table_comment(socket, table)?.is_some() {
         return Ok(());
     }
-    batch.create_table(table, COMMENT);
-    for set in sets(table) {
+    batch.create_table(table, "Netloom, ruleset 1: chains are fixed, elements carry their owner");
+    for set in sets(table).iter().filter(|set| !is_optional(set)) {
         batch.create_set(table, set);
     }
-    if table == INET {
-        inet_chains(batch)
-    } else {
-        bridge_chains(batch)
+    match table.family {
+        Family::Ip => nat_chains(batch, &V4),
+        Family::Ip6 => nat_chains(batch, &V6),
+        Family::Inet => filter_chains(batch),
+        Family::Bridge => bridge_chains(batch),
     }
     Ok(())
 }
 
-const V4: u32 = 2;
-const V6: u32 = 10;
+/// Puts what an element's set needs into a batch, if that is an optional one and not among the chains `there`.
+pub(crate) fn ensure_set(table: Table<'_>, set: &Set, there: &mut Vec<String>, batch: &mut Batch) {
+    let nat = match table.family {
+        Family::Ip => V4,
+        Family::Ip6 => V6,
+        Family::Inet | Family::Bridge => return,
+    };
+    let Some((_, chain)) = OPTIONAL.iter().find(|(name, _)| *name == set.name) else { return };
+    if there.iter().any(|it| it == chain) {
+        return;
+    }
+    there.push((*chain).to_owned());
+    batch.create_set(table, set);
+    let (_, destination, length) = nat.addresses();
+    let words = u8::try_from(length / 4).unwrap_or(1);
+    let to = |to| Expr::Payload { base: NETWORK, offset: destination, length, to };
+    let (comment, rule, caller, call) = if set == &nat.ports_on {
+        let key = [to(Reg(0)), Expr::Protocol(Reg(words)), destination_port(Reg(words + 1))];
+        let rule = [&key[..], &nat.translate(nat.ports_on.name)[..]].concat();
+        ("one address of the host comes before all", rule, PUBLISHED, Expr::Jump(chain))
+    } else if set == &nat.conditional {
+        let rule = vec![Expr::Protocol(Reg(0)), destination_port(Reg(1)), Expr::VerdictMap(Reg(0), set.name)];
+        ("ports with conditions go by these", rule, "publish", Expr::Goto(chain))
+    } else {
+        let rule = vec![to(Reg(0)), Expr::InSet(Reg(0), set.name), Expr::Masquerade];
+        ("masqAll: whoever calls these containers", rule, "postrouting", Expr::Jump(chain))
+    };
+    batch.create_chain(table, chain, None, comment);
+    batch.add_rule(table, chain, Place::Last, &rule, "");
+    if caller == "publish" {
+        batch.add_rule(table, chain, Place::Last, &[Expr::Goto(PUBLISHED)], "");
+    }
+    batch.add_rule(table, caller, Place::First, &[call], "");
+}
+
+fn destination_port(to: Reg) -> Expr<'static> {
+    Expr::Payload { base: TRANSPORT, offset: 2, length: 2, to }
+}
+
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
+pub(crate) const PUBLISHED: &str = "published";
 
-fn inet_chains(batch: &mut Batch) {
-    // Before the routing decision (priority of dstnat), for packets from outside and from the host itself.
-    batch.create_chain(INET, "publish", None);
-    for (name, number) in [("prerouting", 0), ("output", 3)] {
-        batch.create_chain(INET, name, Some(Hook { kind: "nat", number, priority: -100 }));
-        let to_this_host = [Expr::DestinationKind(Reg(0)), Expr::Equal(Reg(0), &2u32.to_ne_bytes())];
-        batch.add_rule(INET, name, &[&to_this_host[..], &[Expr::Jump("publish")]].concat());
-    }
-    // A port of one address of the host comes before the same port of all of them.
-    published(batch, V4, Some(PORTS4_ON.name), PORTS4.name);
-    published(batch, V6, Some(PORTS6_ON.name), PORTS6.name);
-
-    batch.create_chain(INET, "postrouting", Some(Hook { kind: "nat", number: 4, priority: 100 }));
-    for (family, chain) in [(V4, "snat4"), (V6, "snat6")] {
-        batch.create_chain(INET, chain, None);
-        let rule = [Expr::Family(Reg(0)), Expr::Equal(Reg(0), &family.to_ne_bytes()[..1]), Expr::Jump(chain)];
-        batch.add_rule(INET, "postrouting", &rule);
-    }
-    source(
-        batch,
-        &Source {
-            chain: "snat4",
-            offsets: (12, 16),
-            length: 4,
-            hairpin: HAIRPIN4.name,
-            masquerade_to: MASQ_TO4.name,
-            masquerade: MASQ4.name,
-            multicast: &[0xe0, 0, 0, 0],
-            multicast_mask: &[0xf0, 0, 0, 0],
-        },
-    );
-    source(
-        batch,
-        &Source {
-            chain: "snat6",
-            offsets: (8, 24),
-            length: 16,
-            hairpin: HAIRPIN6.name,
-            masquerade_to: MASQ_TO6.name,
-            masquerade: MASQ6.name,
-            multicast: &[0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            multicast_mask: &[0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-        },
-    );
+fn hook(kind: &'static str, number: u32, priority: i32) -> Hook {
+    Hook { kind, number, priority }
 }
 
-/// Adds the rules that change the destination of what comes in for a published port.
-fn published(batch: &mut Batch, family: u32, on_address: Option<&'static str>, on_all: &'static str) {
-    let (offset, words) = if family == V4 { (16, 1) } else { (24, 4) };
-    let families = family.to_ne_bytes();
-    let of_family = [Expr::Family(Reg(0)), Expr::Equal(Reg(0), &families[..1])];
-    let port = |to| Expr::Payload { base: TRANSPORT, offset: 2, length: 2, to };
-    let translate = |map, first: u8| {
-        [
-            Expr::Map { map, key: Reg(0), to: Reg(first) },
-            Expr::Dnat { family, address: Reg(first), port: Reg(first + words) },
-        ]
+fn nat_chains(batch: &mut Batch, nat: &Nat) {
+    let table = nat.table;
+    let add = |batch: &mut Batch, chain: &str, rule: &[Expr<'_>]| {
+        batch.add_rule(table, chain, Place::Last, rule, "");
     };
-    if let Some(map) = on_address {
-        let length = u32::from(words) * 4;
-        let key = [
-            Expr::Payload { base: NETWORK, offset, length, to: Reg(0) },
-            Expr::Protocol(Reg(words)),
-            port(Reg(words + 1)),
-        ];
-        batch.add_rule(INET, "publish", &[&of_family[..], &key[..], &translate(map, 8)[..]].concat());
+    let (source, destination, length) = nat.addresses();
+    let words = u8::try_from(length / 4).unwrap_or(1);
+    let load = |offset, to| Expr::Payload { base: NETWORK, offset, length, to };
+
+    // Before the routing decision (priority of dstnat), for packets from outside and from the host itself.
+    batch.create_chain(table, PUBLISHED, None, "to the container");
+    let on_all = [Expr::Protocol(Reg(0)), destination_port(Reg(1))];
+    add(batch, PUBLISHED, &[&on_all[..], &nat.translate(nat.ports.name)[..]].concat());
+    batch.create_chain(table, "publish", None, "to the host itself: is the port published?");
+    add(batch, "publish", &[Expr::Goto(PUBLISHED)]);
+    for (name, number, from) in [("prerouting", 0, "from outside"), ("output", 3, "from the host itself")] {
+        batch.create_chain(table, name, Some(hook("nat", number, -100)), from);
+        let to_this_host = [Expr::DestinationKind(Reg(0)), Expr::Equal(Reg(0), &2u32.to_ne_bytes())];
+        add(batch, name, &[&to_this_host[..], &[Expr::Jump("publish")]].concat());
     }
-    let key = [Expr::Protocol(Reg(0)), port(Reg(1))];
-    batch.add_rule(INET, "publish", &[&of_family[..], &key[..], &translate(on_all, 8)[..]].concat());
-}
 
-struct Source {
-    chain: &'static str,
-    offsets: (u32, u32),
-    length: u32,
-    hairpin: &'static str,
-    masquerade_to: &'static str,
-    masquerade: &'static str,
-    multicast: &'static [u8],
-    multicast_mask: &'static [u8],
-}
-
-/// Adds the rules that change the source of what leaves.
-fn source(batch: &mut Batch, source: &Source) {
-    let words = u8::try_from(source.length / 4).unwrap_or(1);
-    let (from, to) = source.offsets;
-    let load = |offset, to| Expr::Payload { base: NETWORK, offset, length: source.length, to };
-    // The chain is entered by this family alone; said again, it makes `nft list` print names and not offsets.
-    let family = if source.length == 4 { V4 } else { V6 }.to_ne_bytes();
-    let of_family = [Expr::Family(Reg(0)), Expr::Equal(Reg(0), &family[..1])];
-    let mut add = |rule: &[Expr<'_>]| batch.add_rule(INET, source.chain, &[&of_family[..], rule].concat());
     // To itself by a published port, and from the host's loopback: the answer must come back this way.
-    add(&[load(from, Reg(0)), load(to, Reg(words)), Expr::InSet(Reg(0), source.hairpin), Expr::Masquerade]);
-    add(&[load(to, Reg(0)), Expr::InSet(Reg(0), source.masquerade_to), Expr::Masquerade]);
-    add(&[
-        load(to, Reg(0)),
-        Expr::Mask { reg: Reg(0), mask: source.multicast_mask },
-        Expr::Equal(Reg(0), source.multicast),
-        Expr::Return,
-    ]);
-    add(&[load(from, Reg(0)), Expr::VerdictMap(Reg(0), source.masquerade)]);
+    batch.create_chain(table, "postrouting", Some(hook("nat", 4, 100)), "whose source becomes the host's");
+    let both = [load(source, Reg(0)), load(destination, Reg(words))];
+    let hairpin = [Expr::InSet(Reg(0), nat.hairpin.name), Expr::Masquerade];
+    add(batch, "postrouting", &[&both[..], &hairpin[..]].concat());
+    let (multicast, mask) = nat.multicast;
+    let multicast = [Expr::Mask { reg: Reg(0), mask }, Expr::Equal(Reg(0), multicast), Expr::Return];
+    add(batch, "postrouting", &[&[load(destination, Reg(0))], &multicast[..]].concat());
+    add(batch, "postrouting", &[load(source, Reg(0)), Expr::VerdictMap(Reg(0), nat.masquerade.name)]);
+}
+
+/// The bit of the mark by which other tables know what is to be let through, between two chains of ours at the
+/// forward hook and nowhere else. CNI plugins have it by the registry of such bits.
+pub(crate) const MARK: u32 = 1 << 13;
+/// The chains stand around priority `filter`, where everybody else's do.
+const BEFORE: i32 = -10;
+const AFTER: i32 = 10;
+
+fn filter_chains(batch: &mut Batch) {
+    let add = |batch: &mut Batch, chain: &str, rule: &[Expr<'_>]| {
+        batch.add_rule(FILTER, chain, Place::Last, rule, "");
+    };
+    batch.create_chain(FILTER, "isolate", None, "ingressPolicy: what other bridges send is dropped");
+    let bridges = [Expr::InName(Reg(0)), Expr::OutName(Reg(4))];
+    let together = [Expr::InSet(Reg(0), TOGETHER.name), Expr::Return];
+    add(batch, "isolate", &[&bridges[..], &together[..]].concat());
+    let guarded =
+        |name: Expr<'static>| [name, Expr::InSet(Reg(0), GUARDED.name)].into_iter().collect::<Vec<_>>();
+    let both = [guarded(Expr::InName(Reg(0))), guarded(Expr::OutName(Reg(0))), vec![Expr::Drop]].concat();
+    add(batch, "isolate", &both);
+
+    let mark = [
+        Expr::Mark(Reg(0)),
+        Expr::Bits { reg: Reg(0), keep: &(!MARK).to_ne_bytes(), flip: &MARK.to_ne_bytes() },
+        Expr::SetMark(Reg(0)),
+    ];
+    let forget =
+        [Expr::Mark(Reg(0)), Expr::Mask { reg: Reg(0), mask: &(!MARK).to_ne_bytes() }, Expr::SetMark(Reg(0))];
+    let before = "marks what other tables let through by that mark";
+    batch.create_chain(FILTER, "admit", Some(hook("filter", 2, BEFORE)), before);
+    batch.create_chain(FILTER, "forget", Some(hook("filter", 2, AFTER)), "takes the mark away again");
+    add(batch, "admit", &[Expr::Jump("isolate")]);
+    let bits = |load: Expr<'static>, bits: u32| {
+        let bits = bits.to_ne_bytes();
+        (load, bits)
+    };
+    for (number, admitted, source, destination, length) in
+        [(2_u8, ADMITTED4.name, 12, 16, 4), (10, ADMITTED6.name, 8, 24, 16)]
+    {
+        let family = [number];
+        let of_family = [Expr::Family(Reg(0)), Expr::Equal(Reg(0), &family)];
+        let member = |offset| {
+            [Expr::Payload { base: NETWORK, offset, length, to: Reg(0) }, Expr::InSet(Reg(0), admitted)]
+        };
+        add(batch, "admit", &[&of_family[..], &member(source)[..], &mark[..]].concat());
+        add(batch, "forget", &[&of_family[..], &member(source)[..], &forget[..]].concat());
+        // Answers (established, related), and what was sent to a published port.
+        for (load, bits) in
+            [bits(Expr::ConnectionState(Reg(0)), 2 | 4), bits(Expr::ConnectionStatus(Reg(0)), 1 << 5)]
+        {
+            let some = [load, Expr::Mask { reg: Reg(0), mask: &bits }, Expr::NotEqual(Reg(0), &[0; 4])];
+            add(batch, "admit", &[&of_family[..], &member(destination)[..], &some[..], &mark[..]].concat());
+        }
+        add(batch, "forget", &[&of_family[..], &member(destination)[..], &forget[..]].concat());
+    }
 }
 
 fn bridge_chains(batch: &mut Batch) {
-    batch.create_chain(BRIDGE, "prerouting", Some(Hook { kind: "filter", number: 0, priority: -300 }));
+    let add = |batch: &mut Batch, chain: &str, rule: &[Expr<'_>]| {
+        batch.add_rule(BRIDGE, chain, Place::Last, rule, "");
+    };
+    batch.create_chain(BRIDGE, "prerouting", Some(hook("filter", 0, -300)), "MAC spoof check");
     let sender = Expr::Payload { base: 0, offset: 6, length: 6, to: Reg(4) };
     let allowed = [Expr::InName(Reg(0)), sender, Expr::InSet(Reg(0), SPOOF_ALLOWED.name), Expr::Accept];
-    batch.add_rule(BRIDGE, "prerouting", &allowed);
+    add(batch, "prerouting", &allowed);
     let guarded = [Expr::InName(Reg(0)), Expr::InSet(Reg(0), SPOOF_GUARDED.name), Expr::Drop];
-    batch.add_rule(BRIDGE, "prerouting", &guarded);
+    add(batch, "prerouting", &guarded);
+    batch.create_chain(BRIDGE, "forward", Some(hook("filter", 2, -200)), "ingressPolicy isolated");
+    let isolated = [
+        Expr::InName(Reg(0)),
+        Expr::InSet(Reg(0), ISOLATED.name),
+        Expr::OutName(Reg(0)),
+        Expr::InSet(Reg(0), ISOLATED.name),
+        Expr::Drop,
+    ];
+    add(batch, "forward", &isolated);
 }

@@ -8,7 +8,7 @@ use std::{
 use crate::{Outcome, root, run, run_with, say, tidy};
 
 /// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 17] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -22,7 +22,10 @@ const PACKAGES: [(&str, &str); 14] = [
     ("runc", "runc"),
     ("podman", "podman"),
     ("linux.uml", "user-mode-linux"),
-    ("/usr/lib/cni/firewall", "containernetworking-plugins"),
+    ("conntrack", "conntrack"),
+    ("firewalld", "firewalld"),
+    ("dbus-daemon", "dbus"),
+    ("iperf3", "iperf3"),
 ];
 
 pub(crate) fn test() -> Outcome {

@@ -1,10 +1,11 @@
 //! Changes of the ruleset that happen all or not at all.
 
 use super::{
-    Data, Element, Expr, Field, Hook, SUBSYSTEM, Set, Table, VERDICT_TYPE,
+    Data, EXTRA_UDATA, Element, Expr, Field, Hook, SUBSYSTEM, Set, Table, VERDICT_TYPE,
     attr::{
-        CHAIN_NAME, CHAIN_TABLE, DATA_VALUE, ELEM_DATA, ELEM_ELEMENTS, ELEM_KEY, ELEM_SET, ELEM_TABLE,
-        ELEM_USERDATA, TABLE_NAME, TABLE_USERDATA,
+        CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, CHAIN_TYPE, DATA_VALUE, ELEM_DATA, ELEM_ELEMENTS,
+        ELEM_KEY, ELEM_SET, ELEM_TABLE, ELEM_USERDATA, HOOK_NUM, HOOK_PRIORITY, RULE_CHAIN, RULE_EXPRESSIONS,
+        RULE_HANDLE, RULE_TABLE, RULE_USERDATA, TABLE_NAME, TABLE_USERDATA,
     },
     comment_udata, expr, kind, layout, msg, nfgen,
 };
@@ -14,6 +15,17 @@ use crate::{
     message::Message,
     socket::{ACK, CREATE, EXCL, REQUEST, Refusal, Socket},
 };
+
+/// Says where in a chain a rule goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Before all others.
+    First,
+    /// Before the rule with this handle.
+    Before(u64),
+    /// Behind all others.
+    Last,
+}
 
 /// Collects changes. [`commit`] makes them one transaction.
 #[derive(Debug, Clone, Default)]
@@ -36,18 +48,18 @@ impl Batch {
     }
 
     /// Creates a table with a comment; the batch fails with [`crate::Kind::Exists`] if it is there.
-    pub fn create_table(&mut self, table: Table, comment: &str) {
+    pub fn create_table(&mut self, table: Table<'_>, comment: &str) {
         let message = self.message(msg::NEWTABLE, CREATE | EXCL, table, table.name.to_owned());
         message.text(TABLE_NAME, table.name).attr(TABLE_USERDATA, &comment_udata(comment));
     }
 
     /// Removes a table and all in it.
-    pub fn remove_table(&mut self, table: Table) {
+    pub fn remove_table(&mut self, table: Table<'_>) {
         self.message(msg::DELTABLE, 0, table, table.name.to_owned()).text(TABLE_NAME, table.name);
     }
 
-    /// Creates a chain; the batch fails with [`crate::Kind::Exists`] if it is there.
-    pub fn create_chain(&mut self, table: Table, name: &str, hook: Option<Hook>) {
+    /// Creates a chain with a comment; the batch fails with [`crate::Kind::Exists`] if it is there.
+    pub fn create_chain(&mut self, table: Table<'_>, name: &str, hook: Option<Hook>, comment: &str) {
         let message = self.message(msg::NEWCHAIN, CREATE | EXCL, table, name.to_owned());
         message.text(CHAIN_TABLE, table.name).text(CHAIN_NAME, name);
         if let Some(hook) = hook {
@@ -56,31 +68,55 @@ impl Batch {
             });
             message.be32(CHAIN_POLICY, ACCEPT).text(CHAIN_TYPE, hook.kind);
         }
+        if !comment.is_empty() {
+            message.attr(CHAIN_USERDATA, &comment_udata(comment));
+        }
     }
 
     /// Removes a chain with its rules; the batch fails with [`crate::Kind::Busy`] while something leads to it.
-    pub fn remove_chain(&mut self, table: Table, name: &str) {
+    pub fn remove_chain(&mut self, table: Table<'_>, name: &str) {
         self.message(msg::DELRULE, 0, table, name.to_owned())
-            .text(CHAIN_TABLE, table.name)
+            .text(RULE_TABLE, table.name)
             .text(RULE_CHAIN, name);
         self.message(msg::DELCHAIN, 0, table, name.to_owned())
             .text(CHAIN_TABLE, table.name)
             .text(CHAIN_NAME, name);
     }
 
-    /// Appends a rule to a chain.
-    pub fn add_rule(&mut self, table: Table, chain: &str, rule: &[Expr<'_>]) {
-        let message = self.message(msg::NEWRULE, CREATE | APPEND, table, chain.to_owned());
-        message.text(CHAIN_TABLE, table.name).text(RULE_CHAIN, chain);
+    /// Adds a rule to a chain; an empty comment is none.
+    pub fn add_rule(
+        &mut self,
+        table: Table<'_>,
+        chain: &str,
+        place: Place,
+        rule: &[Expr<'_>],
+        comment: &str,
+    ) {
+        let flags = if place == Place::Last { CREATE | APPEND } else { CREATE };
+        let message = self.message(msg::NEWRULE, flags, table, chain.to_owned());
+        message.text(RULE_TABLE, table.name).text(RULE_CHAIN, chain);
         message.nest(RULE_EXPRESSIONS, |list| {
             for expression in rule {
                 list.nest(LIST_ELEM, |elem| expr::write(elem, expression));
             }
         });
+        if let Place::Before(handle) = place {
+            message.attr(RULE_POSITION, &handle.to_be_bytes());
+        }
+        if !comment.is_empty() {
+            message.attr(RULE_USERDATA, &comment_udata(comment));
+        }
+    }
+
+    /// Removes a rule by its handle.
+    pub fn remove_rule(&mut self, table: Table<'_>, chain: &str, handle: u64) {
+        let message = self.message(msg::DELRULE, 0, table, format!("{chain} handle {handle}"));
+        message.text(RULE_TABLE, table.name).text(RULE_CHAIN, chain);
+        message.attr(RULE_HANDLE, &handle.to_be_bytes());
     }
 
     /// Creates a set or map.
-    pub fn create_set(&mut self, table: Table, set: &Set) {
+    pub fn create_set(&mut self, table: Table<'_>, set: &Set) {
         self.sets += 1;
         let id = self.sets;
         let message = self.message(msg::NEWSET, CREATE | EXCL, table, set.name.to_owned());
@@ -101,20 +137,20 @@ impl Batch {
                 message.be32(SET_DATA_TYPE, data_type).be32(SET_DATA_LEN, data_length);
             }
         }
-        message.be32(SET_ID, id).attr(SET_USERDATA, &key_order_udata(set.key));
+        message.be32(SET_ID, id).attr(SET_USERDATA, &set_udata(set));
     }
 
     /// Adds elements; the batch fails with [`crate::Kind::Exists`] if a key is there.
-    pub fn add_elements(&mut self, table: Table, set: &str, elements: &[Element]) {
+    pub fn add_elements(&mut self, table: Table<'_>, set: &str, elements: &[Element]) {
         self.set_elements(msg::NEWSETELEM, CREATE | EXCL, table, set, elements);
     }
 
     /// Removes elements by their keys; the batch fails with [`crate::Kind::NotFound`] if one is not there.
-    pub fn remove_elements(&mut self, table: Table, set: &str, elements: &[Element]) {
+    pub fn remove_elements(&mut self, table: Table<'_>, set: &str, elements: &[Element]) {
         self.set_elements(msg::DELSETELEM, 0, table, set, elements);
     }
 
-    fn set_elements(&mut self, what: u16, flags: u16, table: Table, set: &str, elements: &[Element]) {
+    fn set_elements(&mut self, what: u16, flags: u16, table: Table<'_>, set: &str, elements: &[Element]) {
         // Nested attributes hold 64 KiB; an element of ours takes at most some 220 bytes.
         for chunk in elements.chunks(200) {
             let object = match chunk {
@@ -130,7 +166,7 @@ impl Batch {
         }
     }
 
-    fn message(&mut self, what: u16, flags: u16, table: Table, object: String) -> &mut Message {
+    fn message(&mut self, what: u16, flags: u16, table: Table<'_>, object: String) -> &mut Message {
         let family = table.family.number();
         self.objects.push(object);
         self.messages.push(Message::new(kind(what), REQUEST | flags, &nfgen(family, 0)));
@@ -190,11 +226,16 @@ pub fn commit(socket: &Socket, batch: Batch, generation: Option<u32>) -> Result<
     }
 }
 
-/// Tells nft how to print the keys: interface names are in the host's byte order, all else in the network's.
-fn key_order_udata(key: &[Field]) -> [u8; 6] {
-    let order: u32 = if key == [Field::IfName] { 1 } else { 2 };
-    let [a, b, c, d] = order.to_ne_bytes();
-    [0, 4, a, b, c, d]
+/// Tells nft how to print the keys (interface names are in the host's byte order, all else in the network's), and
+/// what the set is for.
+fn set_udata(set: &Set) -> Vec<u8> {
+    let order: u32 = if set.key == [Field::IfName] { 1 } else { 2 };
+    let mut data = vec![0, 4];
+    data.extend(order.to_ne_bytes());
+    let mut comment = comment_udata(set.comment);
+    comment[0] = SET_COMMENT_UDATA;
+    data.extend(comment);
+    data
 }
 
 fn write_element(out: &mut Message, element: &Element, whole: bool) {
@@ -211,8 +252,13 @@ fn write_element(out: &mut Message, element: &Element, whole: bool) {
             data.attr(DATA_VALUE, &element.data);
         });
     }
-    if let Some(comment) = &element.comment {
-        out.attr(ELEM_USERDATA, &comment_udata(comment));
+    let mut udata = element.comment.as_deref().map(comment_udata).unwrap_or_default();
+    if !element.extra.is_empty() {
+        udata.extend([EXTRA_UDATA, u8::try_from(element.extra.len()).unwrap_or(u8::MAX)]);
+        udata.extend_from_slice(&element.extra);
+    }
+    if !udata.is_empty() {
+        out.attr(ELEM_USERDATA, &udata);
     }
 }
 
@@ -224,13 +270,8 @@ const ACCEPT: u32 = 1;
 const SET_MAP: u32 = 8;
 
 const LIST_ELEM: u16 = 1;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
-const CHAIN_TYPE: u16 = 7;
-const HOOK_NUM: u16 = 1;
-const HOOK_PRIORITY: u16 = 2;
-const RULE_CHAIN: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
+const CHAIN_USERDATA: u16 = 12;
+const RULE_POSITION: u16 = 6;
 const SET_TABLE: u16 = 1;
 const SET_NAME: u16 = 2;
 const SET_FLAGS: u16 = 3;
@@ -240,3 +281,4 @@ const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LEN: u16 = 7;
 const SET_ID: u16 = 10;
 const SET_USERDATA: u16 = 13;
+const SET_COMMENT_UDATA: u8 = 7;

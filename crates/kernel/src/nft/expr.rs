@@ -23,6 +23,16 @@ pub enum Expr<'a> {
     Protocol(Reg),
     /// Loads the name of the interface that the packet came in by (`meta iifname`), 4 words.
     InName(Reg),
+    /// Loads the name of the interface that the packet leaves by (`meta oifname`), 4 words.
+    OutName(Reg),
+    /// Loads the packet's mark.
+    Mark(Reg),
+    /// Sets the packet's mark.
+    SetMark(Reg),
+    /// Loads what connection tracking says of the packet (`ct state`): 2 established, 4 related, as bits.
+    ConnectionState(Reg),
+    /// Loads the connection's status (`ct status`): 32 when its destination was changed, as bits.
+    ConnectionStatus(Reg),
     /// Loads the kind of the destination address (`fib daddr type`); 2 is local.
     DestinationKind(Reg),
     /// Loads bytes of the packet.
@@ -43,12 +53,25 @@ pub enum Expr<'a> {
         /// As long as the value.
         mask: &'a [u8],
     },
+    /// Sets the bits of the second value that are not in the first: `(reg & keep) ^ flip`.
+    Bits {
+        /// In place.
+        reg: Reg,
+        /// As long as the value.
+        keep: &'a [u8],
+        /// As long as the value.
+        flip: &'a [u8],
+    },
     /// Holds when the register has these bytes.
     Equal(Reg, &'a [u8]),
     /// Holds when the register does not have these bytes.
     NotEqual(Reg, &'a [u8]),
     /// Holds when the set has the key.
     InSet(Reg, &'a str),
+    /// Holds when the set does not have the key.
+    NotInSet(Reg, &'a str),
+    /// Counts packets and bytes, as iptables has it in every rule.
+    Counter,
     /// Holds when the map has the key; loads what it leads to.
     Map {
         /// The map.
@@ -73,6 +96,8 @@ pub enum Expr<'a> {
     Masquerade,
     /// Calls a chain.
     Jump(&'a str),
+    /// Goes on in a chain, and does not come back.
+    Goto(&'a str),
     /// Goes back to the calling chain.
     Return,
     /// Lets the packet pass this hook.
@@ -86,6 +111,14 @@ pub(super) fn write(out: &mut Message, expression: &Expr<'_>) {
         Expr::Family(reg) => meta(out, 15, reg),
         Expr::Protocol(reg) => meta(out, 16, reg),
         Expr::InName(reg) => meta(out, 6, reg),
+        Expr::OutName(reg) => meta(out, 7, reg),
+        Expr::Mark(reg) => meta(out, MARK, reg),
+        Expr::SetMark(reg) => named(out, "meta", |data| {
+            data.be32(2, MARK).be32(3, reg.number());
+        }),
+        Expr::ConnectionState(reg) => connection(out, 0, reg),
+        Expr::ConnectionStatus(reg) => connection(out, 2, reg),
+        Expr::Counter => named(out, "counter", |_| ()),
         Expr::DestinationKind(reg) => named(out, "fib", |data| {
             // DREG, RESULT = address type, FLAGS = of the destination.
             data.be32(1, reg.number()).be32(2, 3).be32(3, 2);
@@ -93,16 +126,15 @@ pub(super) fn write(out: &mut Message, expression: &Expr<'_>) {
         Expr::Payload { base, offset, length, to } => named(out, "payload", |data| {
             data.be32(1, to.number()).be32(2, base).be32(3, offset).be32(4, length);
         }),
-        Expr::Mask { reg, mask } => named(out, "bitwise", |data| {
-            let length = u32::try_from(mask.len()).unwrap_or_default();
-            data.be32(1, reg.number()).be32(2, reg.number()).be32(3, length);
-            value(data, 4, mask);
-            value(data, 5, &vec![0; mask.len()]);
-        }),
+        Expr::Mask { reg, mask } => bits(out, reg, mask, &vec![0; mask.len()]),
+        Expr::Bits { reg, keep, flip } => bits(out, reg, keep, flip),
         Expr::Equal(reg, bytes) => compare(out, 0, reg, bytes),
         Expr::NotEqual(reg, bytes) => compare(out, 1, reg, bytes),
         Expr::InSet(reg, set) => named(out, "lookup", |data| {
             data.text(1, set).be32(2, reg.number());
+        }),
+        Expr::NotInSet(reg, set) => named(out, "lookup", |data| {
+            data.text(1, set).be32(2, reg.number()).be32(5, 1);
         }),
         Expr::Map { map, key, to } => named(out, "lookup", |data| {
             data.text(1, map).be32(2, key.number()).be32(3, to.number());
@@ -117,6 +149,7 @@ pub(super) fn write(out: &mut Message, expression: &Expr<'_>) {
         }),
         Expr::Masquerade => named(out, "masq", |_| ()),
         Expr::Jump(chain) => verdict(out, JUMP, Some(chain)),
+        Expr::Goto(chain) => verdict(out, GOTO, Some(chain)),
         Expr::Return => verdict(out, RETURN, None),
         Expr::Accept => verdict(out, ACCEPT, None),
         Expr::Drop => verdict(out, DROP, None),
@@ -143,6 +176,21 @@ fn meta(out: &mut Message, key: u32, reg: Reg) {
     });
 }
 
+fn connection(out: &mut Message, key: u32, reg: Reg) {
+    named(out, "ct", |data| {
+        data.be32(1, reg.number()).be32(2, key);
+    });
+}
+
+fn bits(out: &mut Message, reg: Reg, keep: &[u8], flip: &[u8]) {
+    named(out, "bitwise", |data| {
+        let length = u32::try_from(keep.len()).unwrap_or_default();
+        data.be32(1, reg.number()).be32(2, reg.number()).be32(3, length);
+        value(data, 4, keep);
+        value(data, 5, flip);
+    });
+}
+
 fn compare(out: &mut Message, operation: u32, reg: Reg, bytes: &[u8]) {
     named(out, "cmp", |data| {
         data.be32(1, reg.number()).be32(2, operation);
@@ -162,6 +210,7 @@ fn verdict(out: &mut Message, code: i32, chain: Option<&str>) {
     });
 }
 
+const MARK: u32 = 3;
 const VERDICT_REGISTER: u32 = 0;
 const DROP: i32 = 0;
 const ACCEPT: i32 = 1;

@@ -1,12 +1,13 @@
-//! Reading the ruleset back: elements with their comments, chains, the generation.
+//! Reading the ruleset back: tables, chains, rules, elements with their comments, the generation.
 
 use super::{
-    NFGEN, Table,
+    EXTRA_UDATA, Family, NFGEN, Table,
     attr::{
-        CHAIN_NAME, CHAIN_TABLE, DATA_VALUE, DATA_VERDICT, ELEM_DATA, ELEM_ELEMENTS, ELEM_KEY, ELEM_SET,
-        ELEM_TABLE, ELEM_USERDATA, TABLE_NAME, TABLE_USERDATA,
+        CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, CHAIN_TYPE, DATA_VALUE, DATA_VERDICT, ELEM_DATA,
+        ELEM_ELEMENTS, ELEM_KEY, ELEM_SET, ELEM_TABLE, ELEM_USERDATA, HOOK_NUM, RULE_CHAIN, RULE_EXPRESSIONS,
+        RULE_HANDLE, RULE_TABLE, RULE_USERDATA, TABLE_NAME, TABLE_USERDATA,
     },
-    kind, msg, nfgen, read_comment,
+    kind, msg, nfgen, read_comment, read_udata,
 };
 use crate::{
     error::{Result, absent_is_none},
@@ -25,6 +26,51 @@ pub struct Element {
     pub goto: Option<String>,
     /// The owner.
     pub comment: Option<String>,
+    /// What its maker keeps beside the comment, at most [`super::room_beside`] bytes.
+    pub extra: Vec<u8>,
+}
+
+/// Describes a chain of any table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// The family of its table.
+    pub family: Family,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+    /// `filter`, `nat` or `route`, of a chain that stands at a hook.
+    pub kind: Option<String>,
+    /// The hook, as in [`super::Hook`].
+    pub hook: Option<u32>,
+    /// What passes all rules is dropped.
+    pub drops: bool,
+}
+
+impl Chain {
+    /// Names its table.
+    pub fn table(&self) -> Table<'_> {
+        Table { family: self.family, name: &self.table }
+    }
+}
+
+/// Describes a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Its chain.
+    pub chain: String,
+    /// Its number in the table.
+    pub handle: u64,
+    /// Its comment.
+    pub comment: Option<String>,
+    /// The names of its expressions, in order: `payload`, `cmp`, `immediate`, …
+    pub expressions: Vec<String>,
+    /// The chain that it ends in a jump or goto to.
+    pub target: Option<String>,
+    /// It ends in a verdict to drop.
+    pub drops: bool,
+    /// What it compares with, in order.
+    pub compared: Vec<Vec<u8>>,
 }
 
 /// Reads the generation of the namespace's ruleset, which every change raises.
@@ -46,7 +92,7 @@ pub fn generation(socket: &Socket) -> Result<u32> {
 ///
 /// # Errors
 /// When the kernel has no nftables.
-pub fn table_comment(socket: &Socket, table: Table) -> Result<Option<String>> {
+pub fn table_comment(socket: &Socket, table: Table<'_>) -> Result<Option<String>> {
     let mut message = Message::new(kind(msg::GETTABLE), REQUEST, &nfgen(table.family.number(), 0));
     message.text(TABLE_NAME, table.name);
     let mut comment = String::new();
@@ -61,7 +107,7 @@ pub fn table_comment(socket: &Socket, table: Table) -> Result<Option<String>> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn chains(socket: &Socket, table: Table) -> Result<Vec<String>> {
+pub fn chains(socket: &Socket, table: Table<'_>) -> Result<Vec<String>> {
     let message = Message::new(kind(msg::GETCHAIN), REQUEST | DUMP, &nfgen(table.family.number(), 0));
     socket.dump(&message, "list the chains of", &table.name, |received| {
         let attrs = Attrs::after(received.payload, NFGEN);
@@ -70,11 +116,71 @@ pub fn chains(socket: &Socket, table: Table) -> Result<Vec<String>> {
     })
 }
 
+/// Tells whether a table has a chain.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn has_chain(socket: &Socket, table: Table<'_>, chain: &str) -> Result<bool> {
+    let mut message = Message::new(kind(msg::GETCHAIN), REQUEST, &nfgen(table.family.number(), 0));
+    message.text(CHAIN_TABLE, table.name).text(CHAIN_NAME, chain);
+    let found = socket.ask(message, "find nftables chain", &chain, |_| ());
+    Ok(absent_is_none(found)?.is_some())
+}
+
+/// Lists the tables of all families that are known here.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn tables(socket: &Socket) -> Result<Vec<(Family, String)>> {
+    let message = Message::new(kind(msg::GETTABLE), REQUEST | DUMP, &nfgen(0, 0));
+    socket.dump(&message, "list", &"the nftables tables", |received| {
+        let family = Family::of_number(*received.payload.first()?)?;
+        Some((family, Attrs::after(received.payload, NFGEN).find(TABLE_NAME).map(read_text)?))
+    })
+}
+
+/// Lists the chains of all tables of all families that are known here.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn all_chains(socket: &Socket) -> Result<Vec<Chain>> {
+    let message = Message::new(kind(msg::GETCHAIN), REQUEST | DUMP, &nfgen(0, 0));
+    socket.dump(&message, "list", &"the nftables chains", |received| {
+        let family = Family::of_number(*received.payload.first()?)?;
+        let mut chain =
+            Chain { family, table: String::new(), name: String::new(), kind: None, hook: None, drops: false };
+        for (kind, data) in Attrs::after(received.payload, NFGEN) {
+            match kind {
+                CHAIN_TABLE => chain.table = read_text(data),
+                CHAIN_NAME => chain.name = read_text(data),
+                CHAIN_TYPE => chain.kind = Some(read_text(data)),
+                CHAIN_HOOK => chain.hook = Attrs(data).find(HOOK_NUM).and_then(read_be32),
+                CHAIN_POLICY => chain.drops = read_be32(data) == Some(0),
+                _ => {}
+            }
+        }
+        Some(chain)
+    })
+}
+
+/// Lists the rules of a chain, in order; none of them when it is not there.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn rules(socket: &Socket, table: Table<'_>, chain: &str) -> Result<Vec<Rule>> {
+    let mut message = Message::new(kind(msg::GETRULE), REQUEST | DUMP, &nfgen(table.family.number(), 0));
+    message.text(RULE_TABLE, table.name).text(RULE_CHAIN, chain);
+    let found = socket.dump(&message, "list the rules of", &chain, |received| read_rule(&received));
+    let mut rules = absent_is_none(found)?.unwrap_or_default();
+    rules.retain(|rule| rule.chain == chain);
+    Ok(rules)
+}
+
 /// Finds the element with a key; none when it, the set or the table is not there.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn element(socket: &Socket, table: Table, set: &str, key: &[u8]) -> Result<Option<Element>> {
+pub fn element(socket: &Socket, table: Table<'_>, set: &str, key: &[u8]) -> Result<Option<Element>> {
     let mut message = get(table, set, 0);
     message.nest(ELEM_ELEMENTS, |list| {
         list.nest(1, |elem| {
@@ -94,13 +200,13 @@ pub fn element(socket: &Socket, table: Table, set: &str, key: &[u8]) -> Result<O
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn elements(socket: &Socket, table: Table, set: &str) -> Result<Vec<Element>> {
+pub fn elements(socket: &Socket, table: Table<'_>, set: &str) -> Result<Vec<Element>> {
     let message = get(table, set, DUMP);
     let found = socket.dump(&message, "list the elements of", &set, |received| read(&received));
     Ok(absent_is_none(found)?.unwrap_or_default().into_iter().flatten().collect())
 }
 
-fn get(table: Table, set: &str, flags: u16) -> Message {
+fn get(table: Table<'_>, set: &str, flags: u16) -> Message {
     let mut message = Message::new(kind(msg::GETSETELEM), REQUEST | flags, &nfgen(table.family.number(), 0));
     message.text(ELEM_TABLE, table.name).text(ELEM_SET, set);
     message
@@ -124,12 +230,76 @@ fn read_element(elem: &[u8]) -> Element {
                 let verdict = Attrs(data).find(DATA_VERDICT);
                 element.goto = verdict.and_then(|v| Attrs(v).find(VERDICT_CHAIN)).map(read_text);
             }
-            ELEM_USERDATA => element.comment = read_comment(data),
+            ELEM_USERDATA => {
+                element.comment = read_comment(data);
+                element.extra = read_udata(data, EXTRA_UDATA).unwrap_or_default().to_vec();
+            }
             _ => {}
         }
     }
     element
 }
 
+fn read_rule(received: &Received<'_>) -> Option<Rule> {
+    if received.kind != kind(msg::NEWRULE) {
+        return None;
+    }
+    let mut rule = Rule {
+        chain: String::new(),
+        handle: 0,
+        comment: None,
+        expressions: Vec::new(),
+        target: None,
+        drops: false,
+        compared: Vec::new(),
+    };
+    for (kind, data) in Attrs::after(received.payload, NFGEN) {
+        match kind {
+            RULE_CHAIN => rule.chain = read_text(data),
+            RULE_HANDLE => rule.handle = u64::from_be_bytes(*data.first_chunk()?),
+            RULE_USERDATA => rule.comment = read_comment(data),
+            RULE_EXPRESSIONS => {
+                for (_, expression) in Attrs(data) {
+                    read_expression(expression, &mut rule);
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(rule)
+}
+
+fn read_expression(expression: &[u8], rule: &mut Rule) {
+    let name = Attrs(expression).find(EXPR_NAME).map(read_text).unwrap_or_default();
+    let data = Attrs(Attrs(expression).find(EXPR_DATA).unwrap_or_default());
+    match name.as_str() {
+        "immediate" => {
+            let verdict = data.find(IMMEDIATE_DATA).and_then(|data| Attrs(data).find(DATA_VERDICT));
+            if let Some(verdict) = verdict.map(Attrs) {
+                rule.target = verdict.find(VERDICT_CHAIN).map(read_text);
+                rule.drops = verdict.find(VERDICT_CODE).and_then(read_be32) == Some(0);
+            }
+        }
+        "reject" => rule.drops = true,
+        "cmp" => {
+            let value = data.find(COMPARE_DATA).and_then(|data| Attrs(data).find(DATA_VALUE));
+            rule.compared.extend(value.map(<[u8]>::to_vec));
+        }
+        // What iptables keeps in a match of its own: the comment's text.
+        "match" if data.find(MATCH_NAME).is_some_and(|name| read_text(name) == "comment") => {
+            rule.comment = rule.comment.take().or(data.find(MATCH_INFO).map(read_text));
+        }
+        _ => {}
+    }
+    rule.expressions.push(name);
+}
+
+const EXPR_NAME: u16 = 1;
+const EXPR_DATA: u16 = 2;
+const IMMEDIATE_DATA: u16 = 2;
+const COMPARE_DATA: u16 = 3;
+const MATCH_NAME: u16 = 1;
+const MATCH_INFO: u16 = 3;
+const VERDICT_CODE: u16 = 1;
 const GEN_ID: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;

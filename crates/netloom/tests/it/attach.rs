@@ -45,7 +45,7 @@ fn a_container_reaches_host_and_neighbour_and_leaves_nothing() {
     for (damage, expected) in [
         ("ip netns exec c1 ip route del default", "route 0.0.0.0/0"),
         ("ip netns exec c1 ip addr del 10.88.0.3/16 dev eth0", "10.88.0.3/16 is missing"),
-        ("nft flush map inet netloom masq4", "not masqueraded"),
+        ("nft flush map ip netloom masqueraded", "not masqueraded"),
         ("ip link set $(ip -br link show master br0 | head -1 | cut -d@ -f1) nomaster", "no port of bridge"),
         (
             "rm /var/lib/cni/networks/lab/10.88.0.3 /var/lib/cni/networks/lab/fd88::3",
@@ -79,7 +79,7 @@ fn del_always_succeeds() {
     call.del(&conf, &result);
     call.del(&conf, &result);
     assert_eq!(host.sh("ls /var/lib/cni/networks/lab | grep -c ^10 || true").trim(), "0");
-    assert_eq!(host.sh("nft list map inet netloom masq4 | grep -c elements || true").trim(), "0");
+    assert_eq!(host.sh("nft list map ip netloom masqueraded | grep -c elements || true").trim(), "0");
 
     host.container("c2");
     let mut call = Call::new(&host, &OURS, "c2");

@@ -24,6 +24,12 @@ const HOST_LOCAL: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"host-loca
 const STATIC: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"static","ipam":{"type":"static","addresses":[{"address":"10.5.0.2/24"}]}}"#;
 const PORTMAP: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"portmap","prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.2/16"}]},"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}}"#;
 
+const FIREWALL: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"firewall","prevResult":{"cniVersion":"1.1.0","interfaces":[{"name":"br0"}],"ips":[{"address":"10.88.0.2/16"}]}}"#;
+const TUNING: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"tuning","sysctl":{"net.core.somaxconn":"500"},"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.2/16"}]}}"#;
+const BANDWIDTH: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"bandwidth","ingressRate":1000000,"ingressBurst":1000000,"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.2/16"}]}}"#;
+const SBR: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"sbr","prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.2/16"}]}}"#;
+const VRF: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"vrf","vrfname":"blue","prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.2/16"}]}}"#;
+
 /// Puts another value in the place of a key of a configuration; `null` takes the key away.
 fn changed(conf: &str, path: &str, value: Value) -> String {
     let mut whole: Value = serde_json::from_str(conf).unwrap();
@@ -188,7 +194,14 @@ fn configurations() -> Vec<Case> {
         (STATIC, "runtimeConfig", json!({"ips": ["10.5.0.2"]}), 7, "`runtimeConfig.ips`"),
         (PORTMAP, "prevResult", json!(null), 7, "chained"),
         (PORTMAP, "backend", json!("pf"), 2, "pf"),
-        (PORTMAP, "conditionsV4", json!(["-s", "1.2.3.4"]), 2, "conditionsV4"),
+        (PORTMAP, "backend", json!(5), 6, "`backend`"),
+        (PORTMAP, "snat", json!("no"), 6, "`snat`"),
+        (PORTMAP, "masqAll", json!(1), 6, "`masqAll`"),
+        (PORTMAP, "conditionsV4", json!(["-p", "tcp"]), 2, "-p tcp"),
+        (PORTMAP, "conditionsV4", json!("-s 1.2.3.4"), 6, "`conditionsV4`"),
+        (PORTMAP, "conditionsV4", json!(["-s", "fd00::1"]), 2, "fd00::1"),
+        (PORTMAP, "conditionsV6", json!(["ip6", "saddr"]), 2, "ip6 saddr"),
+        (PORTMAP, "conditionsV6", json!(["ip", "saddr", "1.2.3.4"]), 2, "1.2.3.4"),
         (PORTMAP, "markMasqBit", json!(32), 7, "`markMasqBit`"),
         (
             PORTMAP,
@@ -225,6 +238,73 @@ fn configurations() -> Vec<Case> {
             7,
             "hostIP",
         ),
+        (FIREWALL, "prevResult", json!(null), 7, "chained"),
+        (FIREWALL, "cniVersion", json!("0.3.1"), 1, "0.3.1"),
+        (FIREWALL, "backend", json!("pf"), 2, "pf"),
+        (FIREWALL, "backend", json!(["iptables"]), 6, "`backend`"),
+        (FIREWALL, "backend", json!("firewalld"), 999, "firewalld"),
+        (FIREWALL, "ingressPolicy", json!("closed"), 7, "closed"),
+        (FIREWALL, "ingressPolicy", json!(true), 6, "`ingressPolicy`"),
+        (
+            FIREWALL,
+            "iptablesAdminChainName",
+            json!("a name of more than 28 letters"),
+            7,
+            "no name of a chain",
+        ),
+        (FIREWALL, "iptablesAdminChainName", json!("-j ACCEPT"), 7, "no name of a chain"),
+        (FIREWALL, "iptablesAdminChainName", json!(7), 6, "`iptablesAdminChainName`"),
+        (FIREWALL, "firewalldZone", json!({}), 6, "`firewalldZone`"),
+        (TUNING, "prevResult", json!(null), 7, "chained"),
+        (TUNING, "sysctl", json!({"kernel.hostname": "x"}), 7, "kernel.hostname"),
+        (TUNING, "sysctl", json!({"net": "x"}), 7, "invalid net sysctl key"),
+        (TUNING, "sysctl", json!({"net/../kernel/hostname": "x"}), 7, "invalid net sysctl key"),
+        (TUNING, "sysctl", json!({"net..ipv4": "x"}), 7, "invalid net sysctl key"),
+        (TUNING, "sysctl", json!({"net.ipv4.nothing": "1"}), 999, "net/ipv4/nothing"),
+        (TUNING, "sysctl", json!({"net.core.somaxconn": "many"}), 999, "net/core/somaxconn"),
+        (TUNING, "sysctl", json!({"net.core.somaxconn": 5}), 7, "must be a text"),
+        (TUNING, "sysctl", json!([]), 6, "`sysctl`"),
+        (TUNING, "mac", json!("nonsense"), 7, "`mac`"),
+        (TUNING, "runtimeConfig", json!({"mac": "1:2"}), 7, "`runtimeConfig.mac`"),
+        (TUNING, "args", json!({"cni": {"mac": "x"}}), 7, "`args.cni.mac`"),
+        (TUNING, "mtu", json!(-1), 7, "`mtu` -1"),
+        (TUNING, "mtu", json!("big"), 6, "`mtu`"),
+        (TUNING, "mtu", json!(1400), 999, "eth0"),
+        (TUNING, "promisc", json!("on"), 6, "`promisc`"),
+        (TUNING, "allmulti", json!(2), 6, "`allmulti`"),
+        (TUNING, "txQLen", json!(-2), 7, "`txQLen` -2"),
+        (BANDWIDTH, "prevResult", json!(null), 7, "chained"),
+        (BANDWIDTH, "cniVersion", json!("0.2.0"), 1, "0.2.0"),
+        (BANDWIDTH, "ingressBurst", json!(null), 7, "`ingressBurst` must be too"),
+        (BANDWIDTH, "ingressRate", json!(null), 7, "`ingressRate` must be too"),
+        (BANDWIDTH, "ingressRate", json!(-1), 6, "`ingressRate`"),
+        (BANDWIDTH, "ingressRate", json!("1M"), 6, "`ingressRate`"),
+        (BANDWIDTH, "ingressRate", json!(3), 7, "less than a byte"),
+        (BANDWIDTH, "ingressBurst", json!(u64::MAX), 7, "4 GB"),
+        (BANDWIDTH, "egressRate", json!(8000), 7, "`egressBurst` must be too"),
+        (BANDWIDTH, "unshapedSubnets", json!(["10.0.0.0"]), 7, "`unshapedSubnets[0]`"),
+        (BANDWIDTH, "shapedSubnets", json!(["10.0.0.0/8", "x"]), 7, "`shapedSubnets[1]`"),
+        (BANDWIDTH, "shapedSubnets", json!("10.0.0.0/8"), 6, "`shapedSubnets`"),
+        (BANDWIDTH, "mtu", json!(1), 999, "eth0"),
+        (SBR, "prevResult", json!(null), 7, "chained"),
+        (SBR, "prevResult", json!({"cniVersion": "1.1.0"}), 7, "No IP addresses"),
+        (SBR, "table", json!(-5), 7, "`table` -5"),
+        (SBR, "table", json!("main"), 6, "`table`"),
+        (SBR, "gateways", json!(["x"]), 7, "`gateways[0]`"),
+        (SBR, "gateways", json!(["10.0.0.1", "10.0.0.2"]), 7, "more than one address of a family"),
+        (SBR, "gateways", json!("10.0.0.1"), 6, "`gateways`"),
+        (SBR, "addSourceHints", json!("yes"), 6, "`addSourceHints`"),
+        (SBR, "mtu", json!(1), 999, "eth0"),
+        (VRF, "prevResult", json!(null), 7, "chained"),
+        (VRF, "cniVersion", json!("0.3.0"), 1, "0.3.0"),
+        (VRF, "vrfname", json!(null), 7, "`vrfname`"),
+        (VRF, "vrfname", json!("a/b"), 7, "`vrfname`"),
+        (VRF, "vrfname", json!("a name too long"), 7, "`vrfname`"),
+        (VRF, "vrfname", json!("sixteen-letters!"), 7, "`vrfname`"),
+        (VRF, "vrfname", json!(5), 6, "`vrfname`"),
+        (VRF, "table", json!(-5), 7, "`table` -5"),
+        (VRF, "table", json!("x"), 6, "`table`"),
+        (VRF, "mtu", json!(1), 999, "eth0"),
     ];
     let plugin_of = |conf: &str| {
         PLUGINS

@@ -118,7 +118,7 @@ fn run_that_is_ended_leaves_nothing() {
     let mut child = start();
     signal(child.id(), rustix::process::Signal::TERM);
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
-    let empty = "ls /run/netns; ls /var/lib/cni/results; ip -br link | grep veth || true; nft list map inet netloom ports4 | grep elements || true";
+    let empty = "ls /run/netns; ls /var/lib/cni/results; ip -br link | grep veth || true; nft list map ip netloom ports 2>/dev/null | grep elements || true";
     assert_eq!(host.sh(empty), "");
 
     host.sh("rm /run/command");
@@ -231,7 +231,7 @@ fn install_and_uninstall() {
     }
     assert_eq!(
         host.sh("ls /opt/cni/bin"),
-        "bridge\nflannel\nhost-local\nloopback\nnetloom\nportmap\nptp\nstatic\n"
+        "bandwidth\nbridge\nfirewall\nflannel\nhost-local\nloopback\nnetloom\nportmap\nptp\nsbr\nstatic\ntuning\nvrf\n"
     );
     assert_eq!(host.sh("ls -A /opt/cni/bin | grep '^\\.'").trim(), ".netloom-replaced");
     assert_eq!(host.sh("stat -c %i /opt/cni/bin/bridge"), host.sh("stat -c %i /opt/cni/bin/netloom"));

@@ -14,7 +14,19 @@ use testkit::Host;
 /// The binary under test.
 pub(crate) const NETLOOM: &str = env!("CARGO_BIN_EXE_netloom");
 
-pub(crate) const PLUGINS: [&str; 6] = ["loopback", "bridge", "ptp", "host-local", "static", "portmap"];
+pub(crate) const PLUGINS: [&str; 11] = [
+    "loopback",
+    "bridge",
+    "ptp",
+    "host-local",
+    "static",
+    "portmap",
+    "firewall",
+    "tuning",
+    "bandwidth",
+    "sbr",
+    "vrf",
+];
 
 /// A folder with our plugins, made once for the whole run and kept for the next.
 pub(crate) static OURS: LazyLock<PathBuf> = LazyLock::new(|| {

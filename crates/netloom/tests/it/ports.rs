@@ -136,8 +136,8 @@ fn a_host_address_limits_a_port() {
     assert!(lab.asks(None, "127.0.0.1", 8082));
     assert!(!lab.asks(Some("other"), "192.0.2.1", 8082));
     // 0.0.0.0 is for IPv4 alone.
-    let ruleset = lab.host.sh("nft list map inet netloom ports6");
-    assert!(!ruleset.contains("elements"), "{ruleset}");
+    let ports = lab.host.sh("nft list map ip6 netloom ports");
+    assert!(!ports.contains("elements"), "{ports}");
 }
 
 /// UDP and SCTP: datagrams arrive; the element for SCTP is there (no program of Debian's speaks it plainly).
@@ -153,7 +153,7 @@ fn udp_and_sctp_ports() {
         {"hostPort": 7000, "containerPort": 7, "protocol": "sctp"}
     ]));
     call.add(&conf);
-    let ports = lab.host.sh("nft list map inet netloom ports4");
+    let ports = lab.host.sh("nft list map ip netloom ports");
     assert!(ports.contains("sctp . 7000") && ports.contains("udp . 5353"), "{ports}");
     let mut command = lab.host.command_in("c1", "sh");
     command.args(["-c", "nc -4 -u -l -p 53 >/run/udp"]);
@@ -196,7 +196,8 @@ fn a_port_in_use_names_its_container() {
     second.check(&wanted, &result);
     wanted["cni.dev/valid-attachments"] = json!([]);
     second.call("GC", &wanted).result("GC");
-    assert!(!lab.host.sh("nft list map inet netloom ports4").contains("elements"));
+    // What holds nothing any more is gone, table and all.
+    assert!(!lab.host.sh("nft list tables").contains("netloom"));
 }
 
 /// Two containers may have one address for a moment: the old one's DEL leaves the new one's elements alone.

@@ -372,11 +372,11 @@ fn set_up_rules(
     {
         spoof::add(&netfilter, &mark, &outside.name, mac).explain()?;
         let (socket, mark) = (netfilter.clone(), mark.clone());
-        undo.push("remove the MAC spoof check", move || spoof::remove(&socket, &mark).explain())?;
+        undo.push("remove the MAC spoof check", move || spoof::remove(&socket, &mark).map(drop).explain())?;
     }
     if !masqueraded.is_empty() {
         masquerade::add(&netfilter, &mark, &masqueraded).explain()?;
-        undo.push("remove masquerade", move || masquerade::remove(&netfilter, &mark).explain())?;
+        undo.push("remove masquerade", move || masquerade::remove(&netfilter, &mark).map(drop).explain())?;
     }
     Ok(())
 }

@@ -1,0 +1,127 @@
+//! Leaving the kernel's grace periods to a process that nobody waits for.
+//!
+//! The answer to a link's removal comes 15 to 60 ms after the link is gone for everybody (`rcu_barrier` in
+//! `netdev_run_todo`), and closing a netfilter socket waits as long after something was removed from the ruleset
+//! (`nft_rcv_nl_event`). A child made by a plain `fork` makes those calls: it holds nothing of its parent's but the
+//! sockets that it needs, belongs to a session of its own, and ends by itself.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, RawFd},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    pipe::{PipeFlags, pipe_with},
+};
+
+use crate::{
+    error::{Error, Result, absent_is_none},
+    events::Events,
+    fault,
+    link::{self, Link},
+    socket::Socket,
+};
+
+static WAIT: AtomicBool = AtomicBool::new(false);
+
+/// Has everything here waited for after all, as somebody wants who looks at what the kernel frees.
+pub fn wait_always() {
+    WAIT.store(true, Ordering::Relaxed);
+}
+
+/// Removes a link as [`link::remove`] does, and returns once it is gone for everybody. Absent is fine.
+///
+/// `socket` belongs to the calling thread's namespace.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_link(socket: &Socket, link: &Link) -> Result<()> {
+    if WAIT.load(Ordering::Relaxed) {
+        return link::remove(socket, link);
+    }
+    fault::point("remove link", &link.name)?;
+    // The announcement cannot be missed: the ear is open before the child begins.
+    let events = Events::of_links()?;
+    let (mut message, object) = (link::removal(link), format!("`{}`", link.name));
+    let sequence = socket.reserve();
+    let bytes = message.finish(sequence).to_vec();
+    let error = |errno| Error::new("remove link", &object, errno);
+    let (ended, end) = pipe_with(PipeFlags::CLOEXEC).map_err(error)?;
+    // SAFETY: the child makes system calls alone, on what was made ready before, and does not return.
+    match unsafe { libc::fork() } {
+        -1 => return link::remove(socket, link),
+        0 => {
+            let fd = socket.as_fd().as_raw_fd();
+            keep_only(&mut [fd, end.as_raw_fd()]);
+            // SAFETY: the buffer is alive and as long as is said.
+            unsafe {
+                libc::send(fd, bytes.as_ptr().cast(), bytes.len(), 0);
+                libc::_exit(0);
+            }
+        }
+        _ => drop(end),
+    }
+    loop {
+        let mut fds = [
+            PollFd::new(&events, PollFlags::IN),
+            PollFd::new(socket, PollFlags::IN),
+            PollFd::new(&ended, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            other => other.map_err(error)?,
+        };
+        let [announced, answered, child_ended] = fds.map(|fd| !fd.revents().is_empty());
+        if answered && let Some(refusal) = socket.refusal_of(sequence).map_err(error)? {
+            return absent_is_none(Err::<(), _>(refusal.into_error("remove link", object))).map(drop);
+        }
+        if announced && events.announces_removal(link.index).map_err(error)? {
+            return Ok(());
+        }
+        if child_ended {
+            // It has done its work and more was announced than was read, or somebody killed it.
+            return link::remove(socket, link);
+        }
+    }
+}
+
+/// Leaves it to a child to be the last to close a socket, after something was removed by it.
+///
+/// Where no child can be made the caller is the last, and only waits.
+pub fn leave(socket: &Socket) {
+    if WAIT.load(Ordering::Relaxed) {
+        return;
+    }
+    let Ok((parent_lives, held)) = pipe_with(PipeFlags::CLOEXEC) else { return };
+    // SAFETY: the child makes system calls alone, on what was made ready before, and does not return.
+    if unsafe { libc::fork() } == 0 {
+        let (fd, parent) = (socket.as_fd().as_raw_fd(), parent_lives.as_raw_fd());
+        keep_only(&mut [fd, parent]);
+        let mut byte = 0_u8;
+        // SAFETY: one byte is room for one byte; none ever comes, but the end when the parent has ended.
+        unsafe {
+            libc::read(parent, (&raw mut byte).cast(), 1);
+            libc::_exit(0);
+        }
+    }
+    // Closed when this process ends, before the child may go on.
+    std::mem::forget(held);
+}
+
+/// Closes everything but two descriptors, in a session of its own. For the child alone.
+fn keep_only(fds: &mut [RawFd; 2]) {
+    fds.sort_unstable();
+    let [a, b] = fds.map(RawFd::cast_unsigned);
+    let ranges = [(0, a.checked_sub(1)), (a + 1, b.checked_sub(1)), (b + 1, Some(u32::MAX))];
+    // SAFETY: plain system calls; nothing in the child uses what is closed.
+    unsafe {
+        libc::setsid();
+        for (first, last) in ranges {
+            if let Some(last) = last.filter(|last| first <= *last) {
+                libc::syscall(libc::SYS_close_range, first, last, 0);
+            }
+        }
+    }
+}

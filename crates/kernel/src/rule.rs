@@ -1,0 +1,87 @@
+//! Rules that choose a routing table by a packet's source (`ip rule`).
+
+use std::net::IpAddr;
+
+use crate::{
+    addr::family,
+    error::{Result, absent_is_none},
+    message::{Attrs, Message, Received, read_ip, read_u32},
+    socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
+};
+
+/// Describes a rule; what it does not say of other people's rules is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// The one source address that it is for; none for a prefix or for all.
+    pub source: Option<IpAddr>,
+    /// The table.
+    pub table: u32,
+    /// Lower comes first.
+    pub priority: u32,
+}
+
+/// Adds a rule for one source address; the kernel gives it a priority below those that are there.
+///
+/// # Errors
+/// When the kernel refuses.
+#[doc(alias = "RTM_NEWRULE")]
+pub fn add(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
+    let message = change(libc::RTM_NEWRULE, REQUEST | ACK | CREATE | EXCL, source, table);
+    socket.change(message, "add rule", &format_args!("from {source} lookup {table}"))
+}
+
+/// Removes a rule. Absent is fine.
+///
+/// # Errors
+/// When the kernel refuses.
+#[doc(alias = "RTM_DELRULE")]
+pub fn remove(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
+    let message = change(libc::RTM_DELRULE, REQUEST | ACK, source, table);
+    let done = socket.change(message, "remove rule", &format_args!("from {source} lookup {table}"));
+    absent_is_none(done).map(drop)
+}
+
+/// Lists the rules of one family (that of `like`).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn list(socket: &Socket, like: IpAddr) -> Result<Vec<Rule>> {
+    let mut fixed = [0; FIB_RULE];
+    fixed[0] = family(like);
+    let message = Message::new(libc::RTM_GETRULE, REQUEST | DUMP, &fixed);
+    socket.dump(&message, "list", &"routing rules", |received| read(&received))
+}
+
+fn change(kind: u16, flags: u16, source: IpAddr, table: u32) -> Message {
+    let mut fixed = [0; FIB_RULE];
+    fixed[0] = family(source);
+    fixed[2] = if source.is_ipv4() { 32 } else { 128 };
+    fixed[7] = TO_TABLE;
+    let mut message = Message::new(kind, flags, &fixed);
+    message.ip(FRA_SRC, source).u32(FRA_TABLE, table);
+    message
+}
+
+fn read(received: &Received<'_>) -> Option<Rule> {
+    let fixed = received.payload.first_chunk::<FIB_RULE>()?;
+    if received.kind != libc::RTM_NEWRULE {
+        return None;
+    }
+    let mut rule = Rule { source: None, table: u32::from(fixed[4]), priority: 0 };
+    let whole = if i32::from(fixed[0]) == libc::AF_INET { 32 } else { 128 };
+    for (kind, data) in Attrs::after(received.payload, FIB_RULE) {
+        match kind {
+            FRA_SRC if fixed[2] == whole => rule.source = read_ip(data),
+            FRA_TABLE => rule.table = read_u32(data)?,
+            FRA_PRIORITY => rule.priority = read_u32(data)?,
+            _ => {}
+        }
+    }
+    Some(rule)
+}
+
+const FIB_RULE: usize = 12;
+const TO_TABLE: u8 = 1;
+const FRA_SRC: u16 = 2;
+const FRA_PRIORITY: u16 = 6;
+const FRA_TABLE: u16 = 15;

@@ -1,0 +1,59 @@
+//! What plugins have in common that adjust what another one made.
+
+use std::net::IpAddr;
+
+use kernel::{
+    Socket,
+    link::{self, Link},
+};
+use netloom_plugin::{
+    Error, Request, Sandbox,
+    result::v100::{IpConfig, Success},
+};
+
+use crate::{
+    container::Container,
+    failure::{Explain, invalid},
+};
+
+/// Gives the result of the plugins before.
+pub(crate) fn prev_result(request: &Request) -> Result<Success, Error> {
+    request.prev_result.clone().ok_or_else(|| {
+        invalid("must be called as chained plugin, prevResult is missing")
+            .details("put this plugin behind the one that makes the interface, in the same `plugins` list")
+    })
+}
+
+/// Gives the addresses of the container's interface; one that names no interface is taken to be of it.
+pub(crate) fn addresses<'a>(
+    prev: &'a Success,
+    sandbox: &'a Sandbox,
+) -> impl Iterator<Item = &'a IpConfig> + Clone {
+    prev.ips.iter().filter(|ip| {
+        prev.interface_of(ip).is_none_or(|interface| {
+            interface.name == sandbox.ifname.as_str() && !interface.sandbox.is_empty()
+        })
+    })
+}
+
+/// Gives the first of them of each family.
+pub(crate) fn first_of_each_family(prev: &Success, sandbox: &Sandbox) -> Vec<IpAddr> {
+    let ips: Vec<IpAddr> = addresses(prev, sandbox).map(|ip| ip.address.addr()).collect();
+    let first = |v4: bool| ips.iter().find(|ip| ip.is_ipv4() == v4).copied();
+    [first(true), first(false)].into_iter().flatten().collect()
+}
+
+/// Finds the host's end of the container's interface.
+pub(crate) fn host_end(host: &Socket, container: &Container, sandbox: &Sandbox) -> Result<Link, Error> {
+    let ifname = sandbox.ifname.as_str();
+    let inside = link::require(&container.socket, ifname).explain()?;
+    let outside = match inside.peer.filter(|_| inside.kind.as_deref() == Some("veth")) {
+        Some(peer) => link::find_index(host, peer).explain()?,
+        None => None,
+    };
+    // Numbers of links repeat in other namespaces: the two must be each other's end.
+    outside.filter(|outside| outside.peer == Some(inside.index)).ok_or_else(|| {
+        invalid(format!("container interface {ifname} has no veth peer on the host"))
+            .details("this plugin works behind one that makes a veth pair, such as bridge or ptp")
+    })
+}

@@ -1,0 +1,215 @@
+//! `vrf`: puts the container's interface into a VRF, a routing domain of its own.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
+
+use kernel::{
+    Kind, Socket,
+    addr::{self, Detection},
+    link::{self, Change, Link},
+    route::{self, Route},
+};
+use netloom_plugin::{Code, Error, Plugin, Request, Sandbox, SpecVersion, Undo, result::v100::Success};
+use serde::Deserialize;
+
+use crate::{
+    chained::prev_result,
+    container::Container,
+    failure::{Explain, differs, invalid},
+};
+
+/// The plugin.
+#[derive(Debug)]
+pub struct Vrf;
+
+/// The configuration as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Written {
+    vrfname: String,
+    table: i64,
+}
+
+/// The configuration as meant.
+struct Conf {
+    name: String,
+    /// The table; none for the first that no VRF has.
+    table: Option<u32>,
+}
+
+const TABLES: RangeInclusive<u32> = 1..=u32::MAX;
+const MAIN_TABLE: u32 = 254;
+
+impl Conf {
+    fn of(request: &Request) -> Result<Self, Error> {
+        let Written { vrfname: name, table } = request.read()?;
+        if name.is_empty() {
+            return Err(
+                invalid("`vrfname` is missing").details("configuration is expected to have a valid vrf name")
+            );
+        }
+        if name.len() > 15 || name.contains(['/', ':']) || name.contains(char::is_whitespace) || name == ".."
+        {
+            return Err(invalid(format!("`vrfname` {name:?} is no name of a link"))
+                .details("at most 15 characters, without spaces, / and :"));
+        }
+        let table = u32::try_from(table)
+            .map_err(|_| invalid(format!("`table` {table} is no number of a routing table")))?;
+        Ok(Self { name, table: Some(table).filter(|table| *table != 0) })
+    }
+}
+
+impl Plugin for Vrf {
+    fn name(&self) -> &'static str {
+        "vrf"
+    }
+
+    fn versions(&self) -> &'static [SpecVersion] {
+        SpecVersion::from_on(SpecVersion::V0_3_1)
+    }
+
+    fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
+        let prev = prev_result(request)?;
+        let conf = Conf::of(request)?;
+        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let socket = &container.socket;
+        // Others who choose a table, or are first with the same VRF, wait.
+        let _lock = container.netns.lock().explain()?;
+        let inside = link::require(socket, sandbox.ifname.as_str()).explain()?;
+        if let Some(master) = inside.master {
+            let name = link::find_index(socket, master).explain()?.map(|link| link.name).unwrap_or_default();
+            return Err(invalid(format!("interface {} has already a master set: {name}", inside.name)));
+        }
+        let vrf = find_or_create(socket, &conf, undo)?;
+        let before = Kept::read(socket, &inside)?;
+        undo.push(format!("take `{}` out of `{}`", inside.name, vrf.name), {
+            let (socket, inside, before) = (socket.clone(), inside.clone(), before.clone());
+            move || {
+                set_master(&socket, &inside, 0)?;
+                before.put_back(&socket, &inside, MAIN_TABLE)
+            }
+        })?;
+        set_master(socket, &inside, vrf.index)?;
+        before.put_back(socket, &inside, vrf.table.unwrap_or(MAIN_TABLE))?;
+        Ok(prev)
+    }
+
+    fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+        let conf = Conf::of(request)?;
+        let Some(container) = Container::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+        let socket = &container.socket;
+        let _lock = container.netns.lock().explain()?;
+        let Some(vrf) = link::find(socket, &conf.name).explain()?.filter(is_vrf) else { return Ok(()) };
+        if let Some(inside) = link::find(socket, sandbox.ifname.as_str()).explain()?
+            && inside.master == Some(vrf.index)
+        {
+            set_master(socket, &inside, 0)?;
+        }
+        let others = link::list(socket).explain()?;
+        if others.iter().any(|link| link.master == Some(vrf.index)) {
+            return Ok(());
+        }
+        container.remove_link(&vrf)
+    }
+
+    fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+        prev_result(request)?;
+        let conf = Conf::of(request)?;
+        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let socket = &container.socket;
+        let vrf = link::find(socket, &conf.name).explain()?.filter(is_vrf);
+        let vrf = vrf.ok_or_else(|| differs(format!("VRF {} is gone", conf.name)))?;
+        let inside = link::require(socket, sandbox.ifname.as_str()).explain()?;
+        if inside.master != Some(vrf.index) {
+            return Err(differs(format!("failed to find {} associated to vrf {}", inside.name, conf.name)));
+        }
+        Ok(())
+    }
+
+    fn status(&self, request: &Request) -> Result<(), Error> {
+        Conf::of(request).map(drop)
+    }
+}
+
+fn is_vrf(link: &Link) -> bool {
+    link.kind.as_deref() == Some("vrf")
+}
+
+fn find_or_create(socket: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link, Error> {
+    if let Some(there) = link::find(socket, &conf.name).explain()? {
+        if !is_vrf(&there) {
+            return Err(invalid(format!("link {} is not a VRF", conf.name)));
+        }
+        if conf.table.is_some_and(|table| there.table != Some(table)) {
+            return Err(invalid(format!(
+                "VRF {} already exist with different routing table {}",
+                conf.name,
+                there.table.unwrap_or_default()
+            )));
+        }
+        return Ok(there);
+    }
+    let links = link::list(socket).explain()?;
+    let taken = |table: u32| links.iter().any(|link| link.table == Some(table));
+    // The reserved tables (253 to 255) are in everybody's use.
+    let free = || TABLES.into_iter().find(|table| !taken(*table) && !(253..=255).contains(table));
+    let table = conf.table.or_else(free).unwrap_or(1);
+    match link::create_vrf(socket, &conf.name, table) {
+        Err(error) if error.kind() == Kind::Unsupported => {
+            return Err(Error::new(Code::Internal, error.to_string())
+                .details("the kernel has no VRFs: load the module vrf"));
+        }
+        other => other.explain()?,
+    }
+    let vrf = link::require(socket, &conf.name).explain()?;
+    undo.push(format!("remove VRF {}", vrf.name), {
+        let (socket, vrf) = (socket.clone(), vrf.clone());
+        move || link::remove(&socket, &vrf).explain()
+    })?;
+    Ok(vrf)
+}
+
+fn set_master(socket: &Socket, link: &Link, master: u32) -> Result<(), Error> {
+    link::change(socket, link, &Change { master: Some(master), ..Change::default() }).explain()
+}
+
+/// What an interface loses when its routing domain changes.
+#[derive(Debug, Clone)]
+struct Kept {
+    addresses: Vec<addr::Address>,
+    routes: Vec<Route>,
+}
+
+impl Kept {
+    fn read(socket: &Socket, link: &Link) -> Result<Self, Error> {
+        let mut addresses = addr::list(socket, link).explain()?;
+        addresses.retain(|address| is_global_v6(address.net.addr()));
+        let mut routes = route::list(socket, Ipv4Addr::UNSPECIFIED.into()).explain()?;
+        routes.extend(route::list(socket, Ipv6Addr::UNSPECIFIED.into()).explain()?);
+        // The kernel makes those of its own again.
+        const BY_KERNEL: u8 = 2;
+        routes.retain(|it| {
+            it.link == link.index && it.scope == 0 && it.protocol != BY_KERNEL && it.table == MAIN_TABLE
+        });
+        Ok(Self { addresses, routes })
+    }
+
+    fn put_back(&self, socket: &Socket, link: &Link, table: u32) -> Result<(), Error> {
+        for address in &self.addresses {
+            match addr::add(socket, link, address.net, Detection::Skip) {
+                Err(error) if error.kind() == Kind::Exists => {}
+                other => other.explain()?,
+            }
+        }
+        for route in &self.routes {
+            route::replace(socket, &Route { table, ..*route }).explain()?;
+        }
+        Ok(())
+    }
+}
+
+fn is_global_v6(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if !ip.is_unicast_link_local())
+}

@@ -1,0 +1,159 @@
+//! Conditions that a packet to a published port must fulfil, as networks write them: in the words of iptables or of nft.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use kernel::nft::{Expr, Reg};
+
+use crate::{chains, octets, port_name};
+
+/// Describes one condition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    what: What,
+    /// It holds when the packet is not so.
+    inverted: bool,
+    /// What is compared, as bytes, and which of their bits.
+    value: Vec<u8>,
+    mask: Vec<u8>,
+    text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Source { v4: bool },
+    Destination { v4: bool },
+    In,
+    Mark,
+}
+
+impl Condition {
+    /// Parses the words of a network's `conditionsV4` or `conditionsV6`.
+    ///
+    /// # Errors
+    /// The words that cannot be told.
+    pub fn parse(words: &[String], v4: bool) -> Result<Vec<Self>, String> {
+        // Either word by word or several words in one text.
+        let text = words.join(" ");
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let mut rest = &words[..];
+        let mut conditions = Vec::new();
+        while !rest.is_empty() {
+            let (condition, after) =
+                of_iptables(rest, v4).or_else(|| of_nft(rest, v4)).ok_or_else(|| rest.join(" "))?;
+            conditions.extend(condition);
+            rest = after;
+        }
+        Ok(conditions)
+    }
+
+    /// Gives what a rule says of it.
+    pub(crate) fn expressions(&self) -> Vec<Expr<'_>> {
+        let load = match self.what {
+            What::Source { v4: true } => Expr::Payload { base: 1, offset: 12, length: 4, to: Reg(0) },
+            What::Source { v4: false } => Expr::Payload { base: 1, offset: 8, length: 16, to: Reg(0) },
+            What::Destination { v4: true } => Expr::Payload { base: 1, offset: 16, length: 4, to: Reg(0) },
+            What::Destination { v4: false } => Expr::Payload { base: 1, offset: 24, length: 16, to: Reg(0) },
+            What::In => Expr::InName(Reg(0)),
+            What::Mark => Expr::Mark(Reg(0)),
+        };
+        let mut expressions = vec![load];
+        if self.mask.iter().any(|byte| *byte != 0xff) {
+            expressions.push(Expr::Mask { reg: Reg(0), mask: &self.mask });
+        }
+        expressions.push(if self.inverted {
+            Expr::NotEqual(Reg(0), &self.value)
+        } else {
+            Expr::Equal(Reg(0), &self.value)
+        });
+        expressions
+    }
+}
+
+/// Names the chain of conditions by their text.
+pub(crate) fn chain(conditions: &[Condition]) -> String {
+    let hash = conditions
+        .iter()
+        .flat_map(|condition| condition.text.bytes().chain([0]))
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    format!("{}{hash:016x}", chains::CONDITION)
+}
+
+type Parsed<'a, 'b> = Option<(Option<Condition>, &'a [&'b str])>;
+
+/// `! -s 10.0.0.0/8`, `-i eth0`, `-m mark --mark 0x1/0x1`; the older `-s ! 10.0.0.0/8` too.
+fn of_iptables<'a, 'b>(words: &'a [&'b str], v4: bool) -> Parsed<'a, 'b> {
+    let (before, words) = match words {
+        ["!", rest @ ..] => (true, rest),
+        _ => (false, words),
+    };
+    let (option, within, value, rest) = match words {
+        // A match that is only named, or only says something to the reader.
+        ["-m" | "--match", "mark" | "comment", rest @ ..] if !before => return Some((None, rest)),
+        ["--comment", _, rest @ ..] if !before => return Some((None, rest)),
+        [option, "!", value, rest @ ..] if !before => (*option, true, *value, rest),
+        [option, value, rest @ ..] => (*option, before, *value, rest),
+        _ => return None,
+    };
+    let what = match option {
+        "-s" | "--source" | "--src" => What::Source { v4 },
+        "-d" | "--destination" | "--dst" => What::Destination { v4 },
+        "-i" | "--in-interface" => What::In,
+        "--mark" => What::Mark,
+        _ => return None,
+    };
+    Some((Some(condition(what, within, value)?), rest))
+}
+
+/// `ip saddr != 10.0.0.0/8`, `iifname "eth0"`, `meta mark 0x1`.
+fn of_nft<'a, 'b>(words: &'a [&'b str], v4: bool) -> Parsed<'a, 'b> {
+    let (what, rest) = match words {
+        ["ip", "saddr", rest @ ..] if v4 => (What::Source { v4 }, rest),
+        ["ip6", "saddr", rest @ ..] if !v4 => (What::Source { v4 }, rest),
+        ["ip", "daddr", rest @ ..] if v4 => (What::Destination { v4 }, rest),
+        ["ip6", "daddr", rest @ ..] if !v4 => (What::Destination { v4 }, rest),
+        ["meta", "iifname", rest @ ..] | ["iifname", rest @ ..] => (What::In, rest),
+        ["meta", "mark", rest @ ..] | ["mark", rest @ ..] => (What::Mark, rest),
+        _ => return None,
+    };
+    let (inverted, rest) = match rest {
+        ["!=", rest @ ..] => (true, rest),
+        ["==", rest @ ..] => (false, rest),
+        _ => (false, rest),
+    };
+    let (value, rest) = rest.split_first()?;
+    Some((Some(condition(what, inverted, value.trim_matches('"'))?), rest))
+}
+
+fn condition(what: What, inverted: bool, text: &str) -> Option<Condition> {
+    let (value, mask) = match what {
+        What::Source { v4 } | What::Destination { v4 } => {
+            let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+            let net = net.filter(|net| net.addr().is_ipv4() == v4)?;
+            (octets(net.network()), octets(net.netmask()))
+        }
+        // A `+` or `*` at the end stands for any rest.
+        What::In => match text.strip_suffix(['+', '*']) {
+            Some(start) => (start.as_bytes().to_vec(), vec![0xff; start.len()]),
+            None => (port_name(text), vec![0xff; 16]),
+        },
+        What::Mark => {
+            let (mark, mask) = text.split_once('/').unwrap_or((text, "0xffffffff"));
+            (number(mark)?.to_ne_bytes().to_vec(), number(mask)?.to_ne_bytes().to_vec())
+        }
+    };
+    if value.is_empty() || value.len() > 16 {
+        return None;
+    }
+    let text = format!("{what:?} {inverted} {text}");
+    Some(Condition { what, inverted, value, mask, text })
+}
+
+fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(hexadecimal) => u32::from_str_radix(hexadecimal, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
