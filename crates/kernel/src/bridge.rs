@@ -49,13 +49,12 @@ pub enum Side {
     Bridge,
 }
 
-/// Creates a bridge, up; fails if the name is taken.
+/// Creates a bridge, down; fails if the name is taken.
 ///
 /// # Errors
 /// [`crate::Kind::Exists`] when the name is taken, [`crate::Kind::Unsupported`] without the driver.
 pub fn create(socket: &Socket, bridge: &New<'_>) -> Result<()> {
-    let up = libc::IFF_UP.cast_unsigned();
-    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | ACK | CREATE | EXCL, &ifinfo(0, 0, up, up));
+    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | ACK | CREATE | EXCL, &ifinfo(0, 0, 0, 0));
     message.text(libc::IFLA_IFNAME, bridge.name);
     if let Some(mtu) = bridge.mtu {
         message.u32(libc::IFLA_MTU, mtu);

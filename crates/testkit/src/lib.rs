@@ -7,6 +7,10 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, clippy::missing_panics_doc, reason = "a test is to fail where this fails")]
 
+mod talk;
+
+pub use talk::{Server, Transport};
+
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
@@ -175,7 +179,7 @@ impl Host {
         drop_what_the_kernel_makes(&mut routes);
         kinds.insert("routes".to_owned(), routes);
         let mut rules = self.json("nft -j list ruleset");
-        remove(&mut rules, &["handle", "metainfo"]);
+        remove(&mut rules, &["handle", "metainfo", "packets", "bytes"]);
         kinds.insert("ruleset".to_owned(), rules);
         // A network's locks, and what it gave out last, stay when its containers go.
         let files = self.sh(

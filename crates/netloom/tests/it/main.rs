@@ -5,6 +5,7 @@ mod attach;
 mod bad_input;
 mod cli;
 mod clients;
+mod firewall;
 mod lab;
 mod parity;
 mod ports;

@@ -188,6 +188,11 @@ fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link, Er
                 let (socket, name) = (host.clone(), name.to_owned());
                 undo.push(format!("remove bridge `{name}`"), move || remove_if_empty(&socket, &name))?;
                 sysctl::set(Setting::Ipv6(wanted.name, "accept_ra"), "0").explain()?;
+                // Until its link-local address is settled a bridge asks for no neighbour on behalf of others, so what
+                // is forwarded to the first container would be lost for 1 to 2 s. Nobody else has a random address.
+                if conf.uplink.is_none() {
+                    sysctl::set(Setting::Ipv6(wanted.name, "accept_dad"), "0").explain()?;
+                }
             }
             Err(error) if error.kind() == Kind::Exists => {}
             Err(error) => return Err(error).explain(),

@@ -1,0 +1,235 @@
+//! Sending for real: TCP, UDP and SCTP between the host, its containers, and whoever else is there.
+
+use std::{
+    fs::File,
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    net::{AddressFamily, Protocol, RawProtocol, RecvFlags, SendFlags, SocketFlags, SocketType},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+
+use crate::Host;
+
+/// How long an answer may take before it counts as none: a first packet that is lost is sent again after a second.
+const PATIENCE: Duration = Duration::from_millis(1500);
+const WORD: &[u8] = b"hello";
+
+/// Names a transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP, of which an INIT chunk is sent and answered: enough for everything on the way.
+    Sctp,
+}
+
+impl Transport {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// Gives the name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+/// Answers at an address until it is dropped, and says from where it was called.
+#[derive(Debug)]
+pub struct Server {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Vec<IpAddr>>>,
+}
+
+impl Server {
+    /// Ends it, and lists who called, in order.
+    pub fn callers(mut self) -> Vec<IpAddr> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().map(|thread| thread.join().expect("the server ends")).unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+impl Host {
+    /// Does work on a thread that is in the namespace of the host or of a container, and ends there.
+    pub fn inside<T: Send>(&self, container: Option<&str>, work: impl FnOnce() -> T + Send) -> T {
+        let netns = match container {
+            None => format!("/proc/{}/ns/net", self.pid()).into(),
+            Some(name) => self.path(&format!("/run/netns/{name}")),
+        };
+        let inside = || {
+            let netns = File::open(netns).expect("the namespace is there");
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+                .expect("the namespace can be entered");
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().expect("the work does not fail"))
+    }
+
+    /// Has the host or a container answer at an address.
+    pub fn serve(&self, container: Option<&str>, transport: Transport, at: SocketAddr) -> Server {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = match transport {
+            Transport::Tcp => {
+                let listener = self.inside(container, || TcpListener::bind(at)).expect("the port is free");
+                listener.set_nonblocking(true).expect("it can be set");
+                std::thread::spawn(move || {
+                    answer(&stopped, || {
+                        let (mut stream, from) = listener.accept()?;
+                        stream.write_all(WORD)?;
+                        Ok(from.ip())
+                    })
+                })
+            }
+            Transport::Udp => {
+                let socket = self.inside(container, || UdpSocket::bind(at)).expect("the port is free");
+                socket.set_read_timeout(Some(Duration::from_millis(20))).expect("it can be set");
+                std::thread::spawn(move || {
+                    answer(&stopped, || {
+                        let (_, from) = socket.recv_from(&mut [0; 64])?;
+                        socket.send_to(WORD, from)?;
+                        Ok(from.ip())
+                    })
+                })
+            }
+            Transport::Sctp => {
+                let socket = self.inside(container, || raw_sctp(at.ip()));
+                std::thread::spawn(move || {
+                    answer(&stopped, || {
+                        let (from, packet) = receive_sctp(&socket, Duration::from_millis(20))?;
+                        if packet.get(2..4) != Some(&at.port().to_be_bytes()) || packet.get(12) != Some(&1) {
+                            return Err(ErrorKind::WouldBlock.into());
+                        }
+                        let port = u16::from_be_bytes([packet[0], packet[1]]);
+                        send_sctp(&socket, at.port(), SocketAddr::new(from, port), INIT_ACK)?;
+                        Ok(from)
+                    })
+                })
+            }
+        };
+        Server { stop, thread: Some(thread) }
+    }
+
+    /// Tells whether the host or a container gets an answer from an address.
+    pub fn reaches(&self, container: Option<&str>, transport: Transport, to: SocketAddr) -> bool {
+        self.inside(container, || match transport {
+            Transport::Tcp => {
+                let Ok(mut stream) = TcpStream::connect_timeout(&to, PATIENCE) else { return false };
+                stream.set_read_timeout(Some(PATIENCE)).expect("it can be set");
+                let mut heard = [0; WORD.len()];
+                stream.read_exact(&mut heard).is_ok() && heard == *WORD
+            }
+            Transport::Udp => {
+                let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
+                let socket = UdpSocket::bind(any).expect("a port is free");
+                socket.set_read_timeout(Some(PATIENCE)).expect("it can be set");
+                let mut heard = [0; WORD.len()];
+                // Connected, so that an answer from elsewhere does not count.
+                socket.connect(to).is_ok()
+                    && socket.send(WORD).is_ok()
+                    && socket.recv(&mut heard).is_ok_and(|length| heard[..length] == *WORD)
+            }
+            Transport::Sctp => {
+                let socket = raw_sctp(to.ip());
+                let own = 40_000 + u16::try_from(std::process::id() % 10_000).unwrap_or_default();
+                if send_sctp(&socket, own, to, INIT).is_err() {
+                    return false;
+                }
+                let until = Instant::now() + PATIENCE;
+                while Instant::now() < until {
+                    if let Ok((_, packet)) = receive_sctp(&socket, Duration::from_millis(20))
+                        && packet.get(..4) == Some(&[to.port().to_be_bytes(), own.to_be_bytes()].concat())
+                        && packet.get(12) == Some(&INIT_ACK)
+                    {
+                        return true;
+                    }
+                }
+                false
+            }
+        })
+    }
+}
+
+fn answer(stop: &AtomicBool, mut one: impl FnMut() -> std::io::Result<IpAddr>) -> Vec<IpAddr> {
+    let mut callers = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        match one() {
+            Ok(from) => callers.push(from),
+            // Nobody has called; a call that was taken back counts as none.
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    callers
+}
+
+const SCTP: u32 = 132;
+const INIT: u8 = 1;
+const INIT_ACK: u8 = 2;
+
+fn raw_sctp(like: IpAddr) -> OwnedFd {
+    let family = if like.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let protocol = RawProtocol::new(SCTP).map(Protocol::from_raw);
+    rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
+        .expect("raw sockets can be opened")
+}
+
+fn send_sctp(socket: &OwnedFd, from: u16, to: SocketAddr, chunk: u8) -> std::io::Result<()> {
+    // Common header: ports, verification tag (0 with INIT), checksum (RFC 9260, 3.1).
+    let mut packet = [&from.to_be_bytes()[..], &to.port().to_be_bytes(), &[0; 8]].concat();
+    if chunk == INIT_ACK {
+        packet[4..8].copy_from_slice(&1_u32.to_be_bytes());
+    }
+    // INIT and INIT ACK: tag, window, streams out and in, first sequence number (RFC 9260, 3.3.2).
+    packet.extend([chunk, 0, 0, 20, 0, 0, 0, 1, 0, 0, 0x10, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    let checksum = crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&checksum);
+    // Raw IPv6 sockets take no port.
+    let to = SocketAddr::new(to.ip(), 0);
+    rustix::net::sendto(socket, &packet, SendFlags::empty(), &to)?;
+    Ok(())
+}
+
+fn receive_sctp(socket: &OwnedFd, within: Duration) -> std::io::Result<(IpAddr, Vec<u8>)> {
+    rustix::net::sockopt::set_socket_timeout(socket, rustix::net::sockopt::Timeout::Recv, Some(within))?;
+    let mut buffer = [0; 1500];
+    let (length, _, from) = rustix::net::recvfrom(socket, &mut buffer[..], RecvFlags::empty())?;
+    let from: SocketAddr =
+        from.ok_or(ErrorKind::InvalidData)?.try_into().map_err(|_| ErrorKind::InvalidData)?;
+    // IPv4's raw sockets give the network header too.
+    let header = if from.is_ipv4() { usize::from(buffer[0] & 0xf) * 4 } else { 0 };
+    Ok((from.ip(), buffer[header..length.max(header)].to_vec()))
+}
+
+/// The checksum of SCTP (RFC 9260, appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            let carry = if crc & 1 == 1 { 0x82f6_3b78 } else { 0 };
+            crc >> 1 ^ carry
+        })
+    })
+}
