@@ -215,10 +215,9 @@ fn create(
 ///
 /// # Errors
 /// [`crate::Kind::Exists`] when the name is taken, [`crate::Kind::Unsupported`] without the driver.
-pub fn create_ifb(socket: &Socket, name: &str, mtu: u32, alias: &str) -> Result<()> {
+pub fn create_ifb(socket: &Socket, name: &str, mtu: u32) -> Result<()> {
     let more = |message: &mut Message| {
         message.u32(libc::IFLA_MTU, mtu).u32(libc::IFLA_TXQLEN, 0);
-        message.attr(libc::IFLA_IFALIAS, alias.as_bytes());
     };
     create(socket, name, "ifb", more, |_| ())
 }

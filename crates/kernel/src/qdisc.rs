@@ -113,7 +113,8 @@ pub fn add_bucket_for(
     // struct tc_htb_glob: version, rate to quantum, default class, debug, direct packets.
     let global: Vec<u8> = [3, 10, default, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
     message.text(libc::TCA_KIND, "htb").nest(libc::TCA_OPTIONS, |options| {
-        options.attr(HTB_INIT, &global);
+        // What is not limited passes by a queue of its own, which would be as long as the link's: none, of an ifb.
+        options.attr(HTB_INIT, &global).u32(HTB_DIRECT_QLEN, 1000);
     });
     socket.change(message, doing, &object)?;
     let mut message = new(RTM_NEWTCLASS, link, ROOT_HANDLE | LIMITED_CLASS, ROOT_HANDLE, 0);
@@ -290,6 +291,7 @@ const TBF_PARMS: u16 = 1;
 const TBF_RATE64: u16 = 4;
 const HTB_PARMS: u16 = 1;
 const HTB_INIT: u16 = 2;
+const HTB_DIRECT_QLEN: u16 = 5;
 const HTB_RATE64: u16 = 6;
 const HTB_CEIL64: u16 = 7;
 const U32_CLASSID: u16 = 1;

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use kernel::{
     Kind, Protocol, Socket, linger,
-    link::{self, Link},
+    link::{self, Change, Link},
     qdisc::{self, Bucket, OtherSide, Part},
 };
 use netloom_plugin::{Attachment, Error, Plugin, Request, Sandbox, SpecVersion, Undo, result::v100::Success};
@@ -271,8 +271,10 @@ fn create_ifb(host: &Socket, owner: &Owner<'_>, mtu: u32, undo: &mut Undo) -> Re
                 None => Ok(()),
             }
         })?;
-        link::create_ifb(host, &name, mtu, &mark).explain()?;
-        return link::require(host, &name).explain();
+        link::create_ifb(host, &name, mtu).explain()?;
+        let ifb = link::require(host, &name).explain()?;
+        link::change(host, &ifb, &Change { alias: Some(&mark), ..Change::default() }).explain()?;
+        return Ok(ifb);
     }
     Err(invalid("no name is free for the link that limits what the container sends"))
 }

@@ -260,8 +260,7 @@ fn route_by_source(
                 scope: LINK_SCOPE,
                 ..Route::new(ip.address.trunc(), None, inside.index)
             };
-            // A hint is a courtesy: without it packets find their way by the rules.
-            drop(route::replace(socket, &hint));
+            route::replace(socket, &hint).explain()?;
         }
     }
     for route in of_link.iter().filter(|route| !conf.source_hints || route.scope != LINK_SCOPE) {

@@ -181,6 +181,16 @@ impl Host {
         let mut rules = self.json("nft -j list ruleset");
         remove(&mut rules, &["handle", "metainfo", "packets", "bytes"]);
         kinds.insert("ruleset".to_owned(), rules);
+        let mut queues = self.json("tc -j qdisc");
+        remove(&mut queues, &["refcnt"]);
+        kinds.insert("queues".to_owned(), queues);
+        let routing = self.sh("ip rule; ip -6 rule");
+        kinds.insert("routing rules".to_owned(), routing.lines().collect::<Vec<_>>().into());
+        // Saying which tables of iptables-legacy there are makes none.
+        let legacy = self.sh(
+            "for ip in ip ip6; do test ! -s /proc/net/${ip}_tables_names || ${ip}tables-legacy-save | grep -v '^#' | sed 's/\\[.*//'; done",
+        );
+        kinds.insert("legacy".to_owned(), legacy.lines().collect::<Vec<_>>().into());
         // A network's locks, and what it gave out last, stay when its containers go.
         let files = self.sh(
             "find /var/lib /run/netns /run/cni -type f ! -name lock ! -path '*/locks/network-*' ! -name 'last_reserved_ip.*' 2>/dev/null | sort || true",

@@ -3,6 +3,8 @@
 
 mod attach;
 mod bad_input;
+mod chained;
+mod chains;
 mod cli;
 mod clients;
 mod firewall;

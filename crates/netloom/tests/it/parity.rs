@@ -12,7 +12,7 @@ const CONFIGURATIONS: &str = include_str!("parity.json");
 const DIFFERENCES: &str = include_str!("parity-differences.json");
 
 /// What came of one configuration, flat: path to value.
-type Seen = BTreeMap<String, String>;
+pub(crate) type Seen = BTreeMap<String, String>;
 
 /// R91 and the plugins' own promises: results, addresses, routes, ports, VLANs and sysctls equal the reference's.
 #[test]
@@ -25,10 +25,8 @@ fn the_same_configuration_gives_the_same_host_and_container() {
     if let Some(wanted) = &wanted {
         configurations.retain(|conf| conf.to_string().contains(wanted));
     }
-    let meant: Vec<Value> = serde_json::from_str(DIFFERENCES).unwrap();
-    let mut failures = Vec::new();
+    let mut differences = Differences::new(DIFFERENCES);
     let mut attached = 0;
-    let mut unused: Vec<usize> = (0..meant.len()).collect();
     for conf in &configurations {
         let (theirs, ours) = std::thread::scope(|scope| {
             let theirs = scope.spawn(|| seen(&peers, conf));
@@ -36,33 +34,55 @@ fn the_same_configuration_gives_the_same_host_and_container() {
             (theirs.join().unwrap(), ours)
         });
         attached += u32::from(!ours.contains_key("/add/error"));
+        differences.compare(&conf.to_string(), &ours, &theirs);
+    }
+    println!("compared {} configurations, {attached} attached", configurations.len());
+    differences.assert_as_meant(wanted.is_none());
+}
+
+/// What differs, and what is meant to.
+pub(crate) struct Differences {
+    meant: Vec<Value>,
+    unused: Vec<usize>,
+    failures: Vec<String>,
+}
+
+impl Differences {
+    /// Reads what is meant to differ.
+    pub(crate) fn new(meant: &str) -> Self {
+        let meant: Vec<Value> = serde_json::from_str(meant).unwrap();
+        Self { unused: (0..meant.len()).collect(), meant, failures: Vec::new() }
+    }
+
+    /// Notes what differs between two sides of one case.
+    pub(crate) fn compare(&mut self, case: &str, ours: &Seen, theirs: &Seen) {
         let paths: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
         for path in paths {
             let (a, b) = (ours.get(path), theirs.get(path));
             if a == b {
                 continue;
             }
-            let conf_text = conf.to_string();
-            let excuse = meant.iter().position(|difference| {
-                conf_text.contains(difference["where"].as_str().unwrap())
-                    && difference["without"].as_str().is_none_or(|text| !conf_text.contains(text))
+            let excuse = self.meant.iter().position(|difference| {
+                case.contains(difference["where"].as_str().unwrap())
+                    && difference["without"].as_str().is_none_or(|text| !case.contains(text))
                     && matches(path, difference["path"].as_str().unwrap())
             });
             match excuse {
-                Some(index) => unused.retain(|other| *other != index),
-                None => failures.push(format!("{conf}\n  {path}: ours {a:?}, theirs {b:?}")),
+                Some(index) => self.unused.retain(|other| *other != index),
+                None => self.failures.push(format!("{case}\n  {path}: ours {a:?}, theirs {b:?}")),
             }
         }
     }
-    println!("compared {} configurations, {attached} attached", configurations.len());
-    assert!(failures.is_empty(), "{} differences\n{}", failures.len(), failures.join("\n"));
-    // What only some kernels can do is not missed on the others.
-    let unused: Vec<&Value> = unused
-        .into_iter()
-        .map(|index| &meant[index])
-        .filter(|difference| difference["needs"].is_null())
-        .collect();
-    assert!(unused.is_empty() || wanted.is_some(), "differences that do not exist: {unused:?}");
+
+    /// Fails with what is not meant to differ, and (if all cases were run) with what does not differ although it is
+    /// meant to. What only some kernels can do is not missed on the others.
+    pub(crate) fn assert_as_meant(self, all: bool) {
+        let failures = self.failures;
+        assert!(failures.is_empty(), "{} differences\n{}", failures.len(), failures.join("\n"));
+        let unused = self.unused.into_iter().map(|index| &self.meant[index]);
+        let unused: Vec<&Value> = unused.filter(|difference| difference["needs"].is_null()).collect();
+        assert!(unused.is_empty() || !all, "differences that do not exist: {unused:?}");
+    }
 }
 
 /// Tells whether a path begins with a pattern; `*` stands for one step.
@@ -100,11 +120,11 @@ fn seen(bin: &Path, conf: &Value) -> Seen {
 }
 
 /// Names that are random, and what stands for them here.
-struct Names(Vec<(String, String)>);
+pub(crate) struct Names(Vec<(String, String)>);
 
 impl Names {
     /// Numbers the veth ends of the host by what they are for: a VLAN gateway's before a container's.
-    fn of(host: &Host) -> Self {
+    pub(crate) fn of(host: &Host) -> Self {
         let links = host.json("ip -j link");
         let mut names = Vec::new();
         for link in links.as_array().unwrap() {
@@ -117,7 +137,7 @@ impl Names {
         Self(names)
     }
 
-    fn normalise(&self, text: &str) -> String {
+    pub(crate) fn normalise(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for (name, role) in &self.0 {
             text = text.replace(name, role);
@@ -127,7 +147,7 @@ impl Names {
 }
 
 /// A result with random names and hardware addresses taken out; of an error, that it is one.
-fn outcome(answer: &Answer, names: &Names) -> Value {
+pub(crate) fn outcome(answer: &Answer, names: &Names) -> Value {
     if !answer.ok {
         return json!({"error": true});
     }
@@ -145,7 +165,7 @@ fn outcome(answer: &Answer, names: &Names) -> Value {
     value
 }
 
-fn look(host: &Host, container: Option<&str>, names: &Names) -> Value {
+pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value {
     let sh = |line: &str| match container {
         None => host.sh(line),
         Some(name) => host.sh(&format!("ip netns exec {name} sh -c '{line}'")),
@@ -244,7 +264,7 @@ fn by_name(list: Value, key: &str) -> Value {
         .into()
 }
 
-fn flatten(path: &str, value: &Value, into: &mut Seen) {
+pub(crate) fn flatten(path: &str, value: &Value, into: &mut Seen) {
     match value {
         Value::Object(object) if !object.is_empty() => {
             for (key, value) in object {

@@ -67,7 +67,8 @@ impl Lab {
     fn state(&self) -> Value {
         let host = serde_json::to_value(&self.host.snapshot().0).unwrap();
         let mut inside = json!([]);
-        for line in ["ip -j link", "ip -j addr", "ip -j route show table all"] {
+        for line in ["ip -j link", "ip -j addr", "ip -j route show table all", "ip -j rule", "ip -j -6 rule"]
+        {
             let mut seen = self.host.json(&format!("ip netns exec c1 {line}"));
             testkit::remove(&mut seen, &["operstate"]);
             testkit::drop_what_the_kernel_makes(&mut seen);
@@ -218,6 +219,78 @@ fn a_published_port_is_undone_at_each_step() {
         lab.host.sh("echo 0 >/proc/sys/net/ipv4/conf/br0/route_localnet");
         let steps = fail_each_step(&lab, &portmap, &prev);
         assert!(steps >= 2, "{steps}");
+    });
+}
+
+/// What every other chained plugin does, behind a bridge.
+#[test]
+fn chained_plugins_are_undone_at_each_step() {
+    if !testkit::is_root() {
+        return;
+    }
+    let cases = [
+        (json!({"type": "firewall", "ingressPolicy": "isolated", "backend": "iptables"}), 1),
+        (
+            json!({"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.core.somaxconn": "9"},
+                "mac": "c2:11:22:33:44:55", "mtu": 1400, "txQLen": 9, "promisc": true, "allmulti": true}),
+            3,
+        ),
+        (
+            json!({"type": "bandwidth", "ingressRate": 8_000_000, "ingressBurst": 800_000,
+                "egressRate": 8_000_000, "egressBurst": 800_000}),
+            5,
+        ),
+        (
+            json!({"type": "bandwidth", "egressRate": 8_000_000, "egressBurst": 800_000,
+                "unshapedSubnets": ["10.0.0.0/8", "fd00::/8"]}),
+            8,
+        ),
+        (json!({"type": "sbr"}), 8),
+        (json!({"type": "sbr", "addSourceHints": true, "gateways": ["10.88.0.9"]}), 6),
+        (
+            json!({"type": "portmap", "masqAll": true, "conditionsV4": ["-i", "up0"], "runtimeConfig": {"portMappings":
+                [{"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1"}]}}),
+            1,
+        ),
+    ];
+    std::thread::scope(|scope| {
+        for (mut conf, least) in cases {
+            scope.spawn(move || {
+                let lab = Lab::new();
+                lab.host.container("c1");
+                conf["cniVersion"] = json!("1.1.0");
+                conf["name"] = json!("lab");
+                if conf["type"] == "tuning" {
+                    conf["dataDir"] = json!(lab.data.join("tuning"));
+                }
+                lab.on_host(|| {
+                    let (ok, mut prev) = lab.call("ADD", &dual_stack(), &Value::Null);
+                    assert!(ok, "{prev}");
+                    prev["interfaces"][2]["sandbox"] = json!("c1");
+                    // Tables and chains are the host's, and the guard is the network's; the first container makes them.
+                    let before = lab.state();
+                    let (ok, result) = lab.call("ADD", &conf, &prev);
+                    assert!(ok, "{result}");
+                    let (ok, checked) = lab.call("CHECK", &conf, &prev);
+                    assert!(ok, "{checked}");
+                    assert!(lab.call("DEL", &conf, &prev).0);
+                    // What DEL leaves to the interface's end, which comes next.
+                    if conf["type"] == "bandwidth" {
+                        lab.host.sh("tc qdisc del dev $(ls /sys/class/net | grep veth) root || true
+                                     tc qdisc del dev $(ls /sys/class/net | grep veth) ingress || true");
+                    }
+                    if conf["type"] == "sbr" {
+                        lab.host.sh("ip netns exec c1 sh -c 'ip route flush table all 2>/dev/null; ip addr flush dev eth0 scope global
+                            ip addr add 10.88.0.2/16 dev eth0; ip -6 addr add fd88::2/64 dev eth0 nodad
+                            ip route add default via 10.88.0.1; ip -6 route add default via fd88::1' || true");
+                    } else if conf["type"] == "tuning" {
+                        assert_eq!(before["inside"], lab.state()["inside"]);
+                    }
+                    let steps = fail_each_step(&lab, &conf, &prev);
+                    assert!(steps >= least, "{conf}: {steps}");
+                });
+            });
+        }
     });
 }
 
