@@ -23,10 +23,10 @@ struct Side {
     bin: PathBuf,
 }
 
-/// One plugin call of a case: configuration without version and name.
+/// The plugin calls of a case, in the order of ADD: configurations without version and name.
 struct Case {
     name: &'static str,
-    conf: Value,
+    chain: Vec<Value>,
 }
 
 fn cases() -> Vec<Case> {
@@ -40,22 +40,37 @@ fn cases() -> Vec<Case> {
         conf
     };
     vec![
-        Case { name: "loopback", conf: json!({"type": "loopback"}) },
-        Case { name: "bridge", conf: bridge(json!({})) },
+        Case { name: "loopback", chain: vec![json!({"type": "loopback"})] },
+        Case { name: "bridge", chain: vec![bridge(json!({}))] },
         Case {
             name: "bridge, dual stack",
-            conf: bridge(
+            chain: vec![bridge(
                 json!({"ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}], [{"subnet": "fd20::/64"}]]))}),
-            ),
+            )],
         },
         Case {
             name: "ptp",
-            conf: json!({"type": "ptp", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))}),
+            chain: vec![json!({"type": "ptp", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))})],
         },
         Case {
             name: "host-local",
-            conf: json!({"type": "host-local", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))}),
+            chain: vec![json!({"type": "host-local", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))})],
         },
+        Case { name: "the whole chain", chain: whole_chain(bridge(json!({"ipMasq": true}))) },
+    ]
+}
+
+/// The chain as people run it: bridge with masquerade, tuning, portmap (2 ports), firewall, bandwidth.
+fn whole_chain(bridge: Value) -> Vec<Value> {
+    let port =
+        |host: u16, container: u16| json!({"hostPort": host, "containerPort": container, "protocol": "tcp"});
+    vec![
+        bridge,
+        json!({"type": "tuning", "mtu": 1400, "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}}),
+        json!({"type": "portmap", "runtimeConfig": {"portMappings": [port(8080, 80), port(8443, 443)]}}),
+        json!({"type": "firewall"}),
+        json!({"type": "bandwidth", "ingressRate": 800_000_000, "ingressBurst": 80_000_000,
+            "egressRate": 800_000_000, "egressBurst": 80_000_000}),
     ]
 }
 
@@ -98,7 +113,9 @@ fn build() -> Result<(PathBuf, PathBuf), String> {
     let bin = root().join("target/bench-bin");
     drop(std::fs::remove_dir_all(&bin));
     std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
-    for name in ["loopback", "bridge", "ptp", "host-local", "static", "portmap"] {
+    for name in
+        ["loopback", "bridge", "ptp", "host-local", "static", "portmap", "firewall", "tuning", "bandwidth"]
+    {
         std::fs::hard_link(&binary, bin.join(name)).map_err(|error| error.to_string())?;
     }
     Ok((binary, bin))
@@ -256,18 +273,20 @@ fn measure(sides: &[Side], hosts: &[Host], case: &Case, count: usize) -> Outcome
         for (index, (side, host)) in sides.iter().zip(hosts).enumerate() {
             // Reservations go to a folder of the side's own host, through its root.
             let data = format!("/proc/{}/root/var/lib/cni/networks", host.holder.id());
-            let mut conf = case.conf.clone();
-            conf["cniVersion"] = json!("1.0.0");
-            conf["name"] = json!("bench");
-            if conf["ipam"].is_object() {
-                conf["ipam"]["dataDir"] = json!(data);
-            }
             let call = Call { side, host, container: format!("c{round}") };
-            for (verb, row) in verbs.iter().zip(&mut rows) {
-                let (took, answer) = call.run(verb, &conf)?;
-                if *verb == "ADD" {
-                    conf["prevResult"] = answer;
+            let mut chain = case.chain.clone();
+            for conf in &mut chain {
+                conf["cniVersion"] = json!("1.0.0");
+                conf["name"] = json!("bench");
+                if conf["ipam"].is_object() {
+                    conf["ipam"]["dataDir"] = json!(data);
                 }
+                if conf["type"] == "tuning" {
+                    conf["dataDir"] = json!(format!("/proc/{}/root/run/tuning", host.holder.id()));
+                }
+            }
+            for (verb, row) in verbs.iter().zip(&mut rows) {
+                let took = run_chain(&call, verb, &mut chain)?;
                 if round >= WARM_UP {
                     row[index].push(took);
                 }
@@ -281,6 +300,28 @@ fn measure(sides: &[Side], hosts: &[Host], case: &Case, count: usize) -> Outcome
         host.sh("ip -all netns delete; ip link del cbr0 2>/dev/null || true")?;
     }
     Ok(())
+}
+
+/// Runs a verb of each plugin, with the results as a runtime hands them on, and gives how long all of them took.
+fn run_chain(call: &Call<'_>, verb: &str, chain: &mut [Value]) -> Result<Duration, String> {
+    let mut whole = Duration::ZERO;
+    let mut result = Value::Null;
+    let order: Vec<usize> =
+        if verb == "DEL" { (0..chain.len()).rev().collect() } else { (0..chain.len()).collect() };
+    for index in order {
+        if verb == "ADD" && index > 0 {
+            chain[index]["prevResult"] = result;
+        }
+        let (took, answer) = call.run(verb, &chain[index])?;
+        whole += took;
+        result = answer;
+    }
+    if verb == "ADD" {
+        for conf in chain {
+            conf["prevResult"] = result.clone();
+        }
+    }
+    Ok(whole)
 }
 
 fn table(case: &str, verb: &str, sides: &[Side], rows: &mut [Vec<Duration>]) {
@@ -308,7 +349,7 @@ fn peak_memory(sides: &[Side], hosts: &[Host]) -> Outcome {
     }
     for (side, host) in sides.iter().zip(hosts) {
         host.sh("ip netns add memory")?;
-        let mut conf = cases().swap_remove(1).conf;
+        let mut conf = cases().swap_remove(1).chain.swap_remove(0);
         conf["cniVersion"] = json!("1.0.0");
         conf["name"] = json!("memory");
         let mut child = host
