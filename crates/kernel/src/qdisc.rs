@@ -222,6 +222,34 @@ pub fn look(socket: &Socket, link: &Link) -> Result<(Option<Root>, bool)> {
     Ok((root, redirected))
 }
 
+/// Lists the indices of the links that something is redirected to, as [`redirect`] does it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn redirect_targets(socket: &Socket) -> Result<Vec<u32>> {
+    let all = Message::new(libc::RTM_GETQDISC, REQUEST | DUMP, &[0; TCMSG]);
+    let from = socket.dump(&all, "list", &"queues", |received| {
+        let fixed = received.payload.first_chunk::<TCMSG>()?;
+        (read_u32(&fixed[12..])? == TC_H_INGRESS).then(|| read_u32(&fixed[4..])).flatten()
+    })?;
+    let mut targets = Vec::new();
+    for index in from {
+        let mut fixed = [0; TCMSG];
+        fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+        fixed[12..16].copy_from_slice(&INGRESS_HANDLE.to_ne_bytes());
+        let message = Message::new(RTM_GETTFILTER, REQUEST | DUMP, &fixed);
+        let found = socket.dump(&message, "list the filters of link", &index, |received| {
+            let options = Attrs::after(received.payload, TCMSG).find(libc::TCA_OPTIONS)?;
+            let action = Attrs(Attrs(options).find(U32_ACT)?).next()?.1;
+            let mirred = Attrs(Attrs(action).find(ACT_OPTIONS)?).find(MIRRED_PARMS)?;
+            read_u32(mirred.get(24..)?)
+        });
+        // The link may be gone by now.
+        targets.extend(crate::error::absent_is_none(found)?.unwrap_or_default());
+    }
+    Ok(targets)
+}
+
 fn read_bucket(options: &[u8]) -> Option<(u64, u32, u32)> {
     let parameters = Attrs(options).find(TBF_PARMS)?;
     let rate = match Attrs(options).find(TBF_RATE64) {
@@ -282,6 +310,7 @@ fn tcmsg(link: &Link, handle: u32, parent: u32, info: u32) -> [u8; TCMSG] {
 const TCMSG: usize = 20;
 const RTM_NEWTCLASS: u16 = 40;
 const RTM_NEWTFILTER: u16 = 44;
+const RTM_GETTFILTER: u16 = 46;
 const TC_H_ROOT: u32 = 0xffff_ffff;
 const TC_H_INGRESS: u32 = 0xffff_fff1;
 const INGRESS_HANDLE: u32 = 0xffff_0000;

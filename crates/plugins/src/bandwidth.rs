@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::{
     chained::{host_end, prev_result},
     container::Container,
-    failure::{Explain, differs, invalid},
+    failure::{Errors, Explain, differs, invalid},
     owned,
     owner::Owner,
     veth,
@@ -248,7 +248,34 @@ impl Plugin for Bandwidth {
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        owned::gc_links(request, valid)
+        let mut errors = Errors::default();
+        errors.note(owned::gc_links(request, valid));
+        // Those that say nothing of their owner are the reference's, or of an ADD that was killed. Whose interface is
+        // gone has nothing redirected to it any more; the names of valid ones are known.
+        let host = Socket::open(Protocol::Route).explain()?;
+        let network = request.config.name.as_str();
+        let known = |name: &String| {
+            valid.iter().any(|a| {
+                Owner { network, container: &a.container_id, ifname: &a.ifname }
+                    .limiting_links()
+                    .contains(name)
+            })
+        };
+        let mut nameless = link::list(&host).explain()?;
+        nameless.retain(|it| {
+            it.kind.as_deref() == Some("ifb")
+                && it.alias.is_none()
+                && it.name.len() == 15
+                && it.name.starts_with("bwp")
+                && !known(&it.name)
+        });
+        if !nameless.is_empty() {
+            let in_use = qdisc::redirect_targets(&host).explain()?;
+            for ifb in nameless.iter().filter(|ifb| !in_use.contains(&ifb.index)) {
+                errors.note(link::remove(&host, ifb).explain());
+            }
+        }
+        errors.into_result()
     }
 }
 

@@ -231,7 +231,7 @@ impl Plugin for Tuning {
         for (file, saved) in saved::list(&data_dir(&written))? {
             let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let is_valid = valid.iter().any(|a| name == saved::file_name(&a.container_id, &a.ifname));
-            if saved.is_of(request.config.name.as_str()) && !is_valid {
+            if saved.is_of(request.config.name.as_str()) && !is_valid || saved::is_abandoned(&file) {
                 errors.note(saved::remove(&file));
             }
         }

@@ -18,8 +18,9 @@ use serde_json::{Value, json};
 
 use crate::{Outcome, root, run_with, say, test};
 
-struct Side {
-    name: String,
+/// A folder of plugins.
+pub(crate) struct Side {
+    pub(crate) name: String,
     bin: PathBuf,
 }
 
@@ -75,8 +76,18 @@ fn whole_chain(bridge: Value) -> Vec<Value> {
 }
 
 pub(crate) fn bench(arguments: &[String]) -> Outcome {
+    let (sides, count) = sides(arguments, 60)?;
+    let hosts: Vec<Host> = sides.iter().map(|_| Host::new()).collect::<Result<_, _>>()?;
+    version(&sides, &hosts, count)?;
+    for case in cases() {
+        measure(&sides, &hosts, &case, count)?;
+    }
+    peak_memory(&sides, &hosts)
+}
+
+/// Builds this one, and gives the sides that are asked for and how many rounds.
+pub(crate) fn sides(arguments: &[String], mut count: usize) -> Result<(Vec<Side>, usize), String> {
     let mut sides = Vec::new();
-    let mut count = 60;
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{argument} needs a value"))?;
@@ -99,12 +110,7 @@ pub(crate) fn bench(arguments: &[String]) -> Outcome {
     sides.push(Side { name: "netloom".into(), bin });
     let size = std::fs::metadata(&binary).map_err(|error| error.to_string())?.len();
     say(&format!("{}: {:.2} MiB\n", binary.display(), mebibytes(size)));
-    let hosts: Vec<Host> = sides.iter().map(|_| Host::new()).collect::<Result<_, _>>()?;
-    version(&sides, &hosts, count)?;
-    for case in cases() {
-        measure(&sides, &hosts, &case, count)?;
-    }
-    peak_memory(&sides, &hosts)
+    Ok((sides, count))
 }
 
 /// Builds the release binary and a folder of links to it.
@@ -147,12 +153,12 @@ pub(crate) fn dist() -> Result<PathBuf, String> {
 }
 
 /// A process that holds a network and a mount namespace, with containers prepared in it.
-struct Host {
+pub(crate) struct Host {
     holder: std::process::Child,
 }
 
 impl Host {
-    fn new() -> Result<Self, String> {
+    pub(crate) fn new() -> Result<Self, String> {
         const HOLD: &str = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mkdir -p /run/netns && ip link set lo up && echo ready && exec cat";
         let mut holder = Command::new("unshare")
             .args(["--mount", "--net", "--propagation", "private", "sh", "-c", HOLD])
@@ -166,7 +172,11 @@ impl Host {
         Ok(Self { holder })
     }
 
-    fn sh(&self, line: &str) -> Outcome {
+    pub(crate) fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+
+    pub(crate) fn sh(&self, line: &str) -> Outcome {
         run_with(self.command("sh").args(["-c", line]))
     }
 
@@ -178,11 +188,23 @@ impl Host {
 
     /// Enters the host on a thread of its own, which ends with the work.
     fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, String> {
-        let proc = PathBuf::from(format!("/proc/{}/ns", self.holder.id()));
+        Self::enter(&format!("/proc/{}/ns/net", self.pid()), work)
+    }
+
+    /// Enters a container of the host likewise.
+    pub(crate) fn inside_of<T: Send>(
+        &self,
+        container: &str,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<T, String> {
+        Self::enter(&format!("/proc/{}/root/run/netns/{container}", self.pid()), work)
+    }
+
+    fn enter<T: Send>(netns: &str, work: impl FnOnce() -> T + Send) -> Result<T, String> {
         std::thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    let net = File::open(proc.join("net")).map_err(|error| error.to_string())?;
+                    let net = File::open(netns).map_err(|error| error.to_string())?;
                     move_into_link_name_space(net.as_fd(), Some(LinkNameSpaceType::Network))
                         .map_err(|error| error.to_string())?;
                     Ok(work())
@@ -200,10 +222,10 @@ impl Drop for Host {
     }
 }
 
-struct Call<'a> {
-    side: &'a Side,
-    host: &'a Host,
-    container: String,
+pub(crate) struct Call<'a> {
+    pub(crate) side: &'a Side,
+    pub(crate) host: &'a Host,
+    pub(crate) container: String,
 }
 
 impl Call<'_> {
@@ -303,7 +325,7 @@ fn measure(sides: &[Side], hosts: &[Host], case: &Case, count: usize) -> Outcome
 }
 
 /// Runs a verb of each plugin, with the results as a runtime hands them on, and gives how long all of them took.
-fn run_chain(call: &Call<'_>, verb: &str, chain: &mut [Value]) -> Result<Duration, String> {
+pub(crate) fn run_chain(call: &Call<'_>, verb: &str, chain: &mut [Value]) -> Result<Duration, String> {
     let mut whole = Duration::ZERO;
     let mut result = Value::Null;
     let order: Vec<usize> =

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod growth;
 mod spec;
 mod test;
 mod tidy;
@@ -23,6 +24,7 @@ cargo xtask CHORE
   deny                 licences, sources and duplicates of what we depend on
   dist                 build the binary to install, and say where it is
   bench [OPTIONS]      time plugins side by side
+  growth [OPTIONS]     time one more container on a host that has many
     --side NAME=DIR      a folder of plugins; may be repeated; ours is added as netloom
     -n COUNT             how often each is run (default 60)
 ";
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Some("deny") => test::deny(),
         Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
         Some("bench") => bench::bench(&arguments[1..]),
+        Some("growth") => growth::growth(&arguments[1..]),
         _ => {
             say(HELP);
             return ExitCode::from(2);

@@ -5,6 +5,7 @@ mod attach;
 mod bad_input;
 mod chained;
 mod chains;
+mod churn;
 mod cli;
 mod clients;
 mod firewall;

@@ -95,6 +95,13 @@ impl Saved {
     }
 }
 
+/// Tells whether a file is one that an ADD was about to write when it was killed.
+pub(super) fn is_abandoned(file: &Path) -> bool {
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let writer = name.strip_suffix(".new").and_then(|name| name.rsplit_once('.')).map(|(_, pid)| pid);
+    writer.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+}
+
 /// Removes a file. Absent is fine.
 pub(super) fn remove(file: &Path) -> Result<(), Error> {
     match fs::remove_file(file) {
