@@ -15,3 +15,4 @@ mod ports;
 mod shared;
 mod undo;
 mod vlans;
+mod vrf;
