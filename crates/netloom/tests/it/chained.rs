@@ -246,18 +246,18 @@ fn rate(lab: &Lab, from: Option<&str>, to: Option<&str>, address: &str) -> f64 {
             while sender.write_all(&[0; 16384]).is_ok() {}
         });
         let mut buffer = vec![0; 65536];
+        let mut hear = |time: Duration| {
+            let (started, mut bytes) = (Instant::now(), 0);
+            while started.elapsed() < time {
+                bytes += receiver.read(&mut buffer).unwrap();
+            }
+            f64::from(u32::try_from(bytes * 8 / 1000).unwrap()) * 1000.0 / started.elapsed().as_secs_f64()
+        };
         // What may go at once goes before it is measured.
-        let warm = Instant::now();
-        while warm.elapsed() < Duration::from_millis(500) {
-            receiver.read(&mut buffer).unwrap();
-        }
-        let (started, mut bytes) = (Instant::now(), 0);
-        while started.elapsed() < TIME {
-            bytes += receiver.read(&mut buffer).unwrap();
-        }
-        let seconds = started.elapsed().as_secs_f64();
+        hear(Duration::from_millis(500));
+        let rate = hear(TIME);
         drop(receiver);
-        f64::from(u32::try_from(bytes * 8 / 1000).unwrap()) * 1000.0 / seconds
+        rate
     })
 }
 
