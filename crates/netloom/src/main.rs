@@ -9,7 +9,13 @@ fn main() -> ExitCode {
     let called = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&called).file_name().and_then(OsStr::to_str).unwrap_or_default();
     match plugins::by_name(name) {
-        Some(plugin) => netloom_plugin::main_with(plugin, plugins::LINKED),
+        Some(plugin) => {
+            // For whoever looks at what the kernel frees: by itself a DEL leaves its grace periods to a child.
+            if std::env::var_os("NETLOOM_WAIT").is_some_and(|value| value == "1") {
+                kernel::linger::wait_always();
+            }
+            netloom_plugin::main_with(plugin, plugins::LINKED)
+        }
         None => command::main(name == "cnitool"),
     }
 }

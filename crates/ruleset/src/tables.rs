@@ -173,23 +173,27 @@ pub(crate) fn ensure_set(table: Table<'_>, set: &Set, there: &mut Vec<String>, b
     let (_, destination, length) = nat.addresses();
     let words = u8::try_from(length / 4).unwrap_or(1);
     let to = |to| Expr::Payload { base: NETWORK, offset: destination, length, to };
-    let (comment, rule, caller, call) = if set == &nat.ports_on {
+    let local_to = |call: Expr<'static>| [&TO_THIS_HOST[..], &[call]].concat();
+    let (comment, rule, callers, call): (_, _, &[&str], _) = if set == &nat.ports_on {
         let key = [to(Reg(0)), Expr::Protocol(Reg(words)), destination_port(Reg(words + 1))];
         let rule = [&key[..], &nat.translate(nat.ports_on.name)[..]].concat();
-        ("one address of the host comes before all", rule, PUBLISHED, Expr::Jump(chain))
+        ("one address of the host comes before all", rule, &[PUBLISHED], vec![Expr::Jump(chain)])
     } else if set == &nat.conditional {
         let rule = vec![Expr::Protocol(Reg(0)), destination_port(Reg(1)), Expr::VerdictMap(Reg(0), set.name)];
-        ("ports with conditions go by these", rule, "publish", Expr::Goto(chain))
+        // Not to come back: what does not fulfil its port's conditions must not meet the port behind them.
+        ("ports with conditions go by these", rule, &PUBLISHING, local_to(Expr::Goto(chain)))
     } else {
         let rule = vec![to(Reg(0)), Expr::InSet(Reg(0), set.name), Expr::Masquerade];
-        ("masqAll: whoever calls these containers", rule, "postrouting", Expr::Jump(chain))
+        ("masqAll: whoever calls these containers", rule, &["postrouting"], vec![Expr::Jump(chain)])
     };
     batch.create_chain(table, chain, None, comment);
     batch.add_rule(table, chain, Place::Last, &rule, "");
-    if caller == "publish" {
+    if set == &nat.conditional {
         batch.add_rule(table, chain, Place::Last, &[Expr::Goto(PUBLISHED)], "");
     }
-    batch.add_rule(table, caller, Place::First, &[call], "");
+    for caller in callers {
+        batch.add_rule(table, caller, Place::First, &call, "");
+    }
 }
 
 fn destination_port(to: Reg) -> Expr<'static> {
@@ -199,6 +203,9 @@ fn destination_port(to: Reg) -> Expr<'static> {
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 pub(crate) const PUBLISHED: &str = "published";
+/// The chains that send to [`PUBLISHED`] what is for the host itself (an address of kind `local`).
+const PUBLISHING: [&str; 2] = ["prerouting", "output"];
+const TO_THIS_HOST: [Expr<'_>; 2] = [Expr::DestinationKind(Reg(0)), Expr::Equal(Reg(0), &2u32.to_ne_bytes())];
 
 fn hook(kind: &'static str, number: u32, priority: i32) -> Hook {
     Hook { kind, number, priority }
@@ -217,12 +224,10 @@ fn nat_chains(batch: &mut Batch, nat: &Nat) {
     batch.create_chain(table, PUBLISHED, None, "to the container");
     let on_all = [Expr::Protocol(Reg(0)), destination_port(Reg(1))];
     add(batch, PUBLISHED, &[&on_all[..], &nat.translate(nat.ports.name)[..]].concat());
-    batch.create_chain(table, "publish", None, "to the host itself: is the port published?");
-    add(batch, "publish", &[Expr::Goto(PUBLISHED)]);
-    for (name, number, from) in [("prerouting", 0, "from outside"), ("output", 3, "from the host itself")] {
+    let comments = ["from outside to the host", "from the host to itself"];
+    for ((name, number), from) in PUBLISHING.into_iter().zip([0, 3]).zip(comments) {
         batch.create_chain(table, name, Some(hook("nat", number, -100)), from);
-        let to_this_host = [Expr::DestinationKind(Reg(0)), Expr::Equal(Reg(0), &2u32.to_ne_bytes())];
-        add(batch, name, &[&to_this_host[..], &[Expr::Jump("publish")]].concat());
+        add(batch, name, &[&TO_THIS_HOST[..], &[Expr::Jump(PUBLISHED)]].concat());
     }
 
     // To itself by a published port, and from the host's loopback: the answer must come back this way.
