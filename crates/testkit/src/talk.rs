@@ -95,7 +95,7 @@ impl Host {
         let stopped = Arc::clone(&stop);
         let thread = match transport {
             Transport::Tcp => {
-                let listener = self.inside(container, || TcpListener::bind(at)).expect("the port is free");
+                let listener = self.inside(container, || free(|| TcpListener::bind(at)));
                 listener.set_nonblocking(true).expect("it can be set");
                 std::thread::spawn(move || {
                     answer(&stopped, || {
@@ -106,7 +106,7 @@ impl Host {
                 })
             }
             Transport::Udp => {
-                let socket = self.inside(container, || UdpSocket::bind(at)).expect("the port is free");
+                let socket = self.inside(container, || free(|| UdpSocket::bind(at)));
                 socket.set_read_timeout(Some(Duration::from_millis(20))).expect("it can be set");
                 std::thread::spawn(move || {
                     answer(&stopped, || {
@@ -171,6 +171,20 @@ impl Host {
                 false
             }
         })
+    }
+}
+
+/// Binds to a port that is free, or is about to be: a child of another test that has yet to execute its program holds a
+/// copy of every socket, also of one that has been closed.
+fn free<T>(mut bind: impl FnMut() -> std::io::Result<T>) -> T {
+    let until = Instant::now() + 10 * PATIENCE;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            other => return other.expect("the port is free"),
+        }
     }
 }
 

@@ -234,8 +234,7 @@ fn behind_a_stranger() {
 }
 
 /// Sends for a while from one to the other, and gives the rate that arrives in bits per second.
-fn rate(lab: &Lab, from: Option<&str>, to: Option<&str>, address: &str) -> f64 {
-    const TIME: Duration = Duration::from_secs(5);
+fn rate(lab: &Lab, from: Option<&str>, to: Option<&str>, address: &str, time: Duration) -> f64 {
     let listener = lab.host.inside(to, || TcpListener::bind(at("0.0.0.0", 5000))).unwrap();
     let sender = lab.host.inside(from, || TcpStream::connect(at(address, 5000))).unwrap();
     let (mut receiver, _) = listener.accept().unwrap();
@@ -255,7 +254,7 @@ fn rate(lab: &Lab, from: Option<&str>, to: Option<&str>, address: &str) -> f64 {
         };
         // What may go at once goes before it is measured.
         hear(Duration::from_millis(500));
-        let rate = hear(TIME);
+        let rate = hear(time);
         drop(receiver);
         rate
     })
@@ -283,31 +282,48 @@ fn rates_are_as_configured() {
         (with("shapedSubnets", "192.0.2.0/24"), true),
         (with("shapedSubnets", "198.51.100.0/24"), false),
     ];
-    std::thread::scope(|scope| {
-        for (more, limited) in cases {
-            scope.spawn(move || {
-                let lab = Lab::new();
-                let call = Call::new(&lab.host, &OURS, "c1");
-                let mut bridge = dual_stack();
-                bridge["ipMasq"] = json!(false);
-                let confs = [bridge, plugin("lab", "bandwidth", &more)];
-                let result = add_all(&call, &confs);
-                for (way, from, to, address) in [
-                    ("received", Some("other"), Some("c1"), "10.88.0.2"),
-                    ("sent", Some("c1"), Some("other"), "192.0.2.2"),
-                ] {
-                    let found = rate(&lab, from, to, address) / f64::from(RATE);
-                    println!("{more}: {way} {found:.3} of the configured rate");
-                    if limited {
-                        assert!((0.9..=1.1).contains(&found), "{more}: {way} {found}");
-                    } else {
-                        assert!(found > 2.0, "{more}: {way} {found}");
+    let measure = |more: &Value, limited: bool| {
+        let lab = Lab::new();
+        let call = Call::new(&lab.host, &OURS, "c1");
+        let mut bridge = dual_stack();
+        bridge["ipMasq"] = json!(false);
+        let confs = [bridge, plugin("lab", "bandwidth", more)];
+        let result = add_all(&call, &confs);
+        for (way, from, to, address) in [
+            ("received", Some("other"), Some("c1"), "10.88.0.2"),
+            ("sent", Some("c1"), Some("other"), "192.0.2.2"),
+        ] {
+            let share = |seconds| {
+                let found = rate(&lab, from, to, address, Duration::from_secs(seconds)) / f64::from(RATE);
+                println!("{more}: {way} {found:.3} of the configured rate");
+                found
+            };
+            if limited {
+                // Other tests on this machine can only make it slower, so one undisturbed time shows what it reaches;
+                // never may it be faster.
+                let mut found = share(5);
+                for _ in 0..5 {
+                    if found >= 0.9 {
+                        break;
                     }
+                    found = share(5);
                 }
-                del_all(&call, &confs, &result);
-            });
+                assert!((0.9..=1.1).contains(&found), "{more}: {way} {found}");
+            } else {
+                assert!(share(1) > 2.0, "{more}: {way}");
+            }
+        }
+        del_all(&call, &confs, &result);
+    };
+    std::thread::scope(|scope| {
+        for (more, _) in cases.iter().filter(|(_, limited)| *limited) {
+            scope.spawn(|| measure(more, true));
         }
     });
+    // These take what the machine has.
+    for (more, _) in cases.iter().filter(|(_, limited)| !limited) {
+        measure(more, false);
+    }
 }
 
 /// An interface is as it was after DEL, by what its file says; a file without its interface goes too.
