@@ -27,6 +27,7 @@ pub mod route;
 pub mod rule;
 mod socket;
 pub mod sysctl;
+pub mod tun;
 pub mod xtables;
 
 pub use error::{Error, Kind, Result};

@@ -1,6 +1,12 @@
-//! Links: look them up, make veth pairs, change and remove them.
+//! Links: look them up, make them, change and remove them.
 
-use std::{fmt, os::fd::AsRawFd, str::FromStr};
+mod create;
+
+use std::{
+    fmt,
+    os::fd::{AsFd, AsRawFd},
+    str::FromStr,
+};
 
 use rustix::io::Errno;
 
@@ -10,6 +16,8 @@ use crate::{
     netns::Netns,
     socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
 };
+
+pub use create::{Driver, IpvlanMode, MacvlanMode, New, Veth, create, create_veth};
 
 /// Describes a link as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,16 +40,18 @@ pub struct Link {
     pub master: Option<u32>,
     /// `veth`, `bridge`, …; none for hardware and loopback.
     pub kind: Option<String>,
-    /// The other end's index, in the other end's namespace.
+    /// What its driver knows, of those that are made here.
+    pub driver: Option<Driver>,
+    /// The index of the other end, or of the link that it is made over, in that one's namespace.
     pub peer: Option<u32>,
-    /// The routing table of a VRF.
-    pub table: Option<u32>,
     /// Length of the transmit queue in packets.
     pub queue: u32,
     /// Takes all multicast frames (`IFF_ALLMULTI`).
     pub all_multicast: bool,
     /// Free text that stays with the link; Netloom writes the owner here.
     pub alias: Option<String>,
+    /// Other names by which it is found too.
+    pub other_names: Vec<String>,
 }
 
 impl Link {
@@ -82,21 +92,6 @@ impl FromStr for Mac {
 #[error("not a hardware address: write six octets like 02:42:ac:11:00:02")]
 pub struct InvalidMac;
 
-/// Describes a veth pair to be made. One end stays in the namespace of the socket.
-#[derive(Debug, Clone, Copy)]
-pub struct Veth<'a> {
-    /// Name of this end.
-    pub name: &'a str,
-    /// Name of the other end.
-    pub peer_name: &'a str,
-    /// Where the other end goes; none for the same namespace.
-    pub peer_netns: Option<&'a Netns>,
-    /// MTU of both ends in bytes; none for the kernel's default.
-    pub mtu: Option<u32>,
-    /// Hardware address of this end; none for a random one.
-    pub mac: Option<Mac>,
-}
-
 /// Describes what to change of a link; what is none stays.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Change<'a> {
@@ -116,6 +111,10 @@ pub struct Change<'a> {
     pub mtu: Option<u32>,
     /// Alias.
     pub alias: Option<&'a str>,
+    /// A new name.
+    pub name: Option<&'a str>,
+    /// Another namespace. If the link's name is taken there, it gets the new name at once.
+    pub netns: Option<&'a Netns>,
 }
 
 /// Finds a link by its name.
@@ -160,84 +159,6 @@ pub fn list(socket: &Socket) -> Result<Vec<Link>> {
     socket.dump(&message, "list", &"links", |received| read(&received))
 }
 
-/// Creates a veth pair; fails if a name is taken.
-///
-/// # Errors
-/// [`crate::Kind::Exists`] when one of the two names is taken, [`crate::Kind::Unsupported`] without the driver.
-pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<()> {
-    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | ACK | CREATE | EXCL, &ifinfo(0, 0, 0, 0));
-    message.text(libc::IFLA_IFNAME, veth.name);
-    if let Some(mtu) = veth.mtu {
-        message.u32(libc::IFLA_MTU, mtu);
-    }
-    if let Some(mac) = veth.mac {
-        message.attr(libc::IFLA_ADDRESS, &mac.0);
-    }
-    message.nest(libc::IFLA_LINKINFO, |info| {
-        info.text(libc::IFLA_INFO_KIND, "veth").nest(libc::IFLA_INFO_DATA, |data| {
-            data.nest(VETH_INFO_PEER, |peer| {
-                peer.raw(&ifinfo(0, 0, 0, 0)).text(libc::IFLA_IFNAME, veth.peer_name);
-                if let Some(mtu) = veth.mtu {
-                    peer.u32(libc::IFLA_MTU, mtu);
-                }
-                if let Some(netns) = veth.peer_netns {
-                    let fd = std::os::fd::AsFd::as_fd(netns).as_raw_fd();
-                    peer.attr(libc::IFLA_NET_NS_FD, &fd.to_ne_bytes());
-                }
-            });
-        });
-    });
-    socket.change(message, "create veth pair", &format_args!("`{}` and `{}`", veth.name, veth.peer_name))
-}
-
-/// Creates a link of a kind that needs nothing but a name and what `fill` says of the kind (`ifb`, `vrf`).
-fn create(
-    socket: &Socket,
-    name: &str,
-    kind: &str,
-    more: impl FnOnce(&mut Message),
-    fill: impl FnOnce(&mut Message),
-) -> Result<()> {
-    let mut message = Message::new(
-        libc::RTM_NEWLINK,
-        REQUEST | ACK | CREATE | EXCL,
-        &ifinfo(0, 0, libc::IFF_UP.cast_unsigned(), libc::IFF_UP.cast_unsigned()),
-    );
-    message.text(libc::IFLA_IFNAME, name);
-    more(&mut message);
-    message.nest(libc::IFLA_LINKINFO, |info| {
-        info.text(libc::IFLA_INFO_KIND, kind).nest(libc::IFLA_INFO_DATA, fill);
-    });
-    socket.change(message, "create link", &format_args!("`{name}` of kind {kind}"))
-}
-
-/// Creates an ifb link, up: what is redirected to it can be queued as if it left by it.
-///
-/// # Errors
-/// [`crate::Kind::Exists`] when the name is taken, [`crate::Kind::Unsupported`] without the driver.
-pub fn create_ifb(socket: &Socket, name: &str, mtu: u32) -> Result<()> {
-    let more = |message: &mut Message| {
-        message.u32(libc::IFLA_MTU, mtu).u32(libc::IFLA_TXQLEN, 0);
-    };
-    create(socket, name, "ifb", more, |_| ())
-}
-
-/// Creates a VRF, up: a link whose members route by a table of their own.
-///
-/// # Errors
-/// As [`create_ifb`].
-pub fn create_vrf(socket: &Socket, name: &str, table: u32) -> Result<()> {
-    create(
-        socket,
-        name,
-        "vrf",
-        |_| (),
-        |data| {
-            data.u32(VRF_TABLE, table);
-        },
-    )
-}
-
 /// Changes a link.
 ///
 /// # Errors
@@ -268,11 +189,34 @@ pub fn change(socket: &Socket, link: &Link, change: &Change<'_>) -> Result<()> {
     if let Some(master) = change.master {
         message.u32(libc::IFLA_MASTER, master);
     }
+    if let Some(name) = change.name {
+        message.text(libc::IFLA_IFNAME, name);
+    }
+    if let Some(netns) = change.netns {
+        message.attr(libc::IFLA_NET_NS_FD, &netns.as_fd().as_raw_fd().to_ne_bytes());
+    }
     if let Some(alias) = change.alias {
         // The kernel takes at most 255 bytes.
         message.attr(libc::IFLA_IFALIAS, &alias.as_bytes()[..alias.len().min(255)]);
     }
     socket.change(message, "change link", &format_args!("`{}`", link.name))
+}
+
+/// Gives a link another name beside its own, or takes that away. Fine when it is so already. Needs Linux 5.5.
+///
+/// # Errors
+/// When another link has the name, or the kernel knows no such names.
+#[doc(alias = "RTM_NEWLINKPROP")]
+pub fn set_other_name(socket: &Socket, link: &Link, name: &str, there: bool) -> Result<()> {
+    if link.other_names.iter().any(|it| it == name) == there {
+        return Ok(());
+    }
+    let (kind, flags) = if there { (RTM_NEWLINKPROP, CREATE | EXCL) } else { (RTM_DELLINKPROP, 0) };
+    let mut message = Message::new(kind, REQUEST | ACK | flags, &ifinfo(0, link.index, 0, 0));
+    message.nest(IFLA_PROP_LIST, |list| {
+        list.text(IFLA_ALT_IFNAME, name);
+    });
+    socket.change(message, "set other name of link", &format_args!("`{}`", link.name))
 }
 
 /// Removes a link (both ends of a veth pair). Absent is fine.
@@ -310,10 +254,11 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
         master: None,
         kind: None,
         peer: None,
-        table: None,
+        driver: None,
         queue: 0,
         all_multicast: read_u32(&fixed[8..])? & libc::IFF_ALLMULTI.cast_unsigned() != 0,
         alias: None,
+        other_names: Vec::new(),
     };
     for (kind, data) in Attrs::after(received.payload, IFINFO) {
         match kind {
@@ -325,13 +270,14 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
             libc::IFLA_MASTER => link.master = read_u32(data),
             libc::IFLA_LINK => link.peer = read_u32(data),
             libc::IFLA_IFALIAS => link.alias = Some(read_text(data)),
+            IFLA_PROP_LIST => {
+                link.other_names = Attrs(data).map(|(_, name)| read_text(name)).collect();
+            }
             libc::IFLA_TXQLEN => link.queue = read_u32(data)?,
             libc::IFLA_LINKINFO => {
                 link.kind = Attrs(data).find(libc::IFLA_INFO_KIND).map(read_text);
-                if link.kind.as_deref() == Some("vrf") {
-                    let of_kind = Attrs(data).find(libc::IFLA_INFO_DATA);
-                    link.table = of_kind.and_then(|data| Attrs(data).find(VRF_TABLE)).and_then(read_u32);
-                }
+                let of_kind = Attrs(Attrs(data).find(libc::IFLA_INFO_DATA).unwrap_or_default());
+                link.driver = link.kind.as_deref().and_then(|kind| Driver::read(kind, of_kind));
             }
             _ => {}
         }
@@ -358,6 +304,8 @@ pub(crate) fn ifinfo(family: u8, index: u32, flags: u32, mask: u32) -> [u8; IFIN
 }
 
 const OPER_UP: u8 = 6;
-const VRF_TABLE: u16 = 1;
-const VETH_INFO_PEER: u16 = 1;
 const SKIP_STATS: u32 = 1 << 3;
+const RTM_NEWLINKPROP: u16 = 108;
+const RTM_DELLINKPROP: u16 = 109;
+const IFLA_PROP_LIST: u16 = 52;
+const IFLA_ALT_IFNAME: u16 = 53;

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use kernel::link::Mac;
 use netloom_plugin::{Code, Error, Request, RuntimeConfig, SpecVersion};
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -50,6 +51,30 @@ impl<T: DeserializeOwned> Asked<T> {
         require_known_args(request)?;
         Ok(Self { ipam, args: written.args, runtime_config: written.runtime_config })
     }
+}
+
+/// `runtimeConfig` of interface plugins: the capability `mac`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct RuntimeMac {
+    pub(crate) mac: String,
+}
+
+/// Takes the hardware address from where it is asked for: `first` (key and text, in order), then `CNI_ARGS`, then the
+/// configuration's own `mac`.
+pub(crate) fn asked_mac(
+    request: &Request,
+    first: &[(&str, &str)],
+    configured: &str,
+) -> Result<Option<Mac>, Error> {
+    let last = [("MAC of CNI_ARGS", request.args.value("MAC").unwrap_or_default()), ("mac", configured)];
+    let asked = first.iter().copied().chain(last).find(|(_, text)| !text.is_empty());
+    let Some((key, text)) = asked else { return Ok(None) };
+    let mac: Mac = text.parse().map_err(|error| invalid(format!("`{key}` {text:?}: {error}")))?;
+    if mac.0[0] & 1 != 0 {
+        return Err(invalid(format!("`{key}` {text:?} is a group address, which no interface can have")));
+    }
+    Ok(Some(mac))
 }
 
 /// Refuses keys of `CNI_ARGS` that no plugin here knows, unless they are to be ignored.

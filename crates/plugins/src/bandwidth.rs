@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use kernel::{
     Kind, Protocol, Socket, linger,
-    link::{self, Change, Link},
+    link::{self, Change, Driver, Link, New},
     qdisc::{self, Bucket, OtherSide, Part},
 };
 use netloom_plugin::{Attachment, Error, Plugin, Request, Sandbox, SpecVersion, Undo, result::v100::Success};
@@ -13,9 +13,8 @@ use crate::{
     chained::{host_end, prev_result},
     container::Container,
     failure::{Errors, Explain, differs, invalid},
-    owned,
+    interface, owned,
     owner::Owner,
-    veth,
 };
 
 /// The plugin.
@@ -187,7 +186,7 @@ impl Plugin for Bandwidth {
                 }
                 other => other.explain()?,
             }
-            result.interfaces.push(veth::describe(&ifb));
+            result.interfaces.push(interface::on_host(&ifb));
         }
         Ok(result)
     }
@@ -298,7 +297,8 @@ fn create_ifb(host: &Socket, owner: &Owner<'_>, mtu: u32, undo: &mut Undo) -> Re
                 None => Ok(()),
             }
         })?;
-        link::create_ifb(host, &name, mtu).explain()?;
+        let new = New { mtu: Some(mtu), queue: Some(0), up: true, ..New::of(&name, Driver::Ifb) };
+        link::create(host, &new).explain()?;
         let ifb = link::require(host, &name).explain()?;
         link::change(host, &ifb, &Change { alias: Some(&mark), ..Change::default() }).explain()?;
         return Ok(ifb);

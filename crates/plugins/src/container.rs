@@ -64,6 +64,11 @@ impl Container {
                         sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
                     }
                     Duplicates::Impossible => sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?,
+                    Duplicates::AsSet | Duplicates::Unasked => {}
+                }
+                if settings.announce {
+                    sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
+                    sysctl::set(Setting::Ipv6(ifname, "ndisc_notify"), "1")?;
                 }
                 if settings.ipv6 {
                     sysctl::ensure(Setting::Ipv6("lo", "disable_ipv6"), "0")?;
@@ -78,9 +83,10 @@ impl Container {
 
     /// Gives the interface the addresses and routes of a result, up.
     ///
-    /// With [`Duplicates::Detect`] it waits until IPv6 addresses are the container's for sure.
+    /// Where duplicates are possible it waits until IPv6 addresses are the container's for sure.
     pub(crate) fn configure(&self, link: &Link, result: &Success, settings: Settings) -> Result<(), Error> {
-        let watch = settings.duplicates == Duplicates::Detect && settings.ipv6;
+        let detect = matches!(settings.duplicates, Duplicates::Detect | Duplicates::AsSet);
+        let watch = detect && settings.ipv6;
         let events = if watch {
             Some(self.netns.run_from(&self.host, Events::of_addresses).and_then(|e| e).explain()?)
         } else {
@@ -88,10 +94,7 @@ impl Container {
         };
         let mut gateways: [Option<IpAddr>; 2] = [None, None];
         for ip in &result.ips {
-            let detection = match settings.duplicates {
-                Duplicates::Detect => Detection::AsSet,
-                Duplicates::Ignore | Duplicates::Impossible => Detection::Skip,
-            };
+            let detection = if detect { Detection::AsSet } else { Detection::Skip };
             addr::add(&self.socket, link, ip.address, detection).explain()?;
             let gateway = &mut gateways[usize::from(ip.address.addr().is_ipv6())];
             *gateway = gateway.or(ip.gateway);
@@ -168,15 +171,21 @@ pub(crate) struct Settings {
     pub(crate) ipv6: bool,
     /// What is done about others that may have them.
     pub(crate) duplicates: Duplicates,
+    /// The kernel tells neighbours of them, so that they do not go on with what they knew before.
+    pub(crate) announce: bool,
 }
 
 /// Says what is done about somebody else on the link who may have an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Duplicates {
-    /// The kernel asks, and its answer is waited for.
+    /// The interface is set to ask, and the answer is waited for.
     Detect,
+    /// As the interface is set; if it asks, the answer is waited for.
+    AsSet,
     /// The interface is set not to ask.
     Ignore,
+    /// These addresses are not asked about, whatever the interface is set to.
+    Unasked,
     /// There is nobody else on the link.
     Impossible,
 }

@@ -3,37 +3,52 @@
 //! A plugin is read in this order: its configuration as written and as meant, then its verbs. What several of
 //! them need stands beside them: `asked` is what a runtime asks for,
 //! `owner` names whose things are, `container` is the inside of a sandbox, `chained` is what a plugin knows of those
-//! before it.
+//! before it, `single` what those do that make one link and no more, `over` those that make it over another.
 #![forbid(unsafe_code)]
 
 pub mod bandwidth;
 pub mod bridge;
+pub mod dummy;
 pub mod firewall;
+pub mod host_device;
 pub mod host_local;
+pub mod ipvlan;
 pub mod loopback;
+pub mod macvlan;
 pub mod portmap;
 pub mod ptp;
 pub mod sbr;
 pub mod static_ips;
+pub mod tap;
 pub mod tuning;
+pub mod vlan;
 pub mod vrf;
 
 mod asked;
 mod chained;
 mod container;
 mod failure;
+mod interface;
+mod over;
 mod owned;
 mod owner;
+mod single;
 mod veth;
 mod written;
 
 use netloom_plugin::{Delegates, Plugin};
 
 /// Lists every plugin, in the order in which a reader meets them.
-pub const ALL: [&dyn Plugin; 11] = [
+pub const ALL: [&dyn Plugin; 17] = [
     &loopback::Loopback,
     &bridge::Bridge,
     &ptp::Ptp,
+    &macvlan::Macvlan,
+    &ipvlan::Ipvlan,
+    &vlan::Vlan,
+    &dummy::Dummy,
+    &tap::Tap,
+    &host_device::HostDevice,
     &host_local::HostLocal,
     &static_ips::Static,
     &portmap::Portmap,

@@ -12,10 +12,7 @@ use kernel::{
 };
 use netloom_plugin::{
     Attachment, Error, Plugin, Request, Sandbox, Undo,
-    result::{
-        Dns,
-        v100::{Interface, Success},
-    },
+    result::{Dns, v100::Success},
 };
 use ruleset::masquerade;
 use serde::Deserialize;
@@ -23,7 +20,7 @@ use serde::Deserialize;
 use crate::{
     container::{Container, Duplicates, Settings},
     failure::{Errors, Explain, differs, invalid},
-    owned,
+    interface, owned,
     owner::Owner,
     veth,
     written::{Ipam, ipam_of, mtu, require_masquerade_backend},
@@ -92,7 +89,7 @@ impl Plugin for Ptp {
         }
         result.ips.iter_mut().for_each(|ip| ip.interface = Some(INSIDE));
         let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
-        let settings = Settings { ipv6, duplicates: Duplicates::Impossible };
+        let settings = Settings { ipv6, duplicates: Duplicates::Impossible, announce: false };
         container.set_sysctls(sandbox.ifname.as_str(), settings)?;
         container.configure(&inside, &result, settings)?;
         for ip in &result.ips {
@@ -110,9 +107,7 @@ impl Plugin for Ptp {
                 masquerade::remove(&netfilter, &mark).map(drop).explain()
             })?;
         }
-        let inside = veth::describe(&inside);
-        result.interfaces =
-            vec![veth::describe(&outside), Interface { sandbox: sandbox.netns_text(), ..inside }];
+        result.interfaces = vec![interface::on_host(&outside), interface::in_container(&inside, sandbox)];
         if !conf.dns.is_empty() {
             result.dns = conf.dns;
         }
@@ -135,7 +130,7 @@ impl Plugin for Ptp {
         request.delegate_check(&conf.ipam, sandbox)?;
         let prev = request.require_prev_result()?;
         let container = Container::open(sandbox.require_netns()?).explain()?;
-        let inside = veth::require_as_listed(&container, sandbox, &prev)?;
+        let inside = interface::require_listed(&container, sandbox, &prev, Some("veth"))?;
         let host = Socket::open(Protocol::Route).explain()?;
         for ip in &prev.ips {
             let towards = route::link_towards(&host, ip.address.addr()).explain()?;

@@ -4,14 +4,11 @@ use kernel::{
     Kind, Protocol, Socket, linger,
     link::{self, Link, Mac, Veth},
 };
-use netloom_plugin::{
-    Code, Error, Sandbox, Undo,
-    result::v100::{Interface, Success},
-};
+use netloom_plugin::{Code, Error, Sandbox, Undo};
 
 use crate::{
     container::Container,
-    failure::{Explain, differs, invalid},
+    failure::{Explain, invalid},
     owner::Owner,
 };
 
@@ -98,41 +95,4 @@ pub(crate) fn remove(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> 
         container.remove_link(&inside)?;
     }
     Ok(())
-}
-
-/// Describes a link of the host for a result.
-pub(crate) fn describe(link: &Link) -> Interface {
-    Interface {
-        name: link.name.clone(),
-        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        ..Interface::default()
-    }
-}
-
-/// Finds the container's end as a result lists it (CHECK).
-pub(crate) fn require_as_listed(
-    container: &Container,
-    sandbox: &Sandbox,
-    prev: &Success,
-) -> Result<Link, Error> {
-    let netns = sandbox.netns_text();
-    let expected = prev
-        .interfaces
-        .iter()
-        .find(|interface| interface.name == sandbox.ifname.as_str() && interface.sandbox == netns)
-        .ok_or_else(|| differs(format!("prevResult has no interface `{}` in {netns}", sandbox.ifname)))?;
-    let inside = link::find(&container.socket, sandbox.ifname.as_str())
-        .explain()?
-        .ok_or_else(|| differs(format!("CNI created interface in container {} not found", sandbox.ifname)))?;
-    if inside.kind.as_deref() != Some("veth") {
-        return Err(differs(format!("Container interface {} not of type veth", inside.name)));
-    }
-    let mac = inside.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    if !expected.mac.is_empty() && expected.mac != mac {
-        return Err(differs(format!(
-            "Interface {} Mac {} doesn't match container Mac: {mac}",
-            inside.name, expected.mac
-        )));
-    }
-    Ok(inside)
 }

@@ -8,7 +8,7 @@ use std::{
 use kernel::{
     Kind, Socket,
     addr::{self, Detection},
-    link::{self, Change, Link},
+    link::{self, Change, Driver, Link, New},
     route::{self, Route},
 };
 use netloom_plugin::{Code, Error, Plugin, Request, Sandbox, SpecVersion, Undo, result::v100::Success};
@@ -92,7 +92,7 @@ impl Plugin for Vrf {
             }
         })?;
         set_master(socket, &inside, vrf.index)?;
-        before.put_back(socket, &inside, vrf.table.unwrap_or(MAIN_TABLE))?;
+        before.put_back(socket, &inside, table_of(&vrf).unwrap_or(MAIN_TABLE))?;
         Ok(prev)
     }
 
@@ -134,7 +134,14 @@ impl Plugin for Vrf {
 }
 
 fn is_vrf(link: &Link) -> bool {
-    link.kind.as_deref() == Some("vrf")
+    table_of(link).is_some()
+}
+
+fn table_of(link: &Link) -> Option<u32> {
+    match link.driver {
+        Some(Driver::Vrf { table }) => Some(table),
+        _ => None,
+    }
 }
 
 fn find_or_create(socket: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link, Error> {
@@ -142,21 +149,21 @@ fn find_or_create(socket: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link,
         if !is_vrf(&there) {
             return Err(invalid(format!("link {} is not a VRF", conf.name)));
         }
-        if conf.table.is_some_and(|table| there.table != Some(table)) {
+        if conf.table.is_some_and(|table| table_of(&there) != Some(table)) {
             return Err(invalid(format!(
                 "VRF {} already exist with different routing table {}",
                 conf.name,
-                there.table.unwrap_or_default()
+                table_of(&there).unwrap_or_default()
             )));
         }
         return Ok(there);
     }
     let links = link::list(socket).explain()?;
-    let taken = |table: u32| links.iter().any(|link| link.table == Some(table));
+    let taken = |table: u32| links.iter().any(|link| table_of(link) == Some(table));
     // The reserved tables (253 to 255) are in everybody's use.
     let free = || TABLES.into_iter().find(|table| !taken(*table) && !(253..=255).contains(table));
     let table = conf.table.or_else(free).unwrap_or(1);
-    match link::create_vrf(socket, &conf.name, table) {
+    match link::create(socket, &New { up: true, ..New::of(&conf.name, Driver::Vrf { table }) }) {
         Err(error) if error.kind() == Kind::Unsupported => {
             return Err(Error::new(Code::Internal, error.to_string())
                 .details("the kernel has no VRFs: load the module vrf"));

@@ -14,10 +14,16 @@ use testkit::Host;
 /// The binary under test.
 pub(crate) const NETLOOM: &str = env!("CARGO_BIN_EXE_netloom");
 
-pub(crate) const PLUGINS: [&str; 11] = [
+pub(crate) const PLUGINS: [&str; 17] = [
     "loopback",
     "bridge",
     "ptp",
+    "macvlan",
+    "ipvlan",
+    "vlan",
+    "dummy",
+    "tap",
+    "host-device",
     "host-local",
     "static",
     "portmap",

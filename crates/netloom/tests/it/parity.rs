@@ -23,7 +23,7 @@ fn the_same_configuration_gives_the_same_host_and_container() {
     // For work on one of them, or on a kernel that can do only some.
     let wanted = std::env::var("NETLOOM_PARITY").ok();
     if let Some(wanted) = &wanted {
-        configurations.retain(|conf| conf.to_string().contains(wanted));
+        configurations.retain(|conf| wanted.split(' ').any(|part| conf.to_string().contains(part)));
     }
     let mut differences = Differences::new(DIFFERENCES);
     let mut attached = 0;
@@ -96,10 +96,17 @@ fn seen(bin: &Path, conf: &Value) -> Seen {
     let object = conf.as_object_mut().unwrap();
     object.entry("cniVersion").or_insert("1.1.0".into());
     object.insert("name".into(), "parity".into());
+    // What stands under these is none of the configuration.
+    let [on_host, in_container, args] = ["@host", "@container", "@args"]
+        .map(|key| object.remove(key).and_then(|it| Some(it.as_str()?.to_owned())));
     let host = Host::new();
     host.sh("printf '# comment\\nnameserver 1.2.3.4\\nsearch a.b c.d\\ndomain e\\noptions ndots:2 x\\n' >/run/resolv.conf");
     host.container("c1");
-    let call = Call::new(&host, bin, "c1");
+    host.sh(&on_host.unwrap_or_default());
+    if let Some(lines) = in_container {
+        host.sh(&format!("ip netns exec c1 sh -c '{lines}'"));
+    }
+    let call = Call { args: args.unwrap_or_default(), ..Call::new(&host, bin, "c1") };
     let added = call.call("ADD", &conf);
     let mut seen = Seen::new();
     let names = Names::of(&host);
@@ -165,16 +172,29 @@ pub(crate) fn outcome(answer: &Answer, names: &Names) -> Value {
     value
 }
 
+/// Stands between what one program after the other says.
+const NEXT: &str = "echo ===\n";
+
 pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value {
-    let sh = |line: &str| match container {
-        None => host.sh(line),
-        Some(name) => host.sh(&format!("ip netns exec {name} sh -c '{line}'")),
+    // One program for everything: starting them is what takes the time.
+    let script = format!(
+        "ip -j -d -b - <<X\nlink\naddr\nX\n{NEXT}ip -j -4 route show table all\n{NEXT}ip -j -6 route show table all\n{NEXT}\
+         bridge -j vlan show\n{NEXT}cd /proc/sys/net\ngrep -rs . ipv4/conf ipv6/conf ipv4/ip_forward\n{NEXT}"
+    );
+    let seen = match container {
+        None => host.sh(&format!(
+            "{script}nft list ruleset\n{NEXT}cd /var/lib/cni/networks 2>/dev/null && grep -rs . . || true"
+        )),
+        Some(name) => host.sh(&format!("ip netns exec {name} sh <<'Y'\n{script}Y")),
     };
-    let parse = |text: String| -> Value {
-        let text = names.normalise(&text);
-        if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
+    let mut seen = seen.split("===\n");
+    let mut next = || seen.next().unwrap_or_default();
+    let parse = |text: &str| -> Vec<Value> {
+        let text = names.normalise(text);
+        serde_json::Deserializer::from_str(&text).into_iter().map(Result::unwrap).collect()
     };
-    let mut links = parse(sh("ip -j -d link"));
+    let first = |text: &str| parse(text).into_iter().next().unwrap_or_default();
+    let [mut links, mut addresses]: [Value; 2] = parse(next()).try_into().unwrap();
     let volatile = [
         "ifindex",
         "link_index",
@@ -212,14 +232,13 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
         "proxy_arp",
     ];
     testkit::remove(&mut links, &volatile);
-    let mut addresses = parse(sh("ip -j addr"));
-    testkit::remove(
-        &mut addresses,
-        &[&volatile[..], &["valid_life_time", "preferred_life_time", "tentative", "link"]].concat(),
-    );
+    for link in addresses.as_array_mut().unwrap() {
+        // The rest is told of the links.
+        link.as_object_mut().unwrap().retain(|key, _| ["ifname", "addr_info"].contains(&key.as_str()));
+    }
+    testkit::remove(&mut addresses, &["valid_life_time", "preferred_life_time", "tentative"]);
     testkit::drop_what_the_kernel_makes(&mut addresses);
-    let mut routes = parse(sh("ip -j -4 route show table all"));
-    let mut routes6 = parse(sh("ip -j -6 route show table all"));
+    let (mut routes, mut routes6) = (first(next()), first(next()));
     for list in [&mut routes, &mut routes6] {
         testkit::drop_what_the_kernel_makes(list);
         if let Some(list) = list.as_array_mut() {
@@ -229,11 +248,11 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
             }
         }
     }
-    let sysctls = sh(
-        "cd /proc/sys/net; grep -rs . ipv4/conf ipv6/conf ipv4/ip_forward | grep -v -e stable_secret -e mc_forwarding | sort",
-    );
+    let vlans = first(next());
+    let mut sysctls: Vec<&str> = next().lines().collect();
+    sysctls.retain(|line| !line.contains("stable_secret") && !line.contains("mc_forwarding"));
     let sysctls: serde_json::Map<String, Value> = names
-        .normalise(&sysctls)
+        .normalise(&sysctls.join("\n"))
         .lines()
         .filter_map(|line| line.split_once(':'))
         .map(|(key, value)| (key.replace('/', "."), value.into()))
@@ -243,14 +262,14 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
         "addresses": by_name(addresses, "ifname"),
         "routes": by_name(routes, "route"),
         "routes6": by_name(routes6, "route"),
-        "vlans": parse(sh("bridge -j vlan show")),
+        "vlans": vlans,
         "sysctls": sysctls,
     });
     if container.is_none() {
-        let reservations = host.sh("cd /var/lib/cni/networks 2>/dev/null && grep -rs . . | sort || true");
-        let reservations: Vec<&str> = reservations.lines().map(str::trim_end).collect();
+        value["nft"] = next().into();
+        let mut reservations: Vec<&str> = next().lines().map(str::trim_end).collect();
+        reservations.sort_unstable();
         value["reservations"] = reservations.into();
-        value["nft"] = host.sh("nft list ruleset").into();
     }
     value
 }

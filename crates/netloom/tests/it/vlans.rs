@@ -13,10 +13,11 @@ mount -t devtmpfs none /dev; mount -t cgroup2 none /sys/fs/cgroup
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 cd /usr/lib/uml/modules/$(uname -r)/kernel
 for module in lib/crc-ccitt net/ipv6/ipv6 net/llc/llc net/802/stp net/bridge/bridge drivers/net/veth drivers/net/vrf fs/overlayfs/overlay \
+    net/802/mrp net/802/garp net/8021q/8021q drivers/net/ipvlan/ipvlan drivers/net/dummy \
     net/netfilter/nfnetlink net/netfilter/nf_tables; do busybox insmod $module.ko; done
 ip link set lo up
 mkdir -p /run/netns
-cd / && NETLOOM_PARITY=vlan NETLOOM_PEERS=@PEERS@ @TEST@ --exact parity::the_same_configuration_gives_the_same_host_and_container --nocapture
+cd / && NETLOOM_PARITY='"vlan ipvlan "dummy' NETLOOM_PEERS=@PEERS@ @TEST@ --exact parity::the_same_configuration_gives_the_same_host_and_container --nocapture
 echo "ended with $?"
 NETLOOM_PEERS=@PEERS@ @TEST@ --exact vrf::vrfs_equal_the_references --nocapture
 echo "VRFs ended with $?"

@@ -9,7 +9,7 @@ use netloom_types::name::IfName;
 use serde::Deserialize;
 
 use crate::{
-    asked::{Args, require_known_args},
+    asked::{Args, RuntimeMac, asked_mac, require_known_args},
     failure::invalid,
     written::{Ipam, mtu, require_masquerade_backend},
 };
@@ -39,12 +39,6 @@ struct Written {
     dns: Dns,
     args: Args,
     runtime_config: RuntimeMac,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct RuntimeMac {
-    mac: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -132,24 +126,16 @@ impl Conf {
                 .transpose()?,
             ipam,
             dns: written.dns,
-            mac: mac(request, &written.args, &written.runtime_config)?,
+            mac: asked_mac(
+                request,
+                &[
+                    ("runtimeConfig.mac", &written.runtime_config.mac),
+                    ("args.cni.mac", &written.args.cni.mac),
+                ],
+                "",
+            )?,
         })
     }
-}
-
-/// Takes the hardware address from where it is asked for: capability before `args` before `CNI_ARGS`.
-fn mac(request: &Request, args: &Args, runtime: &RuntimeMac) -> Result<Option<Mac>, Error> {
-    let asked = [
-        ("runtimeConfig.mac", runtime.mac.as_str()),
-        ("args.cni.mac", args.cni.mac.as_str()),
-        ("MAC of CNI_ARGS", request.args.value("MAC").unwrap_or_default()),
-    ];
-    let Some((key, text)) = asked.into_iter().find(|(_, text)| !text.is_empty()) else { return Ok(None) };
-    let mac: Mac = text.parse().map_err(|error| invalid(format!("`{key}` {text:?}: {error}")))?;
-    if mac.0[0] & 1 != 0 {
-        return Err(invalid(format!("`{key}` {text:?} is a group address, which no interface can have")));
-    }
-    Ok(Some(mac))
 }
 
 fn vlans(access: i64, trunk: Option<&[Trunk]>, keep_default: bool) -> Result<Option<Vlans>, Error> {

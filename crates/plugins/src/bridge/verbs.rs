@@ -12,10 +12,7 @@ use kernel::{
 };
 use netloom_plugin::{
     Attachment, Error, Request, Sandbox, Undo,
-    result::{
-        Route,
-        v100::{Interface, Success},
-    },
+    result::{Route, v100::Success},
 };
 use netloom_types::address::default_route;
 use ruleset::{masquerade, spoof};
@@ -24,7 +21,7 @@ use super::conf::{Conf, Vlans};
 use crate::{
     container::{Container, Duplicates, Settings, ensure_address},
     failure::{Errors, Explain, differs, invalid},
-    owned,
+    interface, owned,
     owner::Owner,
     veth,
     written::ipam_of,
@@ -52,7 +49,7 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
         result = addresses(request, sandbox, &conf, ipam, undo)?;
         let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
         let duplicates = if conf.detect_duplicates { Duplicates::Detect } else { Duplicates::Ignore };
-        let settings = Settings { ipv6, duplicates };
+        let settings = Settings { ipv6, duplicates, announce: false };
         container.set_sysctls(sandbox.ifname.as_str(), settings)?;
         container.configure(&inside, &result, settings)?;
     } else if !conf.leave_down {
@@ -72,11 +69,11 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     // Only now is the bridge's hardware address final: it follows the ports until a gateway address pins it.
     bridge = link::require(&host, &bridge.name).explain()?;
     result.interfaces = vec![
-        veth::describe(&bridge),
-        veth::describe(&outside),
-        Interface { sandbox: sandbox.netns_text(), ..veth::describe(&inside) },
+        interface::on_host(&bridge),
+        interface::on_host(&outside),
+        interface::in_container(&inside, sandbox),
     ];
-    result.interfaces.extend(gateway_link.map(|link| veth::describe(&link)));
+    result.interfaces.extend(gateway_link.map(|link| interface::on_host(&link)));
     if !conf.dns.is_empty() {
         result.dns = conf.dns;
     }
@@ -114,7 +111,7 @@ pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     if conf.promiscuous && bridge.promiscuity == 0 {
         return Err(differs(format!("bridge `{}` is not in promiscuous mode", bridge.name)));
     }
-    let inside = veth::require_as_listed(&container, sandbox, &prev)?;
+    let inside = interface::require_listed(&container, sandbox, &prev, Some("veth"))?;
     let outside = inside.peer.map(|peer| link::find_index(&host, peer).explain()).transpose()?.flatten();
     let outside = outside
         .filter(|outside| outside.peer == Some(inside.index))

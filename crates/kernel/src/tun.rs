@@ -1,0 +1,109 @@
+//! TAP links: what is sent by them, a program reads, and the other way round (Documentation/networking/tuntap.rst).
+
+use std::{
+    ffi::{c_int, c_ulong},
+    fs::{self, OpenOptions},
+    os::fd::AsRawFd,
+};
+
+use rustix::io::Errno;
+
+use crate::{
+    error::{Error, Result},
+    fault,
+};
+
+/// Describes a TAP link to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Tap<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Several programs, or threads of one, may read and write it at once.
+    pub multi_queue: bool,
+    /// The user who may open it beside root.
+    pub owner: Option<u32>,
+    /// The group that may open it.
+    pub group: Option<u32>,
+    /// The SELinux context that it is to have.
+    pub context: Option<&'a str>,
+}
+
+/// Creates a TAP link in the calling thread's namespace; it stays when nobody has it open.
+///
+/// # Errors
+/// [`crate::Kind::Busy`] when the name is taken; without `/dev/net/tun` or the driver.
+#[doc(alias = "TUNSETIFF")]
+pub fn create(tap: &Tap<'_>) -> Result<()> {
+    let error = |errno| Error::new("create TAP link", format!("`{}`", tap.name), errno);
+    fault::point("create TAP link", tap.name)?;
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .map_err(|source| Error::from_io("open", "/dev/net/tun", &source))?;
+    // It gets the context of the thread that makes it. A process with one thread may change that where the policy says
+    // so (`process dyntransition`), without running a program for it.
+    let _back = tap.context.map(Context::enter).transpose()?;
+    let name = tap.name.as_bytes();
+    if name.len() >= libc::IFNAMSIZ {
+        return Err(error(Errno::NAMETOOLONG));
+    }
+    let mut flags: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+    if tap.multi_queue {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
+    // `struct ifreq`: the name, and here the flags behind it.
+    let mut request = [0_u8; 40];
+    request[..name.len()].copy_from_slice(name);
+    request[libc::IFNAMSIZ..libc::IFNAMSIZ + 2]
+        .copy_from_slice(&(flags.cast_unsigned() as u16).to_ne_bytes());
+    // SAFETY: the kernel reads and writes a `struct ifreq`, which is 40 bytes, and the buffer lives on.
+    unsafe { call(&device, TUNSETIFF, request.as_mut_ptr() as c_ulong) }.map_err(error)?;
+    let numbers = [(TUNSETOWNER, tap.owner), (TUNSETGROUP, tap.group), (TUNSETPERSIST, Some(1))];
+    for (request, number) in numbers {
+        if let Some(number) = number {
+            // SAFETY: these requests take a number in place of a pointer.
+            unsafe { call(&device, request, number.into()) }.map_err(error)?;
+        }
+    }
+    Ok(())
+}
+
+/// The context in which the thread was; it goes back there at the end.
+struct Context(String);
+
+const CONTEXT: &str = "/proc/thread-self/attr/current";
+
+impl Context {
+    fn enter(context: &str) -> Result<Self> {
+        let error = |doing| move |source: std::io::Error| Error::from_io(doing, CONTEXT, &source);
+        let before = fs::read_to_string(CONTEXT).map_err(error("read"))?;
+        fs::write(CONTEXT, context).map_err(error("write the SELinux context to"))?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // Whoever may not come back can do no more than this one work.
+        drop(fs::write(CONTEXT, &self.0));
+    }
+}
+
+/// # Safety
+/// The argument must be what the request takes.
+unsafe fn call(device: &impl AsRawFd, request: c_ulong, argument: c_ulong) -> Result<(), Errno> {
+    // SAFETY: the descriptor is open; the caller vouches for the argument.
+    let answer: c_int = unsafe { libc::ioctl(device.as_raw_fd(), request as _, argument) };
+    if answer < 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    }
+    Ok(())
+}
+
+/// `_IOW('T', …, int)` of `linux/if_tun.h`.
+const TUNSETIFF: c_ulong = 0x4004_54ca;
+const TUNSETPERSIST: c_ulong = 0x4004_54cb;
+const TUNSETOWNER: c_ulong = 0x4004_54cc;
+const TUNSETGROUP: c_ulong = 0x4004_54ce;

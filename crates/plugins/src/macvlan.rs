@@ -1,0 +1,117 @@
+//! `macvlan`: a link in the container with a hardware address of its own, on the segment of one of the host's.
+
+use kernel::link::{Driver, Mac, MacvlanMode};
+use netloom_plugin::{
+    Attachment, Error, Plugin, Request, Sandbox, Undo,
+    result::{Dns, v100::Success},
+};
+use serde::Deserialize;
+
+use crate::{
+    asked::{RuntimeMac, asked_mac, require_known_args},
+    container::{Container, Duplicates},
+    failure::{Explain, differs, invalid},
+    over::{self, Master, Over},
+    single::{self, Addressing},
+    written::{Ipam, mtu},
+};
+
+/// The plugin.
+#[derive(Debug)]
+pub struct Macvlan;
+
+/// The configuration as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Written {
+    master: String,
+    mode: String,
+    mtu: i64,
+    mac: String,
+    link_in_container: bool,
+    #[serde(rename = "bcqueuelen")]
+    broadcasts: u32,
+    ipam: Ipam,
+    dns: Dns,
+    runtime_config: RuntimeMac,
+}
+
+/// The configuration as meant.
+struct Conf {
+    master: Master,
+    mode: MacvlanMode,
+    broadcasts: Option<u32>,
+    mtu: Option<u32>,
+    mac: Option<Mac>,
+    addressing: Addressing,
+}
+
+impl Conf {
+    fn of(request: &Request) -> Result<Self, Error> {
+        let written: Written = request.read()?;
+        require_known_args(request)?;
+        let mode = match written.mode.as_str() {
+            "" | "bridge" => MacvlanMode::Bridge,
+            "private" => MacvlanMode::Private,
+            "vepa" => MacvlanMode::Vepa,
+            "passthru" => MacvlanMode::Passthru,
+            other => {
+                return Err(invalid(format!("unknown macvlan mode: {other:?} in `mode`"))
+                    .details("use \"bridge\", \"private\", \"vepa\" or \"passthru\""));
+            }
+        };
+        Ok(Self {
+            master: Master::of(&written.master, written.link_in_container)?,
+            mode,
+            broadcasts: Some(written.broadcasts).filter(|length| *length != 0),
+            mtu: mtu(written.mtu)?,
+            mac: asked_mac(request, &[("runtimeConfig.mac", &written.runtime_config.mac)], &written.mac)?,
+            addressing: Addressing {
+                ipam: written.ipam.kind(),
+                dns: written.dns,
+                duplicates: Duplicates::AsSet,
+                announce: true,
+            },
+        })
+    }
+}
+
+impl Plugin for Macvlan {
+    fn name(&self) -> &'static str {
+        "macvlan"
+    }
+
+    fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
+        let conf = Conf::of(request)?;
+        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let driver = Driver::Macvlan { mode: conf.mode, broadcasts: conf.broadcasts };
+        let over = Over { driver, mtu: conf.mtu, mac: conf.mac };
+        let inside = over::create(request, sandbox, undo, &container, &conf.master, over)?;
+        single::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
+    }
+
+    fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+        single::del(request, sandbox)
+    }
+
+    fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+        let conf = Conf::of(request)?;
+        let (container, inside) =
+            single::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("macvlan"))?;
+        conf.master.check(&container, &inside)?;
+        match inside.driver {
+            Some(Driver::Macvlan { mode, .. }) if mode == conf.mode => Ok(()),
+            other => Err(differs(format!("container macvlan mode {other:?} does not match {:?}", conf.mode))),
+        }
+    }
+
+    fn status(&self, request: &Request) -> Result<(), Error> {
+        let conf = Conf::of(request)?;
+        conf.master.require()?;
+        single::status(request, conf.addressing.ipam.as_deref())
+    }
+
+    fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
+        single::gc(request, valid)
+    }
+}
