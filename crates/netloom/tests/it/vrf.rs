@@ -1,4 +1,4 @@
-//! `vrf` beside the reference's, on a kernel that has VRFs: this machine's, or the one that `vlans.rs` starts.
+//! `vrf` beside the reference's, on a kernel that has VRFs: this machine's, or the one that `other_kernel.rs` starts.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ const DIFFERENCES: &str = include_str!("chains-differences.json");
 fn vrfs_equal_the_references() {
     let Some(peers) = testkit::peers().filter(|_| testkit::is_root()) else { return };
     if !Host::new().succeeds("ip link add blue type vrf table 10") {
-        testkit::say_skipped("this kernel has no VRFs; another one is asked in vlans.rs");
+        testkit::say_skipped("this kernel has no VRFs; another one is asked in other_kernel.rs");
         return;
     }
     let mut differences = Differences::new(DIFFERENCES);
