@@ -30,6 +30,14 @@ const BANDWIDTH: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"bandwidth"
 const SBR: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"sbr","prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.2/16"}]}}"#;
 const VRF: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"vrf","vrfname":"blue","prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.2/16"}]}}"#;
 
+const MACVLAN: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"macvlan","master":"up0","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
+const IPVLAN: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"ipvlan","master":"up0","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
+const VLAN: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"vlan","master":"up0","vlanId":5,"ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
+const HOST_DEVICE_BARE: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"host-device"}"#;
+const DUMMY: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"dummy","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
+const TAP: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"tap","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
+const HOST_DEVICE: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"host-device","device":"up0","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
+
 /// Puts another value in the place of a key of a configuration; `null` takes the key away.
 fn changed(conf: &str, path: &str, value: Value) -> String {
     let mut whole: Value = serde_json::from_str(conf).unwrap();
@@ -305,6 +313,110 @@ fn configurations() -> Vec<Case> {
         (VRF, "table", json!(-5), 7, "`table` -5"),
         (VRF, "table", json!("x"), 6, "`table`"),
         (VRF, "mtu", json!(1), 999, "eth0"),
+        (MACVLAN, "master", json!("none0"), 7, "none0"),
+        (MACVLAN, "master", json!("a/b"), 7, "`master`"),
+        (MACVLAN, "master", json!("a master too long"), 7, "`master`"),
+        (MACVLAN, "master", json!(5), 6, "`master`"),
+        (MACVLAN, "linkInContainer", json!(true), 7, "must be in the container"),
+        (MACVLAN, "linkInContainer", json!("yes"), 6, "`linkInContainer`"),
+        (MACVLAN, "mtu", json!(-1), 7, "`mtu` -1"),
+        (MACVLAN, "mtu", json!("1500"), 6, "`mtu`"),
+        (MACVLAN, "mtu", json!(9000), 7, "master MTU(1500)"),
+        (MACVLAN, "ipam.type", json!("nope"), 999, "nope"),
+        (MACVLAN, "ipam", json!([]), 6, "`ipam`"),
+        (MACVLAN, "ipam.subnet", json!("x"), 7, "subnet"),
+        (MACVLAN, "dns", json!("1.1.1.1"), 6, "`dns`"),
+        (MACVLAN, "name", json!(null), 7, "missing network name"),
+        (IPVLAN, "master", json!("none0"), 7, "none0"),
+        (IPVLAN, "master", json!("a/b"), 7, "`master`"),
+        (IPVLAN, "master", json!("a master too long"), 7, "`master`"),
+        (IPVLAN, "master", json!(5), 6, "`master`"),
+        (IPVLAN, "linkInContainer", json!(true), 7, "must be in the container"),
+        (IPVLAN, "linkInContainer", json!("yes"), 6, "`linkInContainer`"),
+        (IPVLAN, "mtu", json!(-1), 7, "`mtu` -1"),
+        (IPVLAN, "mtu", json!("1500"), 6, "`mtu`"),
+        (IPVLAN, "mtu", json!(9000), 7, "master MTU(1500)"),
+        (IPVLAN, "ipam", json!([]), 6, "`ipam`"),
+        (IPVLAN, "dns", json!("1.1.1.1"), 6, "`dns`"),
+        (IPVLAN, "name", json!(null), 7, "missing network name"),
+        (VLAN, "master", json!("none0"), 7, "none0"),
+        (VLAN, "master", json!("a/b"), 7, "`master`"),
+        (VLAN, "master", json!("a master too long"), 7, "`master`"),
+        (VLAN, "master", json!(5), 6, "`master`"),
+        (VLAN, "linkInContainer", json!(true), 7, "must be in the container"),
+        (VLAN, "linkInContainer", json!("yes"), 6, "`linkInContainer`"),
+        (VLAN, "mtu", json!(-1), 7, "`mtu` -1"),
+        (VLAN, "mtu", json!("1500"), 6, "`mtu`"),
+        (VLAN, "mtu", json!(9000), 7, "master MTU(1500)"),
+        (VLAN, "ipam", json!([]), 6, "`ipam`"),
+        (VLAN, "dns", json!("1.1.1.1"), 6, "`dns`"),
+        (VLAN, "name", json!(null), 7, "missing network name"),
+        (MACVLAN, "master", json!(null), 7, "no default route"),
+        (IPVLAN, "master", json!(null), 7, "no default route"),
+        (VLAN, "master", json!(null), 7, "`master` is missing"),
+        (MACVLAN, "mode", json!("l2"), 7, "l2"),
+        (MACVLAN, "mode", json!(1), 6, "`mode`"),
+        (MACVLAN, "bcqueuelen", json!(-1), 6, "`bcqueuelen`"),
+        (MACVLAN, "mac", json!("nonsense"), 7, "`mac`"),
+        (MACVLAN, "runtimeConfig", json!({"mac": "01:00:00:00:00:01"}), 7, "group address"),
+        (IPVLAN, "mode", json!("bridge"), 7, "bridge"),
+        (IPVLAN, "ipam", json!(null), 7, "`ipam.type`"),
+        (VLAN, "vlanId", json!(4095), 7, "VLAN ID 4095"),
+        (VLAN, "vlanId", json!(-1), 7, "VLAN ID -1"),
+        (VLAN, "vlanId", json!("5"), 6, "`vlanId`"),
+        (VLAN, "ipam", json!(null), 7, "`ipam.type`"),
+        (IPVLAN, "mode", json!(1), 6, "`mode`"),
+        (DUMMY, "name", json!(null), 7, "missing network name"),
+        (DUMMY, "name", json!("n".repeat(300)), 7, "longer than 255"),
+        (DUMMY, "cniVersion", json!("1.1"), 1, "1.1"),
+        (DUMMY, "prevResult", json!({"cniVersion": "7.7.7"}), 6, "7.7.7"),
+        (DUMMY, "ipam", json!(null), 7, "requires an IPAM"),
+        (DUMMY, "ipam.type", json!(""), 7, "requires an IPAM"),
+        (DUMMY, "ipam.type", json!(5), 6, "`ipam.type`"),
+        (DUMMY, "ipam", json!(7), 6, "`ipam`"),
+        (DUMMY, "dns", json!([]), 6, "`dns`"),
+        (DUMMY, "dns", json!({"search": "x"}), 6, "`dns.search`"),
+        (DUMMY, "name", json!(""), 7, "missing network name"),
+        (DUMMY, "name", json!("a/b"), 7, "a/b"),
+        (DUMMY, "name", json!([]), 6, "`name`"),
+        (DUMMY, "cniVersion", json!("9.0.0"), 1, "9.0.0"),
+        (DUMMY, "cniVersion", json!(2), 6, "`cniVersion`"),
+        (DUMMY, "prevResult", json!("x"), 6, "prevResult"),
+        (TAP, "multiQueue", json!("yes"), 6, "`multiQueue`"),
+        (TAP, "mtu", json!(-1), 7, "`mtu` -1"),
+        (TAP, "mtu", json!(70000), 7, "`mtu` 70000"),
+        (TAP, "mtu", json!("x"), 6, "`mtu`"),
+        (TAP, "mac", json!("x"), 7, "`mac`"),
+        (TAP, "mac", json!(5), 6, "`mac`"),
+        (TAP, "runtimeConfig", json!({"mac": "x"}), 7, "`runtimeConfig.mac`"),
+        (TAP, "owner", json!(-1), 6, "`owner`"),
+        (TAP, "owner", json!("root"), 6, "`owner`"),
+        (TAP, "group", json!(1.5), 6, "`group`"),
+        (TAP, "bridge", json!("none0"), 7, "none0"),
+        (TAP, "bridge", json!("a/b"), 7, "`bridge`"),
+        (TAP, "selinuxContext", json!(1), 6, "`selinuxContext`"),
+        (TAP, "selinuxContext", json!("no:such:context"), 999, "attr/current"),
+        (TAP, "ipam.type", json!("nope"), 999, "nope"),
+        (TAP, "ipam.subnet", json!("10.88.0.0/31"), 7, "too small"),
+        (TAP, "dns", json!(5), 6, "`dns`"),
+        (HOST_DEVICE, "device", json!(null), 7, "specify either"),
+        (HOST_DEVICE, "device", json!("none0"), 7, "none0"),
+        (HOST_DEVICE, "device", json!("a/b"), 7, "`device`"),
+        (HOST_DEVICE, "device", json!("lo"), 999, "`lo`"),
+        (HOST_DEVICE, "device", json!(5), 6, "`device`"),
+        (HOST_DEVICE_BARE, "hwaddr", json!("x"), 7, "`hwaddr`"),
+        (HOST_DEVICE_BARE, "hwaddr", json!("02:00:00:00:00:99"), 7, "02:00:00:00:00:99"),
+        (HOST_DEVICE_BARE, "kernelpath", json!("/etc"), 7, "`kernelpath`"),
+        (HOST_DEVICE_BARE, "kernelpath", json!("/sys/devices/../../etc"), 7, "`kernelpath`"),
+        (HOST_DEVICE_BARE, "kernelpath", json!("/sys/devices/none"), 7, "/sys/devices/none"),
+        (HOST_DEVICE_BARE, "pciBusID", json!("../../x"), 7, "`pciBusID`"),
+        (HOST_DEVICE_BARE, "pciBusID", json!("0000:ff:ff.f"), 7, "0000:ff:ff.f"),
+        (HOST_DEVICE, "runtimeConfig", json!({"deviceID": "none"}), 7, "DeviceID none"),
+        (HOST_DEVICE, "runtimeConfig", json!({"deviceID": "../pci"}), 7, "`runtimeConfig.deviceID`"),
+        (HOST_DEVICE, "runtimeConfig", json!({"deviceID": 5}), 6, "deviceID"),
+        (HOST_DEVICE, "ipam.type", json!("nope"), 999, "nope"),
+        (HOST_DEVICE, "ipam.subnet", json!("10.88.0.0/31"), 7, "too small"),
+        (HOST_DEVICE, "dns", json!(5), 6, "`dns`"),
     ];
     let plugin_of = |conf: &str| {
         PLUGINS
@@ -397,6 +509,7 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
          mount -t tmpfs -o size=4k none /run/full; mkdir /run/full/lab; : >/run/full/lab/lock; dd if=/dev/zero of=/run/full/fill 2>/dev/null || true
          mount -t tmpfs -o ro none /run/readonly",
     );
+    host.sh("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up");
     let before = host.snapshot();
     let call = Call::new(&host, &OURS, "c1");
     let mut failures = Vec::new();

@@ -297,6 +297,63 @@ fn chained_plugins_are_undone_at_each_step() {
     });
 }
 
+/// Interface plugins whose work is in the container alone; a device of the host is back as it was.
+#[test]
+fn single_links_are_undone_at_each_step() {
+    if !testkit::is_root() {
+        return;
+    }
+    let dual = dual_stack()["ipam"].clone();
+    let cases = [
+        (json!({"type": "macvlan", "master": "up0", "ipam": dual, "mtu": 1400}), 8),
+        (json!({"type": "macvlan", "master": "up0", "mac": "c2:11:22:33:44:55", "bcqueuelen": 9}), 3),
+        (json!({"type": "ipvlan", "master": "up0", "ipam": dual}), 8),
+        (json!({"type": "vlan", "master": "up0", "vlanId": 5, "ipam": dual}), 8),
+        (json!({"type": "dummy", "ipam": dual}), 5),
+        (json!({"type": "tap", "ipam": dual, "owner": 1, "mtu": 1400}), 8),
+        (json!({"type": "host-device", "device": "up0", "ipam": dual}), 8),
+        (json!({"type": "host-device", "device": "down0"}), 3),
+    ];
+    // On another kernel only what this machine's own lacks.
+    let wanted = std::env::var("NETLOOM_KINDS").ok();
+    std::thread::scope(|scope| {
+        for (mut conf, least) in cases {
+            let kind = conf["type"].as_str().unwrap().to_owned();
+            if wanted.as_ref().is_some_and(|wanted| !wanted.split(' ').any(|it| it == kind)) {
+                continue;
+            }
+            scope.spawn(move || {
+                let lab = Lab::new();
+                lab.host.container("c1");
+                lab.host.sh("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up
+                             ip link add down0 type veth peer name down1");
+                conf["cniVersion"] = json!("1.1.0");
+                conf["name"] = json!("lab");
+                if kind == "dummy" && !lab.host.succeeds("ip link add d0 type dummy && ip link del d0")
+                    || kind == "ipvlan"
+                        && !lab.host.succeeds("ip link add i0 link up0 type ipvlan && ip link del i0")
+                    || kind == "vlan"
+                        && !lab.host.succeeds("ip link add v0 link up0 type vlan id 7 && ip link del v0")
+                {
+                    testkit::say_skipped(&format!("this kernel has no {kind}"));
+                    return;
+                }
+                lab.on_host(|| {
+                    let before = lab.state();
+                    let (ok, result) = lab.call("ADD", &conf, &Value::Null);
+                    assert!(ok, "{result}");
+                    let (ok, checked) = lab.call("CHECK", &conf, &result);
+                    assert!(ok, "{checked}");
+                    assert!(lab.call("DEL", &conf, &result).0);
+                    assert_eq!(before["host"], lab.state()["host"], "{conf}");
+                    let steps = fail_each_step(&lab, &conf, &Value::Null);
+                    assert!(steps >= least, "{conf}: {steps}");
+                });
+            });
+        }
+    });
+}
+
 /// Loopback.
 #[test]
 fn loopback_is_undone_at_each_step() {
