@@ -66,12 +66,17 @@ impl Netns {
     /// # Errors
     /// When one of them cannot be examined.
     pub fn is(&self, other: &Self) -> Result<bool> {
-        let identity = |netns: &Self| {
-            rustix::fs::fstat(&netns.fd)
-                .map(|stat| (stat.st_dev, stat.st_ino))
-                .map_err(|errno| Error::new("examine network namespace", netns.path.display(), errno))
-        };
-        Ok(identity(self)? == identity(other)?)
+        Ok(self.identity()? == other.identity()?)
+    }
+
+    /// Gives device and inode, which no other namespace has as long as this one is there.
+    ///
+    /// # Errors
+    /// When it cannot be examined.
+    pub fn identity(&self) -> Result<(u64, u64)> {
+        rustix::fs::fstat(&self.fd)
+            .map(|stat| (stat.st_dev, stat.st_ino))
+            .map_err(|errno| Error::new("examine network namespace", self.path.display(), errno))
     }
 
     /// Does work in this namespace, on this thread, and comes back.

@@ -2,12 +2,16 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod dhcp_daemon;
 
 use std::{ffi::OsStr, path::Path, process::ExitCode};
 
 fn main() -> ExitCode {
     let called = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&called).file_name().and_then(OsStr::to_str).unwrap_or_default();
+    if name == "dhcp" && std::env::args_os().nth(1).is_some_and(|argument| argument == "daemon") {
+        return dhcp_daemon::main();
+    }
     match plugins::by_name(name) {
         Some(plugin) => {
             // For whoever looks at what the kernel frees: by itself a DEL leaves its grace periods to a child.

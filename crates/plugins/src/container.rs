@@ -190,10 +190,14 @@ pub(crate) enum Duplicates {
     Impossible,
 }
 
+/// `RT_SCOPE_LINK` of `linux/rtnetlink.h`.
+const LINK_SCOPE: u8 = 253;
+
 fn route_of(wanted: &netloom_plugin::result::Route, link: &Link, gateway: Option<IpAddr>) -> route::Route {
     route::Route {
         dst: wanted.dst,
-        gateway: wanted.gw.or(gateway),
+        // What is on the link goes by nobody.
+        gateway: wanted.gw.or(gateway.filter(|_| wanted.scope != Some(LINK_SCOPE))),
         link: link.index,
         priority: wanted.priority,
         table: wanted.table.unwrap_or(0),

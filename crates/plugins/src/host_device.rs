@@ -19,8 +19,9 @@ use serde::Deserialize;
 use crate::{
     container::{Container, Duplicates},
     failure::{Errors, Explain, invalid},
+    owned,
     single::{self, Addressing},
-    written::{Ipam, ipam_of},
+    written::Ipam,
 };
 
 /// The plugin.
@@ -171,17 +172,15 @@ impl Plugin for HostDevice {
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let mut errors = Errors::default();
-        if let Some(ipam) = ipam_of(request)? {
-            errors.note(request.delegate_del(&ipam, sandbox));
-        }
-        let conf = Conf::of(request)?;
-        if !conf.without_link {
+        owned::remove_link_and_addresses(request, sandbox, || {
+            let conf = Conf::of(request)?;
+            if conf.without_link {
+                return Ok(());
+            }
             let host = Socket::open(Protocol::Route).explain()?;
             let container = Container::open_if_there(sandbox.netns.as_deref())?;
-            errors.note(bring_back(&host, container.as_ref(), &conf.device, sandbox.ifname.as_str()));
-        }
-        errors.into_result()
+            bring_back(&host, container.as_ref(), &conf.device, sandbox.ifname.as_str())
+        })
     }
 
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {

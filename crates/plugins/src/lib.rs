@@ -8,6 +8,7 @@
 
 pub mod bandwidth;
 pub mod bridge;
+pub mod dhcp;
 pub mod dummy;
 pub mod firewall;
 pub mod host_device;
@@ -39,7 +40,7 @@ mod written;
 use netloom_plugin::{Delegates, Plugin};
 
 /// Lists every plugin, in the order in which a reader meets them.
-pub const ALL: [&dyn Plugin; 17] = [
+pub const ALL: [&dyn Plugin; 18] = [
     &loopback::Loopback,
     &bridge::Bridge,
     &ptp::Ptp,
@@ -51,6 +52,7 @@ pub const ALL: [&dyn Plugin; 17] = [
     &host_device::HostDevice,
     &host_local::HostLocal,
     &static_ips::Static,
+    &dhcp::Dhcp,
     &portmap::Portmap,
     &firewall::Firewall,
     &tuning::Tuning,

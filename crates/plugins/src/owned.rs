@@ -1,12 +1,13 @@
 //! Removing what an owner has, or what nobody has any more, of the things that several plugins make.
 
 use kernel::{Kind, Protocol, Socket, linger, link};
-use netloom_plugin::{Attachment, Code, Error, Request};
+use netloom_plugin::{Attachment, Code, Error, Request, Sandbox};
 use ruleset::{masquerade, reference, spoof};
 
 use crate::{
     failure::{Errors, Explain},
     owner::{Owner, is_stale},
+    written::ipam_of,
 };
 
 /// Removes what nftables has of this container, whatever the configuration says by now.
@@ -83,6 +84,29 @@ pub(crate) fn gc_rules(request: &Request, valid: &[Attachment]) -> Result<(), Er
         .flat_map(|id| ["", "DN-", "SN-"].map(|prefix| Owner::reference_chain(network, id, prefix)))
         .collect();
     errors.note(reference::remove_nat_chains(&netfilter, &chains).explain());
+    errors.into_result()
+}
+
+/// Removes a container's link, and has its addresses released.
+pub(crate) fn remove_link_and_addresses(
+    request: &Request,
+    sandbox: &Sandbox,
+    remove_link: impl FnOnce() -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut errors = Errors::default();
+    match ipam_of(request)? {
+        None => errors.note(remove_link()),
+        // An address is nobody else's as long as the link has it.
+        Some(ipam) if ["host-local", "static"].contains(&ipam.as_str()) => {
+            errors.note(remove_link());
+            errors.note(request.delegate_del(&ipam, sandbox));
+        }
+        // A server that gave it must be told by that link.
+        Some(ipam) => {
+            errors.note(request.delegate_del(&ipam, sandbox));
+            errors.note(remove_link());
+        }
+    }
     errors.into_result()
 }
 

@@ -118,10 +118,7 @@ impl Plugin for Ptp {
         let owner = Owner::of(request, sandbox);
         let mut errors = Errors::default();
         errors.note(owned::remove_rules(&owner));
-        errors.note(veth::remove(&owner, sandbox));
-        if let Some(ipam) = ipam_of(request)? {
-            errors.note(request.delegate_del(&ipam, sandbox));
-        }
+        errors.note(owned::remove_link_and_addresses(request, sandbox, || veth::remove(&owner, sandbox)));
         errors.into_result()
     }
 

@@ -8,8 +8,8 @@ use netloom_plugin::{
 
 use crate::{
     container::{Container, Duplicates, Settings},
-    failure::{Errors, Explain, invalid},
-    interface,
+    failure::{Explain, invalid},
+    interface, owned,
     owner::Owner,
     written::ipam_of,
 };
@@ -105,12 +105,8 @@ pub(crate) fn apply(
 
 /// Removes the interface and releases its addresses (DEL).
 pub(crate) fn del(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-    let mut errors = Errors::default();
-    errors.note(remove_link(&Owner::of(request, sandbox), sandbox));
-    if let Some(ipam) = ipam_of(request)? {
-        errors.note(request.delegate_del(&ipam, sandbox));
-    }
-    errors.into_result()
+    let owner = Owner::of(request, sandbox);
+    owned::remove_link_and_addresses(request, sandbox, || remove_link(&owner, sandbox))
 }
 
 fn remove_link(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> {

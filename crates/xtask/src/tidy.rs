@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{Outcome, files, read, root, say};
 
 /// Which crate may use which of ours. Anything else is an error: a crate is a promise about what it does not know.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("netloom-types", &[]),
     ("netloom-invoke", &["netloom-types"]),
     ("netloom-plugin", &["netloom-invoke", "netloom-types"]),
@@ -15,7 +15,8 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("kernel", &[]),
     ("ruleset", &["kernel"]),
     ("ipam", &[]),
-    ("plugins", &["netloom-types", "netloom-invoke", "netloom-plugin", "kernel", "ruleset", "ipam"]),
+    ("dhcp", &["kernel"]),
+    ("plugins", &["netloom-types", "netloom-invoke", "netloom-plugin", "kernel", "ruleset", "ipam", "dhcp"]),
     (
         "netloom",
         &[
@@ -25,6 +26,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "netloom-runtime",
             "kernel",
             "ruleset",
+            "dhcp",
             "plugins",
         ],
     ),

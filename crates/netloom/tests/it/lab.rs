@@ -14,7 +14,7 @@ use testkit::Host;
 /// The binary under test.
 pub(crate) const NETLOOM: &str = env!("CARGO_BIN_EXE_netloom");
 
-pub(crate) const PLUGINS: [&str; 17] = [
+pub(crate) const PLUGINS: [&str; 18] = [
     "loopback",
     "bridge",
     "ptp",
@@ -26,6 +26,7 @@ pub(crate) const PLUGINS: [&str; 17] = [
     "host-device",
     "host-local",
     "static",
+    "dhcp",
     "portmap",
     "firewall",
     "tuning",

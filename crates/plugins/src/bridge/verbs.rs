@@ -82,13 +82,9 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
 
 pub(super) fn del(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     let owner = Owner::of(request, sandbox);
-    let ipam = ipam_of(request)?;
     let mut errors = Errors::default();
     errors.note(owned::remove_rules(&owner));
-    errors.note(veth::remove(&owner, sandbox));
-    if let Some(ipam) = &ipam {
-        errors.note(request.delegate_del(ipam, sandbox));
-    }
+    errors.note(owned::remove_link_and_addresses(request, sandbox, || veth::remove(&owner, sandbox)));
     errors.into_result()
 }
 

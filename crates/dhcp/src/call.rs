@@ -1,0 +1,95 @@
+//! What the plugin and the daemon say to each other: a line of JSON each way, by a Unix socket.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{lease::Lease, v4, v6};
+
+/// Where the daemon listens unless it is told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/cni/dhcp.sock";
+
+/// Names whose lease it is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Who {
+    /// The network.
+    pub network: String,
+    /// The container.
+    pub container: String,
+    /// The interface in it.
+    pub ifname: String,
+}
+
+/// What is asked of the daemon.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Call {
+    /// Get leases and keep them; those that there are, are given again.
+    Acquire {
+        /// Whose.
+        who: Who,
+        /// The namespace with the interface.
+        netns: PathBuf,
+        /// A lease of IPv4.
+        v4: Option<v4::Wishes>,
+        /// A lease of IPv6.
+        v6: Option<v6::Wishes>,
+        /// Metric of the routes.
+        priority: u32,
+    },
+    /// Tell whether the leases are there.
+    Check(Who),
+    /// Give the leases back. None is fine.
+    Release(Who),
+    /// Give back all leases of a network but those of these containers and interfaces.
+    Collect {
+        /// The network.
+        network: String,
+        /// Container and interface.
+        valid: Vec<(String, String)>,
+    },
+    /// Tell that it is there.
+    Ping,
+}
+
+/// What the daemon answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Answer {
+    /// Leases, of each family that was asked for.
+    Leases(Vec<Lease>),
+    /// It is done.
+    Done,
+    /// It could not be done, for this reason.
+    Failed(String),
+}
+
+/// No line is longer than this.
+const LONGEST: u64 = 1 << 20;
+
+/// Asks the daemon, and waits for its answer.
+///
+/// # Errors
+/// When it cannot be reached, or ends without an answer.
+pub fn ask(socket: &Path, call: &Call) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect(socket)?;
+    write(&mut stream, call)?;
+    read(&stream)
+}
+
+pub(crate) fn write(stream: &mut UnixStream, what: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(what)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+pub(crate) fn read<T: for<'de> Deserialize<'de>>(stream: &UnixStream) -> io::Result<T> {
+    let mut line = Vec::new();
+    BufReader::new(stream).take(LONGEST).read_until(b'\n', &mut line)?;
+    if line.last() != Some(&b'\n') {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other end has gone without an answer"));
+    }
+    Ok(serde_json::from_slice(&line)?)
+}

@@ -1,0 +1,121 @@
+//! The sockets of one interface, open as long as an answer is expected.
+
+use std::{
+    io::ErrorKind,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket},
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+use kernel::{Errno, Error, Result, link::Link, packet::PacketSocket};
+
+use crate::{
+    interface,
+    v4::{self, Listening},
+    v6,
+};
+
+/// Holds one socket, of the namespace in which it was opened.
+#[derive(Debug)]
+pub(crate) enum Exchange {
+    /// Hears everything that comes to the client's port, and sends without an address.
+    Everything(PacketSocket),
+    /// Belongs to the leased address.
+    Address(Ipv4Addr, UdpSocket),
+    /// Belongs to the interface's link-local address; the number is the link's.
+    LinkLocal(u32, UdpSocket),
+}
+
+impl Exchange {
+    /// Opens what a client of IPv4 needs; none where it expects nothing.
+    pub(crate) fn of_v4(link: &Link, listening: Listening) -> Result<Option<Self>> {
+        Ok(match listening {
+            Listening::No => None,
+            Listening::ToEverything => Some(Self::Everything(PacketSocket::open(link, v4::PORT)?)),
+            Listening::ToAddress(ip) => Some(Self::Address(ip, udp((ip, v4::PORT).into())?)),
+        })
+    }
+
+    /// Opens what a client of IPv6 needs; none while the interface has no settled address.
+    pub(crate) fn of_v6(link: &Link) -> Result<Option<Self>> {
+        let Some(ip) = interface::link_local(link)? else { return Ok(None) };
+        let socket = udp(SocketAddrV6::new(ip, v6::PORT, 0, link.index).into())?;
+        Ok(Some(Self::LinkLocal(link.index, socket)))
+    }
+
+    /// Tells whether this is what a client of IPv4 needs now.
+    pub(crate) fn fits(&self, listening: Listening) -> bool {
+        match (self, listening) {
+            (Self::Everything(_), Listening::ToEverything) => true,
+            (Self::Address(ip, _), Listening::ToAddress(wanted)) => *ip == wanted,
+            _ => false,
+        }
+    }
+
+    /// Sends to everybody, as nobody.
+    pub(crate) fn broadcast(&self, payload: &[u8]) -> Result<()> {
+        let Self::Everything(socket) = self else { return Ok(()) };
+        let error = |_| Error::new("build", "a DHCP packet", Errno::MSGSIZE);
+        let builder = PacketBuilder::ipv4([0; 4], [0xff; 4], 64).udp(v4::PORT, v4::SERVER_PORT);
+        let mut packet = Vec::with_capacity(builder.size(payload.len()));
+        builder.write(&mut packet, payload).map_err(error)?;
+        socket.send(&packet)
+    }
+
+    /// Sends to a server of IPv4.
+    pub(crate) fn unicast(&self, payload: &[u8], server: Ipv4Addr) -> Result<()> {
+        let Self::Address(_, socket) = self else { return Ok(()) };
+        send(socket, payload, (server, v4::SERVER_PORT).into())
+    }
+
+    /// Sends to all servers of IPv6 on the link.
+    pub(crate) fn multicast(&self, payload: &[u8]) -> Result<()> {
+        let Self::LinkLocal(link, socket) = self else { return Ok(()) };
+        send(socket, payload, SocketAddrV6::new(v6::SERVERS, v6::SERVER_PORT, 0, *link).into())
+    }
+
+    /// Gives what has come, the next at a time; none when there is no more. Broken packets are left aside.
+    pub(crate) fn receive(&self) -> Result<Option<Vec<u8>>> {
+        let mut buffer = [0; 4096];
+        match self {
+            Self::Everything(socket) => loop {
+                let Some(packet) = socket.receive(&mut buffer)? else { return Ok(None) };
+                if let Ok(packet) = SlicedPacket::from_ip(packet)
+                    && let Some(TransportSlice::Udp(udp)) = packet.transport
+                {
+                    return Ok(Some(udp.payload().to_vec()));
+                }
+            },
+            Self::Address(_, socket) | Self::LinkLocal(_, socket) => match socket.recv_from(&mut buffer) {
+                Ok((length, _)) => Ok(Some(buffer[..length].to_vec())),
+                // Refused: nobody listens at the server, which another try finds out too.
+                Err(error)
+                    if [ErrorKind::WouldBlock, ErrorKind::ConnectionRefused].contains(&error.kind()) =>
+                {
+                    Ok(None)
+                }
+                Err(error) => Err(Error::from_io("receive", "from a DHCP server", &error)),
+            },
+        }
+    }
+}
+
+impl AsFd for Exchange {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Everything(socket) => socket.as_fd(),
+            Self::Address(_, socket) | Self::LinkLocal(_, socket) => socket.as_fd(),
+        }
+    }
+}
+
+fn udp(at: SocketAddr) -> Result<UdpSocket> {
+    let error = |error: std::io::Error| Error::from_io("listen at", at, &error);
+    let socket = UdpSocket::bind(at).map_err(error)?;
+    socket.set_nonblocking(true).map_err(error)?;
+    Ok(socket)
+}
+
+fn send(socket: &UdpSocket, payload: &[u8], to: SocketAddr) -> Result<()> {
+    socket.send_to(payload, to).map(drop).map_err(|error| Error::from_io("send to DHCP server", to, &error))
+}

@@ -1,0 +1,115 @@
+//! What a server gave, and until when.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A point in time, since the machine started, sleep included (`CLOCK_BOOTTIME`).
+pub type Time = Duration;
+
+/// Holds a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The address, with its prefix.
+    pub address: IpNet,
+    /// The first router.
+    pub gateway: Option<IpAddr>,
+    /// Routes, also the default one.
+    pub routes: Vec<Route>,
+    /// What the server says of DNS.
+    pub dns: Dns,
+    /// Who gave it.
+    pub server: Server,
+    /// When to ask that server to prolong it (T1).
+    pub renew: Time,
+    /// When to ask any (T2).
+    pub rebind: Time,
+    /// When it is over.
+    pub expire: Time,
+}
+
+/// Names a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Server {
+    /// Its address (option 54).
+    V4(Ipv4Addr),
+    /// Its DUID (RFC 8415, section 11).
+    V6(Vec<u8>),
+}
+
+/// A route that comes with a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Where to.
+    pub dst: IpNet,
+    /// By whom; none for on the link.
+    pub gateway: Option<IpAddr>,
+}
+
+/// DNS, as a lease has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Servers.
+    pub servers: Vec<IpAddr>,
+    /// The own domain.
+    pub domain: String,
+    /// Domains to search.
+    pub search: Vec<String>,
+}
+
+/// What a client wants to have done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Send this to everybody on the link, with no address of its own.
+    Broadcast(Vec<u8>),
+    /// Send this to a server, from the leased address, to which answers come.
+    Unicast {
+        /// What to send.
+        packet: Vec<u8>,
+        /// The leased address.
+        from: Ipv4Addr,
+        /// The server.
+        to: Ipv4Addr,
+    },
+    /// Send this to all servers of IPv6 on the link.
+    Multicast(Vec<u8>),
+    /// There is a lease, new or prolonged.
+    Bound(Lease),
+    /// The lease is over before another is there, for this reason.
+    Lost(&'static str),
+}
+
+/// How often and how long to try.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// The longest wait for an answer at first.
+    pub answer: Duration,
+    /// The longest wait between tries later.
+    pub most: Duration,
+}
+
+impl Patience {
+    /// Gives the wait after the n-th try: four times some 2 s, then from 4 s on twice as long each time, a second more or
+    /// less by chance (RFC 2131, section 4.1).
+    pub(crate) fn after(&self, tries: u32, random: u32) -> Duration {
+        const FAST: u32 = 4;
+        let chance = Duration::from_millis(u64::from(random) % 2000);
+        let base = if tries <= FAST {
+            Duration::from_secs(2).min(self.answer)
+        } else {
+            Duration::from_secs(4 << (tries - FAST - 1).min(10)).min(self.most)
+        };
+        (base + chance).saturating_sub(Duration::from_secs(1)).max(Duration::from_millis(500))
+    }
+}
+
+/// Says when to try again to prolong a lease: after half of the time that is left for this, but not too soon
+/// (RFC 2131, section 4.4.5).
+pub(crate) fn next_try(now: Time, until: Time, expire: Time) -> Time {
+    let least = (expire.saturating_sub(now) / 20).clamp(Duration::from_secs(1), Duration::from_mins(1));
+    (now + (until.saturating_sub(now) / 2).max(least)).min(until)
+}
