@@ -259,7 +259,8 @@ impl Daemon<'_> {
                     holder.lose(v4)
                 }
                 Output::Bound(lease) => {
-                    (self.log)(&format!("{name}: lease of {} until {:?}", lease.address, lease.expire));
+                    let left = lease.expire.saturating_sub(boottime()).as_secs_f32();
+                    (self.log)(&format!("{name}: lease of {} for {left:.0} s", lease.address));
                     let outcome = holder.keep(&lease);
                     if let Err(error) = self.store.write(&holder.stored()) {
                         (self.log)(&format!("{name}: cannot remember the lease: {error}"));

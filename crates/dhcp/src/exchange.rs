@@ -20,8 +20,9 @@ use crate::{
 pub(crate) enum Exchange {
     /// Hears everything that comes to the client's port, and sends without an address.
     Everything(PacketSocket),
-    /// Belongs to the leased address.
-    Address(Ipv4Addr, UdpSocket),
+    /// Belongs to the leased address, and hears everything too: a server that refuses says it to everybody (RFC 2131,
+    /// section 4.1).
+    Address(Ipv4Addr, UdpSocket, PacketSocket),
     /// Belongs to the interface's link-local address; the number is the link's.
     LinkLocal(u32, UdpSocket),
 }
@@ -32,7 +33,10 @@ impl Exchange {
         Ok(match listening {
             Listening::No => None,
             Listening::ToEverything => Some(Self::Everything(PacketSocket::open(link, v4::PORT)?)),
-            Listening::ToAddress(ip) => Some(Self::Address(ip, udp((ip, v4::PORT).into())?)),
+            Listening::ToAddress(ip) => {
+                let socket = udp((ip, v4::PORT).into())?;
+                Some(Self::Address(ip, socket, PacketSocket::open(link, v4::PORT)?))
+            }
         })
     }
 
@@ -47,7 +51,7 @@ impl Exchange {
     pub(crate) fn fits(&self, listening: Listening) -> bool {
         match (self, listening) {
             (Self::Everything(_), Listening::ToEverything) => true,
-            (Self::Address(ip, _), Listening::ToAddress(wanted)) => *ip == wanted,
+            (Self::Address(ip, ..), Listening::ToAddress(wanted)) => *ip == wanted,
             _ => false,
         }
     }
@@ -64,7 +68,7 @@ impl Exchange {
 
     /// Sends to a server of IPv4.
     pub(crate) fn unicast(&self, payload: &[u8], server: Ipv4Addr) -> Result<()> {
-        let Self::Address(_, socket) = self else { return Ok(()) };
+        let Self::Address(_, socket, _) = self else { return Ok(()) };
         send(socket, payload, (server, v4::SERVER_PORT).into())
     }
 
@@ -78,7 +82,7 @@ impl Exchange {
     pub(crate) fn receive(&self) -> Result<Option<Vec<u8>>> {
         let mut buffer = [0; 4096];
         match self {
-            Self::Everything(socket) => loop {
+            Self::Everything(socket) | Self::Address(_, _, socket) => loop {
                 let Some(packet) = socket.receive(&mut buffer)? else { return Ok(None) };
                 if let Ok(packet) = SlicedPacket::from_ip(packet)
                     && let Some(TransportSlice::Udp(udp)) = packet.transport
@@ -86,7 +90,7 @@ impl Exchange {
                     return Ok(Some(udp.payload().to_vec()));
                 }
             },
-            Self::Address(_, socket) | Self::LinkLocal(_, socket) => match socket.recv_from(&mut buffer) {
+            Self::LinkLocal(_, socket) => match socket.recv_from(&mut buffer) {
                 Ok((length, _)) => Ok(Some(buffer[..length].to_vec())),
                 // Refused: nobody listens at the server, which another try finds out too.
                 Err(error)
@@ -103,8 +107,8 @@ impl Exchange {
 impl AsFd for Exchange {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Everything(socket) => socket.as_fd(),
-            Self::Address(_, socket) | Self::LinkLocal(_, socket) => socket.as_fd(),
+            Self::Everything(socket) | Self::Address(_, _, socket) => socket.as_fd(),
+            Self::LinkLocal(_, socket) => socket.as_fd(),
         }
     }
 }

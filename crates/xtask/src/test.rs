@@ -8,7 +8,7 @@ use std::{
 use crate::{Outcome, root, run, run_with, say, tidy};
 
 /// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 17] = [
+const PACKAGES: [(&str, &str); 21] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -26,6 +26,10 @@ const PACKAGES: [(&str, &str); 17] = [
     ("firewalld", "firewalld"),
     ("dbus-daemon", "dbus"),
     ("iperf3", "iperf3"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("kea-dhcp4", "kea-dhcp4-server"),
+    ("kea-dhcp6", "kea-dhcp6-server"),
+    ("systemd-socket-activate", "systemd"),
 ];
 
 pub(crate) fn test() -> Outcome {
