@@ -14,5 +14,13 @@ mod store;
 pub mod v4;
 pub mod v6;
 
+/// Reads a packet of anybody; none when it is broken.
+///
+/// The crate that reads it asserts here and there what the network has not promised, so its panics are caught: nobody on a
+/// link may end the daemon by a packet.
+fn decoded<T: dhcproto::Decodable>(packet: &[u8]) -> Option<T> {
+    std::panic::catch_unwind(|| T::decode(&mut dhcproto::Decoder::new(packet)).ok()).ok().flatten()
+}
+
 // Named in Cargo.toml for its version alone: without Unicode's tables, which no name in a DHCP option needs.
 use idna_adapter as _;

@@ -6,13 +6,16 @@ use std::{
 };
 
 use dhcproto::{
-    Decodable, Decoder, Encodable,
+    Encodable,
     v4::{DhcpOption, Flags, Message, MessageType, OptionCode, UnknownOption},
 };
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
-use crate::lease::{Dns, Lease, Output, Patience, Route, Server, Time, next_try};
+use crate::{
+    decoded,
+    lease::{Dns, Lease, Output, Patience, Route, Server, Time, next_try},
+};
 
 /// The client's port, and the servers'.
 pub const PORT: u16 = 68;
@@ -158,8 +161,10 @@ impl Client {
 
     /// Takes an answer; what is none to this client's question, or makes no sense, is left aside.
     pub fn receive(&mut self, now: Time, packet: &[u8], mut random: impl FnMut() -> u32) -> Vec<Output> {
-        let Ok(message) = Message::decode(&mut Decoder::new(packet)) else { return Vec::new() };
-        if message.xid() != self.xid || message.chaddr() != self.mac {
+        let Some(message) = decoded::<Message>(packet) else { return Vec::new() };
+        // The length first: the crate takes a hardware address of any, of which there is no more than 16 bytes.
+        let is_for_us = usize::from(message.hlen()) == self.mac.len() && message.chaddr() == self.mac;
+        if message.xid() != self.xid || !is_for_us {
             return Vec::new();
         }
         let server = match message.opts().get(OptionCode::ServerIdentifier) {

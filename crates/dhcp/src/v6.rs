@@ -6,7 +6,7 @@ use std::{
 };
 
 use dhcproto::{
-    Decodable, Decoder, Encodable,
+    Encodable,
     v6::{
         DhcpOption, DhcpOptions, IAAddr, IANA, Message, MessageType, ORO, OptionCode, Status, UnknownOption,
     },
@@ -14,7 +14,10 @@ use dhcproto::{
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 
-use crate::lease::{Dns, Lease, Output, Patience, Server, Time, next_try};
+use crate::{
+    decoded,
+    lease::{Dns, Lease, Output, Patience, Server, Time, next_try},
+};
 
 /// The client's port.
 pub const PORT: u16 = 546;
@@ -149,7 +152,7 @@ impl Client {
 
     /// Takes an answer; what is none to this client's question, or makes no sense, is left aside.
     pub fn receive(&mut self, now: Time, packet: &[u8], random: impl FnMut() -> u32) -> Vec<Output> {
-        let Ok(message) = Message::decode(&mut Decoder::new(packet)) else { return Vec::new() };
+        let Some(message) = decoded::<Message>(packet) else { return Vec::new() };
         let is_ours = matches!(
             message.opts().get(OptionCode::ClientId),
             Some(DhcpOption::ClientId(duid)) if *duid == self.wishes.duid

@@ -54,6 +54,24 @@ fn cases() -> Vec<Case> {
             chain: vec![json!({"type": "ptp", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))})],
         },
         Case {
+            name: "macvlan",
+            chain: vec![
+                json!({"type": "macvlan", "master": "up0", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))}),
+            ],
+        },
+        Case {
+            name: "macvlan, dual stack",
+            chain: vec![json!({"type": "macvlan", "master": "up0",
+                "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}], [{"subnet": "fd20::/64"}]]))})],
+        },
+        Case { name: "tap", chain: vec![json!({"type": "tap"})] },
+        Case {
+            name: "host-device",
+            chain: vec![
+                json!({"type": "host-device", "device": "dev0", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))}),
+            ],
+        },
+        Case {
             name: "host-local",
             chain: vec![json!({"type": "host-local", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))})],
         },
@@ -120,7 +138,8 @@ fn build() -> Result<(PathBuf, PathBuf), String> {
     drop(std::fs::remove_dir_all(&bin));
     std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
     for name in
-        ["loopback", "bridge", "ptp", "host-local", "static", "portmap", "firewall", "tuning", "bandwidth"]
+        "loopback bridge ptp macvlan tap host-device host-local static portmap firewall tuning bandwidth"
+            .split(' ')
     {
         std::fs::hard_link(&binary, bin.join(name)).map_err(|error| error.to_string())?;
     }
@@ -159,7 +178,9 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new() -> Result<Self, String> {
-        const HOLD: &str = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mkdir -p /run/netns && ip link set lo up && echo ready && exec cat";
+        const HOLD: &str = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mkdir -p /run/netns && ip link set lo up \
+            && ip link add up0 type veth peer name up1 && ip link set up0 up && ip link set up1 up \
+            && ip link add dev0 type veth peer name dev1 && ip link set dev0 up && ip link set dev1 up && echo ready && exec cat";
         let mut holder = Command::new("unshare")
             .args(["--mount", "--net", "--propagation", "private", "sh", "-c", HOLD])
             .stdin(Stdio::piped())

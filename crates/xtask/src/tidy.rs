@@ -91,7 +91,9 @@ fn is_used(name: &str, dependency: &str, for_tests: bool) -> Result<bool, String
     let dependency = dependency.replace('-', "_");
     for path in files(&folder, &[".rs"]) {
         let in_tests = path.starts_with(folder.join("tests"));
-        if (for_tests || !in_tests) && read(&path)?.contains(&format!("{dependency}::")) {
+        let text = read(&path)?;
+        let uses = [format!("{dependency}::"), format!("use {dependency} as _;")];
+        if (for_tests || !in_tests) && uses.iter().any(|it| text.contains(it)) {
             return Ok(true);
         }
     }

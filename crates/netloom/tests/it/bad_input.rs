@@ -34,6 +34,7 @@ const MACVLAN: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"macvlan","ma
 const IPVLAN: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"ipvlan","master":"up0","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
 const VLAN: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"vlan","master":"up0","vlanId":5,"ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
 const HOST_DEVICE_BARE: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"host-device"}"#;
+const DHCP: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"dhcp","ipam":{"type":"dhcp"}}"#;
 const DUMMY: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"dummy","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
 const TAP: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"tap","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
 const HOST_DEVICE: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"host-device","device":"up0","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
@@ -313,6 +314,25 @@ fn configurations() -> Vec<Case> {
         (VRF, "table", json!(-5), 7, "`table` -5"),
         (VRF, "table", json!("x"), 6, "`table`"),
         (VRF, "mtu", json!(1), 999, "eth0"),
+        (DHCP, "ipam", json!(null), 7, "'ipam'"),
+        (DHCP, "ipam", json!([]), 6, "`ipam`"),
+        (DHCP, "ipam.daemonSocketPath", json!("dhcp.sock"), 7, "`ipam.daemonSocketPath`"),
+        (DHCP, "ipam.daemonSocketPath", json!("/x".repeat(99)), 7, "107 bytes"),
+        (DHCP, "ipam.daemonSocketPath", json!(5), 6, "daemonSocketPath"),
+        (DHCP, "ipam.daemonSocketPath", json!("/run/none.sock"), 11, "/run/none.sock"),
+        (DHCP, "ipam.daemonSocketPath", json!("/etc/hostname"), 11, "/etc/hostname"),
+        (DHCP, "ipam.provide", json!([{"option": "hostname", "value": "x"}]), 7, "`ipam.provide[0].option`"),
+        (DHCP, "ipam.provide", json!([{"option": "300", "value": "x"}]), 7, "300"),
+        (DHCP, "ipam.provide", json!([{"option": "12", "value": "x".repeat(256)}]), 7, "value too long"),
+        (DHCP, "ipam.provide", json!("x"), 6, "`ipam.provide`"),
+        (DHCP, "ipam.request", json!([{"option": "-1"}]), 7, "`ipam.request[0].option`"),
+        (DHCP, "ipam.request", json!([{"skipDefault": "yes"}]), 6, "skipDefault"),
+        (DHCP, "ipam.request", json!({}), 6, "`ipam.request`"),
+        (DHCP, "ipam.priority", json!(-1), 7, "`ipam.priority` -1"),
+        (DHCP, "ipam.priority", json!("high"), 6, "priority"),
+        (DHCP, "ipam.ipv4", json!(false), 7, "no address is asked for"),
+        (DHCP, "ipam.ipv6", json!("yes"), 6, "ipv6"),
+        (DHCP, "name", json!(null), 7, "missing network name"),
         (MACVLAN, "master", json!("none0"), 7, "none0"),
         (MACVLAN, "master", json!("a/b"), 7, "`master`"),
         (MACVLAN, "master", json!("a master too long"), 7, "`master`"),
