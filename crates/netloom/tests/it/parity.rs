@@ -19,7 +19,7 @@ pub(crate) type Seen = BTreeMap<String, String>;
 fn the_same_configuration_gives_the_same_host_and_container() {
     let Some(peers) = testkit::peers().filter(|_| testkit::is_root()) else { return };
     let mut configurations: Vec<Value> = serde_json::from_str(CONFIGURATIONS).unwrap();
-    assert!(configurations.len() >= 40);
+    assert!(configurations.len() >= 150);
     // For work on one of them, or on a kernel that can do only some.
     let wanted = std::env::var("NETLOOM_PARITY").ok();
     if let Some(wanted) = &wanted {
