@@ -300,13 +300,10 @@ fn create_ifb(host: &Socket, owner: &Owner<'_>, mtu: u32, undo: &mut Undo) -> Re
         let new = New { mtu: Some(mtu), queue: Some(0), up: true, ..New::of(&name, Driver::Ifb) };
         link::create(host, &new).explain()?;
         // Seen on a busy host: gone again a moment after it was made. A second one stays.
-        let ifb = match link::find(host, &name).explain()? {
-            Some(ifb) => ifb,
-            None => {
-                link::create(host, &new).explain()?;
-                link::require(host, &name).explain()?
-            }
-        };
+        if link::find(host, &name).explain()?.is_none() {
+            link::create(host, &new).explain()?;
+        }
+        let ifb = link::require(host, &name).explain()?;
         link::change(host, &ifb, &Change { alias: Some(&mark), ..Change::default() }).explain()?;
         return Ok(ifb);
     }
