@@ -16,7 +16,7 @@ use testkit::Transport;
 use crate::{
     firewall::{Lab, at},
     lab::{Call, OURS, with_prev},
-    parity::{Differences, Names, Seen, flatten, look, outcome},
+    parity::{Differences, Names, Seen, flatten, look, outcome, take_out_random_macs},
 };
 
 const CHAINS: &str = include_str!("chains.json");
@@ -84,11 +84,7 @@ fn seen(bin: &Path, chain: &Value) -> Seen {
     let names = Names::of(&lab.host);
     let text = names.normalise(&result.to_string());
     let mut shown: Value = serde_json::from_str(&text).unwrap();
-    for interface in shown["interfaces"].as_array_mut().into_iter().flatten() {
-        if interface["mac"].as_str().is_some_and(|mac| !mac.starts_with("c2:11")) {
-            interface["mac"] = "RANDOM".into();
-        }
-    }
+    take_out_random_macs(&mut shown);
     flatten("/add", &shown, &mut seen);
     flatten("/inside", &look(&lab.host, Some("c1"), &names), &mut seen);
     let rules = |family: &str| lab.host.json(&format!("ip netns exec c1 ip -j {family} rule"));
