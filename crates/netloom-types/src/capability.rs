@@ -49,17 +49,23 @@ pub struct RuntimeConfig {
 /// Asks for one published port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortMapping {
-    /// Port of the host, 1 to 65535. Wider here, so that a plugin can refuse what does not fit by name.
+    // Wider than a port is, so that a plugin can refuse what does not fit by name.
+    /// Port of the host, 1 to 65535
+    #[cfg_attr(feature = "schema", schemars(example = 8080, range(min = 1, max = 65535)))]
     #[serde(default)]
     pub host_port: i64,
-    /// Port of the container, 1 to 65535.
+    /// Port of the container, 1 to 65535
+    #[cfg_attr(feature = "schema", schemars(example = 80, range(min = 1, max = 65535)))]
     #[serde(default)]
     pub container_port: i64,
-    /// `tcp`, `udp` or `sctp`.
+    /// `tcp`, `udp` or `sctp`, in either case
+    #[cfg_attr(feature = "schema", schemars(example = &"tcp"))]
     #[serde(default)]
     pub protocol: String,
-    /// Address of the host to publish on; empty for all.
+    /// Address of the host to publish on; without it, on all
+    #[cfg_attr(feature = "schema", schemars(example = &"127.0.0.1"))]
     #[serde(default, rename = "hostIP", skip_serializing_if = "String::is_empty")]
     pub host_ip: String,
 }
@@ -67,17 +73,22 @@ pub struct PortMapping {
 /// Describes addresses to choose from: `ipRanges` and host-local's `ranges`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct IpRange {
-    /// The subnet; required.
+    /// The subnet; required
+    #[cfg_attr(feature = "schema", schemars(with = "String", example = &"10.88.0.0/16"))]
     #[serde(with = "address::cidr")]
     pub subnet: IpNet,
-    /// First address to give out; default: the subnet's first.
+    /// First address to give out; without it, the subnet's first
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", example = &"10.88.1.0"))]
     #[serde(default, with = "address::optional_ip", skip_serializing_if = "Option::is_none")]
     pub range_start: Option<IpAddr>,
-    /// Last address to give out; default: the subnet's last, before the broadcast address.
+    /// Last address to give out; without it, the subnet's last before the broadcast address
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", example = &"10.88.1.255"))]
     #[serde(default, with = "address::optional_ip", skip_serializing_if = "Option::is_none")]
     pub range_end: Option<IpAddr>,
-    /// The gateway; default: the subnet's first address.
+    /// The gateway; without it, the subnet's first address
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", example = &"10.88.0.1"))]
     #[serde(default, with = "address::optional_ip", skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
 }

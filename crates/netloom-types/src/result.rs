@@ -53,26 +53,34 @@ pub enum ResultError {
 
 /// Describes one route of the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Route {
-    /// Where to, as a prefix.
+    /// Where to, as a prefix
+    #[cfg_attr(feature = "schema", schemars(with = "String", example = &"0.0.0.0/0"))]
     #[serde(with = "address::cidr")]
     pub dst: IpNet,
-    /// The next hop; none means a gateway of the result's `ips`, or a route on the link.
+    /// The next hop; without it, the gateway of the address, or a route on the link
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", example = &"10.1.0.1"))]
     #[serde(default, with = "address::optional_ip", skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
-    /// Path MTU in bytes; 0 is unset. Since 1.1.0.
+    /// Path MTU in bytes; 0 is unset. Since 1.1.0
+    #[cfg_attr(feature = "schema", schemars(example = 1400))]
     #[serde(default, skip_serializing_if = "is_zero")]
     pub mtu: u32,
-    /// Maximum segment size to announce, in bytes; 0 is unset. Since 1.1.0.
+    /// Maximum segment size to announce, in bytes; 0 is unset. Since 1.1.0
+    #[cfg_attr(feature = "schema", schemars(example = 1360))]
     #[serde(default, skip_serializing_if = "is_zero")]
     pub advmss: u32,
-    /// Metric, lower wins; 0 is unset. Since 1.1.0.
+    /// Metric, lower wins; 0 is unset. Since 1.1.0
+    #[cfg_attr(feature = "schema", schemars(example = 100))]
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: u32,
-    /// Routing table; 0 is a value of its own. Since 1.1.0.
+    /// Routing table; 0 is a value of its own. Since 1.1.0
+    #[cfg_attr(feature = "schema", schemars(example = 200))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<u32>,
-    /// Scope: 0 global, 253 link, 254 host. Since 1.1.0.
+    /// Scope: 0 global, 253 link, 254 host. Since 1.1.0
+    #[cfg_attr(feature = "schema", schemars(example = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<u8>,
 }
@@ -87,17 +95,22 @@ impl Route {
 /// Holds DNS settings, of a result or of a network configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Dns {
-    /// Servers in order of preference.
+    /// Servers in order of preference
+    #[cfg_attr(feature = "schema", schemars(example = serde_json::json!(["10.1.0.1"])))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
-    /// The local domain.
+    /// The local domain
+    #[cfg_attr(feature = "schema", schemars(example = &"example.org"))]
     #[serde(skip_serializing_if = "String::is_empty")]
     pub domain: String,
-    /// Domains to search.
+    /// Domains to search
+    #[cfg_attr(feature = "schema", schemars(example = serde_json::json!(["example.org"])))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
-    /// Options of the resolver.
+    /// Options of the resolver
+    #[cfg_attr(feature = "schema", schemars(example = serde_json::json!(["ndots:2"])))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }

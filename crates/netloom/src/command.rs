@@ -76,6 +76,8 @@ enum Command {
     Install(install::InstallOptions),
     /// Take them away again, and put back what they replaced
     Uninstall(install::UninstallOptions),
+    /// Describe configurations for editors, as JSON Schema
+    Schema(pages::Schema),
     /// Write completions for a shell to standard output
     Completions(pages::Completions),
     /// Write man pages to a folder
@@ -147,6 +149,7 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
         Command::Demo(options) => done(demo::demo(&places, &options)),
         Command::Install(options) => done(install::install(&places.conf_dir, &options)),
         Command::Uninstall(options) => done(install::uninstall(&options)),
+        Command::Schema(options) => done(pages::schema(&options)),
         Command::Completions(options) => {
             pages::completions(options);
             Ok(ExitCode::SUCCESS)

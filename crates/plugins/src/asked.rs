@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use kernel::link::Mac;
-use netloom_plugin::{Code, Error, Request, RuntimeConfig, SpecVersion};
+use netloom_plugin::{Code, Error, Request, SpecVersion, capability::IpRange};
+use schemars::JsonSchema;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::failure::invalid;
@@ -12,23 +13,65 @@ use crate::failure::invalid;
 #[derive(Debug)]
 pub(crate) struct Asked<T> {
     pub(crate) ipam: T,
-    pub(crate) args: Args,
-    pub(crate) runtime_config: RuntimeConfig,
+    pub(crate) args: AddressArgs,
+    pub(crate) runtime_config: RuntimeAddresses,
 }
 
-/// `args` of the configuration (CONVENTIONS.md, "args in network config").
-#[derive(Debug, Default, Deserialize)]
+/// `args` of an IPAM plugin (CONVENTIONS.md, "args in network config").
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct AddressArgs {
+    pub(crate) cni: AddressCniArgs,
+}
+
+/// What stands under `args.cni`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct AddressCniArgs {
+    /// Addresses that the orchestrator asks for
+    #[schemars(example = serde_json::json!(["10.88.0.7"]))]
+    pub(crate) ips: Vec<String>,
+}
+
+/// `runtimeConfig` of an IPAM plugin: the capabilities `ips` and `ipRanges`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct RuntimeAddresses {
+    /// Capability `ips`: addresses that the runtime asks for
+    #[schemars(example = serde_json::json!(["10.88.0.7/16"]))]
+    pub(crate) ips: Vec<String>,
+    /// Capability `ipRanges`: ranges before those of the configuration, for `host-local`
+    #[schemars(example = serde_json::json!([[{"subnet": "10.88.0.0/16"}]]))]
+    pub(crate) ip_ranges: Vec<Vec<IpRange>>,
+}
+
+/// `args` of an interface plugin.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct Args {
     pub(crate) cni: CniArgs,
 }
 
 /// What stands under `args.cni`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct CniArgs {
-    pub(crate) ips: Vec<String>,
+    /// The hardware address that the orchestrator asks for
+    #[schemars(example = &"c2:11:22:33:44:55")]
     pub(crate) mac: String,
+}
+
+/// The configuration of an IPAM plugin as written.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", bound = "T: DeserializeOwned")]
+pub(crate) struct Written<T> {
+    #[serde(default)]
+    #[schemars(with = "T")]
+    ipam: Option<T>,
+    #[serde(default)]
+    args: AddressArgs,
+    #[serde(default)]
+    runtime_config: RuntimeAddresses,
 }
 
 /// The keys of `CNI_ARGS` that plugins here know: one variable serves the interface plugin and its IPAM.
@@ -36,16 +79,6 @@ const KNOWN_ARGS: [&str; 3] = ["IP", "GATEWAY", "MAC"];
 
 impl<T: DeserializeOwned> Asked<T> {
     pub(crate) fn of(request: &Request) -> Result<Self, Error> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase", bound = "T: DeserializeOwned")]
-        struct Written<T> {
-            #[serde(default = "Option::default")]
-            ipam: Option<T>,
-            #[serde(default)]
-            args: Args,
-            #[serde(default)]
-            runtime_config: RuntimeConfig,
-        }
         let written: Written<T> = request.read()?;
         let ipam = written.ipam.ok_or_else(|| invalid("IPAM config missing 'ipam' key"))?;
         require_known_args(request)?;
@@ -54,9 +87,11 @@ impl<T: DeserializeOwned> Asked<T> {
 }
 
 /// `runtimeConfig` of interface plugins: the capability `mac`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct RuntimeMac {
+    /// Capability `mac`: the hardware address that the runtime asks for
+    #[schemars(example = &"c2:11:22:33:44:55")]
     pub(crate) mac: String,
 }
 

@@ -7,6 +7,7 @@ use kernel::{
     qdisc::{self, Bucket, OtherSide, Part},
 };
 use netloom_plugin::{Attachment, Error, Plugin, Request, Sandbox, SpecVersion, Undo, result::v100::Success};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -22,27 +23,41 @@ use crate::{
 pub struct Bandwidth;
 
 /// The configuration as written, beside the network's own [`Wishes`].
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
     runtime_config: RuntimeBandwidth,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 struct RuntimeBandwidth {
+    /// Capability `bandwidth`: the same keys, for one container; they count where the network's own say nothing at all
+    #[schemars(example = serde_json::json!({"ingressRate": 1_000_000, "ingressBurst": 1_000_000}))]
     bandwidth: Wishes,
 }
 
 /// Rates in bits per second, bursts in bits.
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Wishes {
+pub(crate) struct Wishes {
+    /// Most that the container receives, in bit/s
+    #[schemars(example = 100_000_000)]
     ingress_rate: Option<u64>,
+    /// What it receives at once beyond that, in bits; goes with the rate
+    #[schemars(example = 10_000_000)]
     ingress_burst: Option<u64>,
+    /// Most that it sends, in bit/s
+    #[schemars(example = 100_000_000)]
     egress_rate: Option<u64>,
+    /// What it sends at once beyond that, in bits
+    #[schemars(example = 10_000_000)]
     egress_burst: Option<u64>,
+    /// Traffic with these subnets is not limited
+    #[schemars(example = serde_json::json!(["10.0.0.0/8"]))]
     unshaped_subnets: Vec<String>,
+    /// Only traffic with these subnets is limited
+    #[schemars(example = serde_json::json!(["192.0.2.0/24"]))]
     shaped_subnets: Vec<String>,
 }
 

@@ -3,6 +3,8 @@
 mod conf;
 mod verbs;
 
+pub(crate) use conf::Written;
+
 use netloom_plugin::{Attachment, Error, Plugin, Request, Sandbox, Undo, result::v100::Success};
 
 /// The plugin.

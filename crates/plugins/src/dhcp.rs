@@ -14,6 +14,7 @@ use netloom_plugin::{
         v100::{IpConfig, Success},
     },
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha512};
 
@@ -24,30 +25,58 @@ use crate::failure::invalid;
 pub struct Dhcp;
 
 /// `ipam` as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 struct Ipam {
+    /// Where the daemon listens
+    #[schemars(example = &"/run/cni/dhcp.sock", extend("default" = DEFAULT_SOCKET))]
     daemon_socket_path: String,
+    /// Options to send along
+    #[schemars(example = serde_json::json!([{"option": "host-name", "fromArg": "K8S_POD_NAME"}]))]
     provide: Vec<Provide>,
+    /// Options to ask for beside mask, router, DNS servers, domain, search list, static and classless routes
+    #[schemars(example = serde_json::json!([{"option": "121"}]))]
     request: Vec<Wanted>,
+    /// Metric of the routes
+    #[schemars(example = 100, range(min = 0, max = 4_294_967_295_u32))]
     priority: i64,
+    /// A lease of IPv4 (RFC 2131)
+    #[schemars(extend("default" = true))]
     ipv4: Option<bool>,
+    /// A lease of IPv6 (RFC 8415, IA_NA); the reference plugin has no IPv6
     ipv6: bool,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 struct Provide {
+    /// Its number, or one of `subnet-mask`, `routers`, `host-name`, `vendor-class-identifier`, `dhcp-client-identifier`, `user-class`
+    #[schemars(example = &"host-name")]
     option: String,
+    /// A text, at most 255 bytes
+    #[schemars(example = &"web-1")]
     value: String,
+    /// A key of `CNI_ARGS`, whose value is sent
+    #[schemars(example = &"K8S_POD_NAME")]
     from_arg: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 struct Wanted {
+    /// Its number or name
+    #[schemars(example = &"121")]
     option: String,
+    /// Nothing else is asked for
     skip_default: bool,
+}
+
+/// The configuration as written.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Written {
+    #[schemars(with = "Ipam")]
+    #[serde(default)]
+    ipam: Option<Ipam>,
 }
 
 /// The configuration as meant.
@@ -113,11 +142,6 @@ impl Conf {
 }
 
 fn ipam(request: &Request) -> Result<Ipam, Error> {
-    #[derive(Deserialize)]
-    struct Written {
-        #[serde(default)]
-        ipam: Option<Ipam>,
-    }
     request.read::<Written>()?.ipam.ok_or_else(|| invalid("IPAM config missing 'ipam' key"))
 }
 

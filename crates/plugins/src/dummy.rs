@@ -5,6 +5,7 @@ use netloom_plugin::{
     Attachment, Error, Plugin, Request, Sandbox, Undo,
     result::{Dns, v100::Success},
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -19,10 +20,12 @@ use crate::{
 pub struct Dummy;
 
 /// The configuration as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-struct Written {
+pub(crate) struct Written {
     ipam: Ipam,
+    /// What the result says of DNS, where the IPAM plugin says nothing
+    #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
 }
 

@@ -13,6 +13,7 @@ use ruleset::{
     passage::{self, Wanted},
     reference,
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -27,12 +28,20 @@ use crate::{
 pub struct Firewall;
 
 /// The configuration as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
+    /// Who lets the traffic through. Without it: firewalld where it runs, nftables and what else drops elsewhere
+    #[schemars(extend("enum" = ["nftables", "iptables", "firewalld"]))]
     backend: String,
+    /// A chain of iptables that comes first, for the administrator's own rules
+    #[schemars(example = &"CNI-ADMIN")]
     iptables_admin_chain_name: String,
+    /// The zone that gets the container's addresses
+    #[schemars(example = &"trusted", extend("default" = "trusted"))]
     firewalld_zone: String,
+    /// Who reaches the container: everybody, containers of its own bridge alone, or no other bridge's containers
+    #[schemars(extend("enum" = ["open", "same-bridge", "isolated"], "default" = "open"))]
     ingress_policy: String,
 }
 

@@ -14,6 +14,7 @@ use netloom_plugin::{
     },
 };
 use netloom_types::name::IfName;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -29,22 +30,34 @@ use crate::{
 pub struct HostDevice;
 
 /// The configuration as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
+    /// The link by its name; one of the four is required, and the first of them counts
+    #[schemars(example = &"eth1")]
     device: String,
+    /// The link by its hardware address
+    #[schemars(example = &"c2:11:22:33:44:55")]
     hwaddr: String,
+    /// The link by the path of its device in sysfs
+    #[schemars(example = &"/sys/devices/pci0000:00/0000:00:1f.6")]
     kernelpath: String,
+    /// The link by the PCI address of its device; one that a program drives (`vfio-pci`) is named in the result, and not touched
+    #[schemars(example = &"0000:00:1f.6")]
     #[serde(rename = "pciBusID")]
     pci_bus_id: String,
     ipam: Ipam,
+    /// What the result says of DNS, where the IPAM plugin says nothing
+    #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
     runtime_config: RuntimeDevice,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 struct RuntimeDevice {
+    /// Capability `deviceID`: the device that a device plugin chose, by its PCI or auxiliary address; it counts more than `pciBusID`
+    #[schemars(example = &"0000:04:00.5")]
     #[serde(rename = "deviceID")]
     device_id: String,
 }

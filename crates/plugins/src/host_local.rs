@@ -15,6 +15,7 @@ use netloom_plugin::{
     },
 };
 use netloom_types::address::parse_ip_maybe_cidr;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -29,20 +30,35 @@ pub struct HostLocal;
 const DATA_DIR: &str = "/var/lib/cni/networks";
 
 /// The part under `ipam`, as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Ipam {
-    /// The old form: one range, with its keys beside the others.
+pub(crate) struct Ipam {
+    /// The old form: one range, with its keys beside the others
+    #[schemars(example = &"10.88.0.0/16")]
     subnet: String,
+    /// First address of `subnet` to give out
+    #[schemars(with = "Option<String>", example = &"10.88.1.0")]
     #[serde(with = "netloom_types::address::optional_ip")]
     range_start: Option<IpAddr>,
+    /// Last address of `subnet` to give out
+    #[schemars(with = "Option<String>", example = &"10.88.1.255")]
     #[serde(with = "netloom_types::address::optional_ip")]
     range_end: Option<IpAddr>,
+    /// Gateway of `subnet`
+    #[schemars(with = "Option<String>", example = &"10.88.0.1")]
     #[serde(with = "netloom_types::address::optional_ip")]
     gateway: Option<IpAddr>,
+    /// Pools, of each of which a container gets one address: one pool of each family for both, several ranges in a pool when one is too small
+    #[schemars(example = serde_json::json!([[{"subnet": "10.88.0.0/16"}], [{"subnet": "2001:db8:1::/64"}]]))]
     ranges: Vec<Vec<IpRange>>,
+    /// Routes of the container
+    #[schemars(example = serde_json::json!([{"dst": "0.0.0.0/0"}]))]
     routes: Vec<Route>,
+    /// Folder of what is taken, one below it for each network
+    #[schemars(example = &"/run/cni/networks", extend("default" = DATA_DIR))]
     data_dir: String,
+    /// A file like resolv.conf(5), which becomes the result's DNS
+    #[schemars(example = &"/etc/resolv.conf")]
     resolv_conf: String,
 }
 

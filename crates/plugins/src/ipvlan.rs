@@ -5,6 +5,7 @@ use netloom_plugin::{
     Attachment, Error, Plugin, Request, Sandbox, Undo,
     result::{Dns, v100::Success},
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -20,14 +21,23 @@ use crate::{
 pub struct Ipvlan;
 
 /// The configuration as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
+    /// The link of the host to send by; without it, the interface of the plugin before in the list, or the one of the default route
+    #[schemars(example = &"eth0")]
     master: String,
+    /// `l2`: as if on the master's segment; `l3`: routed by the host, without ARP; `l3s`: the same, seen by the host's netfilter
+    #[schemars(extend("enum" = ["l2", "l3", "l3s"], "default" = "l2"))]
     mode: String,
+    /// MTU of the link, 68 to 65535; 0 is the master's
+    #[schemars(example = 1450)]
     mtu: i64,
+    /// `master` is a link of the container, not of the host
     link_in_container: bool,
     ipam: Ipam,
+    /// What the result says of DNS, where the IPAM plugin says nothing
+    #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
 }
 

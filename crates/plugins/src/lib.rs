@@ -25,6 +25,8 @@ pub mod tuning;
 pub mod vlan;
 pub mod vrf;
 
+pub mod schema;
+
 mod asked;
 mod chained;
 mod container;

@@ -5,6 +5,7 @@ use netloom_plugin::{
     Attachment, Error, Plugin, Request, Sandbox, Undo,
     result::{Dns, v100::Success},
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -21,17 +22,30 @@ use crate::{
 pub struct Macvlan;
 
 /// The configuration as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
+    /// The link of the host to send by; without it, the one of the default route
+    #[schemars(example = &"eth0")]
     master: String,
+    /// Who reaches whom: containers of the same master each other (`bridge`), nobody (`private`), by the switch (`vepa`), or one container that has the whole link (`passthru`)
+    #[schemars(extend("enum" = ["bridge", "private", "vepa", "passthru"], "default" = "bridge"))]
     mode: String,
+    /// MTU of the link, 68 to 65535; 0 is the master's
+    #[schemars(example = 1450)]
     mtu: i64,
+    /// Hardware address of the interface; without it the kernel chooses one
+    #[schemars(example = &"c2:11:22:33:44:55")]
     mac: String,
+    /// `master` is a link of the container, not of the host
     link_in_container: bool,
+    /// Length of the queue of broadcast frames, of the master; 0 is the kernel's 1000
+    #[schemars(example = 2000)]
     #[serde(rename = "bcqueuelen")]
     broadcasts: u32,
     ipam: Ipam,
+    /// What the result says of DNS, where the IPAM plugin says nothing
+    #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
     runtime_config: RuntimeMac,
 }

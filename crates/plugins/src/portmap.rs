@@ -16,6 +16,7 @@ use ruleset::{
     portmap::{self, Mapping, Masquerade, Protocol, Terms},
     reference,
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -30,22 +31,37 @@ use crate::{
 pub struct Portmap;
 
 /// The configuration as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
+    /// Either name is taken; rules are nftables' either way
+    #[schemars(extend("enum" = ["nftables", "iptables"]))]
     backend: Option<String>,
+    /// Masquerade where answers would not find back: the container calling itself, and the host calling 127.0.0.1
+    #[schemars(extend("default" = true))]
     snat: Option<bool>,
+    /// Masquerade all published traffic: the container sees the host's address instead of the sender's
     masq_all: bool,
+    /// Taken, and not needed: what to masquerade is known by its addresses, without a mark
+    #[schemars(example = 13, range(min = 0, max = 31))]
     mark_masq_bit: Option<i64>,
+    /// The same; not with `markMasqBit`
+    #[schemars(example = &"KUBE-MARK-MASQ")]
     external_set_mark_chain: Option<String>,
+    /// Which IPv4 packets the ports are published to, in iptables' or nft's words
+    #[schemars(example = serde_json::json!(["-s", "192.0.2.0/24"]))]
     conditions_v4: Option<Vec<String>>,
+    /// The same of IPv6
+    #[schemars(example = serde_json::json!(["ip6", "saddr", "!=", "2001:db8::/32"]))]
     conditions_v6: Option<Vec<String>>,
     runtime_config: RuntimePorts,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 struct RuntimePorts {
+    /// Capability `portMappings`: the ports to publish
+    #[schemars(example = serde_json::json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]))]
     port_mappings: Vec<PortMapping>,
 }
 

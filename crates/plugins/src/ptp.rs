@@ -15,6 +15,7 @@ use netloom_plugin::{
     result::{Dns, v100::Success},
 };
 use ruleset::masquerade;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -31,13 +32,20 @@ use crate::{
 pub struct Ptp;
 
 /// The configuration as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
+    /// What leaves the network gets the host's address (masquerade)
     ip_masq: bool,
+    /// Either name is taken; rules are nftables' either way
+    #[schemars(extend("enum" = ["nftables", "iptables"]))]
     ip_masq_backend: Option<String>,
+    /// MTU of the link, 68 to 65535; 0 is the kernel's 1500
+    #[schemars(example = 1450)]
     mtu: i64,
     ipam: Ipam,
+    /// What the result says of DNS, where the IPAM plugin says nothing
+    #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
 }
 

@@ -13,6 +13,7 @@ use netloom_plugin::{
     Error, Plugin, Request, Sandbox, Undo,
     result::v100::{IpConfig, Success},
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -26,11 +27,16 @@ use crate::{
 pub struct Sbr;
 
 /// The configuration as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
+    /// A table that somebody else keeps, to which only the rules lead; without it, the first free one from 100 on
+    #[schemars(example = 200, range(min = 1, max = 4_294_967_295_u32))]
     table: Option<i64>,
+    /// Gateways to route by, at most one of each family; without them, the result's
+    #[schemars(example = serde_json::json!(["10.1.0.1"]))]
     gateways: Vec<String>,
+    /// Routes say which source address to use
     add_source_hints: bool,
 }
 

@@ -11,6 +11,7 @@ use netloom_plugin::{
     },
 };
 use netloom_types::address::{parse_cidr, parse_ip};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -23,18 +24,28 @@ use crate::{
 pub struct Static;
 
 /// The part under `ipam`, as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-struct Ipam {
+pub(crate) struct Ipam {
+    /// The container's addresses; what the runtime asks for replaces them
+    #[schemars(example = serde_json::json!([{"address": "10.1.0.5/24", "gateway": "10.1.0.1"}]))]
     addresses: Vec<Address>,
+    /// Routes of the container
+    #[schemars(example = serde_json::json!([{"dst": "0.0.0.0/0"}]))]
     routes: Vec<Route>,
+    /// What the result says of DNS
+    #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct Address {
+    /// An address with its prefix
+    #[schemars(example = &"10.1.0.5/24")]
     #[serde(default)]
     address: String,
+    /// Gateway of that subnet
+    #[schemars(with = "Option<String>", example = &"10.1.0.1")]
     #[serde(default, with = "netloom_types::address::optional_ip")]
     gateway: Option<IpAddr>,
 }

@@ -9,6 +9,7 @@ use netloom_plugin::{
     result::{Dns, v100::Success},
 };
 use netloom_types::name::IfName;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -24,17 +25,32 @@ use crate::{
 pub struct Tap;
 
 /// The configuration as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
+    /// A program may open the link several times, for a queue each
     multi_queue: bool,
+    /// MTU of the link, 68 to 65535; 0 is the kernel's 1500
+    #[schemars(example = 1450)]
     mtu: i64,
+    /// Hardware address of the interface; without it the kernel chooses one
+    #[schemars(example = &"c2:11:22:33:44:55")]
     mac: String,
+    /// User ID that may open it; without it, root alone
+    #[schemars(example = 107)]
     owner: Option<u32>,
+    /// Group ID that may open it
+    #[schemars(example = 107)]
     group: Option<u32>,
+    /// SELinux context in which the link is made, so that a confined program may open it
+    #[schemars(example = &"system_u:system_r:container_t:s0")]
     selinux_context: String,
+    /// A bridge in the container whose port it becomes
+    #[schemars(example = &"br0")]
     bridge: String,
     ipam: Ipam,
+    /// What the result says of DNS, where the IPAM plugin says nothing
+    #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
     runtime_config: RuntimeMac,
 }

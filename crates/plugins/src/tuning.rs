@@ -3,18 +3,19 @@
 mod allowed;
 mod saved;
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use kernel::{
     link::{self, Change, Link, Mac},
     sysctl::{self, Setting},
 };
 use netloom_plugin::{Attachment, Error, Plugin, Request, Sandbox, Undo, result::v100::Success};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    asked::require_known_args,
+    asked::{RuntimeMac, require_known_args},
     chained::prev_result,
     container::Container,
     failure::{Errors, Explain, differs, invalid},
@@ -28,34 +29,40 @@ use saved::Saved;
 pub struct Tuning;
 
 /// The configuration as written, beside the network's own [`Wishes`].
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
+    /// Folder of the values that DEL puts back
+    #[schemars(example = &"/run/cni/tuning", extend("default" = saved::DIR))]
     data_dir: String,
     runtime_config: RuntimeMac,
     args: Args,
 }
 
 /// What can be wished for by the network, and in `args.cni` by the runtime.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Wishes {
+pub(crate) struct Wishes {
+    /// Sysctls of the container's namespace, as texts; `IFNAME` in a name stands for the interface
+    #[schemars(with = "BTreeMap<String, String>", example = serde_json::json!({"net.ipv4.conf.IFNAME.arp_filter": "1"}))]
     sysctl: Map<String, Value>,
+    /// Hardware address
+    #[schemars(example = &"c2:11:22:33:44:55")]
     mac: String,
+    /// The interface takes every frame
     promisc: Option<bool>,
+    /// MTU, at least 68; 0 is as it was
+    #[schemars(example = 1450)]
     mtu: Option<i64>,
+    /// The interface takes every multicast frame
     allmulti: Option<bool>,
+    /// Length of its transmit queue, in packets
+    #[schemars(example = 2000)]
     #[serde(rename = "txQLen")]
     tx_q_len: Option<i64>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct RuntimeMac {
-    mac: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 struct Args {
     cni: Wishes,
@@ -240,7 +247,7 @@ impl Plugin for Tuning {
 }
 
 fn data_dir(written: &Written) -> PathBuf {
-    PathBuf::from(if written.data_dir.is_empty() { "/run/cni/tuning" } else { &written.data_dir })
+    PathBuf::from(if written.data_dir.is_empty() { saved::DIR } else { &written.data_dir })
 }
 
 fn saved_file(request: &Request, sandbox: &Sandbox) -> Result<PathBuf, Error> {

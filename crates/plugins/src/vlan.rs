@@ -5,6 +5,7 @@ use netloom_plugin::{
     Attachment, Error, Plugin, Request, Sandbox, Undo,
     result::{Dns, v100::Success},
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -20,15 +21,24 @@ use crate::{
 pub struct Vlan;
 
 /// The configuration as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
+    /// The link of the host to send by; required
+    #[schemars(example = &"eth0")]
     master: String,
+    /// The VLAN, 0 to 4094
+    #[schemars(example = 100, range(min = 0, max = 4094))]
     #[serde(rename = "vlanId")]
     vlan: i64,
+    /// MTU of the link, 68 to 65535; 0 is the master's
+    #[schemars(example = 1450)]
     mtu: i64,
+    /// `master` is a link of the container, not of the host
     link_in_container: bool,
     ipam: Ipam,
+    /// What the result says of DNS, where the IPAM plugin says nothing
+    #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
 }
 

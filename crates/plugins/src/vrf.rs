@@ -12,6 +12,7 @@ use kernel::{
     route::{self, Route},
 };
 use netloom_plugin::{Code, Error, Plugin, Request, Sandbox, SpecVersion, Undo, result::v100::Success};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -25,10 +26,14 @@ use crate::{
 pub struct Vrf;
 
 /// The configuration as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-struct Written {
+pub(crate) struct Written {
+    /// The VRF; it is made if the container has none of the name. Required
+    #[schemars(example = &"blue")]
     vrfname: String,
+    /// Its routing table; 0 is the first that no VRF has
+    #[schemars(example = 1001, range(min = 0, max = 4_294_967_295_u32))]
     table: i64,
 }
 

@@ -1,14 +1,20 @@
 //! Keys that several configurations have in common, as written.
 
 use netloom_plugin::{Code, Error, Request};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::failure::invalid;
 
-/// `ipam`, of which an interface plugin reads no more than who it is delegated to.
-#[derive(Debug, Default, Deserialize)]
+// The comments of the keys in this and the plugins' files are what `netloom schema` and docs/plugins say of them.
+
+/// Where the addresses come from; without it, or with an empty `type`, there are none
+// An interface plugin reads no more of it than who it is delegated to.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct Ipam {
+    /// The IPAM plugin: `host-local`, `static`, `dhcp`, or anybody's; its own keys stand beside
+    #[schemars(example = &"host-local")]
     r#type: String,
 }
 

@@ -3,6 +3,7 @@
 
 mod bench;
 mod growth;
+mod pages;
 mod spec;
 mod test;
 mod tidy;
@@ -21,6 +22,7 @@ cargo xtask CHORE
   test                 install what the tests need, check everything, run all tests
   tidy                 conventions: arrows between crates, names, maps that tell the truth
   spec                 which test shows which requirement of the specification
+  pages [--check]      write the tables of keys in docs/plugins from the code
   deny                 licences, sources and duplicates of what we depend on
   dist                 build the binary to install, and say where it is
   bench [OPTIONS]      time plugins side by side
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Some("test") => test::test(),
         Some("tidy") => tidy::tidy(),
         Some("spec") => spec::spec(),
+        Some("pages") => pages::pages(&arguments[1..]),
         Some("deny") => test::deny(),
         Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
         Some("bench") => bench::bench(&arguments[1..]),

@@ -38,6 +38,7 @@ pub(crate) fn test() -> Outcome {
     run("cargo", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"])?;
     tidy::tidy()?;
     crate::spec::spec()?;
+    crate::pages::pages(&["--check".to_owned()])?;
     deny()?;
     say("$ cargo doc --workspace --no-deps --quiet");
     let mut doc = Command::new("cargo");

@@ -16,6 +16,7 @@ mod links;
 mod other_kernel;
 mod parity;
 mod ports;
+mod schema;
 mod shared;
 mod undo;
 mod vrf;

@@ -6,6 +6,7 @@ use kernel::{
 };
 use netloom_plugin::{Error, Request, result::Dns};
 use netloom_types::name::IfName;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -15,38 +16,69 @@ use crate::{
 };
 
 /// The configuration as written. Numbers are wide, so that what does not fit is refused by name.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+pub(crate) struct Written {
+    /// Name of the bridge; it is made if it is not there
+    #[schemars(example = &"br0", extend("default" = DEFAULT_BRIDGE))]
     bridge: Option<String>,
+    /// The bridge gets the gateway's address, and the host forwards
     is_gateway: bool,
+    /// The same, and the container's default route leads there
     is_default_gateway: bool,
+    /// An address that the bridge has of another gateway in the same subnet is replaced, not an error
     force_address: bool,
+    /// What leaves the network gets the host's address (masquerade)
     ip_masq: bool,
+    /// Either name is taken; rules are nftables' either way
+    #[schemars(extend("enum" = ["nftables", "iptables"]))]
     ip_masq_backend: Option<String>,
+    /// MTU of the link, 68 to 65535; 0 is the kernel's 1500
+    #[schemars(example = 1450)]
     mtu: i64,
+    /// The port sends frames back to where they came from, for a container that calls itself by a published port
     hairpin_mode: bool,
+    /// The bridge itself takes every frame; not with `hairpinMode`
     promisc_mode: bool,
+    /// VLAN of the container's untagged frames, 1 to 4094; 0 is none. The bridge tells VLANs apart, and the gateway is on a port of its own
+    #[schemars(example = 100, range(min = 0, max = 4094))]
     vlan: i64,
+    /// VLANs whose tagged frames the container sends and receives
+    #[schemars(example = serde_json::json!([{"id": 42}, {"minID": 100, "maxID": 110}]))]
     vlan_trunk: Option<Vec<Trunk>>,
+    /// With `vlan`: the port stays in the bridge's own VLAN 1 too
     preserve_default_vlan: bool,
+    /// Frames whose sender is not the container's hardware address are dropped
     macspoofchk: bool,
+    /// IPv6 duplicate address detection: the ADD waits until the kernel has found the address to be unique
     enabledad: bool,
+    /// The container's end stays down, without addresses; not with `ipam`
     disable_container_interface: bool,
+    /// Containers of this bridge do not reach each other, only the host and beyond
     port_isolation: bool,
+    /// A link of the host that becomes a port of the bridge, so that containers are on its segment
+    #[schemars(example = &"eth1")]
     uplink_interface: String,
     ipam: Ipam,
+    /// What the result says of DNS, where the IPAM plugin says nothing
+    #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
     args: Args,
     runtime_config: RuntimeMac,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct Trunk {
+    /// First of several, with `maxID`
+    #[schemars(example = 100, range(min = 1, max = 4094))]
     #[serde(rename = "minID", default)]
     min_id: Option<i64>,
+    /// Last of several
+    #[schemars(example = 110, range(min = 1, max = 4094))]
     #[serde(rename = "maxID", default)]
     max_id: Option<i64>,
+    /// One
+    #[schemars(example = 42, range(min = 1, max = 4094))]
     #[serde(default)]
     id: Option<i64>,
 }

@@ -11,6 +11,9 @@ use kernel::link::{Change, Link};
 use netloom_plugin::{Code, Error};
 use serde::{Deserialize, Serialize};
 
+/// Where the files are, unless the configuration says otherwise.
+pub(super) const DIR: &str = "/run/cni/tuning";
+
 /// The content of the file. `network` is ours, so that GC knows whose it is; the reference passes it over.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
