@@ -3,6 +3,7 @@
 
 mod bench;
 mod growth;
+mod kernel;
 mod pages;
 mod spec;
 mod test;
@@ -24,6 +25,8 @@ cargo xtask CHORE
   spec                 which test shows which requirement of the specification
   pages [--check]      write the tables of keys in docs/plugins from the code
   deny                 licences, sources and duplicates of what we depend on
+  kernel [PACKAGE [TEST...]]
+                       run tests on another kernel of Debian's, such as linux-image-6.12-amd64, in QEMU
   dist                 build the binary to install, and say where it is
   bench [OPTIONS]      time plugins side by side
   growth [OPTIONS]     time one more container on a host that has many
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Some("spec") => spec::spec(),
         Some("pages") => pages::pages(&arguments[1..]),
         Some("deny") => test::deny(),
+        Some("kernel") => kernel::kernel(&arguments[1..]),
         Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
         Some("bench") => bench::bench(&arguments[1..]),
         Some("growth") => growth::growth(&arguments[1..]),

@@ -5,10 +5,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{Outcome, root, run, run_with, say, tidy};
+use crate::{Outcome, kernel, root, run, run_with, say, tidy};
 
 /// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 21] = [
+const PACKAGES: [(&str, &str); 23] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -21,7 +21,9 @@ const PACKAGES: [(&str, &str); 21] = [
     ("ctr", "containerd"),
     ("runc", "runc"),
     ("podman", "podman"),
-    ("linux.uml", "user-mode-linux"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("depmod", "kmod"),
+    ("xz", "xz-utils"),
     ("conntrack", "conntrack"),
     ("firewalld", "firewalld"),
     ("dbus-daemon", "dbus"),
@@ -51,6 +53,10 @@ pub(crate) fn test() -> Outcome {
     if let Some(peers) = peers() {
         tests.env("NETLOOM_PEERS", peers);
     }
+    match kernel::prepare(kernel::USUAL) {
+        Ok(dir) => drop(tests.env("NETLOOM_KERNEL", dir)),
+        Err(error) => say(&format!("SKIPPED: tests on another kernel: {error}")),
+    }
     run_with(&mut tests)
 }
 
@@ -72,7 +78,8 @@ pub(crate) fn deny() -> Outcome {
     Ok(())
 }
 
-fn install_packages() -> Outcome {
+/// Installs the packages of those programs that are missing.
+pub(crate) fn install_packages() -> Outcome {
     let mut missing: Vec<&str> =
         PACKAGES.iter().filter(|(program, _)| !found(program)).map(|(_, package)| *package).collect();
     missing.dedup();
