@@ -70,8 +70,8 @@ fn others_on_request() {
 fn on_other_kernel(lacks: &str, parity: &str, tests: &[&str]) -> Option<String> {
     let peers = testkit::peers().filter(|_| testkit::is_root())?;
     let Some(kernel) = std::env::var_os("NETLOOM_KERNEL").map(PathBuf::from) else {
-        println!(
-            "SKIPPED: NETLOOM_KERNEL does not name the folder of a kernel; `cargo xtask kernel` makes one"
+        testkit::say_skipped(
+            "NETLOOM_KERNEL does not name the folder of a kernel; `cargo xtask kernel` makes one",
         );
         return None;
     };
