@@ -18,6 +18,8 @@ pub enum Setting<'a> {
     Ipv4(&'a str, &'a str),
     /// `net/ipv6/conf/IF/KEY`
     Ipv6(&'a str, &'a str),
+    /// `net/ipv6/neigh/IF/KEY`
+    Ipv6Neighbour(&'a str, &'a str),
     /// Any below `net`, as a path whose parts are plain names.
     Net(&'a str),
 }
@@ -29,6 +31,7 @@ impl Setting<'_> {
             Self::Ipv6Forward => ["ipv6", "conf", "all", "forwarding"],
             Self::Ipv4(link, key) => ["ipv4", "conf", link, key],
             Self::Ipv6(link, key) => ["ipv6", "conf", link, key],
+            Self::Ipv6Neighbour(link, key) => ["ipv6", "neigh", link, key],
             Self::Net(path) => [path, "", "", ""],
         };
         let mut path = PathBuf::from("/proc/sys/net");

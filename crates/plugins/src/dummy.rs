@@ -36,7 +36,7 @@ impl Addressing {
             invalid("dummy interface requires an IPAM configuration").details("`ipam.type` is missing")
         })?;
         // Nobody can be on this link, so the kernel does not ask.
-        let duplicates = Duplicates::AsSet;
+        let duplicates = Duplicates::Unasked;
         Ok(Self { ipam: Some(ipam), dns: written.dns, duplicates, announce: false })
     }
 }

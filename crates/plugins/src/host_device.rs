@@ -46,6 +46,8 @@ pub(crate) struct Written {
     #[schemars(example = &"0000:00:1f.6")]
     #[serde(rename = "pciBusID")]
     pci_bus_id: String,
+    /// IPv6 duplicate address detection: the ADD waits for the full second that an answer may take. Without it, a hundredth
+    enabledad: bool,
     ipam: Ipam,
     /// What the result says of DNS, where the IPAM plugin says nothing
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
@@ -134,7 +136,7 @@ impl Conf {
             addressing: Addressing {
                 ipam: written.ipam.kind(),
                 dns: written.dns,
-                duplicates: Duplicates::AsSet,
+                duplicates: Duplicates::of(written.enabledad),
                 announce: true,
             },
         })

@@ -35,6 +35,8 @@ pub(crate) struct Written {
     mtu: i64,
     /// `master` is a link of the container, not of the host
     link_in_container: bool,
+    /// IPv6 duplicate address detection: the ADD waits for the full second that an answer may take. Without it, a hundredth
+    enabledad: bool,
     ipam: Ipam,
     /// What the result says of DNS, where the IPAM plugin says nothing
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
@@ -70,7 +72,12 @@ impl Conf {
             mode,
             mtu: mtu(written.mtu)?,
             given: prev.filter(|prev| ipam.is_none() && !prev.ips.is_empty()).cloned(),
-            addressing: Addressing { ipam, dns: written.dns, duplicates: Duplicates::AsSet, announce: true },
+            addressing: Addressing {
+                ipam,
+                dns: written.dns,
+                duplicates: Duplicates::of(written.enabledad),
+                announce: true,
+            },
         })
     }
 

@@ -43,6 +43,8 @@ pub(crate) struct Written {
     #[schemars(example = 2000)]
     #[serde(rename = "bcqueuelen")]
     broadcasts: u32,
+    /// IPv6 duplicate address detection: the ADD waits for the full second that an answer may take. Without it, a hundredth
+    enabledad: bool,
     ipam: Ipam,
     /// What the result says of DNS, where the IPAM plugin says nothing
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
@@ -83,7 +85,7 @@ impl Conf {
             addressing: Addressing {
                 ipam: written.ipam.kind(),
                 dns: written.dns,
-                duplicates: Duplicates::AsSet,
+                duplicates: Duplicates::of(written.enabledad),
                 announce: true,
             },
         })

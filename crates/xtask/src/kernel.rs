@@ -68,7 +68,7 @@ cp boot/vmlinuz-* vmlinuz
 version=$(ls lib/modules)
 depmod -b "$PWD" "$version"
 n=10
-for module in 9p 9pnet_virtio overlay; do
+for module in virtio_pci 9p 9pnet_virtio overlay; do
     modprobe -d "$PWD" -S "$version" --show-depends "$module" | sed -n 's/^insmod //p'
 done | awk '!seen[$0]++' | while read -r file _; do
     n=$((n + 1))

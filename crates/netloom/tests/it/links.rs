@@ -5,7 +5,7 @@ use testkit::{Host, Transport};
 
 use crate::{
     firewall::at,
-    lab::{Call, OURS},
+    lab::{Call, OURS, with_prev},
 };
 
 /// A host on a segment with another one, `up0` and the other's `up1`, and containers.
@@ -71,7 +71,8 @@ fn macvlans_reach_the_segment() {
     });
 }
 
-/// Two who ask for the same address on one segment: the second one's ADD says so, and takes all back.
+/// Two who ask for the same address on one segment: the second one's ADD says so, and takes all back, whether it waits for
+/// a second or for a moment; after which the interface's own settings are as they were.
 #[test]
 fn a_duplicate_address_is_found() {
     if !testkit::is_root() {
@@ -79,14 +80,30 @@ fn a_duplicate_address_is_found() {
     }
     let host = a_host(&["c1"]);
     host.sh("ip -n other -6 addr add fd88::9/64 dev up1 nodad");
-    let mut conf = conf("macvlan", &json!({"master": "up0"}));
-    conf["ipam"] = json!({"type": "static", "addresses": [{"address": "fd88::9/64", "gateway": "fd88::1"}]});
-    let call = Call::new(&host, &OURS, "c1");
-    let before = host.snapshot();
-    let (_, said) = call.call("ADD", &conf).error();
-    assert!(said.contains("fd88::9/64") && said.contains("in use by somebody else"), "{said}");
-    before.assert_same(&host.snapshot(), "a duplicate address");
-    assert!(!host.succeeds("ip netns exec c1 ip link show eth0"));
+    for wait in [false, true] {
+        let mut conf = conf("macvlan", &json!({"master": "up0", "enabledad": wait}));
+        conf["ipam"] =
+            json!({"type": "static", "addresses": [{"address": "fd88::9/64", "gateway": "fd88::1"}]});
+        let call = Call::new(&host, &OURS, "c1");
+        let before = host.snapshot();
+        let (_, said) = call.call("ADD", &conf).error();
+        assert!(said.contains("fd88::9/64") && said.contains("in use by somebody else"), "{said}");
+        before.assert_same(&host.snapshot(), "a duplicate address");
+        assert!(!host.succeeds("ip netns exec c1 ip link show eth0"));
+
+        conf["ipam"]["addresses"][0]["address"] = json!("fd88::8/64");
+        let result = call.add(&conf);
+        let set = host.sh("ip netns exec c1 sh -c 'cd /proc/sys/net/ipv6; cat conf/eth0/router_solicitation_delay neigh/eth0/retrans_time_ms'");
+        assert_eq!(set, "1\n1000\n");
+        call.check(&conf, &result);
+        // Somebody takes the address later, which the kernel tells of when the interface comes up again.
+        host.sh("ip -n other -6 addr add fd88::8/64 dev up1 nodad; ip -n c1 link set eth0 down; ip -n c1 link set eth0 up
+                 timeout 10 sh -c 'until ip -n c1 -6 addr show dev eth0 | grep -q dadfailed; do sleep 0.05; done'");
+        let (_, said) = call.call("CHECK", &with_prev(&conf, &result)).error();
+        assert!(said.contains("fd88::8/64") && said.contains("in use by somebody else"), "{said}");
+        host.sh("ip -n other -6 addr del fd88::8/64 dev up1");
+        call.del(&conf, &result);
+    }
 }
 
 /// A TAP link is whose it is to be, and there once.
