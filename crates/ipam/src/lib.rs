@@ -4,6 +4,7 @@
 //! Nothing here knows interfaces, CNI verbs or JSON.
 #![forbid(unsafe_code)]
 
+mod index;
 pub mod pick;
 pub mod range;
 pub mod store;

@@ -2,7 +2,8 @@
 //!
 //! `DIR/NETWORK/ADDRESS` holds `CONTAINERID CR LF IFNAME`, `last_reserved_ip.N` the address given out last from
 //! range set N, `lock` is locked by `flock` for as long as anything is read or changed. Older files hold the
-//! container ID alone. Both plugins can work on one folder at the same time.
+//! container ID alone. Both plugins can work on one folder at the same time. Beside the files lies a table that says
+//! where to look for a container's (`index.rs`); without it, or where it does not match, every file is read.
 
 use std::{
     collections::HashSet,
@@ -12,9 +13,16 @@ use std::{
     os::fd::AsRawFd,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+
+use crate::{
+    index::{self, Entry, Index, Outdated},
+    pick::Candidates,
+    range::{Range, RangeSet},
+};
 
 /// Names who has an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +63,13 @@ pub struct Store {
 #[derive(Debug)]
 pub struct Locked<'a> {
     dir: &'a Path,
+    /// None where it cannot be had, as on a disk that is full: then every file is read.
+    index: Option<Index>,
     _lock: File,
 }
+
+/// As many addresses are tried one by one before it is better to read the folder once.
+const TRIED: usize = 64;
 
 impl Store {
     /// Names the folder of a network below `data_dir`.
@@ -95,7 +108,11 @@ impl Store {
         }
         .map_err(error("open lock file", &path))?;
         lock.lock().map_err(error("lock", &path))?;
-        Ok(Locked { dir: &self.dir, _lock: lock })
+        let index = Index::open(&self.dir).and_then(|found| match found {
+            Ok(index) => Ok(index),
+            Err(outdated) => reindex(&self.dir, &outdated),
+        });
+        Ok(Locked { dir: &self.dir, index: index.ok(), _lock: lock })
     }
 
     /// Takes the lock if there is a folder; none if there is not, since then nothing is reserved.
@@ -107,6 +124,12 @@ impl Store {
     }
 }
 
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.indexed(Index::commit);
+    }
+}
+
 impl Locked<'_> {
     /// Reserves an address; false if somebody has it.
     ///
@@ -114,9 +137,14 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// When the file cannot be written, as on a full disk; nothing is reserved then.
-    pub fn reserve(&self, ip: IpAddr, owner: Owner<'_>, range_set: usize) -> Result<bool> {
+    pub fn reserve(&mut self, ip: IpAddr, owner: Owner<'_>, range_set: usize) -> Result<bool> {
         let path = self.dir.join(ip.to_string());
+        // With the lock held nobody else makes this file: look before taking the trouble.
+        if path.exists() {
+            return Ok(false);
+        }
         let error = |source| StoreError { doing: "write reservation", path: path.clone(), source };
+        self.indexed(|index| index.insert(entry(owner.container, ip)));
         match self.write_whole(&path, owner.render().as_bytes()) {
             Err(taken) if taken.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             other => other.map_err(error)?,
@@ -129,6 +157,44 @@ impl Locked<'_> {
         Ok(true)
     }
 
+    /// Reserves the next free address of a set; none if every one is taken.
+    ///
+    /// # Errors
+    /// As [`Self::reserve`].
+    pub fn reserve_next<'s>(
+        &mut self,
+        set: &'s RangeSet,
+        owner: Owner<'_>,
+        range_set: usize,
+    ) -> Result<Option<(&'s Range, IpAddr)>> {
+        let mut candidates = Candidates::new(set, self.last_reserved(range_set)).into_iter().flatten();
+        for (range, ip) in candidates.by_ref().take(TRIED) {
+            if self.reserve(ip, owner, range_set)? {
+                return Ok(Some((range, ip)));
+            }
+        }
+        let taken = self.reserved()?;
+        for (range, ip) in candidates.filter(|(_, ip)| !taken.contains(ip)) {
+            if self.reserve(ip, owner, range_set)? {
+                return Ok(Some((range, ip)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Says whether any address of a set is free.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn any_free(&self, set: &RangeSet, range_set: usize) -> Result<bool> {
+        let mut candidates = Candidates::new(set, self.last_reserved(range_set)).into_iter().flatten();
+        if candidates.by_ref().take(TRIED).any(|(_, ip)| !self.dir.join(ip.to_string()).exists()) {
+            return Ok(true);
+        }
+        let taken = self.reserved()?;
+        Ok(candidates.any(|(_, ip)| !taken.contains(&ip)))
+    }
+
     /// Gives the address that was given out last from a range set.
     pub fn last_reserved(&self, range_set: usize) -> Option<IpAddr> {
         fs::read_to_string(self.last_path(range_set)).ok()?.trim().parse().ok()
@@ -139,7 +205,7 @@ impl Locked<'_> {
     /// # Errors
     /// When the folder cannot be read.
     pub fn reserved(&self) -> Result<HashSet<IpAddr>> {
-        Ok(self.files()?.into_iter().map(|(ip, _)| ip).collect())
+        Ok(files(self.dir)?.into_iter().map(|(ip, _)| ip).collect())
     }
 
     /// Lists the addresses of an owner; those of the container alone, as older files have it, if there are none.
@@ -154,18 +220,21 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// When the folder cannot be read or a file not removed; the others are released all the same.
-    pub fn release(&self, owner: Owner<'_>) -> Result<()> {
-        remove_all(self.owned_files(owner)?)
+    pub fn release(&mut self, owner: Owner<'_>) -> Result<()> {
+        let files = self.owned_files(owner)?;
+        self.remove_all(files.into_iter().map(|(ip, path)| (owner.container.to_owned(), ip, path)))
     }
 
     /// Releases one address if it is the owner's.
     ///
     /// # Errors
     /// When the file cannot be removed.
-    pub fn release_one(&self, ip: IpAddr, owner: Owner<'_>) -> Result<()> {
+    pub fn release_one(&mut self, ip: IpAddr, owner: Owner<'_>) -> Result<()> {
         let path = self.dir.join(ip.to_string());
         match fs::read_to_string(&path) {
-            Ok(content) if content.trim() == owner.render() => remove_all(vec![(ip, path)]),
+            Ok(content) if content.trim() == owner.render() => {
+                self.remove_all([(owner.container.to_owned(), ip, path)])
+            }
             _ => Ok(()),
         }
     }
@@ -174,21 +243,26 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// As [`Self::release`].
-    pub fn retain(&self, keep: impl Fn(&str, Option<&str>) -> bool) -> Result<()> {
-        let stale = self.files()?.into_iter().filter(|(_, path)| match fs::read_to_string(path) {
-            Ok(content) => match content.trim().split_once("\r\n") {
-                Some((container, ifname)) => !keep(container, Some(ifname)),
-                None => !keep(content.trim(), None),
-            },
-            Err(_) => false,
-        });
-        remove_all(stale.collect())
+    pub fn retain(&mut self, keep: impl Fn(&str, Option<&str>) -> bool) -> Result<()> {
+        let mut stale = Vec::new();
+        for (ip, path) in files(self.dir)? {
+            let Ok(content) = fs::read_to_string(&path) else { continue };
+            let (container, ifname) = owner_in(&content);
+            if !keep(container, ifname) {
+                stale.push((container.to_owned(), ip, path));
+            }
+        }
+        self.remove_all(stale)
     }
 
     fn owned_files(&self, owner: Owner<'_>) -> Result<Vec<(IpAddr, PathBuf)>> {
+        let candidates = match self.index.as_ref().and_then(|index| index.addresses(owner.container).ok()) {
+            Some(ips) => ips.into_iter().map(|ip| (ip, self.dir.join(ip.to_string()))).collect(),
+            None => files(self.dir)?,
+        };
         let (whole, bare) = (owner.render(), owner.container.trim());
         let (mut exact, mut older) = (Vec::new(), Vec::new());
-        for (ip, path) in self.files()? {
+        for (ip, path) in candidates {
             let Ok(content) = fs::read_to_string(&path) else { continue };
             match content.trim() {
                 text if text == whole => exact.push((ip, path)),
@@ -199,17 +273,25 @@ impl Locked<'_> {
         Ok(if exact.is_empty() { older } else { exact })
     }
 
-    /// Lists the files that are named by an address.
-    fn files(&self) -> Result<Vec<(IpAddr, PathBuf)>> {
-        let error = |source| StoreError { doing: "read folder", path: self.dir.to_owned(), source };
-        let mut files = Vec::new();
-        for entry in fs::read_dir(self.dir).map_err(error)? {
-            let entry = entry.map_err(error)?;
-            // Some file systems cannot have `:` in a name; the reference plugin writes `_` there.
-            let ip = entry.file_name().to_str().and_then(|name| name.replace('_', ":").parse().ok());
-            files.extend(ip.map(|ip| (ip, entry.path())));
+    /// Changes the index; one that cannot be changed is given up.
+    fn indexed(&mut self, change: impl FnOnce(&mut Index) -> io::Result<()>) {
+        if self.index.as_mut().is_some_and(|index| change(index).is_err()) {
+            self.index = None;
+            index::spoil(self.dir);
         }
-        Ok(files)
+    }
+
+    fn remove_all(&mut self, files: impl IntoIterator<Item = (String, IpAddr, PathBuf)>) -> Result<()> {
+        let mut outcome = Ok(());
+        for (container, ip, path) in files {
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    outcome = outcome.and(Err(StoreError { doing: "remove reservation", path, source }));
+                }
+                _ => self.indexed(|index| index.remove(entry(&container, ip))),
+            }
+        }
+        outcome
     }
 
     fn last_path(&self, range_set: usize) -> PathBuf {
@@ -218,10 +300,6 @@ impl Locked<'_> {
 
     /// Writes a new file that appears only with its whole content.
     fn write_whole(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        // With the lock held nobody else makes this file: look before taking the trouble.
-        if path.exists() {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let unnamed = match rustix::fs::open(self.dir, flags, Mode::from_raw_mode(0o600)) {
             Ok(fd) => fd,
@@ -248,15 +326,47 @@ fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     file.write_all(content)
 }
 
-fn remove_all(files: Vec<(IpAddr, PathBuf)>) -> Result<()> {
-    let mut outcome = Ok(());
-    for (_, path) in files {
-        if let Err(source) = fs::remove_file(&path)
-            && source.kind() != io::ErrorKind::NotFound
-            && outcome.is_ok()
-        {
-            outcome = Err(StoreError { doing: "remove reservation", path, source });
+/// Lists the files that are named by an address.
+fn files(dir: &Path) -> Result<Vec<(IpAddr, PathBuf)>> {
+    let error = |source| StoreError { doing: "read folder", path: dir.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).map_err(error)? {
+        let entry = entry.map_err(error)?;
+        // Some file systems cannot have `:` in a name; the reference plugin writes `_` there.
+        let ip = entry.file_name().to_str().and_then(|name| name.replace('_', ":").parse().ok());
+        files.extend(ip.map(|ip| (ip, entry.path())));
+    }
+    Ok(files)
+}
+
+/// Reads the container, and the interface where the file has it.
+fn owner_in(content: &str) -> (&str, Option<&str>) {
+    match content.trim().split_once("\r\n") {
+        Some((container, ifname)) => (container, Some(ifname)),
+        None => (content.trim(), None),
+    }
+}
+
+fn entry(container: &str, ip: IpAddr) -> Entry {
+    Entry { container: index::hash(container), ip }
+}
+
+/// Makes the index anew from the files. What Netloom reserved before this host was last booted is released: no
+/// network namespace outlives its kernel. What others reserved, or people by hand, stays.
+fn reindex(dir: &Path, outdated: &Outdated) -> io::Result<Index> {
+    let mut entries = Vec::new();
+    for (ip, path) in files(dir).map_err(|error| error.source)? {
+        let Ok(content) = fs::read_to_string(&path) else { continue };
+        let entry = entry(owner_in(&content).0, ip);
+        let ours = outdated.ours.contains(&entry);
+        let stale = |written: SystemTime| {
+            fs::symlink_metadata(&path).and_then(|meta| meta.modified()).is_ok_and(|time| time <= written)
+        };
+        if ours && outdated.before_boot.is_some_and(stale) {
+            fs::remove_file(&path)?;
+        } else {
+            entries.push((entry, ours));
         }
     }
-    outcome
+    Index::create(dir, &entries)
 }

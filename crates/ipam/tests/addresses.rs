@@ -58,7 +58,7 @@ fn reservations_are_the_reference_plugins_files() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(dir.path(), "lab");
     assert!(store.lock_existing().unwrap().is_none());
-    let locked = store.lock().unwrap();
+    let mut locked = store.lock().unwrap();
     let (one, two) = (Owner { container: "c1", ifname: "eth0" }, Owner { container: "c1", ifname: "net1" });
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     assert!(locked.reserve(ip("10.1.2.2"), one, 0).unwrap());
@@ -69,7 +69,9 @@ fn reservations_are_the_reference_plugins_files() {
     assert_eq!((read("10.1.2.2").as_str(), read("last_reserved_ip.0").as_str()), ("c1\r\neth0", "10.1.2.3"));
     assert_eq!(locked.last_reserved(1), Some(ip("fd00::2")));
     // Files of the oldest plugins have the container alone, and others may end in a newline.
+    drop(locked);
     fs::write(dir.path().join("lab/10.1.2.9"), "old\n").unwrap();
+    let mut locked = store.lock().unwrap();
     assert_eq!(locked.owned(Owner { container: "old", ifname: "eth0" }).unwrap(), [ip("10.1.2.9")]);
     assert_eq!(locked.owned(one).unwrap().len(), 2);
     locked.release_one(ip("10.1.2.3"), one).unwrap();
@@ -83,5 +85,5 @@ fn reservations_are_the_reference_plugins_files() {
     let mut names: Vec<_> =
         fs::read_dir(dir.path().join("lab")).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["10.1.2.9", "last_reserved_ip.0", "last_reserved_ip.1", "lock"]);
+    assert_eq!(names, [".netloom-index", "10.1.2.9", "last_reserved_ip.0", "last_reserved_ip.1", "lock"]);
 }

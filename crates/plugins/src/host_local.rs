@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ipam::{Candidates, Locked, Owner, Range, RangeSet, Store};
+use ipam::{Locked, Owner, Range, RangeSet, Store};
 use netloom_plugin::{
     Attachment, Code, Error, Plugin, Request, Sandbox, Undo,
     capability::IpRange,
@@ -149,13 +149,13 @@ impl Plugin for HostLocal {
         let dns = conf.resolv_conf.as_deref().map(read_resolv_conf).transpose()?.unwrap_or_default();
         let owner = owner(sandbox);
         let mut ips = Vec::new();
-        let locked = conf.store.lock().explain()?;
+        let mut locked = conf.store.lock().explain()?;
         for (index, set) in conf.sets.iter().enumerate() {
             let wanted = conf.requested.iter().position(|ip| set.range_of(*ip).is_some());
             let wanted = wanted.map(|at| conf.requested.remove(at));
             let reserved = match wanted {
-                Some(ip) => reserve(&locked, set, index, ip, owner),
-                None => pick(&locked, set, index, owner),
+                Some(ip) => reserve(&mut locked, set, index, ip, owner),
+                None => pick(&mut locked, set, index, owner),
             };
             let (range, ip) = reserved.map_err(|mut error| {
                 error.msg = format!("failed to allocate for range {index}: {}", error.msg);
@@ -168,7 +168,7 @@ impl Plugin for HostLocal {
             });
             let (store, sandbox) = (conf.store.clone(), sandbox.clone());
             undo.push(format!("release address {ip}"), move || {
-                store.lock().and_then(|locked| locked.release_one(ip, self::owner(&sandbox))).explain()
+                store.lock().and_then(|mut locked| locked.release_one(ip, self::owner(&sandbox))).explain()
             })?;
         }
         if !conf.requested.is_empty() {
@@ -182,7 +182,7 @@ impl Plugin for HostLocal {
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let store = Conf::store_of(request)?;
         match store.lock_existing().explain()? {
-            Some(locked) => locked.release(owner(sandbox)).explain(),
+            Some(mut locked) => locked.release(owner(sandbox)).explain(),
             None => Ok(()),
         }
     }
@@ -205,10 +205,8 @@ impl Plugin for HostLocal {
     fn status(&self, request: &Request) -> Result<(), Error> {
         let conf = Conf::of(request)?;
         let Some(locked) = conf.store.lock_existing().explain()? else { return Ok(()) };
-        let reserved = locked.reserved().explain()?;
         for (index, set) in conf.sets.iter().enumerate() {
-            let mut candidates = Candidates::new(set, locked.last_reserved(index)).into_iter().flatten();
-            if candidates.all(|(_, ip)| reserved.contains(&ip)) {
+            if !locked.any_free(set, index).explain()? {
                 return Err(Error::new(
                     Code::NotAvailable,
                     format!("no IP addresses available in range set: {set}"),
@@ -221,7 +219,7 @@ impl Plugin for HostLocal {
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
         let store = Conf::store_of(request)?;
-        let Some(locked) = store.lock_existing().explain()? else { return Ok(()) };
+        let Some(mut locked) = store.lock_existing().explain()? else { return Ok(()) };
         locked
             .retain(|container, ifname| {
                 valid
@@ -238,7 +236,7 @@ fn owner(sandbox: &Sandbox) -> Owner<'_> {
 
 /// Reserves the address that was asked for.
 fn reserve<'a>(
-    locked: &Locked<'_>,
+    locked: &mut Locked<'_>,
     set: &'a RangeSet,
     index: usize,
     ip: IpAddr,
@@ -260,7 +258,7 @@ fn reserve<'a>(
 
 /// Reserves the next free address.
 fn pick<'a>(
-    locked: &Locked<'_>,
+    locked: &mut Locked<'_>,
     set: &'a RangeSet,
     index: usize,
     owner: Owner<'_>,
@@ -273,13 +271,11 @@ fn pick<'a>(
         ))
         .details("the container was added before and not deleted: call DEL first"));
     }
-    for (range, ip) in Candidates::new(set, locked.last_reserved(index)).into_iter().flatten() {
-        if locked.reserve(ip, owner, index).explain()? {
-            return Ok((range, ip));
-        }
-    }
-    Err(Error::new(Code::TryAgainLater, format!("no IP addresses available in range set: {set}"))
-        .details("`netloom gc` removes reservations that no container has any more; or use a larger range"))
+    locked.reserve_next(set, owner, index).explain()?.ok_or_else(|| {
+        Error::new(Code::TryAgainLater, format!("no IP addresses available in range set: {set}")).details(
+            "`netloom gc` removes reservations that no container has any more; or use a larger range",
+        )
+    })
 }
 
 fn range_set(index: usize, ranges: &[IpRange]) -> Result<RangeSet, Error> {

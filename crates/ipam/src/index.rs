@@ -1,0 +1,286 @@
+//! Which addresses a container may have, found in one read however full the folder is.
+//!
+//! A hash table in a file: a page that says of which state of the folder it was made, then pages of slots; the hash
+//! of a container's ID says which page its addresses are on. The reservation files are the truth and the table only
+//! says where to look: whoever finds something here reads the file before believing it. The first page names the
+//! folder's modification time, which every change of any tool moves and which is set here to a time of the clock
+//! that no tool's change can have; a table of another time, folder, host or boot is not used, but made anew.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
+
+/// The name of the file; hidden, since people list these folders to see addresses.
+const NAME: &str = ".netloom-index";
+/// The name under which a whole new one is written.
+const NEW: &str = ".netloom-index.new";
+const FORMAT: &str = "netloom-index 1";
+const PAGE: usize = 4096;
+const SLOT: usize = 32;
+/// As many slots of a page as are filled on average in a new table, so that it has room to grow.
+const ROOMY: usize = 32;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// One address of one container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Entry {
+    /// The hash of the container's ID.
+    pub container: u64,
+    /// The address.
+    pub ip: IpAddr,
+}
+
+/// The table, matching the folder.
+#[derive(Debug)]
+pub(crate) struct Index {
+    dir: PathBuf,
+    file: File,
+    host: Host,
+    pages: usize,
+    changed: bool,
+}
+
+/// What was found instead of a table that matches.
+#[derive(Debug, Default)]
+pub(crate) struct Outdated {
+    /// What Netloom itself reserved, as far as the table still says.
+    pub ours: HashSet<Entry>,
+    /// When the table was last written, if that was before this host was last booted: nothing that ran then runs now.
+    pub before_boot: Option<SystemTime>,
+}
+
+/// One running of one machine.
+#[derive(Debug, Clone)]
+struct Host {
+    name: String,
+    boot: String,
+}
+
+impl Host {
+    fn this() -> io::Result<Self> {
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Ok(Self { name, boot: fs::read_to_string(BOOT_ID)?.trim().to_owned() })
+    }
+}
+
+/// Hashes a container's ID, or a head (FNV-1a): the same in every version, since the table outlives the binary.
+pub(crate) fn hash(text: &str) -> u64 {
+    text.trim()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+impl Index {
+    /// Opens the table of a folder whose lock is held.
+    pub(crate) fn open(dir: &Path) -> io::Result<Result<Self, Outdated>> {
+        let file = match fs::OpenOptions::new().read(true).write(true).open(dir.join(NAME)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err(Outdated::default())),
+            Err(error) => return Err(error),
+        };
+        let host = Host::this()?;
+        let mut head = [0; PAGE];
+        let read = file.read_at(&mut head, 0)?;
+        let text = String::from_utf8_lossy(&head[..read]);
+        let line = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
+        let pages = line("pages ").and_then(|pages| pages.parse().ok()).filter(|pages| *pages > 0);
+        // Reservations are released on what it says of the boot: not on a head that was damaged.
+        let whole = text.trim_end_matches('\0').rsplit_once("sum ");
+        let whole = whole.is_some_and(|(head, sum)| sum.trim_end() == format!("{:016x}", hash(head)));
+        let (Some(pages), true) = (pages, whole && text.starts_with(FORMAT)) else {
+            return Ok(Err(Outdated::default()));
+        };
+        let index = Self { dir: dir.to_owned(), file, host, pages, changed: false };
+        let meta = fs::metadata(dir)?;
+        if text.trim_end_matches('\0') == index.head(&meta, meta.mtime(), meta.mtime_nsec()) {
+            return Ok(Ok(index));
+        }
+        let same = |key: &str, now: &str| line(key) == Some(now);
+        let before_boot = same("host ", &index.host.name) && !same("boot ", &index.host.boot);
+        Ok(Err(Outdated {
+            ours: index.entries()?.filter_map(|(entry, ours)| ours.then_some(entry)).collect(),
+            before_boot: before_boot.then(|| index.file.metadata()?.modified()).transpose()?,
+        }))
+    }
+
+    /// Makes the table anew from what the folder holds; `true` with what Netloom itself reserved.
+    pub(crate) fn create(dir: &Path, entries: &[(Entry, bool)]) -> io::Result<Self> {
+        let mut index = Self::write(dir, Host::this()?, entries)?;
+        index.commit()?;
+        Ok(index)
+    }
+
+    /// Gives the addresses of which the table says that the container has them.
+    pub(crate) fn addresses(&self, container: &str) -> io::Result<Vec<IpAddr>> {
+        let container = hash(container);
+        let page = self.page(container)?;
+        let entries = page.chunks_exact(SLOT).filter_map(decode);
+        Ok(entries.filter(|(entry, _)| entry.container == container).map(|(entry, _)| entry.ip).collect())
+    }
+
+    /// Writes down an address of Netloom's own, before its file is made: a file that is left by a crash then is in
+    /// the table, and an entry without a file does no harm.
+    pub(crate) fn insert(&mut self, entry: Entry) -> io::Result<()> {
+        self.changed = true;
+        loop {
+            let page = self.page(entry.container)?;
+            let same = |slot: &[u8]| decode(slot).is_some_and(|(there, _)| there == entry);
+            let at = page.chunks_exact(SLOT).position(same);
+            if let Some(at) = at.or_else(|| page.chunks_exact(SLOT).position(|slot| decode(slot).is_none())) {
+                return self.write_slot(entry.container, at, &encode(entry, true));
+            }
+            let all: Vec<_> = self.entries()?.collect();
+            *self = Self::write(&self.dir, self.host.clone(), &all)?;
+        }
+    }
+
+    /// Takes an address out, after its file is gone.
+    pub(crate) fn remove(&mut self, entry: Entry) -> io::Result<()> {
+        self.changed = true;
+        let page = self.page(entry.container)?;
+        let same = |slot: &[u8]| decode(slot).is_some_and(|(there, _)| there == entry);
+        match page.chunks_exact(SLOT).position(same) {
+            Some(at) => self.write_slot(entry.container, at, &[0; SLOT]),
+            None => Ok(()),
+        }
+    }
+
+    /// Says of the folder as it is now that the table matches it.
+    ///
+    /// The time is the clock's own, not the one of its last tick that the kernel gives to changes: a change by
+    /// anybody else, even in the same tick, makes it another.
+    pub(crate) fn commit(&mut self) -> io::Result<()> {
+        if !self.changed {
+            return Ok(());
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(io::Error::other)?;
+        let seconds = i64::try_from(now.as_secs()).map_err(io::Error::other)?;
+        let nanoseconds = i64::from(now.subsec_nanos());
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+            last_modification: Timespec { tv_sec: seconds, tv_nsec: nanoseconds },
+        };
+        rustix::fs::utimensat(CWD, &self.dir, &times, AtFlags::empty())?;
+        self.write_head(&fs::metadata(&self.dir)?, seconds, nanoseconds)?;
+        self.changed = false;
+        Ok(())
+    }
+
+    fn write_head(&self, folder: &fs::Metadata, seconds: i64, nanoseconds: i64) -> io::Result<()> {
+        let mut head = self.head(folder, seconds, nanoseconds).into_bytes();
+        // A shorter text than the one that stood there must not end in that one's tail.
+        head.resize(PAGE, 0);
+        self.file.write_all_at(&head, 0)
+    }
+
+    fn head(&self, folder: &fs::Metadata, seconds: i64, nanoseconds: i64) -> String {
+        let Host { name, boot } = &self.host;
+        let (inode, pages) = (folder.ino(), self.pages);
+        let head = format!(
+            "{FORMAT}\nhost {name}\nboot {boot}\nfolder {inode}\nmodified {seconds}.{nanoseconds:09}\npages {pages}\n"
+        );
+        let sum = hash(&head);
+        format!("{head}sum {sum:016x}\n")
+    }
+
+    /// Writes a whole table in the place of what is there, with as many pages as give the entries room.
+    fn write(dir: &Path, host: Host, entries: &[(Entry, bool)]) -> io::Result<Self> {
+        let mut pages = (entries.len() / ROOMY).max(1).next_power_of_two();
+        let slots = loop {
+            let mut slots = vec![Vec::new(); pages];
+            for (entry, ours) in entries {
+                slots[page_of(entry.container, pages)].extend_from_slice(&encode(*entry, *ours));
+            }
+            if slots.iter().all(|page| page.len() < PAGE) {
+                break slots;
+            }
+            if pages > entries.len() {
+                return Err(io::Error::other("one container has more addresses than a page has slots"));
+            }
+            pages *= 2;
+        };
+        let new = dir.join(NEW);
+        let mut open = fs::OpenOptions::new();
+        let file = open.read(true).write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.set_len(offset(pages))?;
+        for (at, page) in slots.iter().enumerate().filter(|(_, page)| !page.is_empty()) {
+            file.write_all_at(page, offset(at))?;
+        }
+        let index = Self { dir: dir.to_owned(), file, host, pages, changed: true };
+        // Of the time before the renaming: readable, and matching nothing until the commit.
+        let folder = fs::metadata(dir)?;
+        index.write_head(&folder, folder.mtime(), folder.mtime_nsec())?;
+        fs::rename(&new, dir.join(NAME))?;
+        Ok(index)
+    }
+
+    fn entries(&self) -> io::Result<impl Iterator<Item = (Entry, bool)> + use<>> {
+        let size = usize::try_from(self.file.metadata()?.len()).map_err(io::Error::other)?;
+        let mut all = vec![0; size.saturating_sub(PAGE)];
+        self.file.read_exact_at(&mut all, offset(0))?;
+        let decoded: Vec<_> = all.chunks_exact(SLOT).filter_map(decode).collect();
+        Ok(decoded.into_iter())
+    }
+
+    fn page(&self, container: u64) -> io::Result<[u8; PAGE]> {
+        let mut page = [0; PAGE];
+        self.file.read_exact_at(&mut page, offset(page_of(container, self.pages)))?;
+        Ok(page)
+    }
+
+    fn write_slot(&self, container: u64, at: usize, slot: &[u8; SLOT]) -> io::Result<()> {
+        let within = u64::try_from(at * SLOT).map_err(io::Error::other)?;
+        self.file.write_all_at(slot, offset(page_of(container, self.pages)) + within)
+    }
+}
+
+/// Says that whatever is there must not be used again.
+pub(crate) fn spoil(dir: &Path) {
+    drop(fs::remove_file(dir.join(NAME)));
+}
+
+fn page_of(container: u64, pages: usize) -> usize {
+    // Of FNV-1a the high bits are as good as the low ones only when folded together.
+    usize::try_from((container ^ (container >> 32)) & u64::from(u32::MAX)).unwrap_or(0) % pages
+}
+
+fn offset(page: usize) -> u64 {
+    u64::try_from((page + 1) * PAGE).unwrap_or(u64::MAX)
+}
+
+/// A slot: the hash, the family (4 or 6; 0 in an empty one), whether Netloom made it, the address.
+fn encode(entry: Entry, ours: bool) -> [u8; SLOT] {
+    let mut slot = [0; SLOT];
+    slot[..8].copy_from_slice(&entry.container.to_le_bytes());
+    slot[9] = u8::from(ours);
+    match entry.ip {
+        IpAddr::V4(ip) => {
+            slot[8] = 4;
+            slot[16..20].copy_from_slice(&ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            slot[8] = 6;
+            slot[16..].copy_from_slice(&ip.octets());
+        }
+    }
+    slot
+}
+
+fn decode(slot: &[u8]) -> Option<(Entry, bool)> {
+    let container = u64::from_le_bytes(*slot.first_chunk()?);
+    let address = &slot[16..];
+    let ip = match slot[8] {
+        4 => IpAddr::V4(Ipv4Addr::from(*address.first_chunk::<4>()?)),
+        6 => IpAddr::V6(Ipv6Addr::from(*address.first_chunk::<16>()?)),
+        _ => return None,
+    };
+    Some((Entry { container, ip }, slot[9] == 1))
+}
