@@ -54,6 +54,11 @@ fn cases() -> Vec<Case> {
             chain: vec![json!({"type": "ptp", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))})],
         },
         Case {
+            name: "ptp, dual stack",
+            chain: vec![json!({"type": "ptp",
+                "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}], [{"subnet": "fd20::/64"}]]))})],
+        },
+        Case {
             name: "macvlan",
             chain: vec![
                 json!({"type": "macvlan", "master": "up0", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))}),
@@ -74,6 +79,18 @@ fn cases() -> Vec<Case> {
         Case {
             name: "host-local",
             chain: vec![json!({"type": "host-local", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))})],
+        },
+        Case {
+            name: "bridge, masquerade by nftables",
+            chain: vec![bridge(json!({"ipMasq": true, "ipMasqBackend": "nftables"}))],
+        },
+        Case {
+            name: "bridge and portmap by nftables",
+            chain: vec![
+                bridge(json!({"ipMasq": true, "ipMasqBackend": "nftables"})),
+                json!({"type": "portmap", "backend": "nftables", "runtimeConfig": {"portMappings":
+                    [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}}),
+            ],
         },
         Case { name: "the whole chain", chain: whole_chain(bridge(json!({"ipMasq": true}))) },
     ]
@@ -251,6 +268,8 @@ pub(crate) struct Call<'a> {
 
 impl Call<'_> {
     /// Runs one verb and gives how long it took from spawn to end, and what was printed.
+    ///
+    /// A failure of somebody else's is said, and timed: there are calls that these cannot do.
     fn run(&self, verb: &str, conf: &Value) -> Result<(Duration, Value), String> {
         let plugin = self.side.bin.join(conf["type"].as_str().unwrap_or_default());
         let mut stdin = temporary()?;
@@ -280,8 +299,11 @@ impl Call<'_> {
         })?;
         let mut text = String::new();
         answer.rewind().and_then(|()| answer.read_to_string(&mut text)).map_err(|error| error.to_string())?;
-        if !ok {
+        if !ok && (self.side.name == "netloom" || verb == "ADD") {
             return Err(format!("{verb} {} of {} failed: {text}", conf["type"], self.side.name));
+        }
+        if !ok && self.container == "c0" {
+            say(&format!("{verb} {} of {} fails: {text}", conf["type"], self.side.name));
         }
         Ok((took, serde_json::from_str(&text).unwrap_or(Value::Null)))
     }
