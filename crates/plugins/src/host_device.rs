@@ -369,17 +369,23 @@ fn bring_back(
 /// Gives a device its name back that came to the host without a DEL, as the kernel brings hardware back from a namespace
 /// that ends: under the container's name for it, or if that was taken another.
 fn come_to_rest(host: &Socket, device: &Device) -> Result<(), Error> {
-    let found = match device {
+    let (found, name) = match device {
         Device::Named(name) => match link::find(host, name).explain()? {
-            Some(there) => Some(there).filter(|link| has_mark(link, name)),
-            None => link::list(host).explain()?.into_iter().find(|link| link.alias.as_deref() == Some(name)),
+            Some(there) => (Some(there).filter(|link| has_mark(link, name)), name.clone()),
+            None => {
+                let mut all = link::list(host).explain()?.into_iter();
+                (all.find(|link| link.alias.as_deref() == Some(name)), name.clone())
+            }
         },
+        // One that was marked and has not left has no alias yet, or no more.
         other => {
-            other.find(host)?.filter(|link| link.alias.as_ref().is_some_and(|name| has_mark(link, name)))
+            let found = other.find(host)?;
+            let names = found.iter().flat_map(|link| [link.alias.clone(), Some(link.name.clone())]).flatten();
+            let name = names.into_iter().find(|name| found.as_ref().is_some_and(|link| has_mark(link, name)));
+            (found.filter(|_| name.is_some()), name.unwrap_or_default())
         }
     };
     let Some(found) = found else { return Ok(()) };
-    let name = found.alias.clone().unwrap_or_default();
     if found.name != name {
         link::change(host, &found, &Change { up: Some(false), ..Change::default() }).explain()?;
         link::change(host, &found, &Change { name: Some(&name), ..Change::default() }).explain()?;

@@ -8,8 +8,10 @@
 #![expect(clippy::expect_used, clippy::missing_panics_doc, reason = "a test is to fail where this fails")]
 
 mod talk;
+mod trace;
 
 pub use talk::{Server, Transport};
+pub use trace::{Fate, Syscall, Traced, can_trace};
 
 use std::{
     collections::BTreeMap,
@@ -149,9 +151,16 @@ impl Host {
 
     /// Looks at everything that a plugin may leave behind, by kind.
     pub fn snapshot(&self) -> Snapshot {
+        let seen = self.sh(LOOK);
+        let parts: Vec<&str> = seen.split(PART).collect();
+        let json = |at: usize| -> Value {
+            let text = parts[at].trim();
+            if text.is_empty() { Value::Null } else { serde_json::from_str(text).expect("the program prints JSON") }
+        };
+        let lines = |at: usize| -> Value { parts[at].lines().collect::<Vec<_>>().into() };
         let mut kinds = BTreeMap::new();
-        let mut links = self.json("ip -j -d link");
-        let mut addresses = self.json("ip -j addr");
+        let mut links = json(0);
+        let mut addresses = json(1);
         let volatile = [
             "stats64",
             "stats",
@@ -175,31 +184,34 @@ impl Host {
         drop_what_the_kernel_makes(&mut addresses);
         kinds.insert("links".to_owned(), links);
         kinds.insert("addresses".to_owned(), addresses);
-        let mut routes = self.json("ip -j route show table all");
+        let mut routes = json(2);
         drop_what_the_kernel_makes(&mut routes);
         kinds.insert("routes".to_owned(), routes);
-        let mut rules = self.json("nft -j list ruleset");
+        let mut rules = json(3);
         remove(&mut rules, &["handle", "metainfo", "packets", "bytes"]);
         kinds.insert("ruleset".to_owned(), rules);
-        let mut queues = self.json("tc -j qdisc");
+        let mut queues = json(4);
         remove(&mut queues, &["refcnt"]);
         kinds.insert("queues".to_owned(), queues);
-        let routing = self.sh("ip rule; ip -6 rule");
-        kinds.insert("routing rules".to_owned(), routing.lines().collect::<Vec<_>>().into());
-        // Saying which tables of iptables-legacy there are makes none.
-        let legacy = self.sh(
-            "for ip in ip ip6; do test ! -s /proc/net/${ip}_tables_names || ${ip}tables-legacy-save | grep -v '^#' | sed 's/\\[.*//'; done",
-        );
-        kinds.insert("legacy".to_owned(), legacy.lines().collect::<Vec<_>>().into());
-        // A network's locks, and what it gave out last, stay when its containers go.
-        let files = self.sh(
-            "find /var/lib /run/netns /run/cni -type f ! -name lock ! -path '*/locks/network-*' ! -name 'last_reserved_ip.*' 2>/dev/null | sort || true",
-        );
-        let files: Vec<&str> = files.lines().collect();
-        kinds.insert("files".to_owned(), files.into());
+        kinds.insert("routing rules".to_owned(), lines(5));
+        kinds.insert("legacy".to_owned(), lines(6));
+        kinds.insert("files".to_owned(), lines(7));
         Snapshot(kinds)
     }
 }
+
+/// Between the parts of what [`LOOK`] prints.
+const PART: &str = "\n=====\n";
+
+/// Looks at a host. Saying which tables of iptables-legacy there are makes none; a network's locks, its index, and
+/// what it gave out last, stay when its containers go.
+const LOOK: &str = "\
+    set -e; part() { printf '\\n=====\\n'; }; \
+    ip -j -d link; part; ip -j addr; part; ip -j route show table all; part; nft -j list ruleset; part; tc -j qdisc; \
+    part; ip rule; ip -6 rule; part; \
+    for ip in ip ip6; do test ! -s /proc/net/${ip}_tables_names || ${ip}tables-legacy-save | grep -v '^#' | sed 's/\\[.*//'; done; \
+    part; find /var/lib /run/netns /run/cni -type f ! -name lock ! -path '*/locks/network-*' ! -name 'last_reserved_ip.*' \
+        ! -name .netloom-index 2>/dev/null | sort || true";
 
 impl Default for Host {
     fn default() -> Self {

@@ -8,6 +8,7 @@ mod chains;
 mod churn;
 mod cli;
 mod clients;
+mod crash;
 mod dhcp;
 mod firewall;
 mod host_device;

@@ -1,0 +1,332 @@
+//! Killed before any one of its system calls, or refused any one of them, a plugin leaves nothing that the next DEL, or
+//! GC, does not remove.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use nix::errno::Errno;
+use serde_json::{Value, json};
+use testkit::{Fate, Host, Snapshot, Traced};
+
+use crate::lab::{Call, OURS, dual_stack, with_prev};
+
+/// A chain, and what the host needs for it.
+struct Case {
+    name: &'static str,
+    setup: &'static str,
+    chain: Vec<Value>,
+    /// Makes the host one on which nothing was ever attached.
+    reset: Option<&'static str>,
+}
+
+/// What becomes of what the plugin left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// The runtime detaches the container.
+    Del,
+    /// The runtime never does, and collects garbage some day.
+    Gc,
+}
+
+/// How a call ends at each of its system calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Killed,
+    /// Each with one error, in turn; with all of them on request.
+    Refused,
+}
+
+const ERRORS: [Errno; 6] =
+    [Errno::EIO, Errno::ENOSPC, Errno::EPERM, Errno::ENOMEM, Errno::EINTR, Errno::EBUSY];
+
+/// One call of a chain, ended at each of its system calls.
+struct Job<'a> {
+    case: &'a Case,
+    verb: &'static str,
+    /// Which plugin of the chain.
+    at: usize,
+    then: Then,
+    end: End,
+}
+
+fn cases() -> Vec<Case> {
+    let ipam = dual_stack()["ipam"].clone();
+    let four = json!({"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/16"}]]});
+    let port = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+                                       {"hostPort": 53, "containerPort": 53, "protocol": "udp"}]});
+    let up0 = "ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up";
+    let case = |name, setup, chain: Value| {
+        let mut chain = chain.as_array().unwrap().clone();
+        for conf in &mut chain {
+            conf["cniVersion"] = json!("1.1.0");
+            conf["name"] = json!("lab");
+        }
+        Case { name, setup, chain, reset: None }
+    };
+    let mut cases = vec![
+        case("loopback", "", json!([{"type": "loopback"}])),
+        case("host-local", "", json!([{"type": "host-local", "ipam": ipam}])),
+        case(
+            "ptp",
+            "",
+            json!([{"type": "ptp", "ipMasq": true, "ipam": ipam}]),
+        ),
+        case("macvlan", up0, json!([{"type": "macvlan", "master": "up0", "mtu": 1400, "ipam": four}])),
+        case("tap", "", json!([{"type": "tap", "ipam": four, "owner": 1}])),
+        case("host-device", up0, json!([{"type": "host-device", "device": "up0", "ipam": four}])),
+        case("sbr", up0, json!([{"type": "macvlan", "master": "up0", "ipam": four}, {"type": "sbr"}])),
+        case(
+            "chain",
+            "",
+            json!([
+                {"type": "bridge", "bridge": "br0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
+                 "macspoofchk": true, "ipam": ipam},
+                {"type": "tuning", "mtu": 1400, "mac": "c2:11:22:33:44:55",
+                 "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.core.somaxconn": "9"}},
+                {"type": "portmap", "runtimeConfig": port},
+                {"type": "firewall", "ingressPolicy": "same-bridge"},
+                {"type": "bandwidth", "ingressRate": 8_000_000, "ingressBurst": 800_000,
+                 "egressRate": 8_000_000, "egressBurst": 800_000},
+            ]),
+        ),
+    ];
+    let mut first = case(
+        "first",
+        "",
+        json!([{"type": "bridge", "bridge": "br0", "isGateway": true, "ipMasq": true, "ipam": four},
+               {"type": "portmap", "runtimeConfig": port}, {"type": "firewall"}]),
+    );
+    first.reset = Some("ip link del br0; nft flush ruleset; rm -rf /var/lib/cni");
+    cases.push(first);
+    cases
+}
+
+/// A host with the container `c1`, and everything that can be seen of both.
+struct Lab {
+    host: Host,
+}
+
+impl Lab {
+    fn new(case: &Case) -> Self {
+        let host = Host::new();
+        host.sh("echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding");
+        host.sh(case.setup);
+        host.container("c1");
+        Self { host }
+    }
+
+    fn call(&self) -> Call<'_> {
+        Call::new(&self.host, &OURS, "c1")
+    }
+
+    /// Attaches with every plugin; gives each one's result.
+    fn add(&self, chain: &[Value]) -> Vec<Value> {
+        let mut results: Vec<Value> = Vec::new();
+        for conf in chain {
+            let prev = results.last().cloned().unwrap_or(Value::Null);
+            results.push(self.call().call("ADD", &with_prev(conf, &prev)).result(&format!("ADD {conf}")));
+        }
+        results
+    }
+
+    /// Detaches from every plugin, the last one first.
+    fn del(&self, chain: &[Value], result: &Value) -> Result<(), String> {
+        for conf in chain.iter().rev() {
+            let answer = self.call().call("DEL", &with_prev(conf, result));
+            if !answer.ok {
+                return Err(format!("DEL {} says {}", conf["type"], answer.stdout));
+            }
+        }
+        Ok(())
+    }
+
+    /// Collects what belongs to no container, which is everything.
+    fn gc(&self, chain: &[Value]) -> Result<(), String> {
+        for conf in chain {
+            let mut conf = conf.clone();
+            conf["cni.dev/valid-attachments"] = json!([]);
+            let answer = self.call().call("GC", &conf);
+            if !answer.ok {
+                return Err(format!("GC {} says {}", conf["type"], answer.stdout));
+            }
+        }
+        Ok(())
+    }
+
+    fn traced(&self, verb: &str, conf: &Value, fate: Option<(usize, Fate)>) -> Traced {
+        let call = self.call();
+        let bin = OURS.to_str().unwrap();
+        let environment = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", &call.id),
+            ("CNI_NETNS", &call.netns),
+            ("CNI_IFNAME", &call.ifname),
+            ("CNI_PATH", bin),
+        ];
+        let plugin = OURS.join(conf["type"].as_str().unwrap());
+        self.host.trace(&plugin, &environment, conf.to_string().as_bytes(), fate)
+    }
+
+    /// Looks at the host, and at the inside of the container where that matters.
+    fn state(&self, then: Then) -> Snapshot {
+        let mut seen = self.host.snapshot();
+        let links = seen.0.get_mut("links").unwrap();
+        // What is made anew for each round has a number of its own.
+        testkit::remove(links, &["ifindex"]);
+        testkit::remove(seen.0.get_mut("addresses").unwrap(), &["ifindex"]);
+        if then == Then::Del {
+            let inside = self.host.sh(
+                "ip -n c1 -j link; echo; ip -n c1 -j addr; echo; ip -n c1 -j route show table all; echo
+                 ip -n c1 -j rule; echo; nsenter --net=/run/netns/c1 cat /proc/sys/net/core/somaxconn",
+            );
+            for (at, part) in inside.lines().filter(|line| !line.is_empty()).enumerate() {
+                let mut part: Value = serde_json::from_str(part).unwrap();
+                testkit::remove(&mut part, &["operstate", "ifindex", "flags", "qdisc"]);
+                testkit::drop_what_the_kernel_makes(&mut part);
+                seen.0.insert(format!("inside {at}"), part);
+            }
+        }
+        seen
+    }
+}
+
+/// Ends one call of a chain at each of its system calls. Gives how many there were, and where something was left.
+fn run(job: &Job<'_>, all_errors: bool) -> (usize, Vec<String>) {
+    let Job { case, verb, at, then, end } = job;
+    let lab = Lab::new(case);
+    let (before_it, conf) = (&case.chain[..*at], &case.chain[*at]);
+    // Tables, chains and the bridge are the host's, and stay.
+    let result = lab.add(&case.chain);
+    lab.del(&case.chain, result.last().unwrap()).unwrap();
+    if *then == Then::Gc {
+        // Of a network without containers it takes more than a DEL does.
+        lab.gc(&case.chain).unwrap();
+    }
+    let before = lab.state(*then);
+    let (mut left, mut points) = (Vec::new(), 0);
+    for number in 0.. {
+        let fates: Vec<Fate> = match end {
+            End::Killed => vec![Fate::Kill],
+            End::Refused if all_errors => ERRORS.map(Fate::Fail).to_vec(),
+            End::Refused => vec![Fate::Fail(ERRORS[number % ERRORS.len()])],
+        };
+        let mut got_through = false;
+        for fate in fates {
+            if let Some(reset) = case.reset {
+                lab.host.sh(reset);
+            }
+            let mut result = Value::Null;
+            let traced = if *verb == "ADD" {
+                let results = lab.add(before_it);
+                let prev = results.last().cloned().unwrap_or(Value::Null);
+                lab.traced(verb, &with_prev(conf, &prev), Some((number, fate)))
+            } else {
+                result = lab.add(&case.chain).pop().unwrap();
+                lab.del(&case.chain[at + 1..], &result).unwrap();
+                lab.traced(verb, &with_prev(conf, &result), Some((number, fate)))
+            };
+            got_through = traced.syscalls.len() <= number;
+            let cleaned = match then {
+                Then::Del => lab.del(&case.chain, &result),
+                Then::Gc => lab.gc(&case.chain),
+            };
+            let mut wrong: Vec<String> = cleaned.err().into_iter().collect();
+            if traced.stdout.contains("panicked") {
+                wrong.push(format!("it panicked: {}", traced.stdout));
+            }
+            if *then == Then::Gc {
+                lab.host.sh("ip netns del c1; ip netns add c1");
+            }
+            if case.reset.is_some() {
+                // The next container has everything that the first one was to make.
+                let result = lab.add(&case.chain).pop().unwrap();
+                wrong.extend(lab.del(&case.chain, &result).err());
+            }
+            let after = lab.state(*then);
+            for (kind, before) in &before.0 {
+                if *before != after.0[kind] {
+                    wrong.push(format!("{kind} differ\nbefore: {before}\nafter:  {}", after.0[kind]));
+                }
+            }
+            if !wrong.is_empty() {
+                let (name, by_child) = (traced.name(number), traced.syscalls.get(number).is_some_and(|c| c.by_child));
+                left.push(format!(
+                    "{} {verb} {} {fate:?} at {number} ({name}{}), then {then:?}: {}",
+                    case.name,
+                    conf["type"],
+                    if by_child { " of a child" } else { "" },
+                    wrong.join("\n")
+                ));
+                // What is left would be found again at every later point.
+                return (points, left);
+            }
+            points += 1;
+        }
+        if got_through {
+            break;
+        }
+    }
+    (points, left)
+}
+
+fn end_everywhere(end: End) {
+    if !testkit::is_root() || !testkit::can_trace() {
+        return;
+    }
+    let wanted = std::env::var("NETLOOM_CRASH").ok();
+    let all_errors = std::env::var_os("NETLOOM_ALL_ERRORS").is_some();
+    let cases = cases();
+    let mut jobs = Vec::new();
+    for case in cases.iter().filter(|case| wanted.as_ref().is_none_or(|wanted| wanted.contains(case.name))) {
+        for at in 0..case.chain.len() {
+            // In front of another plugin it is in its own case.
+            if case.name == "sbr" && at == 0 {
+                continue;
+            }
+            for verb in ["ADD", "DEL"] {
+                jobs.push(Job { case, verb, at, then: Then::Del, end });
+                // A device of the host that is in a container goes home with the container.
+                if end == End::Killed && case.name != "host-device" && case.reset.is_none() {
+                    jobs.push(Job { case, verb, at, then: Then::Gc, end });
+                }
+            }
+        }
+    }
+    let (next, points, left) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let started = Instant::now();
+                    let (found, wrong) = run(job, all_errors);
+                    println!(
+                        "{:<12} {:<12} {} {:?} then {:?}: {found} points in {:?}",
+                        job.case.name, job.case.chain[job.at]["type"], job.verb, job.end, job.then, started.elapsed()
+                    );
+                    points.fetch_add(found, Ordering::Relaxed);
+                    left.lock().unwrap().extend(wrong);
+                }
+            });
+        }
+    });
+    let left = left.into_inner().unwrap();
+    println!("{} points", points.into_inner());
+    assert!(left.is_empty(), "{} calls left something:\n{}", left.len(), left.join("\n\n"));
+}
+
+/// Killed before the n-th system call, for every n.
+#[test]
+fn killed_at_every_system_call() {
+    end_everywhere(End::Killed);
+}
+
+/// The n-th system call fails, for every n.
+#[test]
+fn refused_every_system_call() {
+    end_everywhere(End::Refused);
+}

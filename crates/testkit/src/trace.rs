@@ -1,0 +1,220 @@
+//! A program under ptrace(2): its system calls listed, and one of them made its last, or made to fail.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io::{Read, Write},
+    os::unix::process::ExitStatusExt,
+    process::{Command, ExitStatus, Stdio},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        ptrace::{self, Options},
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use syscalls::Sysno;
+
+use crate::Host;
+
+/// What happens to a system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The program and its children are killed before it.
+    Kill,
+    /// It does nothing and returns this error.
+    Fail(Errno),
+}
+
+/// One system call that was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Syscall {
+    /// Which one.
+    pub number: Sysno,
+    /// Whether by a child of the program.
+    pub by_child: bool,
+}
+
+/// What a program did.
+#[derive(Debug)]
+pub struct Traced {
+    /// Its system calls, those of its children among them.
+    pub syscalls: Vec<Syscall>,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub stdout: String,
+}
+
+impl Traced {
+    /// Names the system call with this number of those that were begun.
+    pub fn name(&self, at: usize) -> &'static str {
+        self.syscalls.get(at).map_or("(none)", |call| call.number.name())
+    }
+}
+
+impl Host {
+    /// Runs a program on this host under ptrace, with a fate for its system call number `at` (from 0).
+    ///
+    /// # Panics
+    /// When ptrace is not allowed.
+    pub fn trace(
+        &self,
+        program: &std::path::Path,
+        environment: &[(&str, &str)],
+        stdin: &[u8],
+        fate: Option<(usize, Fate)>,
+    ) -> Traced {
+        let mut command = self.command("sh");
+        // It goes on when it is known to be traced.
+        command.args(["-c", "read go; exec \"$0\""]).arg(program).envs(environment.iter().copied());
+        trace(command, program, stdin, fate)
+    }
+}
+
+fn trace(
+    mut command: Command,
+    program: &std::path::Path,
+    stdin: &[u8],
+    fate: Option<(usize, Fate)>,
+) -> Traced {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program is started");
+    let root = Pid::from_raw(child.id().cast_signed());
+    let options = Options::PTRACE_O_TRACESYSGOOD
+        | Options::PTRACE_O_TRACEEXEC
+        | Options::PTRACE_O_TRACEFORK
+        | Options::PTRACE_O_TRACEVFORK
+        | Options::PTRACE_O_TRACECLONE
+        | Options::PTRACE_O_EXITKILL;
+    ptrace::seize(root, options).expect("ptrace is allowed");
+    let mut pipe = child.stdin.take().expect("stdin is piped");
+    let mut printed = child.stdout.take().expect("stdout is piped");
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // A program need not read all of it.
+            drop(pipe.write_all(b"go\n").and_then(|()| pipe.write_all(stdin)));
+        });
+        let reader = scope.spawn(move || {
+            let mut text = String::new();
+            drop(printed.read_to_string(&mut text));
+            text
+        });
+        let tracer = Tracer {
+            root,
+            program,
+            fate,
+            begun: false,
+            alive: HashSet::from([root]),
+            failing: HashMap::new(),
+            syscalls: Vec::new(),
+            status: None,
+        };
+        let (syscalls, status) = tracer.run();
+        Traced { syscalls, status, stdout: reader.join().unwrap_or_default() }
+    })
+}
+
+struct Tracer<'a> {
+    root: Pid,
+    program: &'a std::path::Path,
+    fate: Option<(usize, Fate)>,
+    /// Whether the program itself runs, and no more what starts it.
+    begun: bool,
+    alive: HashSet<Pid>,
+    /// Who is in a system call that is to return an error.
+    failing: HashMap<Pid, Errno>,
+    syscalls: Vec<Syscall>,
+    status: Option<ExitStatus>,
+}
+
+impl Tracer<'_> {
+    fn run(mut self) -> (Vec<Syscall>, ExitStatus) {
+        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+        while !self.alive.is_empty() {
+            match waitpid(None, Some(flags)) {
+                Ok(WaitStatus::Exited(pid, code)) => self.ended(pid, code << 8),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => self.ended(pid, signal as i32),
+                Ok(WaitStatus::PtraceSyscall(pid)) => self.syscall(pid),
+                Ok(WaitStatus::PtraceEvent(pid, _, event)) => self.event(pid, event),
+                Ok(WaitStatus::Stopped(pid, signal)) => self.go_on(pid, Some(signal)),
+                Err(Errno::EINTR) | Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        (self.syscalls, self.status.expect("the program ended"))
+    }
+
+    fn ended(&mut self, pid: Pid, status: i32) {
+        self.alive.remove(&pid);
+        if pid == self.root {
+            self.status = Some(ExitStatus::from_raw(status));
+        }
+    }
+
+    fn event(&mut self, pid: Pid, event: i32) {
+        if event == ptrace::Event::PTRACE_EVENT_EXEC as i32 && pid == self.root {
+            let runs = std::fs::read_link(format!("/proc/{pid}/exe"));
+            self.begun |= runs.is_ok_and(|path| path.file_name() == self.program.file_name());
+        }
+        let births = [ptrace::Event::PTRACE_EVENT_FORK, ptrace::Event::PTRACE_EVENT_VFORK, ptrace::Event::PTRACE_EVENT_CLONE];
+        if births.iter().any(|birth| event == *birth as i32)
+            && let Some(child) = ptrace::getevent(pid).ok().and_then(|child| i32::try_from(child).ok())
+        {
+            // Known from now on: it may have to be killed before it is heard of.
+            self.alive.insert(Pid::from_raw(child));
+        }
+        self.go_on(pid, None);
+    }
+
+    fn syscall(&mut self, pid: Pid) {
+        let at_entry = ptrace::syscall_info(pid).is_ok_and(|info| info.op == libc::PTRACE_SYSCALL_INFO_ENTRY);
+        let Ok(mut registers) = ptrace::getregs(pid) else { return self.go_on(pid, None) };
+        if !at_entry {
+            if let Some(error) = self.failing.remove(&pid) {
+                registers.rax = i64::from(-(error as i32)).cast_unsigned();
+                let _ = ptrace::setregs(pid, registers);
+            }
+            return self.go_on(pid, None);
+        }
+        let number = usize::try_from(registers.orig_rax).ok().and_then(Sysno::new);
+        let Some(number) = number else { return self.go_on(pid, None) };
+        let fate = self.fate.filter(|(at, _)| *at == self.syscalls.len()).map(|(_, fate)| fate);
+        self.syscalls.push(Syscall { number, by_child: pid != self.root });
+        match fate {
+            Some(Fate::Kill) => {
+                for pid in &self.alive {
+                    let _ = kill(*pid, Signal::SIGKILL);
+                }
+                return;
+            }
+            Some(Fate::Fail(error)) if !matches!(number, Sysno::exit | Sysno::exit_group | Sysno::rt_sigreturn) => {
+                self.failing.insert(pid, error);
+                registers.orig_rax = u64::MAX;
+                let _ = ptrace::setregs(pid, registers);
+            }
+            _ => {}
+        }
+        self.go_on(pid, None);
+    }
+
+    fn go_on(&self, pid: Pid, signal: Option<Signal>) {
+        // It may have been killed meanwhile.
+        let _ = if self.begun { ptrace::syscall(pid, signal) } else { ptrace::cont(pid, signal) };
+    }
+}
+
+/// Tells whether this process may trace: not in every container.
+pub fn can_trace() -> bool {
+    let mut scope = String::new();
+    let read = File::open("/proc/sys/kernel/yama/ptrace_scope").and_then(|mut file| file.read_to_string(&mut scope));
+    cfg!(target_arch = "x86_64") && (read.is_err() || scope.trim() != "3")
+}
