@@ -16,6 +16,7 @@ pub mod conntrack;
 mod error;
 pub mod events;
 pub mod fault;
+pub mod file;
 pub mod linger;
 pub mod link;
 mod message;

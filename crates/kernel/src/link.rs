@@ -48,6 +48,8 @@ pub struct Link {
     pub queue: u32,
     /// Takes all multicast frames (`IFF_ALLMULTI`).
     pub all_multicast: bool,
+    /// The number by which links are spoken of together; 0 unless somebody gave it one.
+    pub group: u32,
     /// Free text that stays with the link; Netloom writes the owner here.
     pub alias: Option<String>,
     /// Other names by which it is found too.
@@ -109,6 +111,8 @@ pub struct Change<'a> {
     pub mac: Option<Mac>,
     /// MTU in bytes.
     pub mtu: Option<u32>,
+    /// Group; 0 is that of all links.
+    pub group: Option<u32>,
     /// Alias.
     pub alias: Option<&'a str>,
     /// A new name.
@@ -189,6 +193,9 @@ pub fn change(socket: &Socket, link: &Link, change: &Change<'_>) -> Result<()> {
     if let Some(master) = change.master {
         message.u32(libc::IFLA_MASTER, master);
     }
+    if let Some(group) = change.group {
+        message.u32(libc::IFLA_GROUP, group);
+    }
     if let Some(name) = change.name {
         message.text(libc::IFLA_IFNAME, name);
     }
@@ -257,6 +264,7 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
         driver: None,
         queue: 0,
         all_multicast: read_u32(&fixed[8..])? & libc::IFF_ALLMULTI.cast_unsigned() != 0,
+        group: 0,
         alias: None,
         other_names: Vec::new(),
     };
@@ -269,6 +277,7 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
             libc::IFLA_PROMISCUITY => link.promiscuity = read_u32(data)?,
             libc::IFLA_MASTER => link.master = read_u32(data),
             libc::IFLA_LINK => link.peer = read_u32(data),
+            libc::IFLA_GROUP => link.group = read_u32(data)?,
             libc::IFLA_IFALIAS => link.alias = Some(read_text(data)),
             IFLA_PROP_LIST => {
                 link.other_names = Attrs(data).map(|(_, name)| read_text(name)).collect();

@@ -370,13 +370,15 @@ fn bring_back(
 /// that ends: under the container's name for it, or if that was taken another.
 fn come_to_rest(host: &Socket, device: &Device) -> Result<(), Error> {
     let (found, name) = match device {
-        Device::Named(name) => match link::find(host, name).explain()? {
-            Some(there) => (Some(there).filter(|link| has_mark(link, name)), name.clone()),
-            None => {
-                let mut all = link::list(host).explain()?.into_iter();
-                (all.find(|link| link.alias.as_deref() == Some(name)), name.clone())
-            }
-        },
+        Device::Named(name) => {
+            let found = match link::find(host, name).explain()? {
+                Some(there) => Some(there).filter(|link| has_mark(link, name)),
+                None => {
+                    link::list(host).explain()?.into_iter().find(|link| link.alias.as_deref() == Some(name))
+                }
+            };
+            (found, name.clone())
+        }
         // One that was marked and has not left has no alias yet, or no more.
         other => {
             let found = other.find(host)?;

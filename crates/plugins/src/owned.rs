@@ -53,8 +53,10 @@ pub(crate) fn gc_links(request: &Request, valid: &[Attachment]) -> Result<(), Er
     let network = request.config.name.as_str();
     let mut errors = Errors::default();
     let host = Socket::open(Protocol::Route).explain()?;
+    let group = Owner { network, container: "", ifname: "" }.unmarked_group();
     for link in link::list(&host).explain()? {
-        if link.alias.as_deref().is_some_and(|mark| is_stale(mark, network, valid)) {
+        let unmarked = link.group == group && link.kind.as_deref() == Some("veth") && link.alias.is_none();
+        if unmarked || link.alias.as_deref().is_some_and(|mark| is_stale(mark, network, valid)) {
             errors.note(link::remove(&host, &link).explain());
         }
     }

@@ -49,6 +49,12 @@ impl<'a> Owner<'a> {
         mark
     }
 
+    /// Gives the group of links of the network that have no mark yet: in the upper half of the numbers, where people
+    /// put none.
+    pub(crate) fn unmarked_group(&self) -> u32 {
+        u32::from_str_radix(&network_hash(self.network)[..8], 16).unwrap_or_default() | 1 << 31
+    }
+
     /// Gives the name of a chain that the reference plugins make for a container in iptables.
     pub(crate) fn reference_chain(network: &str, container: &str, prefix: &str) -> String {
         const LENGTH: usize = 28;

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use kernel::{
     Protocol, Socket,
     addr::{self, Detection},
-    link::{self, Change, Link},
+    link::{self, Link},
     route::{self, Route},
     sysctl::{self, Setting},
 };
@@ -87,8 +87,7 @@ impl Plugin for Ptp {
         let mark = owner.mark();
         // Nobody else is on this link, so its addresses need not be asked about: IPv6 works at once.
         sysctl::set(Setting::Ipv6(&outside.name, "accept_dad"), "0").explain()?;
-        let change = Change { up: Some(true), alias: Some(&mark), ..Change::default() };
-        link::change(&host, &outside, &change).explain()?;
+        link::change(&host, &outside, &veth::owned(&mark)).explain()?;
         sysctl::set(Setting::Ipv6(&outside.name, "accept_ra"), "0").explain()?;
 
         let mut result = request.delegate_add(&conf.ipam, sandbox, undo)?;

@@ -2,7 +2,7 @@
 
 use kernel::{
     Kind, Protocol, Socket, linger,
-    link::{self, Link, Mac, Veth},
+    link::{self, Change, Link, Mac, Veth},
 };
 use netloom_plugin::{Code, Error, Sandbox, Undo};
 
@@ -41,6 +41,7 @@ pub(crate) fn create(
                 name: ifname,
                 peer_name: &outside,
                 peer_netns: Some(&container.host),
+                peer_group: Some(owner.unmarked_group()),
                 mtu: new.mtu,
                 mac: new.mac,
             },
@@ -73,6 +74,12 @@ pub(crate) fn create(
     }
     outcome.explain()?;
     Err(invalid("no name is free for the host's end of the veth pair"))
+}
+
+/// Sets the host's end up and marks it. Until then its group says whose it is, the one thing that a link can have from
+/// its creation and that another can look for: should the ADD be killed between the two, GC finds it.
+pub(crate) fn owned(mark: &str) -> Change<'_> {
+    Change { up: Some(true), alias: Some(mark), group: Some(0), ..Change::default() }
 }
 
 /// Removes the veth pair by whichever end is found: the host's by its name and mark, the container's by its name.

@@ -155,7 +155,11 @@ impl Host {
         let parts: Vec<&str> = seen.split(PART).collect();
         let json = |at: usize| -> Value {
             let text = parts[at].trim();
-            if text.is_empty() { Value::Null } else { serde_json::from_str(text).expect("the program prints JSON") }
+            if text.is_empty() {
+                Value::Null
+            } else {
+                serde_json::from_str(text).expect("the program prints JSON")
+            }
         };
         let lines = |at: usize| -> Value { parts[at].lines().collect::<Vec<_>>().into() };
         let mut kinds = BTreeMap::new();

@@ -119,6 +119,8 @@ fn trace(
             status: None,
         };
         let (syscalls, status) = tracer.run();
+        // The tracer has waited for it already.
+        drop(child.wait());
         Traced { syscalls, status, stdout: reader.join().unwrap_or_default() }
     })
 }
@@ -165,7 +167,11 @@ impl Tracer<'_> {
             let runs = std::fs::read_link(format!("/proc/{pid}/exe"));
             self.begun |= runs.is_ok_and(|path| path.file_name() == self.program.file_name());
         }
-        let births = [ptrace::Event::PTRACE_EVENT_FORK, ptrace::Event::PTRACE_EVENT_VFORK, ptrace::Event::PTRACE_EVENT_CLONE];
+        let births = [
+            ptrace::Event::PTRACE_EVENT_FORK,
+            ptrace::Event::PTRACE_EVENT_VFORK,
+            ptrace::Event::PTRACE_EVENT_CLONE,
+        ];
         if births.iter().any(|birth| event == *birth as i32)
             && let Some(child) = ptrace::getevent(pid).ok().and_then(|child| i32::try_from(child).ok())
         {
@@ -196,7 +202,9 @@ impl Tracer<'_> {
                 }
                 return;
             }
-            Some(Fate::Fail(error)) if !matches!(number, Sysno::exit | Sysno::exit_group | Sysno::rt_sigreturn) => {
+            Some(Fate::Fail(error))
+                if !matches!(number, Sysno::exit | Sysno::exit_group | Sysno::rt_sigreturn) =>
+            {
                 self.failing.insert(pid, error);
                 registers.orig_rax = u64::MAX;
                 let _ = ptrace::setregs(pid, registers);
@@ -215,6 +223,7 @@ impl Tracer<'_> {
 /// Tells whether this process may trace: not in every container.
 pub fn can_trace() -> bool {
     let mut scope = String::new();
-    let read = File::open("/proc/sys/kernel/yama/ptrace_scope").and_then(|mut file| file.read_to_string(&mut scope));
+    let read =
+        File::open("/proc/sys/kernel/yama/ptrace_scope").and_then(|mut file| file.read_to_string(&mut scope));
     cfg!(target_arch = "x86_64") && (read.is_err() || scope.trim() != "3")
 }

@@ -196,6 +196,8 @@ pub struct Veth<'a> {
     pub peer_name: &'a str,
     /// Where the other end goes; none for the same namespace.
     pub peer_netns: Option<&'a Netns>,
+    /// Group of the other end; none for that of all links.
+    pub peer_group: Option<u32>,
     /// MTU of both ends in bytes; none for the kernel's default.
     pub mtu: Option<u32>,
     /// Hardware address of this end; none for a random one.
@@ -221,6 +223,9 @@ pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<()> {
                 peer.raw(&ifinfo(0, 0, 0, 0)).text(libc::IFLA_IFNAME, veth.peer_name);
                 if let Some(mtu) = veth.mtu {
                     peer.u32(libc::IFLA_MTU, mtu);
+                }
+                if let Some(group) = veth.peer_group {
+                    peer.u32(libc::IFLA_GROUP, group);
                 }
                 if let Some(netns) = veth.peer_netns {
                     let fd = netns.as_fd().as_raw_fd();

@@ -71,11 +71,7 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![
         case("loopback", "", json!([{"type": "loopback"}])),
         case("host-local", "", json!([{"type": "host-local", "ipam": ipam}])),
-        case(
-            "ptp",
-            "",
-            json!([{"type": "ptp", "ipMasq": true, "ipam": ipam}]),
-        ),
+        case("ptp", "", json!([{"type": "ptp", "ipMasq": true, "ipam": ipam}])),
         case("macvlan", up0, json!([{"type": "macvlan", "master": "up0", "mtu": 1400, "ipam": four}])),
         case("tap", "", json!([{"type": "tap", "ipam": four, "owner": 1}])),
         case("host-device", up0, json!([{"type": "host-device", "device": "up0", "ipam": four}])),
@@ -180,10 +176,10 @@ impl Lab {
         testkit::remove(links, &["ifindex"]);
         testkit::remove(seen.0.get_mut("addresses").unwrap(), &["ifindex"]);
         if then == Then::Del {
-            let inside = self.host.sh(
-                "ip -n c1 -j link; echo; ip -n c1 -j addr; echo; ip -n c1 -j route show table all; echo
-                 ip -n c1 -j rule; echo; nsenter --net=/run/netns/c1 cat /proc/sys/net/core/somaxconn",
-            );
+            let inside = self
+                .host
+                .sh("ip -n c1 -j link; echo; ip -n c1 -j addr; echo; ip -n c1 -j route show table all; echo
+                 ip -n c1 -j rule; echo; nsenter --net=/run/netns/c1 cat /proc/sys/net/core/somaxconn");
             for (at, part) in inside.lines().filter(|line| !line.is_empty()).enumerate() {
                 let mut part: Value = serde_json::from_str(part).unwrap();
                 testkit::remove(&mut part, &["operstate", "ifindex", "flags", "qdisc"]);
@@ -254,7 +250,8 @@ fn run(job: &Job<'_>, all_errors: bool) -> (usize, Vec<String>) {
                 }
             }
             if !wrong.is_empty() {
-                let (name, by_child) = (traced.name(number), traced.syscalls.get(number).is_some_and(|c| c.by_child));
+                let (name, by_child) =
+                    (traced.name(number), traced.syscalls.get(number).is_some_and(|c| c.by_child));
                 left.push(format!(
                     "{} {verb} {} {fate:?} at {number} ({name}{}), then {then:?}: {}",
                     case.name,
@@ -274,9 +271,10 @@ fn run(job: &Job<'_>, all_errors: bool) -> (usize, Vec<String>) {
     (points, left)
 }
 
-fn end_everywhere(end: End) {
+/// Ends every call of every case at each of its system calls; gives how many there were.
+fn end_everywhere(end: End) -> String {
     if !testkit::is_root() || !testkit::can_trace() {
-        return;
+        return String::new();
     }
     let wanted = std::env::var("NETLOOM_CRASH").ok();
     let all_errors = std::env::var_os("NETLOOM_ALL_ERRORS").is_some();
@@ -297,17 +295,21 @@ fn end_everywhere(end: End) {
             }
         }
     }
-    let (next, points, left) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let (next, points) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (left, report) = (Mutex::new(Vec::new()), Mutex::new(String::new()));
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
                 while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let started = Instant::now();
                     let (found, wrong) = run(job, all_errors);
-                    println!(
-                        "{:<12} {:<12} {} {:?} then {:?}: {found} points in {:?}",
-                        job.case.name, job.case.chain[job.at]["type"], job.verb, job.end, job.then, started.elapsed()
+                    let Job { case, verb, at, then, end } = job;
+                    let (name, plugin) = (case.name, case.chain[*at]["type"].as_str().unwrap());
+                    let line = format!(
+                        "{name:<12} {plugin:<12} {verb} {end:?} then {then:?}: {found} points in {:?}\n",
+                        started.elapsed()
                     );
+                    report.lock().unwrap().push_str(&line);
                     points.fetch_add(found, Ordering::Relaxed);
                     left.lock().unwrap().extend(wrong);
                 }
@@ -315,18 +317,18 @@ fn end_everywhere(end: End) {
         }
     });
     let left = left.into_inner().unwrap();
-    println!("{} points", points.into_inner());
     assert!(left.is_empty(), "{} calls left something:\n{}", left.len(), left.join("\n\n"));
+    format!("{}{} points, nothing left", report.into_inner().unwrap(), points.into_inner())
 }
 
 /// Killed before the n-th system call, for every n.
 #[test]
 fn killed_at_every_system_call() {
-    end_everywhere(End::Killed);
+    println!("{}", end_everywhere(End::Killed));
 }
 
 /// The n-th system call fails, for every n.
 #[test]
 fn refused_every_system_call() {
-    end_everywhere(End::Refused);
+    println!("{}", end_everywhere(End::Refused));
 }

@@ -142,8 +142,7 @@ fn connect(
     const ATTEMPTS: u32 = 4;
     let mark = owner.mark();
     for attempt in 0.. {
-        let change =
-            Change { up: Some(true), master: Some(bridge.index), alias: Some(&mark), ..Change::default() };
+        let change = Change { master: Some(bridge.index), ..veth::owned(&mark) };
         match link::change(host, outside, &change) {
             Ok(()) => break,
             // Another ADD made the bridge, failed, and took it away again.
@@ -330,7 +329,7 @@ fn ensure_vlan_link(
     }
     let port = Owner { network: &name, container: "", ifname: "" }.host_link(0);
     let mtu = conf.mtu.or(Some(bridge.mtu));
-    let veth = Veth { name: &name, peer_name: &port, peer_netns: None, mtu, mac: None };
+    let veth = Veth { name: &name, peer_name: &port, peer_netns: None, peer_group: None, mtu, mac: None };
     match link::create_veth(host, &veth) {
         // Another ADD of this VLAN is making it.
         Err(error) if error.kind() == Kind::Exists => return link::require(host, &name).explain(),

@@ -83,6 +83,10 @@ impl Saved {
         if let Some(dir) = file.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         }
+        if kernel::file::create_whole(file, &content).is_ok() {
+            return Ok(());
+        }
+        // There is one from an ADD before, or the file system has no files without names.
         let fresh = file.with_extension(format!("{}.new", std::process::id()));
         let written = fs::OpenOptions::new()
             .write(true)

@@ -1,0 +1,19 @@
+//! Files that are there whole or not at all.
+
+use std::{fs::File, io, io::Write, os::fd::AsRawFd, path::Path};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+
+/// Makes a file that has its name when its content is whole (`O_TMPFILE`, open(2)): a writer that is killed leaves
+/// none. Readable and writable by its owner alone.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] when there is one, and others on a file system that has no files without names.
+pub fn create_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let mut unnamed = File::from(rustix::fs::open(dir, flags, Mode::from_raw_mode(0o600))?);
+    unnamed.write_all(content)?;
+    let descriptor = format!("/proc/self/fd/{}", unnamed.as_raw_fd());
+    Ok(rustix::fs::linkat(CWD, descriptor, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
