@@ -80,8 +80,11 @@ impl Lab {
                 files.push(file.path().display().to_string());
             }
         }
-        // Which address was given out last is remembered whatever becomes of it.
-        files.retain(|file| !file.contains("last_reserved_ip") && !file.ends_with("lock"));
+        // Which address was given out last is remembered whatever becomes of it; the table comes with the folder.
+        let stays = |file: &str| {
+            ["last_reserved_ip", "lock", ".netloom-index"].iter().any(|name| file.contains(name))
+        };
+        files.retain(|file| !stays(file));
         files.sort();
         json!({"host": host, "inside": inside, "files": files})
     }
