@@ -65,7 +65,7 @@ pub fn forget(socket: &Socket, connection: &Connection) -> Result<()> {
     absent_is_none(done).map(drop)
 }
 
-fn read(received: &Received<'_>) -> Option<Connection> {
+pub(crate) fn read(received: &Received<'_>) -> Option<Connection> {
     if received.kind != kind(NEW) {
         return None;
     }

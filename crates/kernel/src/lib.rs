@@ -13,6 +13,7 @@
 pub mod addr;
 pub mod bridge;
 pub mod conntrack;
+pub mod decode;
 mod error;
 pub mod events;
 pub mod fault;

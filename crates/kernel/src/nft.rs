@@ -4,7 +4,7 @@
 
 mod batch;
 mod expr;
-mod list;
+pub(crate) mod list;
 
 pub use batch::{Batch, Place, commit};
 pub use expr::{Expr, Reg};
@@ -207,7 +207,7 @@ pub fn room_beside(comment: &str) -> usize {
 }
 
 /// Finds the comment in nft's user data.
-fn read_comment(data: &[u8]) -> Option<String> {
+pub(crate) fn read_comment(data: &[u8]) -> Option<String> {
     read_udata(data, COMMENT_UDATA).map(crate::message::read_text)
 }
 

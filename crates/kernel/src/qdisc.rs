@@ -250,7 +250,7 @@ pub fn redirect_targets(socket: &Socket) -> Result<Vec<u32>> {
     Ok(targets)
 }
 
-fn read_bucket(options: &[u8]) -> Option<(u64, u32, u32)> {
+pub(crate) fn read_bucket(options: &[u8]) -> Option<(u64, u32, u32)> {
     let parameters = Attrs(options).find(TBF_PARMS)?;
     let rate = match Attrs(options).find(TBF_RATE64) {
         Some(rate) => u64::from_ne_bytes(*rate.first_chunk()?),

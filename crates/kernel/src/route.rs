@@ -183,7 +183,7 @@ pub fn link_towards(socket: &Socket, ip: IpAddr) -> Result<Option<u32>> {
     }
 }
 
-fn read(received: &Received<'_>) -> Option<Route> {
+pub(crate) fn read(received: &Received<'_>) -> Option<Route> {
     let fixed = received.payload.first_chunk::<RTMSG>()?;
     if received.kind != libc::RTM_NEWROUTE || fixed[7] != libc::RTN_UNICAST {
         return None;

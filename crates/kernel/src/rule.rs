@@ -62,7 +62,7 @@ fn change(kind: u16, flags: u16, source: IpAddr, table: u32) -> Message {
     message
 }
 
-fn read(received: &Received<'_>) -> Option<Rule> {
+pub(crate) fn read(received: &Received<'_>) -> Option<Rule> {
     let fixed = received.payload.first_chunk::<FIB_RULE>()?;
     if received.kind != libc::RTM_NEWRULE {
         return None;

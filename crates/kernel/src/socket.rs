@@ -198,7 +198,7 @@ impl Socket {
                     if let Some(code) = read_u32(received.payload)
                         && code.cast_signed() < 0
                     {
-                        outcome = Err(Errno::from_raw_os_error(-code.cast_signed()).into());
+                        outcome = Err(errno(code.cast_signed()).into());
                     }
                     true
                 }
@@ -236,12 +236,18 @@ impl Refusal {
             .then(|| Attrs::after(received.payload, (4 + skip).next_multiple_of(4)).find(EXTACK_TEXT))
             .flatten()
             .map(read_text);
-        Some(Self { errno: Errno::from_raw_os_error(code.wrapping_neg()), extack })
+        Some(Self { errno: errno(code), extack })
     }
 
     pub(crate) fn into_error(self, doing: &'static str, object: String) -> Error {
         Error { doing, object, errno: self.errno, extack: self.extack }
     }
+}
+
+/// Reads an error number as messages have it, below zero. One that is none is a broken message.
+fn errno(code: i32) -> Errno {
+    const MOST: i32 = 4095;
+    if (-MOST..0).contains(&code) { Errno::from_raw_os_error(-code) } else { Errno::BADMSG }
 }
 
 impl From<Errno> for Refusal {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{Outcome, files, read, root, say};
 
 /// Which crate may use which of ours. Anything else is an error: a crate is a promise about what it does not know.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("netloom-types", &[]),
     ("netloom-invoke", &["netloom-types"]),
     ("netloom-plugin", &["netloom-invoke", "netloom-types"]),
@@ -30,6 +30,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
             "plugins",
         ],
     ),
+    ("fuzz", &["netloom-types", "netloom-invoke", "netloom-runtime", "dhcp", "ipam", "kernel"]),
     ("testkit", &[]),
     ("xtask", &[]),
 ];
@@ -67,10 +68,12 @@ fn arrows(wrong: &mut Vec<String>) -> Outcome {
             wrong.push(format!("crate {name} has no arrows in crates/xtask/src/tidy.rs"));
             continue;
         };
+        let manifest = Path::new(package["manifest_path"].as_str().unwrap_or_default());
+        let folder = manifest.parent().unwrap_or(manifest);
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let used = dependency["name"].as_str().unwrap_or_default();
             let for_tests = dependency["kind"] == "dev";
-            if !is_used(name, used, for_tests)? {
+            if !is_used(folder, used, for_tests)? {
                 wrong.push(format!("{name} does not use {used}, which its Cargo.toml names"));
             }
             if ours.contains(used) {
@@ -86,10 +89,9 @@ fn arrows(wrong: &mut Vec<String>) -> Outcome {
 }
 
 /// Tells whether a crate's code (its tests, for what only they may use) names a dependency.
-fn is_used(name: &str, dependency: &str, for_tests: bool) -> Result<bool, String> {
-    let folder = root().join("crates").join(name);
+fn is_used(folder: &Path, dependency: &str, for_tests: bool) -> Result<bool, String> {
     let dependency = dependency.replace('-', "_");
-    for path in files(&folder, &[".rs"]) {
+    for path in files(folder, &[".rs"]) {
         let in_tests = path.starts_with(folder.join("tests"));
         let text = read(&path)?;
         let uses = [format!("{dependency}::"), format!("use {dependency} as _;")];
@@ -101,7 +103,7 @@ fn is_used(name: &str, dependency: &str, for_tests: bool) -> Result<bool, String
 }
 
 fn sources(wrong: &mut Vec<String>) -> Outcome {
-    for path in files(&root().join("crates"), &[".rs"]) {
+    for path in ["crates", "fuzz"].iter().flat_map(|dir| files(&root().join(dir), &[".rs"])) {
         let text = read(&path)?;
         let shown = path.strip_prefix(root()).unwrap_or(&path).display().to_string();
         if !text.starts_with("//!") {

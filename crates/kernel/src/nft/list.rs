@@ -212,7 +212,7 @@ fn get(table: Table<'_>, set: &str, flags: u16) -> Message {
     message
 }
 
-fn read(received: &Received<'_>) -> Option<Vec<Element>> {
+pub(crate) fn read(received: &Received<'_>) -> Option<Vec<Element>> {
     if received.kind != kind(msg::NEWSETELEM) {
         return None;
     }
@@ -240,7 +240,7 @@ fn read_element(elem: &[u8]) -> Element {
     element
 }
 
-fn read_rule(received: &Received<'_>) -> Option<Rule> {
+pub(crate) fn read_rule(received: &Received<'_>) -> Option<Rule> {
     if received.kind != kind(msg::NEWRULE) {
         return None;
     }

@@ -1,0 +1,28 @@
+//! Every reader of what the kernel sends, on any bytes: for tests that look for input that breaks one.
+
+use std::hint::black_box;
+
+use crate::{
+    addr, conntrack, link,
+    message::{Messages, Received},
+    nft, qdisc, route, rule,
+    socket::Refusal,
+};
+
+/// Reads a netlink datagram with every reader there is, whatever kind it says it is of. Gives how many messages it had.
+pub fn datagram(bytes: &[u8]) -> usize {
+    Messages(bytes).map(|received| message(&received)).count()
+}
+
+fn message(received: &Received<'_>) {
+    black_box(link::read(received));
+    black_box(addr::read(received));
+    black_box(route::read(received));
+    black_box(rule::read(received));
+    black_box(conntrack::read(received));
+    black_box(nft::list::read(received));
+    black_box(nft::list::read_rule(received));
+    black_box(nft::read_comment(received.payload));
+    black_box(qdisc::read_bucket(received.payload));
+    black_box(Refusal::read(received));
+}
