@@ -130,7 +130,7 @@ pub fn host_local(bytes: &[u8]) {
         return;
     }
     let Ok(mut locked) = store.lock() else { return };
-    drop(locked.last_reserved(0));
+    let _: Option<IpAddr> = locked.last_reserved(0);
     drop(locked.owned(owner));
     let mut given = Vec::new();
     while let Ok(Some((_, ip))) = locked.reserve_next(&set, owner, 0) {

@@ -1,5 +1,4 @@
 //! What was found before, and good examples cut short and disturbed: none makes a door panic.
-#![expect(clippy::unwrap_used, reason = "a test is to fail where this fails")]
 
 use std::{fs, path::Path};
 

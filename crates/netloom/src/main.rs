@@ -18,7 +18,7 @@ fn main() -> ExitCode {
             if std::env::var_os("NETLOOM_WAIT").is_some_and(|value| value == "1") {
                 kernel::linger::wait_always();
             }
-            netloom_plugin::main_with(plugin, plugins::LINKED)
+            netloom_plugin::main_with(&plugins::Patient(plugin), plugins::LINKED)
         }
         None => command::main(name == "cnitool"),
     }

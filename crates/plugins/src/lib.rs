@@ -35,6 +35,7 @@ mod interface;
 mod over;
 mod owned;
 mod owner;
+mod patient;
 mod single;
 mod veth;
 mod written;
@@ -72,3 +73,4 @@ pub fn by_name(name: &str) -> Option<&'static dyn Plugin> {
 pub const LINKED: Delegates = Delegates { linked: by_name };
 
 pub use owner::Owner;
+pub use patient::Patient;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     ALL, asked, bandwidth, bridge, by_name, dhcp, dummy, firewall, host_device, host_local, ipvlan, macvlan,
-    portmap, ptp, sbr, static_ips, tap, tuning, vlan, vrf,
+    patient, portmap, ptp, sbr, static_ips, tap, tuning, vlan, vrf,
 };
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -181,6 +181,11 @@ fn protocol_keys() -> Map<String, Value> {
             "additionalProperties": {"type": "boolean"},
             "description": "What of `runtimeConfig` the runtime is to hand to this plugin",
             "examples": [{"portMappings": true}],
+        },
+        patient::KEY: {
+            "type": "boolean",
+            "default": false,
+            "description": "DEL returns only when the kernel has let go of everything, not as soon as it is gone for everybody",
         },
     });
     match keys {

@@ -10,6 +10,7 @@ use kernel::{
     sysctl::{self, Setting},
 };
 use netloom_plugin::{Attachment, Error, Plugin, Request, Sandbox, Undo, result::v100::Success};
+use ruleset::spoof;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -19,6 +20,7 @@ use crate::{
     chained::prev_result,
     container::Container,
     failure::{Errors, Explain, differs, invalid},
+    owned,
     owner::Owner,
 };
 
@@ -173,6 +175,9 @@ impl Plugin for Tuning {
                 link::change(&socket, &was, &back).explain()
             })?;
             link::change(&container.socket, &inside, &conf.change()).explain()?;
+            if let (Some(before), Some(mac)) = (inside.mac, conf.mac) {
+                follow_with_spoof_check(request, sandbox, before, mac, undo)?;
+            }
         }
         set_sysctls(container, &conf, undo)?;
         if let Some(mac) = conf.mac {
@@ -265,6 +270,22 @@ fn reverse(link: &Link, change: &Change<'_>) -> Change<'static> {
         queue: change.queue.map(|_| link.queue),
         ..Change::default()
     }
+}
+
+/// What the bridge lets pass from the container goes by the new address.
+fn follow_with_spoof_check(
+    request: &Request,
+    sandbox: &Sandbox,
+    before: Mac,
+    mac: Mac,
+    undo: &mut Undo,
+) -> Result<(), Error> {
+    let Some(netfilter) = owned::netfilter()? else { return Ok(()) };
+    let mark = Owner::of(request, sandbox).mark();
+    spoof::follow(&netfilter, &mark, mac).explain()?;
+    undo.push("have the spoof check go by the address of before", move || {
+        spoof::follow(&netfilter, &mark, before).explain()
+    })
 }
 
 fn set_sysctls(container: Container, conf: &Conf, undo: &mut Undo) -> Result<(), Error> {

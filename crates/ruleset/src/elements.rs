@@ -337,6 +337,16 @@ fn generation(socket: &Socket) -> Result<Option<u32>, RulesetError> {
     }
 }
 
+/// Lists what an owner has of one kind in a table: the sets and the keys there.
+pub(crate) fn claimed(
+    socket: &Socket,
+    share: Share<'_>,
+    table: Table<'static>,
+) -> Result<Vec<(Set, Vec<u8>)>, RulesetError> {
+    let (_, claims) = share.read(socket, table)?;
+    Ok(claims.into_iter().map(|claim| (claim.set, claim.key)).collect())
+}
+
 /// Lists the owners of all elements in our tables, one for each element.
 ///
 /// # Errors

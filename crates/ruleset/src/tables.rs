@@ -102,14 +102,22 @@ pub(crate) const TOGETHER: Set = set("together", &[IfName, IfName], "guarded bri
 
 pub(crate) const SPOOF_GUARDED: Set = set("spoof_guarded", &[IfName], "ports whose senders are checked");
 pub(crate) const SPOOF_ALLOWED: Set = set("spoof_allowed", &[IfName, Ether], "who sends by which port");
+pub(crate) const SENDER4: Set = set("sender4", &[IfName, Ipv4], "which addresses a port sends from");
+pub(crate) const SENDER6: Set = set("sender6", &[IfName, Ipv6], "which addresses a port sends from");
+pub(crate) const ADDRESS_GUARDED: Set =
+    set("address_guarded", &[IfName], "ports whose senders' addresses are checked");
 pub(crate) const ISOLATED: Set = set("isolated", &[IfName], "ports that do not reach each other");
 
-/// Sets of a NAT table that are made when the first element goes to them, and the chain that looks into each.
-const OPTIONAL: [(&str, &str); 3] = [
+/// Sets that are made when the first element goes to them, and the chain that looks into each.
+const OPTIONAL: [(&str, &str); 6] = [
     (V4.ports_on.name, "published_on"),
     (V4.conditional.name, "conditions"),
     (V4.masquerade_to.name, "masquerade_all"),
+    (SENDER4.name, ADDRESSES),
+    (SENDER6.name, ADDRESSES),
+    (ADDRESS_GUARDED.name, ADDRESSES),
 ];
+const ADDRESSES: &str = "addresses";
 
 fn is_optional(set: &Set) -> bool {
     OPTIONAL.iter().any(|(name, _)| *name == set.name)
@@ -120,7 +128,8 @@ const NAT4_SETS: [Set; 7] =
 const NAT6_SETS: [Set; 7] =
     [V6.ports, V6.ports_on, V6.conditional, V6.hairpin, V6.masquerade_to, V6.masquerade, OWNERS];
 const FILTER_SETS: [Set; 5] = [ADMITTED4, ADMITTED6, GUARDED, TOGETHER, OWNERS];
-const BRIDGE_SETS: [Set; 4] = [SPOOF_GUARDED, SPOOF_ALLOWED, ISOLATED, OWNERS];
+const BRIDGE_SETS: [Set; 7] =
+    [SPOOF_GUARDED, SPOOF_ALLOWED, ISOLATED, SENDER4, SENDER6, ADDRESS_GUARDED, OWNERS];
 
 /// Lists the sets of a table, `owners` last.
 pub(crate) fn sets(table: Table<'_>) -> &'static [Set] {
@@ -159,16 +168,16 @@ pub(crate) fn ensure(socket: &Socket, table: Table<'_>, batch: &mut Batch) -> Re
 
 /// Puts what an element's set needs into a batch, if that is an optional one and not among the chains `there`.
 pub(crate) fn ensure_set(table: Table<'_>, set: &Set, there: &mut Vec<String>, batch: &mut Batch) {
-    let nat = match table.family {
-        Family::Ip => V4,
-        Family::Ip6 => V6,
-        Family::Inet | Family::Bridge => return,
-    };
     let Some((_, chain)) = OPTIONAL.iter().find(|(name, _)| *name == set.name) else { return };
     if there.iter().any(|it| it == chain) {
         return;
     }
     there.push((*chain).to_owned());
+    let nat = match table.family {
+        Family::Ip => V4,
+        Family::Ip6 => V6,
+        Family::Inet | Family::Bridge => return address_chain(batch),
+    };
     batch.create_set(table, set);
     let (_, destination, length) = nat.addresses();
     let words = u8::try_from(length / 4).unwrap_or(1);
@@ -297,11 +306,45 @@ fn filter_chains(batch: &mut Batch) {
     }
 }
 
+/// Makes the check of senders' addresses: their sets, the chain, and the call of it before all else.
+fn address_chain(batch: &mut Batch) {
+    for set in [SENDER4, SENDER6, ADDRESS_GUARDED] {
+        batch.create_set(BRIDGE, &set);
+    }
+    batch.create_chain(BRIDGE, ADDRESSES, None, "address spoof check: what is not a sender's own is dropped");
+    let of_type = |kind: &'static [u8; 2]| [Expr::EtherType(Reg(0)), Expr::Equal(Reg(0), kind)];
+    let load = |base, offset, length| Expr::Payload { base, offset, length, to: Reg(4) };
+    let own = |from: Expr<'static>, set| [Expr::InName(Reg(0)), from, Expr::InSet(Reg(0), set), Expr::Return];
+    let (ip, arp, ip6) = (&[0x08, 0x00], &[0x08, 0x06], &[0x86, 0xdd]);
+    let ip_source = own(load(NETWORK, 12, 4), SENDER4.name);
+    // Who answers in ARP, and who in neighbour discovery (the target of an advertisement), says whose frames go to it.
+    let arp_sender = own(load(NETWORK, 14, 4), SENDER4.name);
+    let advertisement = [
+        Expr::Protocol(Reg(0)),
+        Expr::Equal(Reg(0), &[58]),
+        Expr::Payload { base: TRANSPORT, offset: 0, length: 1, to: Reg(0) },
+        Expr::Equal(Reg(0), &[136]),
+        Expr::InName(Reg(0)),
+        load(TRANSPORT, 8, 16),
+        Expr::NotInSet(Reg(0), SENDER6.name),
+        Expr::Drop,
+    ];
+    let ip6_source = own(load(NETWORK, 8, 16), SENDER6.name);
+    let rules: [(_, &[Expr<'_>]); 4] =
+        [(ip, &ip_source), (arp, &arp_sender), (ip6, &advertisement), (ip6, &ip6_source)];
+    for (kind, rule) in rules {
+        batch.add_rule(BRIDGE, ADDRESSES, Place::Last, &[&of_type(kind)[..], rule].concat(), "");
+    }
+    batch.add_rule(BRIDGE, ADDRESSES, Place::Last, &[Expr::Drop], "");
+    let guarded = [Expr::InName(Reg(0)), Expr::InSet(Reg(0), ADDRESS_GUARDED.name), Expr::Jump(ADDRESSES)];
+    batch.add_rule(BRIDGE, "prerouting", Place::First, &guarded, "");
+}
+
 fn bridge_chains(batch: &mut Batch) {
     let add = |batch: &mut Batch, chain: &str, rule: &[Expr<'_>]| {
         batch.add_rule(BRIDGE, chain, Place::Last, rule, "");
     };
-    batch.create_chain(BRIDGE, "prerouting", Some(hook("filter", 0, -300)), "MAC spoof check");
+    batch.create_chain(BRIDGE, "prerouting", Some(hook("filter", 0, -300)), "spoof check");
     let sender = Expr::Payload { base: 0, offset: 6, length: 6, to: Reg(4) };
     let allowed = [Expr::InName(Reg(0)), sender, Expr::InSet(Reg(0), SPOOF_ALLOWED.name), Expr::Accept];
     add(batch, "prerouting", &allowed);

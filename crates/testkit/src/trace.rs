@@ -26,6 +26,8 @@ use crate::Host;
 pub enum Fate {
     /// The program and its children are killed before it.
     Kill,
+    /// The process that makes it is killed before it, if that is a child of the program.
+    KillChild,
     /// It does nothing and returns this error.
     Fail(Errno),
 }
@@ -204,6 +206,10 @@ impl Tracer<'_> {
                 for pid in &self.alive {
                     let _ = kill(*pid, Signal::SIGKILL);
                 }
+                return;
+            }
+            Some(Fate::KillChild) if pid != self.root => {
+                let _ = kill(pid, Signal::SIGKILL);
                 return;
             }
             Some(Fate::Fail(error)) if !NEVER_FAIL.contains(&number) => {

@@ -19,6 +19,8 @@ impl Reg {
 pub enum Expr<'a> {
     /// Loads the packet's family (`meta nfproto`): 2 for IPv4, 10 for IPv6.
     Family(Reg),
+    /// Loads the packet's EtherType in network order (`meta protocol`), behind VLAN tags that the kernel took off.
+    EtherType(Reg),
     /// Loads the transport protocol (`meta l4proto`).
     Protocol(Reg),
     /// Loads the name of the interface that the packet came in by (`meta iifname`), 4 words.
@@ -109,6 +111,7 @@ pub enum Expr<'a> {
 pub(super) fn write(out: &mut Message, expression: &Expr<'_>) {
     match *expression {
         Expr::Family(reg) => meta(out, 15, reg),
+        Expr::EtherType(reg) => meta(out, 1, reg),
         Expr::Protocol(reg) => meta(out, 16, reg),
         Expr::InName(reg) => meta(out, 6, reg),
         Expr::OutName(reg) => meta(out, 7, reg),

@@ -239,6 +239,78 @@ fn mac_spoof_check_drops_other_senders() {
     assert!(!host.sh("nft list table bridge netloom").contains("elements ="));
 }
 
+/// Where tuning gives the container another hardware address, the checks go by that one.
+#[test]
+fn spoof_checks_follow_tuning() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let mut conf = dual_stack();
+    conf["macspoofchk"] = json!(true);
+    conf["ipspoofchk"] = json!(true);
+    let mut tuning =
+        json!({"cniVersion": "1.1.0", "name": "lab", "type": "tuning", "mac": "c2:11:22:33:44:55"});
+    tuning["dataDir"] = json!("/run/tuning");
+    host.container("c1");
+    let call = Call::new(&host, &OURS, "c1");
+    let prev = call.add(&conf);
+    let result = call.add(&with_prev(&tuning, &prev));
+    assert!(pings(&host, "c1", "10.88.0.1") && pings(&host, "c1", "fd88::1"));
+    call.check(&conf, &result);
+    host.sh("ip netns exec c1 ip link set eth0 address 02:00:00:00:00:99");
+    assert!(!host.succeeds("ip netns exec c1 ping -c 1 -W 1 10.88.0.1"));
+    call.del(&tuning, &result);
+    call.del(&conf, &result);
+    assert!(!host.sh("nft list table bridge netloom").contains("elements ="));
+}
+
+/// The check of addresses lets nothing pass from another address: no packet, no answer in ARP, no advertisement of a
+/// neighbour; what is the container's own passes, also before it has settled. It is gone with the container.
+#[test]
+fn address_spoof_check_drops_other_senders() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let mut conf = dual_stack();
+    conf["ipspoofchk"] = json!(true);
+    conf["macspoofchk"] = json!(true);
+    host.container("c1");
+    host.container("c2");
+    let (one, two) = (Call::new(&host, &OURS, "c1"), Call::new(&host, &OURS, "c2"));
+    let (result, other) = (one.add(&conf), two.add(&conf));
+    one.check(&conf, &result);
+    let ping = |from: &str, args: &str| host.succeeds(&format!("ip netns exec {from} ping -c 1 -W 1 {args}"));
+    for to in ["10.88.0.1", "10.88.0.3", "fd88::1", "fd88::3"] {
+        assert!(ping("c1", to), "{to}");
+    }
+    host.sh("ip -n c1 addr add 10.88.0.77/16 dev eth0; ip -n c1 -6 addr add fd88::77/64 dev eth0 nodad");
+    for to in
+        ["-I 10.88.0.77 10.88.0.1", "-I 10.88.0.77 10.88.0.3", "-I fd88::77 fd88::1", "-I fd88::77 fd88::3"]
+    {
+        assert!(!ping("c1", to), "{to} from an address that is not its own");
+    }
+    // Neither is it found by that address: its answers in ARP and neighbour discovery are dropped.
+    for to in ["10.88.0.77", "fd88::77"] {
+        assert!(!ping("c2", to), "{to} is believed");
+    }
+    let neighbours = host.json("ip -n c2 -j neigh");
+    let believed = neighbours.as_array().unwrap().iter().any(|it| {
+        it["dst"].as_str().is_some_and(|dst| dst.ends_with(".77") || dst.ends_with(":77"))
+            && it["lladdr"].is_string()
+    });
+    assert!(!believed, "{neighbours}");
+    assert!(ping("c1", "10.88.0.3") && ping("c2", "fd88::2"), "its own addresses still pass");
+    host.sh("nft flush set bridge netloom sender4");
+    host.sh("ip -n c1 addr del 10.88.0.77/16 dev eth0; ip -n c1 -6 addr del fd88::77/64 dev eth0");
+    let error = one.call("CHECK", &with_prev(&conf, &result)).error();
+    assert!(error.1.contains("spoof check"), "{error:?}");
+    one.del(&conf, &result);
+    two.del(&conf, &other);
+    assert!(!host.sh("nft list table bridge netloom").contains("elements ="));
+}
+
 /// Routed pairs: the container reaches its gateway, another container and, masqueraded, another host.
 #[test]
 fn routed_containers_reach_each_other_and_other_hosts() {

@@ -2,6 +2,10 @@
 //! GC, does not remove.
 
 use std::{
+    ffi::OsStr,
+    io::Write,
+    path::Path,
+    process::{Output, Stdio},
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -16,12 +20,12 @@ use testkit::{Fate, Host, Snapshot, Traced};
 use crate::lab::{Call, OURS, dual_stack, with_prev};
 
 /// A chain, and what the host needs for it.
-struct Case {
-    name: &'static str,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
     setup: &'static str,
-    chain: Vec<Value>,
+    pub(crate) chain: Vec<Value>,
     /// Makes the host one on which nothing was ever attached.
-    reset: Option<&'static str>,
+    pub(crate) reset: Option<&'static str>,
 }
 
 /// What becomes of what the plugin left.
@@ -54,7 +58,7 @@ struct Job<'a> {
     end: End,
 }
 
-fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let ipam = dual_stack()["ipam"].clone();
     let four = json!({"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/16"}]]});
     let port = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
@@ -81,7 +85,7 @@ fn cases() -> Vec<Case> {
             "",
             json!([
                 {"type": "bridge", "bridge": "br0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
-                 "macspoofchk": true, "ipam": ipam},
+                 "macspoofchk": true, "ipspoofchk": true, "ipam": ipam},
                 {"type": "tuning", "mtu": 1400, "mac": "c2:11:22:33:44:55",
                  "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.core.somaxconn": "9"}},
                 {"type": "portmap", "runtimeConfig": port},
@@ -103,12 +107,12 @@ fn cases() -> Vec<Case> {
 }
 
 /// A host with the container `c1`, and everything that can be seen of both.
-struct Lab {
-    host: Host,
+pub(crate) struct Lab {
+    pub(crate) host: Host,
 }
 
 impl Lab {
-    fn new(case: &Case) -> Self {
+    pub(crate) fn new(case: &Case) -> Self {
         let host = Host::new();
         host.sh("echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding");
         host.sh(case.setup);
@@ -121,7 +125,7 @@ impl Lab {
     }
 
     /// Attaches with every plugin; gives each one's result.
-    fn add(&self, chain: &[Value]) -> Vec<Value> {
+    pub(crate) fn add(&self, chain: &[Value]) -> Vec<Value> {
         let mut results: Vec<Value> = Vec::new();
         for conf in chain {
             let prev = results.last().cloned().unwrap_or(Value::Null);
@@ -131,7 +135,7 @@ impl Lab {
     }
 
     /// Detaches from every plugin, the last one first.
-    fn del(&self, chain: &[Value], result: &Value) -> Result<(), String> {
+    pub(crate) fn del(&self, chain: &[Value], result: &Value) -> Result<(), String> {
         for conf in chain.iter().rev() {
             let answer = self.call().call("DEL", &with_prev(conf, result));
             if !answer.ok {
@@ -154,18 +158,25 @@ impl Lab {
         Ok(())
     }
 
-    fn traced(&self, verb: &str, conf: &Value, fate: Option<(usize, Fate)>) -> Traced {
-        let call = self.call();
-        let bin = OURS.to_str().unwrap();
-        let environment = [
-            ("CNI_COMMAND", verb),
-            ("CNI_CONTAINERID", &call.id),
-            ("CNI_NETNS", &call.netns),
-            ("CNI_IFNAME", &call.ifname),
-            ("CNI_PATH", bin),
-        ];
+    pub(crate) fn traced(&self, verb: &str, conf: &Value, fate: Option<(usize, Fate)>) -> Traced {
         let plugin = OURS.join(conf["type"].as_str().unwrap());
-        self.host.trace(&plugin, &environment, conf.to_string().as_bytes(), fate)
+        self.host.trace(&plugin, &variables(verb, OURS.to_str().unwrap()), conf.to_string().as_bytes(), fate)
+    }
+
+    /// Calls a plugin by these words, of which the last names it.
+    pub(crate) fn run_by<'a>(
+        &self,
+        mut words: impl Iterator<Item = &'a OsStr>,
+        bin: &Path,
+        verb: &str,
+        conf: &Value,
+    ) -> Output {
+        let mut command = self.host.command(words.next().unwrap());
+        command.args(words).envs(variables(verb, bin.to_str().unwrap()));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
     }
 
     /// Looks at the host, and at the inside of the container where that matters.
@@ -189,6 +200,17 @@ impl Lab {
         }
         seen
     }
+}
+
+/// What a plugin is called with for the container `c1`.
+fn variables<'a>(verb: &'a str, bin: &'a str) -> [(&'static str, &'a str); 5] {
+    [
+        ("CNI_COMMAND", verb),
+        ("CNI_CONTAINERID", "c1"),
+        ("CNI_NETNS", "/run/netns/c1"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", bin),
+    ]
 }
 
 /// Ends one call of a chain at each of its system calls. Gives how many there were, and where something was left.

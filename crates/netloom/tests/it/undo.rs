@@ -158,7 +158,7 @@ fn a_later_add_is_undone_at_each_step() {
     }
     let lab = Lab::new();
     let mut extras = vec![
-        json!({"macspoofchk": true, "portIsolation": true}),
+        json!({"macspoofchk": true, "ipspoofchk": true, "portIsolation": true}),
         json!({"disableContainerInterface": true, "ipam": {}}),
     ];
     if lab.host.succeeds("ip link add vlans type bridge vlan_filtering 1 && ip link del vlans") {

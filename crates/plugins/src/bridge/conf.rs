@@ -50,6 +50,8 @@ pub(crate) struct Written {
     preserve_default_vlan: bool,
     /// Frames whose sender is not the container's hardware address are dropped
     macspoofchk: bool,
+    /// Packets, and claims in ARP and neighbour discovery, of other addresses than the container's are dropped; needs `ipam`
+    ipspoofchk: bool,
     /// IPv6 duplicate address detection: the ADD waits until the kernel has found the address to be unique
     enabledad: bool,
     /// The container's end stays down, without addresses; not with `ipam`
@@ -96,7 +98,8 @@ pub(super) struct Conf {
     pub(super) promiscuous: bool,
     /// The VLANs of the port; none when the bridge does not tell VLANs apart.
     pub(super) vlans: Option<Vlans>,
-    pub(super) spoof_check: bool,
+    pub(super) mac_spoof_check: bool,
+    pub(super) ip_spoof_check: bool,
     pub(super) detect_duplicates: bool,
     /// The container's end stays down, without addresses.
     pub(super) leave_down: bool,
@@ -137,6 +140,10 @@ impl Conf {
             return Err(invalid("cannot use IPAM when DisableContainerInterface flag is set")
                 .details("remove `ipam`, or `disableContainerInterface`"));
         }
+        if written.ipspoofchk && ipam.is_none() {
+            return Err(invalid("`ipspoofchk` without `ipam`: there are no addresses to go by")
+                .details("set `ipam`, or leave `ipspoofchk` out; `macspoofchk` needs no addresses"));
+        }
         require_masquerade_backend(written.ip_masq_backend.as_deref())?;
         let mtu = mtu(written.mtu)?;
         Ok(Self {
@@ -149,7 +156,8 @@ impl Conf {
             port: Port { hairpin: written.hairpin_mode, isolated: written.port_isolation },
             promiscuous: written.promisc_mode,
             vlans: vlans(written.vlan, written.vlan_trunk.as_deref(), written.preserve_default_vlan)?,
-            spoof_check: written.macspoofchk,
+            mac_spoof_check: written.macspoofchk,
+            ip_spoof_check: written.ipspoofchk,
             detect_duplicates: written.enabledad,
             leave_down: written.disable_container_interface,
             uplink: Some(written.uplink_interface)

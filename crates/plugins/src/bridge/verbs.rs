@@ -12,10 +12,16 @@ use kernel::{
 };
 use netloom_plugin::{
     Attachment, Error, Request, Sandbox, Undo,
-    result::{Route, v100::Success},
+    result::{
+        Route,
+        v100::{IpConfig, Success},
+    },
 };
 use netloom_types::address::default_route;
-use ruleset::{masquerade, spoof};
+use ruleset::{
+    masquerade,
+    spoof::{self, Sender},
+};
 
 use super::conf::{Conf, Vlans};
 use crate::{
@@ -358,18 +364,17 @@ fn set_up_rules(
     result: &Success,
     undo: &mut Undo,
 ) -> Result<(), Error> {
-    let masqueraded = masqueraded(conf, result);
-    if masqueraded.is_empty() && !conf.spoof_check {
+    let (masqueraded, addresses) = (masqueraded(conf, result), addresses_of(result));
+    let sender = sender(conf, outside, inside, &addresses);
+    if masqueraded.is_empty() && sender.is_none() {
         return Ok(());
     }
     let netfilter = Socket::open(Protocol::Netfilter).explain()?;
     let mark = owner.mark();
-    if conf.spoof_check
-        && let Some(mac) = inside.mac
-    {
-        spoof::add(&netfilter, &mark, &outside.name, mac).explain()?;
+    if let Some(sender) = &sender {
+        spoof::add(&netfilter, &mark, sender).explain()?;
         let (socket, mark) = (netfilter.clone(), mark.clone());
-        undo.push("remove the MAC spoof check", move || spoof::remove(&socket, &mark).map(drop).explain())?;
+        undo.push("remove the spoof check", move || spoof::remove(&socket, &mark).map(drop).explain())?;
     }
     if !masqueraded.is_empty() {
         masquerade::add(&netfilter, &mark, &masqueraded).explain()?;
@@ -385,8 +390,9 @@ fn check_rules(
     inside: &Link,
     prev: &Success,
 ) -> Result<(), Error> {
-    let masqueraded = masqueraded(conf, prev);
-    if masqueraded.is_empty() && !conf.spoof_check {
+    let (masqueraded, addresses) = (masqueraded(conf, prev), addresses_of(prev));
+    let sender = sender(conf, outside, inside, &addresses);
+    if masqueraded.is_empty() && sender.is_none() {
         return Ok(());
     }
     let netfilter = Socket::open(Protocol::Netfilter).explain()?;
@@ -394,18 +400,32 @@ fn check_rules(
     if let Some(net) = masquerade::absent(&netfilter, &mark, &masqueraded).explain()?.first() {
         return Err(differs(format!("address {net} is not masqueraded")));
     }
-    if conf.spoof_check
-        && let Some(mac) = inside.mac
-        && !spoof::is_set(&netfilter, &mark, &outside.name, mac).explain()?
+    if let Some(sender) = &sender
+        && !spoof::is_set(&netfilter, &mark, sender).explain()?
     {
-        return Err(differs(format!("`{}` has no MAC spoof check", outside.name)));
+        let kind = if sender.check_mac { "MAC" } else { "address" };
+        return Err(differs(format!("`{}` has no {kind} spoof check", outside.name)));
     }
     Ok(())
 }
 
+/// Says who may send by the port; none where that is not checked.
+fn sender<'a>(conf: &Conf, outside: &'a Link, inside: &Link, addresses: &'a [IpAddr]) -> Option<Sender<'a>> {
+    let addresses = if conf.ip_spoof_check { addresses } else { &[] };
+    let mac = inside.mac.filter(|_| conf.mac_spoof_check || !addresses.is_empty())?;
+    Some(Sender { port: &outside.name, mac, check_mac: conf.mac_spoof_check, addresses })
+}
+
+fn addresses_of(result: &Success) -> Vec<IpAddr> {
+    of_container(result).map(|ip| ip.address.addr()).collect()
+}
+
+fn of_container(result: &Success) -> impl Iterator<Item = &IpConfig> {
+    result.ips.iter().filter(|ip| ip.interface.is_none_or(|index| index == INSIDE))
+}
+
 fn masqueraded(conf: &Conf, result: &Success) -> Vec<IpNet> {
-    let of_container = result.ips.iter().filter(|ip| ip.interface.is_none_or(|index| index == INSIDE));
-    if conf.masquerade { of_container.map(|ip| ip.address).collect() } else { Vec::new() }
+    if conf.masquerade { of_container(result).map(|ip| ip.address).collect() } else { Vec::new() }
 }
 
 /// Waits until frames can pass, which they mostly can by the time that this is asked.

@@ -1,0 +1,150 @@
+//! What each verb of each plugin costs, in numbers that noise does not disturb: system calls, writes to netlink sockets,
+//! and (of the release binary) instructions outside the kernel. They are pinned in `counts.json`; `NETLOOM_PIN=1` pins anew.
+
+use std::{collections::BTreeMap, ffi::OsStr};
+
+use serde_json::Value;
+use testkit::Traced;
+
+use crate::{
+    crash::{Lab, cases},
+    lab::{PLUGINS, with_prev},
+};
+
+/// How many of what, by "case plugin VERB".
+type Counts = BTreeMap<String, BTreeMap<String, u64>>;
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/counts.json");
+/// What an event that came early or late adds is not there in every round.
+const ROUNDS: usize = 5;
+/// Instructions may differ by this much: the length of a path or a process ID has its part in them.
+const TOLERANCE: f64 = 0.10;
+
+/// The verbs in the order of a container's life, and for each which plugins of a chain it goes to.
+fn life(chain: &[Value], mut call: impl FnMut(&str, &Value) -> String) {
+    let mut results: Vec<Value> = Vec::new();
+    for conf in chain {
+        let conf = with_prev(conf, results.last().unwrap_or(&Value::Null));
+        results.push(serde_json::from_str(&call("ADD", &conf)).unwrap());
+    }
+    for conf in chain {
+        call("CHECK", &with_prev(conf, results.last().unwrap()));
+    }
+    for conf in chain.iter().rev() {
+        call("DEL", &with_prev(conf, results.last().unwrap()));
+    }
+}
+
+/// Goes through every case some times and keeps the least of what each call costs, by what is counted.
+fn count(mut cost: impl FnMut(&Lab, &str, &Value) -> (String, Vec<(&'static str, u64)>)) -> Counts {
+    let mut least = Counts::new();
+    for case in cases().iter().filter(|case| case.reset.is_none()) {
+        let lab = Lab::new(case);
+        // Tables, chains and the bridge are the host's, and made by the first container.
+        let result = lab.add(&case.chain);
+        lab.del(&case.chain, result.last().unwrap()).unwrap();
+        for _ in 0..ROUNDS {
+            life(&case.chain, |verb, conf| {
+                let (stdout, costs) = cost(&lab, verb, conf);
+                let of_call = least
+                    .entry(format!("{} {} {verb}", case.name, conf["type"].as_str().unwrap()))
+                    .or_default();
+                for (what, cost) in costs {
+                    of_call
+                        .entry(what.to_owned())
+                        .and_modify(|least| *least = cost.min(*least))
+                        .or_insert(cost);
+                }
+                stdout
+            });
+        }
+    }
+    least
+}
+
+/// Compares with what is pinned, or pins.
+fn compare(found: &Counts, fits: impl Fn(u64, u64) -> bool, detail: &dyn Fn(&str) -> String) {
+    let mut pinned: Counts = serde_json::from_str(&std::fs::read_to_string(FILE).unwrap()).unwrap();
+    if std::env::var_os("NETLOOM_PIN").is_some() {
+        for (name, counts) in found {
+            pinned.entry(name.clone()).or_default().extend(counts.clone());
+        }
+        std::fs::write(FILE, serde_json::to_string_pretty(&pinned).unwrap() + "\n").unwrap();
+        return;
+    }
+    let mut wrong = Vec::new();
+    for (name, counts) in found {
+        for (what, count) in counts {
+            let before = pinned.get(name).and_then(|counts| counts.get(what));
+            if before.is_none_or(|before| !fits(*before, *count)) {
+                wrong.push(format!("{name}: {what} were {before:?}, are {count}\n{}", detail(name)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "NETLOOM_PIN=1 pins what is meant to be so:\n{}", wrong.join("\n"));
+}
+
+/// Of the plugin itself: what it leaves to a child nobody waits for.
+fn own(traced: &Traced) -> impl Iterator<Item = &'static str> {
+    traced.syscalls.iter().filter(|call| !call.by_child).map(|call| call.number.name())
+}
+
+/// The number of system calls, and of writes to netlink sockets, of every verb of every plugin does not change unnoticed.
+#[test]
+fn system_calls_are_as_pinned() {
+    if !testkit::is_root() || !testkit::can_trace() {
+        return;
+    }
+    let mut lists: BTreeMap<String, Vec<&'static str>> = BTreeMap::new();
+    let found = count(|lab, verb, conf| {
+        let traced = lab.traced(verb, conf, None);
+        assert!(traced.status.success(), "{verb} {conf}: {}", traced.stdout);
+        let list: Vec<&str> = own(&traced).collect();
+        let sends = list.iter().filter(|name| ["sendto", "sendmsg"].contains(name)).count();
+        let costs = vec![("system calls", list.len() as u64), ("netlink sends", sends as u64)];
+        lists.insert(format!("{} {verb}", conf["type"].as_str().unwrap()), list);
+        (traced.stdout, costs)
+    });
+    let list = |name: &str| {
+        let call = name.split_once(' ').map_or(name, |(_, call)| call);
+        lists.get(call).map(|list| list.join(" ")).unwrap_or_default()
+    };
+    compare(&found, |before, now| before == now, &list);
+}
+
+/// The instructions of every verb of every plugin outside the kernel stay within a tenth, counted by callgrind in the
+/// release binary that `NETLOOM_RELEASE` names.
+#[test]
+fn instructions_are_as_pinned() {
+    let Some(release) = std::env::var_os("NETLOOM_RELEASE") else {
+        testkit::say_skipped(
+            "NETLOOM_RELEASE does not name a release binary whose instructions are to be counted",
+        );
+        return;
+    };
+    if !testkit::is_root() || !testkit::has("valgrind") {
+        return;
+    }
+    let bin = tempfile::tempdir().unwrap();
+    for name in PLUGINS {
+        std::fs::copy(&release, bin.path().join(name)).unwrap();
+    }
+    let found = count(|lab, verb, conf| {
+        let plugin = bin.path().join(conf["type"].as_str().unwrap());
+        let callgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"];
+        let output = lab.run_by(
+            callgrind.into_iter().map(OsStr::new).chain([plugin.as_os_str()]),
+            bin.path(),
+            verb,
+            conf,
+        );
+        let log = String::from_utf8_lossy(&output.stderr);
+        // A child that lingers writes a line of its own, of a part of what its parent did before.
+        let lines = log.lines().filter_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
+        let instructions = lines.max().unwrap_or_else(|| panic!("{verb} {conf}: {log}"));
+        (String::from_utf8_lossy(&output.stdout).into_owned(), vec![("instructions", instructions)])
+    });
+    #[expect(clippy::cast_precision_loss, reason = "some hundred thousand")]
+    let fits = |before: u64, now: u64| (now as f64 / before as f64 - 1.0).abs() <= TOLERANCE;
+    compare(&found, fits, &|_| String::new());
+}

@@ -1,0 +1,205 @@
+//! DEL returns before the kernel has done with everything, and is right all the same: whatever becomes of the child that
+//! waits, and whatever comes next.
+
+use std::{fs, path::PathBuf, time::Instant};
+
+use serde_json::{Value, json};
+use testkit::{Fate, Host};
+
+use crate::{
+    crash::{Lab, cases},
+    lab::{Call, OURS, dual_stack, with_prev},
+};
+
+/// A DEL whose child is killed, at each of the child's system calls, does the work itself.
+#[test]
+fn a_child_may_die() {
+    if !testkit::is_root() || !testkit::can_trace() {
+        return;
+    }
+    for case in cases().iter().filter(|case| ["ptp", "macvlan"].contains(&case.name)) {
+        let lab = Lab::new(case);
+        let conf = &case.chain[0];
+        let result = lab.add(&case.chain);
+        lab.del(&case.chain, result.last().unwrap()).unwrap();
+        let before = lab.host.snapshot();
+        let (mut number, mut deaths) = (0, 0);
+        loop {
+            let result = lab.add(&case.chain).pop().unwrap();
+            let traced = lab.traced("DEL", &with_prev(conf, &result), Some((number, Fate::KillChild)));
+            assert!(traced.status.success(), "{}: {number}: {}", case.name, traced.stdout);
+            let after = lab.host.snapshot();
+            before.assert_same(&after, &format!("{}, a child killed at {number}", case.name));
+            deaths += usize::from(traced.syscalls.get(number).is_some_and(|call| call.by_child));
+            if traced.syscalls.len() <= number {
+                break;
+            }
+            number += 1;
+        }
+        assert!(deaths > 0, "{}: DEL has no child", case.name);
+        println!("{}: {deaths} deaths", case.name);
+    }
+}
+
+/// The same container and interface again, at once: the name is free, and so is everything else.
+#[test]
+fn an_add_may_follow_at_once() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let call = Call::new(&host, &OURS, "c1");
+    let mut conf = dual_stack();
+    conf["macspoofchk"] = json!(true);
+    let port = json!({"cniVersion": "1.1.0", "name": "lab", "type": "portmap", "runtimeConfig": {"portMappings":
+        [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}});
+    for round in 0..50 {
+        let prev = call.add(&conf);
+        call.add(&with_prev(&port, &prev));
+        if round == 49 {
+            assert!(host.succeeds("ip netns exec c1 ping -c 1 -W 2 10.88.0.1"));
+        }
+        call.del(&port, &prev);
+        call.del(&conf, &prev);
+    }
+    let links = host.sh("ip -br link");
+    assert!(!links.contains("veth"), "{links}");
+}
+
+/// The runtime takes the namespace down while DEL is at work.
+#[test]
+fn the_namespace_may_go_meanwhile() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let conf = dual_stack();
+    for round in 0..30 {
+        let name = format!("c{round}");
+        host.container(&name);
+        let call = Call::new(&host, &OURS, &name);
+        let result = call.add(&conf);
+        std::thread::scope(|scope| {
+            scope.spawn(|| host.sh(&format!("ip netns del {name}")));
+            call.del(&conf, &result);
+        });
+    }
+    let left =
+        host.sh("ip -br link | grep veth || true; ls /var/lib/cni/networks/lab | grep -e : -e ^10 || true");
+    assert_eq!(left, "");
+    let rules = host.sh("nft list ruleset");
+    assert!(!rules.contains("elements ="), "{rules}");
+}
+
+/// A control group of the test's own, ended with it.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(name: &str) -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let root = mounts.lines().find_map(|line| line.strip_prefix("cgroup2 ")?.split(' ').next())?;
+        let dir = PathBuf::from(root).join(format!("netloom-{}-{name}", std::process::id()));
+        fs::create_dir(&dir).ok()?;
+        dir.join("cgroup.kill").exists().then_some(Self(dir))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Whoever was killed has left it when the kernel says so.
+        let deadline = Instant::now() + std::time::Duration::from_secs(5);
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// A service manager kills the runtime with all that it started, the child that waits among them.
+#[test]
+fn the_runtimes_group_may_be_killed() {
+    if !testkit::is_root() {
+        return;
+    }
+    let Some(group) = Group::new("removal") else {
+        testkit::say_skipped("no control group can be made and killed here");
+        return;
+    };
+    let host = Host::new();
+    let conf = dual_stack();
+    let procs = group.0.join("cgroup.procs");
+    for round in 0..20 {
+        let name = format!("c{round}");
+        host.container(&name);
+        let call = Call::new(&host, &OURS, &name);
+        let result = call.add(&conf);
+        let plugin = OURS.join("bridge");
+        let input = host.path("/run/stdin");
+        fs::write(&input, with_prev(&conf, &result).to_string()).unwrap();
+        let mut runtime = host
+            .command("sh")
+            .args(["-c", "echo $$ >\"$0\"; exec \"$1\" </run/stdin"])
+            .arg(&procs)
+            .arg(&plugin)
+            .envs([("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", &*name), ("CNI_IFNAME", "eth0")])
+            .env("CNI_NETNS", &call.netns)
+            .env("CNI_PATH", &*OURS)
+            .spawn()
+            .unwrap();
+        // At some moment of it, another in each round.
+        std::thread::sleep(std::time::Duration::from_micros(round * 300));
+        fs::write(group.0.join("cgroup.kill"), "1").unwrap();
+        runtime.wait().unwrap();
+        call.del(&conf, &result);
+    }
+    let left =
+        host.sh("ip -br link | grep veth || true; ls /var/lib/cni/networks/lab | grep -e : -e ^10 || true");
+    assert_eq!(left, "");
+}
+
+/// Groups of links are other tools' too: none of theirs goes, and no link of a container stays in one.
+#[test]
+fn other_tools_groups_are_left_alone() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.sh("for n in 1 7 2147483647; do ip link add v$n type veth peer name p$n; ip link set v$n group $n; ip link set p$n group $n; done");
+    host.container("c1");
+    let before = host.sh("ip -br link | cut -d' ' -f1 | sort");
+    let call = Call::new(&host, &OURS, "c1");
+    let conf = dual_stack();
+    let result = call.add(&conf);
+    let outside = result["interfaces"][1]["name"].as_str().unwrap();
+    let link = host.json(&format!("ip -j link show {outside}"));
+    assert_eq!(link[0]["group"], "default", "{link}");
+    call.del(&conf, &result);
+    let mut gc = conf.clone();
+    gc["cni.dev/valid-attachments"] = json!([]);
+    call.call("GC", &gc).result("GC");
+    host.sh("ip link del br0");
+    assert_eq!(host.sh("ip -br link | cut -d' ' -f1 | sort"), before);
+}
+
+/// `waitForRemoval` and `NETLOOM_WAIT=1` have everything waited for: there is no child.
+#[test]
+fn del_waits_where_it_is_asked_to() {
+    if !testkit::is_root() || !testkit::can_trace() {
+        return;
+    }
+    for case in cases().iter().filter(|case| case.name == "ptp") {
+        let lab = Lab::new(case);
+        let mut conf = case.chain[0].clone();
+        for (wait, children) in [(json!(false), true), (json!(true), false), (Value::Null, true)] {
+            let result = lab.add(&case.chain).pop().unwrap();
+            conf["waitForRemoval"] = wait.clone();
+            let traced = lab.traced("DEL", &with_prev(&conf, &result), None);
+            assert!(traced.status.success(), "{}", traced.stdout);
+            assert_eq!(
+                traced.syscalls.iter().any(|call| call.by_child),
+                children,
+                "waitForRemoval is {wait}"
+            );
+        }
+    }
+}
