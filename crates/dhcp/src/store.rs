@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::{call::Who, lease::Lease, v4, v6};
@@ -49,7 +50,8 @@ impl Store {
         let file = self.0.join(name(&stored.who));
         let fresh = file.with_extension("new");
         let mut options = fs::OpenOptions::new();
-        let mut open = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut open = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&fresh)?;
         io::Write::write_all(&mut open, &serde_json::to_vec(stored)?)?;
         fs::rename(&fresh, &file)
     }

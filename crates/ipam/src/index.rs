@@ -16,10 +16,12 @@ use std::{
     time::SystemTime,
 };
 
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, OFlags, Timespec, Timestamps};
 
 /// The name of the file; hidden, since people list these folders to see addresses.
 const NAME: &str = ".netloom-index";
+/// Whoever can put a symbolic link into the folder does not choose by it which file is written.
+pub(crate) const NO_LINK: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 /// The name under which a whole new one is written.
 const NEW: &str = ".netloom-index.new";
 const FORMAT: &str = "netloom-index 1";
@@ -81,7 +83,8 @@ pub(crate) fn hash(text: &str) -> u64 {
 impl Index {
     /// Opens the table of a folder whose lock is held.
     pub(crate) fn open(dir: &Path) -> io::Result<Result<Self, Outdated>> {
-        let file = match fs::OpenOptions::new().read(true).write(true).open(dir.join(NAME)) {
+        let mut options = fs::OpenOptions::new();
+        let file = match options.read(true).write(true).custom_flags(NO_LINK).open(dir.join(NAME)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err(Outdated::default())),
             Err(error) => return Err(error),
@@ -209,7 +212,8 @@ impl Index {
         };
         let new = dir.join(NEW);
         let mut open = fs::OpenOptions::new();
-        let file = open.read(true).write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        open.read(true).write(true).create(true).truncate(true).mode(0o600).custom_flags(NO_LINK);
+        let file = open.open(&new)?;
         file.set_len(offset(pages))?;
         for (at, page) in slots.iter().enumerate().filter(|(_, page)| !page.is_empty()) {
             file.write_all_at(page, offset(at))?;

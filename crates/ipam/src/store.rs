@@ -93,7 +93,9 @@ impl Store {
         };
         let path = self.dir.join("lock");
         let open = || {
-            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)
+            let mut options = fs::OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            options.custom_flags(index::NO_LINK).open(&path)
         };
         let lock = match open() {
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
@@ -322,7 +324,9 @@ fn write_exclusive(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(index::NO_LINK);
+    let mut file = options.open(path)?;
     file.write_all(content)
 }
 

@@ -157,6 +157,8 @@ pub struct Processes;
 /// How long a plugin has between being asked to end and being killed; enough to undo what it did.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a program may stay busy being written before that is an error.
+/// A result has some kilobytes.
+const MOST_OUTPUT: usize = 16 << 20;
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
 
 impl Executor for Processes {
@@ -316,7 +318,8 @@ fn drain(pipe: &mut Option<impl Read>, into: &mut Vec<u8>) -> io::Result<bool> {
                 *pipe = None;
                 return Ok(false);
             }
-            Ok(count) => into.extend_from_slice(&buffer[..count]),
+            // What is too long for a result is read all the same, so that its writer can end, and is none.
+            Ok(count) => into.extend_from_slice(&buffer[..count.min(MOST_OUTPUT.saturating_sub(into.len()))]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

@@ -26,3 +26,6 @@ pub use error::Error;
 pub use netloom_invoke::{Call, Environment, Executor, Outcome, Processes, Verb};
 pub use netloom_types as types;
 pub use runtime::{Container, Runtime};
+
+/// Whoever can put a symbolic link into a folder of ours does not choose by it which file is written.
+const NO_LINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();

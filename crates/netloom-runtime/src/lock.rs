@@ -48,6 +48,7 @@ fn take(state: &Path, name: &str, lock: fn(&File) -> io::Result<()>) -> Result<G
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(crate::NO_LINK)
             .open(&path)
             .map_err(error)?;
         lock(&file).map_err(error)?;

@@ -134,7 +134,9 @@ pub(crate) fn create(
     let inside = link::require(&container.socket, &first_name).explain()?;
     let ifname = sandbox.ifname.as_str();
     single::remove_later(container, ifname, undo)?;
-    let change = Change { name: Some(ifname), ..Change::default() };
+    // The mark finds it again under whatever name the container gives it.
+    let mark = owner.mark();
+    let change = Change { name: Some(ifname), alias: Some(&mark), ..Change::default() };
     link::change(&container.socket, &inside, &change).explain()?;
     Ok(Link { name: ifname.to_owned(), ..inside })
 }

@@ -111,13 +111,23 @@ pub(crate) fn del(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
 
 fn remove_link(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> {
     let Some(container) = Container::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+    let mark = owner.mark();
+    let mut found = false;
     // An ADD that was killed may have left the link under its first name.
     for name in [sandbox.ifname.as_str(), &owner.host_link(0)] {
         if let Some(inside) = link::find(&container.socket, name).explain()? {
             container.remove_link(&inside)?;
+            found |= inside.alias.as_ref() == Some(&mark);
         }
     }
-    Ok(())
+    if found {
+        return Ok(());
+    }
+    // Gone, or somebody else's, or the container has given it another name.
+    let renamed = link::list(&container.socket).explain()?.into_iter();
+    renamed
+        .filter(|link| link.alias.as_ref() == Some(&mark))
+        .try_for_each(|link| container.remove_link(&link))
 }
 
 /// Compares the interface with the previous result (CHECK), and gives it.

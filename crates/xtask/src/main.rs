@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod fuzz;
 mod growth;
 mod kernel;
 mod pages;
@@ -29,6 +30,8 @@ cargo xtask CHORE
                        run tests on another kernel of Debian's, such as linux-image-6.12-amd64, in QEMU
   dist                 build the binary to install, and say where it is
   bench [OPTIONS]      time plugins side by side
+  fuzz [SECONDS [NAME...]]
+                       look for input that breaks a door by which others' bytes come in (default 60 s each)
   growth [OPTIONS]     time one more container on a host that has many
     --side NAME=DIR      a folder of plugins; may be repeated; ours is added as netloom
     -n COUNT             how often each is run (default 60)
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Some("kernel") => kernel::kernel(&arguments[1..]),
         Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
         Some("bench") => bench::bench(&arguments[1..]),
+        Some("fuzz") => fuzz::fuzz(&arguments[1..]),
         Some("growth") => growth::growth(&arguments[1..]),
         _ => {
             say(HELP);

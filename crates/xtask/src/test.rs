@@ -119,7 +119,7 @@ pub(crate) fn peers() -> Option<PathBuf> {
     }
 }
 
-fn found(program: &str) -> bool {
+pub(crate) fn found(program: &str) -> bool {
     if program.starts_with('/') {
         return PathBuf::from(program).exists();
     }

@@ -1,0 +1,236 @@
+//! The threats of docs/security.md, a test for each that no other file has.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+};
+
+use serde_json::{Value, json};
+use testkit::Host;
+
+use crate::lab::{Call, NETLOOM, OURS, dual_stack, with_prev};
+
+/// Every plugin that writes files or changes rules, in one chain.
+fn chain() -> Vec<Value> {
+    let ports = json!([{"hostPort": 8053, "containerPort": 53, "protocol": "udp"}]);
+    let mut chain = vec![
+        dual_stack(),
+        json!({"type": "tuning", "mtu": 1400}),
+        json!({"type": "portmap", "runtimeConfig": {"portMappings": ports}}),
+        json!({"type": "firewall"}),
+        json!({"type": "bandwidth", "egressRate": 8_000_000, "egressBurst": 800_000}),
+    ];
+    for conf in &mut chain {
+        conf["cniVersion"] = json!("1.1.0");
+        conf["name"] = json!("lab");
+    }
+    chain
+}
+
+/// A hostile environment: programs of the usual names first in `PATH`, a library to be loaded into everything, a folder of
+/// plugins in the working directory. Nothing of it is run or loaded.
+#[test]
+fn nothing_is_run_by_what_the_environment_says() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    host.sh("mkdir /run/evil; for name in ip nft iptables iptables-save ip6tables tc conntrack sysctl modprobe dhcp host-local sh; do
+                 printf '#!/bin/busybox sh\\necho \"$0\" >>/run/evil/ran\\n' >/run/evil/$name; chmod +x /run/evil/$name; done
+             echo no library >/run/evil/evil.so");
+    for conf in chain() {
+        let plugin = OURS.join(conf["type"].as_str().unwrap());
+        let prev = json!({"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": "/run/netns/c1"}],
+            "ips": [{"address": "10.88.0.2/16", "interface": 0}]});
+        let conf = if conf["type"] == "bridge" { conf } else { with_prev(&conf, &prev) };
+        for verb in ["ADD", "CHECK", "DEL", "STATUS"] {
+            let stdin = host.path("/run/stdin");
+            fs::write(&stdin, with_prev(&conf, &prev).to_string()).unwrap();
+            host.command("/usr/bin/env")
+                // Empty parts of CNI_PATH would be the working directory.
+                .arg(format!("CNI_PATH=:{}:", OURS.display()))
+                .args(["PATH=/run/evil:.", "LD_LIBRARY_PATH=/run/evil", "LD_PRELOAD=/run/evil/evil.so"])
+                .arg(&plugin)
+                .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0")])
+                .env("CNI_NETNS", "/run/netns/c1")
+                .stdin(fs::File::open(&stdin).unwrap())
+                .output()
+                .unwrap();
+        }
+    }
+    assert!(!host.path("/run/evil/ran").exists(), "{}", host.sh("cat /run/evil/ran"));
+    // The kernel starts no loader for it, which would heed LD_*: no program header is of type PT_INTERP (elf(5)).
+    let binary = fs::read(NETLOOM).unwrap();
+    let u16_at = |at: usize| usize::from(u16::from_le_bytes([binary[at], binary[at + 1]]));
+    let (first, size, count) =
+        (binary[32..40].try_into().map(usize::from_le_bytes).unwrap(), u16_at(54), u16_at(56));
+    assert!((0..count).all(|index| binary[first + index * size] != 3), "the binary asks for a loader");
+}
+
+/// Files and folders are their owner's alone, whatever mask the caller has; but for the folders that the reference's
+/// host-local makes in the same way.
+#[test]
+fn files_are_the_owners_alone() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    host.sh("mkdir -p /etc/cni/net.d");
+    fs::write(
+        host.path("/etc/cni/net.d/lab.conflist"),
+        json!({"cniVersion": "1.1.0", "name": "lab", "plugins": chain()}).to_string(),
+    )
+    .unwrap();
+    let netloom = |args: &str| {
+        let line = format!("umask 0; CNI_PATH={} CNI_CONTAINERID=c1 {NETLOOM} {args}", OURS.display());
+        host.sh(&format!("export NETCONFPATH=/etc/cni/net.d; {line}"))
+    };
+    netloom("add lab /run/netns/c1");
+    let modes = host.sh("find /var/lib/cni /run/cni -printf '%m %y %p\\n'");
+    let mut seen = BTreeMap::new();
+    for line in modes.lines() {
+        let [mode, kind, path] = line.splitn(3, ' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let mode = u32::from_str_radix(mode, 8).unwrap();
+        *seen.entry(kind.to_owned()).or_insert(0) += 1;
+        let shared = ["/var/lib/cni", "/var/lib/cni/networks", "/var/lib/cni/networks/lab", "/run/cni"];
+        let most = match kind {
+            "d" if shared.contains(&path) => 0o755,
+            "d" => 0o700,
+            _ => 0o600,
+        };
+        assert_eq!(mode & !most, 0, "{path} has mode {mode:o}");
+    }
+    assert!(seen["f"] >= 5 && seen["d"] >= 3, "{modes}");
+    netloom("del lab /run/netns/c1");
+}
+
+/// Symbolic links in state folders do not lead a write elsewhere: what they point to stays as it was.
+#[test]
+fn symbolic_links_lead_nowhere() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let dir = host.path("/var/lib/cni/networks/lab");
+    fs::create_dir_all(&dir).unwrap();
+    fs::create_dir_all(host.path("/run/cni/tuning")).unwrap();
+    let precious = host.path("/run/precious");
+    fs::write(&precious, "precious").unwrap();
+    fs::set_permissions(&precious, fs::Permissions::from_mode(0o644)).unwrap();
+    for name in
+        ["10.88.0.2", "last_reserved_ip.0", "last_reserved_ip.1", ".netloom-index", ".netloom-index.new"]
+    {
+        symlink("/run/precious", dir.join(name)).unwrap();
+    }
+    symlink("/run/precious", host.path("/run/cni/tuning/c1_eth0.json")).unwrap();
+    let call = Call::new(&host, &OURS, "c1");
+    let chain = chain();
+    // Refused or done: either is right.
+    let mut prev = Value::Null;
+    for conf in &chain {
+        let answer = call.call("ADD", &with_prev(conf, &prev));
+        if !answer.ok {
+            break;
+        }
+        prev = answer.json();
+    }
+    for conf in chain.iter().rev() {
+        call.call("DEL", &with_prev(conf, &prev));
+    }
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+    // A lock that is no file of its own is no lock.
+    fs::remove_dir_all(&dir).unwrap();
+    fs::create_dir_all(&dir).unwrap();
+    symlink("/run/precious", dir.join("lock")).unwrap();
+    let (_, message) = call.call("ADD", &chain[0]).error();
+    assert!(message.contains("lock"), "{message}");
+    assert!(
+        host.sh("ip -br link").lines().all(|line| !line.starts_with("veth")),
+        "{}",
+        host.sh("ip -br link")
+    );
+}
+
+/// What the container's own root may do to its interface before DEL: rename it, take it down, move it into a namespace
+/// of its own, delete it, give it other addresses. DEL succeeds and nothing is left, on the host or in reach of the container.
+#[test]
+fn a_container_that_hides_its_interface() {
+    if !testkit::is_root() {
+        return;
+    }
+    let tricks = [
+        "ip -n c1 link set eth0 down; ip -n c1 link set eth0 name gone; ip -n c1 link set gone up",
+        "ip -n c1 link set eth0 down; ip -n c1 link set eth0 name gone; ip -n c1 link add eth0 type veth peer name x",
+        "ip netns add inner; ip -n c1 link set eth0 netns inner; ip -n inner link set eth0 up",
+        "ip -n c1 link del eth0",
+        "ip -n c1 addr flush dev eth0; ip -n c1 addr add 10.88.0.200/16 dev eth0",
+    ];
+    let macvlan = json!({"cniVersion": "1.1.0", "name": "lab", "type": "macvlan", "master": "up0", "ipam": dual_stack()["ipam"]});
+    let mut ptp = dual_stack();
+    ptp["type"] = json!("ptp");
+    for trick in tricks {
+        for conf in [dual_stack(), ptp.clone(), macvlan.clone()] {
+            let host = Host::new();
+            host.sh("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up");
+            host.container("c1");
+            let before = host.sh("ip -br link show type veth");
+            let call = Call::new(&host, &OURS, "c1");
+            let result = call.add(&conf);
+            host.sh(trick);
+            call.del(&conf, &result);
+            let what = format!("{} after {trick}", conf["type"]);
+            assert_eq!(host.sh("ip -br link show type veth"), before, "{what}");
+            let left = host.sh("ls /var/lib/cni/networks/lab | grep -e : -e ^10 || true");
+            assert_eq!(left, "", "{what}");
+            assert!(!host.sh("nft list ruleset").contains("elements ="), "{what}");
+            // In a namespace that DEL is not told of it stays until that ends.
+            if !trick.contains("inner") {
+                let inside =
+                    host.sh("ip -n c1 -br link show type macvlan; ip -n c1 -br link show up type veth");
+                assert_eq!(inside, "", "{what}");
+            }
+        }
+    }
+}
+
+/// A delegated plugin that never stops printing is an error, and takes no more memory than some.
+#[test]
+fn a_plugin_that_floods() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let bin = host.path("/run/bin");
+    fs::create_dir(&bin).unwrap();
+    fs::write(bin.join("flood"), "#!/bin/sh\ncat >/dev/null\ntest $CNI_COMMAND = DEL && exit 0\nhead -c 100000000 /dev/zero | tr '\\0' x\n").unwrap();
+    fs::set_permissions(bin.join("flood"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::copy(NETLOOM, bin.join("bridge")).unwrap();
+    let mut conf = dual_stack();
+    conf["ipam"] = json!({"type": "flood"});
+    let call = Call::new(&host, Path::new("/run/bin"), "c1");
+    let stdin = host.path("/run/stdin");
+    fs::write(&stdin, conf.to_string()).unwrap();
+    let output = host
+        .command("sh")
+        // In KiB: what the answer may take, and the rest of the program.
+        .args(["-c", "ulimit -v 131072; exec /run/bin/bridge"])
+        .stdin(fs::File::open(&stdin).unwrap())
+        .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0")])
+        .envs([("CNI_NETNS", "/run/netns/c1"), ("CNI_PATH", "/run/bin")])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        !output.status.success() && text.contains("flood") && text.len() < 10_000,
+        "{}",
+        &text[..text.len().min(2000)]
+    );
+    call.del(&conf, &Value::Null);
+    assert!(!host.sh("ip -br link").contains("veth"));
+}
