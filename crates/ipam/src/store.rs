@@ -16,7 +16,10 @@ use std::{
     time::SystemTime,
 };
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags},
+    io::Errno,
+};
 
 use crate::{
     index::{self, Entry, Index, Outdated},
@@ -305,7 +308,7 @@ impl Locked<'_> {
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let unnamed = match rustix::fs::open(self.dir, flags, Mode::from_raw_mode(0o600)) {
             Ok(fd) => fd,
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
                 return write_exclusive(path, content);
             }
             Err(errno) => return Err(errno.into()),
@@ -332,13 +335,18 @@ fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
 
 /// Lists the files that are named by an address.
 fn files(dir: &Path) -> Result<Vec<(IpAddr, PathBuf)>> {
-    let error = |source| StoreError { doing: "read folder", path: dir.to_owned(), source };
+    let error =
+        |errno: Errno| StoreError { doing: "read folder", path: dir.to_owned(), source: errno.into() };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(dir, flags, Mode::empty()).map_err(error)?;
     let mut files = Vec::new();
-    for entry in fs::read_dir(dir).map_err(error)? {
+    // Not the standard library's way, which panics where a folder cannot be closed.
+    for entry in rustix::fs::Dir::new(folder).map_err(error)? {
         let entry = entry.map_err(error)?;
         // Some file systems cannot have `:` in a name; the reference plugin writes `_` there.
-        let ip = entry.file_name().to_str().and_then(|name| name.replace('_', ":").parse().ok());
-        files.extend(ip.map(|ip| (ip, entry.path())));
+        let name = entry.file_name().to_str().ok();
+        let ip = name.and_then(|name| Some((name, name.replace('_', ":").parse().ok()?)));
+        files.extend(ip.map(|(name, ip)| (ip, dir.join(name))));
     }
     Ok(files)
 }

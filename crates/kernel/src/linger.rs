@@ -98,17 +98,22 @@ pub fn leave(socket: &Socket) {
     // SAFETY: the child makes system calls alone, on what was made ready before, and does not return.
     if unsafe { libc::fork() } == 0 {
         let (fd, parent) = (socket.as_fd().as_raw_fd(), parent_lives.as_raw_fd());
-        keep_only(&mut [fd, parent]);
-        let mut byte = 0_u8;
-        // SAFETY: one byte is room for one byte; none ever comes, but the end when the parent has ended.
+        let mut end = libc::pollfd { fd: parent, events: 0, revents: 0 };
+        // SAFETY: the descriptors are open, and one is what is polled. Nothing ever comes but the end, when the parent has
+        // ended: this one's own copy of the other side is closed first, and must not be all that is waited for if it was not.
         unsafe {
-            libc::read(parent, (&raw mut byte).cast(), 1);
+            libc::close(held.as_raw_fd());
+            keep_only(&mut [fd, parent]);
+            libc::poll(&raw mut end, 1, PATIENCE);
             libc::_exit(0);
         }
     }
     // Closed when this process ends, before the child may go on.
     std::mem::forget(held);
 }
+
+/// How long a child waits for its parent's end, in milliseconds. A parent that lives longer waits itself.
+const PATIENCE: libc::c_int = 30_000;
 
 /// Closes everything but two descriptors, in a session of its own. For the child alone.
 fn keep_only(fds: &mut [RawFd; 2]) {

@@ -10,6 +10,10 @@ use std::{
     os::fd::AsFd,
     path::PathBuf,
     process::{Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -25,9 +29,33 @@ pub(crate) struct Side {
 }
 
 /// The plugin calls of a case, in the order of ADD: configurations without version and name.
-struct Case {
+pub(crate) struct Case {
     name: &'static str,
     chain: Vec<Value>,
+}
+
+impl Case {
+    /// Finds a case.
+    pub(crate) fn named(name: &str) -> Result<Self, String> {
+        cases().into_iter().find(|case| case.name == name).ok_or_else(|| format!("there is no case {name:?}"))
+    }
+
+    /// Gives the configurations for a host: state goes to folders of that host's own, through its root.
+    pub(crate) fn on(&self, host: &Host) -> Vec<Value> {
+        let root = format!("/proc/{}/root", host.pid());
+        let mut chain = self.chain.clone();
+        for conf in &mut chain {
+            conf["cniVersion"] = json!("1.0.0");
+            conf["name"] = json!("bench");
+            if conf["ipam"].is_object() {
+                conf["ipam"]["dataDir"] = json!(format!("{root}/var/lib/cni/networks"));
+            }
+            if conf["type"] == "tuning" {
+                conf["dataDir"] = json!(format!("{root}/run/tuning"));
+            }
+        }
+        chain
+    }
 }
 
 fn cases() -> Vec<Case> {
@@ -117,7 +145,91 @@ pub(crate) fn bench(arguments: &[String]) -> Outcome {
     for case in cases() {
         measure(&sides, &hosts, &case, count)?;
     }
+    let chain = Case::named(CHURNED)?;
+    for at_once in [8, 32] {
+        churn(&sides, &hosts, &chain, at_once)?;
+    }
     peak_memory(&sides, &hosts)
+}
+
+const CHURNED: &str = "bridge and portmap by nftables";
+
+/// Has 200 containers come and go, so many at once, three times each side in turn; gives the medians of containers per
+/// second, and how many calls failed or got an address that another one had.
+fn churn(sides: &[Side], hosts: &[Host], case: &Case, at_once: usize) -> Outcome {
+    const CONTAINERS: usize = 200;
+    const ROUNDS: usize = 3;
+    for host in hosts {
+        host.sh(&format!("for n in $(seq 0 {}); do ip netns add c$n; done", CONTAINERS - 1))?;
+    }
+    let mut rates = vec![Vec::new(); sides.len()];
+    let mut failures = vec![0; sides.len()];
+    for _ in 0..ROUNDS {
+        for (index, (side, host)) in sides.iter().zip(hosts).enumerate() {
+            let (next, started) = (AtomicUsize::new(0), Instant::now());
+            let (failed, given) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+            std::thread::scope(|scope| {
+                for _ in 0..at_once {
+                    scope.spawn(|| {
+                        loop {
+                            let number = next.fetch_add(1, Ordering::Relaxed);
+                            if number >= CONTAINERS {
+                                return;
+                            }
+                            let call = Call { side, host, container: format!("c{number}") };
+                            let mut chain = case.on(host);
+                            if let Some(ports) =
+                                chain[1].pointer_mut("/runtimeConfig/portMappings/0/hostPort")
+                            {
+                                *ports = json!(10_000 + number);
+                            }
+                            let added = run_chain(&call, "ADD", &mut chain);
+                            let address = chain[0]["prevResult"]["ips"][0]["address"].clone();
+                            // Kept until it is given back, so that one who gets it meanwhile is seen.
+                            if added.is_ok() && !keep(&given, &address) {
+                                failed.fetch_add(1, Ordering::Relaxed);
+                            }
+                            let deleted = {
+                                if let Ok(mut given) = given.lock() {
+                                    given.retain(|it| *it != address);
+                                }
+                                run_chain(&call, "DEL", &mut chain)
+                            };
+                            failed.fetch_add(
+                                usize::from(added.is_err() || deleted.is_err()),
+                                Ordering::Relaxed,
+                            );
+                        }
+                    });
+                }
+            });
+            #[expect(clippy::cast_precision_loss, reason = "some hundred")]
+            rates[index].push(CONTAINERS as f64 / started.elapsed().as_secs_f64());
+            failures[index] += failed.into_inner();
+        }
+    }
+    let mut first = None;
+    for ((side, mut rates), failed) in sides.iter().zip(rates).zip(failures) {
+        rates.sort_by(f64::total_cmp);
+        let median = rates[ROUNDS / 2];
+        let ratio = median / *first.get_or_insert(median);
+        say(&format!(
+            "{CONTAINERS} containers, {at_once:>2} at once  {:<10} {median:>7.1} containers/s in and out   {ratio:>6.2}x   {failed} failed",
+            side.name
+        ));
+    }
+    for host in hosts {
+        host.sh("ip -all netns delete; ip link del cbr0 2>/dev/null || true")?;
+    }
+    Ok(())
+}
+
+/// Notes an address; false if it was noted already.
+fn keep(given: &Mutex<Vec<Value>>, address: &Value) -> bool {
+    let Ok(mut given) = given.lock() else { return false };
+    let is_new = !given.contains(address);
+    given.push(address.clone());
+    is_new
 }
 
 /// Builds this one, and gives the sides that are asked for and how many rounds.
@@ -216,6 +328,12 @@ impl Host {
 
     pub(crate) fn sh(&self, line: &str) -> Outcome {
         run_with(self.command("sh").args(["-c", line]))
+    }
+
+    /// Gives what a shell line prints.
+    pub(crate) fn output(&self, line: &str) -> Result<String, String> {
+        let output = self.command("sh").args(["-c", line]).output().map_err(|error| error.to_string())?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn command(&self, program: &str) -> Command {
@@ -336,20 +454,8 @@ fn measure(sides: &[Side], hosts: &[Host], case: &Case, count: usize) -> Outcome
     }
     for round in 0..count + WARM_UP {
         for (index, (side, host)) in sides.iter().zip(hosts).enumerate() {
-            // Reservations go to a folder of the side's own host, through its root.
-            let data = format!("/proc/{}/root/var/lib/cni/networks", host.holder.id());
             let call = Call { side, host, container: format!("c{round}") };
-            let mut chain = case.chain.clone();
-            for conf in &mut chain {
-                conf["cniVersion"] = json!("1.0.0");
-                conf["name"] = json!("bench");
-                if conf["ipam"].is_object() {
-                    conf["ipam"]["dataDir"] = json!(data);
-                }
-                if conf["type"] == "tuning" {
-                    conf["dataDir"] = json!(format!("/proc/{}/root/run/tuning", host.holder.id()));
-                }
-            }
+            let mut chain = case.on(host);
             for (verb, row) in verbs.iter().zip(&mut rows) {
                 let took = run_chain(&call, verb, &mut chain)?;
                 if round >= WARM_UP {

@@ -42,6 +42,52 @@ pub(crate) fn growth(arguments: &[String]) -> Outcome {
             ));
         }
     }
+    reservations(&sides, rounds)
+}
+
+/// One more address where so many are reserved.
+const RESERVED: [u32; 2] = [0, 60_000];
+
+/// Times host-local, whose Go counterpart reads every reservation.
+fn reservations(sides: &[Side], rounds: usize) -> Outcome {
+    for side in sides {
+        let mut empty: Option<[f64; 2]> = None;
+        for count in RESERVED {
+            let host = Host::new()?;
+            let dir = format!("/proc/{}/root/var/lib/cni/networks", host.pid());
+            host.sh("ip netns add c")?;
+            std::fs::create_dir_all(format!("{dir}/bench")).map_err(|error| error.to_string())?;
+            for number in 0..count {
+                let (a, b) = (number / 250, number % 250 + 2);
+                let file = format!("{dir}/bench/10.{}.{}.{b}", 21 + a / 250, a % 250);
+                std::fs::write(file, format!("other-{number}\r\neth0")).map_err(|error| error.to_string())?;
+            }
+            let conf = json!({"cniVersion": "1.0.0", "name": "bench", "type": "host-local",
+                "ipam": {"type": "host-local", "subnet": "10.20.0.0/14", "dataDir": dir}});
+            // Go reads for most of a second.
+            let rounds = if side.name == "go" && count > 0 { rounds.min(5) } else { rounds };
+            let (mut adds, mut dels) = (Vec::new(), Vec::new());
+            for round in 0..rounds + 2 {
+                let call = Call { side, host: &host, container: "c".into() };
+                let mut confs = vec![conf.clone()];
+                let (add, del) = (run_chain(&call, "ADD", &mut confs)?, run_chain(&call, "DEL", &mut confs)?);
+                if round >= 2 {
+                    adds.push(add);
+                    dels.push(del);
+                }
+            }
+            let found = [median(adds), median(dels)];
+            let empty = *empty.get_or_insert(found);
+            say(&format!(
+                "{:<8} {count:>6} reservations        ADD {:>6.2} ms {:>5.2}x   DEL {:>6.2} ms {:>5.2}x",
+                side.name,
+                found[0],
+                found[0] / empty[0],
+                found[1],
+                found[1] / empty[1],
+            ));
+        }
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod fuzz;
 mod growth;
 mod kernel;
 mod pages;
+mod soak;
 mod spec;
 mod test;
 mod tidy;
@@ -29,9 +30,10 @@ cargo xtask CHORE
   kernel [PACKAGE [TEST...]]
                        run tests on another kernel of Debian's, such as linux-image-6.12-amd64, in QEMU
   dist                 build the binary to install, and say where it is
-  bench [OPTIONS]      time plugins side by side
   fuzz [SECONDS [NAME...]]
                        look for input that breaks a door by which others' bytes come in (default 60 s each)
+  soak [COUNT]         20,000 containers in and out, counting what is left; then the crash tests with every error
+  bench [OPTIONS]      time plugins side by side
   growth [OPTIONS]     time one more container on a host that has many
     --side NAME=DIR      a folder of plugins; may be repeated; ours is added as netloom
     -n COUNT             how often each is run (default 60)
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
         Some("bench") => bench::bench(&arguments[1..]),
         Some("fuzz") => fuzz::fuzz(&arguments[1..]),
+        Some("soak") => soak::soak(&arguments[1..]),
         Some("growth") => growth::growth(&arguments[1..]),
         _ => {
             say(HELP);

@@ -5,10 +5,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{Outcome, kernel, root, run, run_with, say, tidy};
+use crate::{Outcome, bench, kernel, root, run, run_with, say, tidy};
 
 /// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 23] = [
+const PACKAGES: [(&str, &str); 24] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -32,6 +32,7 @@ const PACKAGES: [(&str, &str); 23] = [
     ("kea-dhcp4", "kea-dhcp4-server"),
     ("kea-dhcp6", "kea-dhcp6-server"),
     ("systemd-socket-activate", "systemd"),
+    ("valgrind", "valgrind"),
 ];
 
 pub(crate) fn test() -> Outcome {
@@ -53,6 +54,8 @@ pub(crate) fn test() -> Outcome {
     if let Some(peers) = peers() {
         tests.env("NETLOOM_PEERS", peers);
     }
+    // Of the binary that is installed the instructions are counted.
+    tests.env("NETLOOM_RELEASE", bench::dist()?);
     match kernel::prepare(kernel::USUAL) {
         Ok(dir) => drop(tests.env("NETLOOM_KERNEL", dir)),
         Err(error) => say(&format!("SKIPPED: tests on another kernel: {error}")),
