@@ -5,7 +5,7 @@ use std::hint::black_box;
 use crate::{
     addr, conntrack, link,
     message::{Messages, Received},
-    nft, qdisc, route, rule,
+    neigh, nft, qdisc, route, rule,
     socket::Refusal,
 };
 
@@ -20,6 +20,8 @@ fn message(received: &Received<'_>) {
     black_box(route::read(received));
     black_box(rule::read(received));
     black_box(conntrack::read(received));
+    black_box(neigh::read(received));
+    black_box(neigh::read_forward(received));
     black_box(nft::list::read(received));
     black_box(nft::list::read_rule(received));
     black_box(nft::read_comment(received.payload));

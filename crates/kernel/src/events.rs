@@ -41,6 +41,34 @@ impl Events {
         Socket::open_listening(Protocol::Route, GROUP_IPV6_ADDRESS).map(Self)
     }
 
+    /// Listens for everything that makes a host's network what it is: links, addresses, routes and neighbours of both
+    /// families.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened.
+    pub fn of_network() -> Result<Self> {
+        Socket::open_listening(Protocol::Route, GROUPS_OF_NETWORK).map(Self)
+    }
+
+    /// Listens for changes of the nftables ruleset.
+    ///
+    /// # Errors
+    /// When the kernel has none, or the socket cannot be opened.
+    pub fn of_ruleset() -> Result<Self> {
+        Socket::open_listening(Protocol::Netfilter, GROUP_NFTABLES).map(Self)
+    }
+
+    /// Reads what has come, and leaves it at that: the caller looks at the state.
+    ///
+    /// # Errors
+    /// When the socket is broken; that some announcements were lost is no error here.
+    pub fn drain(&self) -> Result<()> {
+        match self.0.receive(|_| false) {
+            Ok(_) | Err(Errno::NOBUFS | Errno::MSGSIZE) => Ok(()),
+            Err(errno) => Err(Error::new("listen to", "the kernel", errno)),
+        }
+    }
+
     /// Waits until a link is announced that fits.
     ///
     /// # Errors
@@ -113,6 +141,13 @@ impl Events {
 }
 
 const GROUP_LINK: u32 = 1;
+const GROUP_NEIGH: u32 = 1 << 2;
+const GROUP_IPV4_ADDRESS: u32 = 1 << 4;
+const GROUP_IPV4_ROUTE: u32 = 1 << 6;
+const GROUP_IPV6_ROUTE: u32 = 1 << 10;
+const GROUPS_OF_NETWORK: u32 =
+    GROUP_LINK | GROUP_NEIGH | GROUP_IPV4_ADDRESS | GROUP_IPV4_ROUTE | GROUP_IPV6_ADDRESS | GROUP_IPV6_ROUTE;
+const GROUP_NFTABLES: u32 = 1 << 6;
 const GROUP_IPV6_ADDRESS: u32 = 1 << 8;
 
 impl AsFd for Events {

@@ -1,13 +1,13 @@
-//! Neighbours: which hardware address an address of the link has.
+//! Neighbours: which hardware address an address of the link has, and (FDB) behind which host a hardware address is.
 
 use std::net::IpAddr;
 
 use crate::{
     addr::family,
-    error::Result,
+    error::{Error, Result},
     link::{Link, Mac},
-    message::{Attrs, Message, read_ip, read_u32},
-    socket::{DUMP, REQUEST, Socket},
+    message::{Attrs, Message, Received, read_ip, read_u32},
+    socket::{ACK, CREATE, DUMP, REQUEST, Socket},
 };
 
 /// Describes a neighbour as the kernel has it.
@@ -19,6 +19,32 @@ pub struct Neighbour {
     pub ip: IpAddr,
     /// Its hardware address, once known.
     pub mac: Option<Mac>,
+    /// It was put there, and does not age.
+    pub permanent: bool,
+}
+
+/// Describes an entry of a VXLAN's forwarding database: frames to this hardware address go to that host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Forward {
+    /// The link's index.
+    pub link: u32,
+    /// Whose frames.
+    pub mac: Mac,
+    /// The host.
+    pub to: IpAddr,
+}
+
+/// What is to become of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The address has this hardware address, for good.
+    Neighbour(u32, IpAddr, Mac),
+    /// Nothing is known of the address.
+    NoNeighbour(u32, IpAddr),
+    /// Frames go to that host.
+    Forward(Forward),
+    /// They do not.
+    NoForward(Forward),
 }
 
 /// Lists the neighbours of a link in one family (that of `like`).
@@ -31,14 +57,87 @@ pub fn list(socket: &Socket, link: &Link, like: IpAddr) -> Result<Vec<Neighbour>
     fixed[0] = family(like);
     let message = Message::new(libc::RTM_GETNEIGH, REQUEST | DUMP, &fixed);
     socket.dump(&message, "list neighbours of", &format_args!("`{}`", link.name), |received| {
-        let index = read_u32(received.payload.get(4..)?)?;
-        let attrs = Attrs::after(received.payload, NDMSG);
-        let ip = read_ip(attrs.find(NDA_DST)?)?;
-        let mac = attrs.find(NDA_LLADDR).and_then(|data| data.try_into().ok()).map(Mac);
-        (index == link.index).then_some(Neighbour { link: index, ip, mac })
+        read(&received).filter(|neighbour| neighbour.link == link.index)
     })
+}
+
+/// Lists the forwarding database of a VXLAN.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn forwards(socket: &Socket, link: &Link) -> Result<Vec<Forward>> {
+    let mut fixed = [0; NDMSG];
+    fixed[0] = AF_BRIDGE;
+    fixed[4..8].copy_from_slice(&link.index.to_ne_bytes());
+    let message = Message::new(libc::RTM_GETNEIGH, REQUEST | DUMP, &fixed);
+    socket.dump(&message, "list the forwarding database of", &format_args!("`{}`", link.name), |received| {
+        read_forward(&received).filter(|forward| forward.link == link.index)
+    })
+}
+
+/// Changes many entries, in as few sends as the kernel's answers fit, and gives what was refused.
+#[doc(alias = "RTM_NEWNEIGH")]
+pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
+    socket.change_all(fates.iter().map(|fate| match *fate {
+        Fate::Neighbour(link, ip, mac) => {
+            let mut message = put(family(ip), link, PERMANENT, 0);
+            message.ip(NDA_DST, ip).attr(NDA_LLADDR, &mac.0);
+            (message, "add neighbour", ip.to_string())
+        }
+        Fate::NoNeighbour(link, ip) => {
+            let mut message = Message::new(libc::RTM_DELNEIGH, REQUEST | ACK, &ndmsg(family(ip), link, 0, 0));
+            message.ip(NDA_DST, ip);
+            (message, "remove neighbour", ip.to_string())
+        }
+        Fate::Forward(forward) => {
+            let mut message = put(AF_BRIDGE, forward.link, PERMANENT | NOARP, NTF_SELF);
+            message.attr(NDA_LLADDR, &forward.mac.0).ip(NDA_DST, forward.to);
+            (message, "add forwarding entry", format!("{} at {}", forward.mac, forward.to))
+        }
+        Fate::NoForward(forward) => {
+            let fixed = ndmsg(AF_BRIDGE, forward.link, 0, NTF_SELF);
+            let mut message = Message::new(libc::RTM_DELNEIGH, REQUEST | ACK, &fixed);
+            message.attr(NDA_LLADDR, &forward.mac.0).ip(NDA_DST, forward.to);
+            (message, "remove forwarding entry", format!("{} at {}", forward.mac, forward.to))
+        }
+    }))
+}
+
+fn put(family: u8, link: u32, state: u16, flags: u8) -> Message {
+    let replace = libc::NLM_F_REPLACE as u16;
+    Message::new(libc::RTM_NEWNEIGH, REQUEST | ACK | CREATE | replace, &ndmsg(family, link, state, flags))
+}
+
+pub(crate) fn read(received: &Received<'_>) -> Option<Neighbour> {
+    let link = read_u32(received.payload.get(4..)?)?;
+    let state = u16::from_ne_bytes(*received.payload.get(8..)?.first_chunk()?);
+    let attrs = Attrs::after(received.payload, NDMSG);
+    let ip = read_ip(attrs.find(NDA_DST)?)?;
+    let mac = attrs.find(NDA_LLADDR).and_then(|data| data.try_into().ok()).map(Mac);
+    Some(Neighbour { link, ip, mac, permanent: state & PERMANENT != 0 })
+}
+
+pub(crate) fn read_forward(received: &Received<'_>) -> Option<Forward> {
+    let link = read_u32(received.payload.get(4..)?)?;
+    let attrs = Attrs::after(received.payload, NDMSG);
+    let mac = attrs.find(NDA_LLADDR).and_then(|data| data.try_into().ok()).map(Mac)?;
+    Some(Forward { link, mac, to: read_ip(attrs.find(NDA_DST)?)? })
+}
+
+/// Builds `struct ndmsg`.
+fn ndmsg(family: u8, link: u32, state: u16, flags: u8) -> [u8; NDMSG] {
+    let mut fixed = [0; NDMSG];
+    fixed[0] = family;
+    fixed[4..8].copy_from_slice(&link.to_ne_bytes());
+    fixed[8..10].copy_from_slice(&state.to_ne_bytes());
+    fixed[10] = flags;
+    fixed
 }
 
 const NDMSG: usize = 12;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
+const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
+const NTF_SELF: u8 = 1 << 1;
+const PERMANENT: u16 = 0x80;
+const NOARP: u16 = 0x40;

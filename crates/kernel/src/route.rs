@@ -3,10 +3,11 @@
 use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
+use rustix::io::Errno;
 
 use crate::{
     addr::family,
-    error::{Result, absent_is_none},
+    error::{Error, Result, absent_is_none},
     message::{Attrs, Message, Received, read_ip, read_u32},
     socket::{ACK, CREATE, DUMP, REQUEST, Socket},
 };
@@ -34,6 +35,8 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// Who made it (`RTPROT_*`); 0 for somebody by hand.
     pub protocol: u8,
+    /// What goes there is dropped without a word (`RTN_BLACKHOLE`); it has no link then.
+    pub blackhole: bool,
 }
 
 impl Route {
@@ -50,6 +53,7 @@ impl Route {
             advmss: 0,
             source: None,
             protocol: 0,
+            blackhole: false,
         }
     }
 }
@@ -89,14 +93,38 @@ pub fn remove_exact(socket: &Socket, route: &Route) -> Result<()> {
     absent_is_none(change(socket, libc::RTM_DELROUTE, 0, "remove route", route)).map(drop)
 }
 
+/// What is to become of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is there, in the place of any other to the same destination with the same metric.
+    Put(Route),
+    /// The very route is not there.
+    Remove(Route),
+}
+
+/// Changes many routes, in as few sends as the kernel's answers fit, and gives what was refused.
+pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
+    let changes = fates.iter().map(|fate| match fate {
+        Fate::Put(route) => {
+            (message(libc::RTM_NEWROUTE, CREATE | REPLACE, route), "add route", route.to_string())
+        }
+        Fate::Remove(route) => (message(libc::RTM_DELROUTE, 0, route), "remove route", route.to_string()),
+    });
+    socket.change_all(changes)
+}
+
 fn change(socket: &Socket, kind: u16, flags: u16, doing: &'static str, route: &Route) -> Result<()> {
+    socket.change(message(kind, flags, route), doing, route)
+}
+
+fn message(kind: u16, flags: u16, route: &Route) -> Message {
     let mut fixed = [0; RTMSG];
     fixed[0] = family(route.dst.addr());
     fixed[1] = route.dst.prefix_len();
     fixed[4] = u8::try_from(route.table).ok().filter(|table| *table != 0).unwrap_or(libc::RT_TABLE_MAIN);
     fixed[5] = if route.protocol == 0 { libc::RTPROT_BOOT } else { route.protocol };
     fixed[6] = route.scope;
-    fixed[7] = libc::RTN_UNICAST;
+    fixed[7] = if route.blackhole { libc::RTN_BLACKHOLE } else { libc::RTN_UNICAST };
     let mut message = Message::new(kind, REQUEST | ACK | flags, &fixed);
     if route.dst.prefix_len() > 0 {
         message.ip(libc::RTA_DST, route.dst.addr());
@@ -113,7 +141,9 @@ fn change(socket: &Socket, kind: u16, flags: u16, doing: &'static str, route: &R
             message.ip(libc::RTA_GATEWAY, gateway);
         }
     }
-    message.u32(libc::RTA_OIF, route.link);
+    if route.link != 0 {
+        message.u32(libc::RTA_OIF, route.link);
+    }
     if let Some(source) = route.source {
         message.ip(libc::RTA_PREFSRC, source);
     }
@@ -132,7 +162,7 @@ fn change(socket: &Socket, kind: u16, flags: u16, doing: &'static str, route: &R
             }
         });
     }
-    socket.change(message, doing, route)
+    message
 }
 
 /// Removes the route to a destination by a link, whatever else it says. Absent is fine.
@@ -152,7 +182,7 @@ pub fn remove(socket: &Socket, dst: IpNet, link: u32) -> Result<()> {
     absent_is_none(socket.change(message, "remove route", &dst)).map(drop)
 }
 
-/// Lists the unicast routes of all tables, of one family (that of `like`).
+/// Lists the unicast and blackhole routes of all tables, of one family (that of `like`).
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -163,29 +193,61 @@ pub fn list(socket: &Socket, like: IpAddr) -> Result<Vec<Route>> {
     socket.dump(&message, "list", &"routes", |received| read(&received))
 }
 
-/// Finds the link by which the host reaches an address; none when there is no route.
+/// The way that a packet to an address would take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// The link's index.
+    pub link: u32,
+    /// The next hop; none where the address is on the link.
+    pub gateway: Option<IpAddr>,
+    /// The source address that the host would take.
+    pub source: Option<IpAddr>,
+    /// The address is this host's own.
+    pub local: bool,
+}
+
+/// Asks for the way to an address; none when there is no route.
 ///
 /// # Errors
 /// When the kernel refuses to look.
-pub fn link_towards(socket: &Socket, ip: IpAddr) -> Result<Option<u32>> {
+#[doc(alias = "RTM_GETROUTE")]
+pub fn way_to(socket: &Socket, ip: IpAddr) -> Result<Option<Way>> {
     let mut fixed = [0; RTMSG];
     fixed[0] = family(ip);
     fixed[1] = if ip.is_ipv4() { 32 } else { 128 };
     let mut message = Message::new(libc::RTM_GETROUTE, REQUEST, &fixed);
     message.ip(libc::RTA_DST, ip);
-    let mut link = None;
+    let mut way = None;
     let asked = socket.ask(message, "find the route to", &ip, |received| {
-        link = Attrs::after(received.payload, RTMSG).find(libc::RTA_OIF).and_then(read_u32);
+        let attrs = Attrs::after(received.payload, RTMSG);
+        let gateway = attrs.find(libc::RTA_GATEWAY).or(attrs.find(RTA_VIA).and_then(|via| via.get(2..)));
+        way = attrs.find(libc::RTA_OIF).and_then(read_u32).map(|link| Way {
+            link,
+            gateway: gateway.and_then(read_ip),
+            source: attrs.find(libc::RTA_PREFSRC).and_then(read_ip),
+            local: received.payload.get(7) == Some(&libc::RTN_LOCAL),
+        });
     });
     match asked {
-        Err(error) if error.errno == rustix::io::Errno::NETUNREACH => Ok(None),
-        other => other.map(|()| link),
+        Err(error) if UNREACHABLE.contains(&error.errno) => Ok(None),
+        other => other.map(|()| way),
     }
+}
+
+/// A blackhole answers `EINVAL`, an unreachable route `EHOSTUNREACH`.
+const UNREACHABLE: [Errno; 3] = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::INVAL];
+
+/// Finds the link by which the host reaches an address; none when there is no route.
+///
+/// # Errors
+/// When the kernel refuses to look.
+pub fn link_towards(socket: &Socket, ip: IpAddr) -> Result<Option<u32>> {
+    Ok(way_to(socket, ip)?.map(|way| way.link))
 }
 
 pub(crate) fn read(received: &Received<'_>) -> Option<Route> {
     let fixed = received.payload.first_chunk::<RTMSG>()?;
-    if received.kind != libc::RTM_NEWROUTE || fixed[7] != libc::RTN_UNICAST {
+    if received.kind != libc::RTM_NEWROUTE || ![libc::RTN_UNICAST, libc::RTN_BLACKHOLE].contains(&fixed[7]) {
         return None;
     }
     let any: IpAddr = if i32::from(fixed[0]) == libc::AF_INET {
@@ -197,6 +259,7 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Route> {
     route.table = u32::from(fixed[4]);
     route.scope = fixed[6];
     route.protocol = fixed[5];
+    route.blackhole = fixed[7] == libc::RTN_BLACKHOLE;
     for (kind, data) in Attrs::after(received.payload, RTMSG) {
         match kind {
             libc::RTA_DST => route.dst = IpNet::new(read_ip(data)?, fixed[1]).ok()?,

@@ -13,7 +13,7 @@ use rustix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     fault,
     message::{Attrs, HEADER, Message, Messages, Received, read_text, read_u32},
 };
@@ -89,6 +89,52 @@ impl Socket {
         let object = object.to_string();
         fault::point(doing, &object)?;
         self.exchange(message, &mut |_| false).map_err(|refusal| refusal.into_error(doing, object))
+    }
+
+    /// Asks for many changes, which need not all succeed, in as few sends as their answers fit into the socket's buffer.
+    /// Gives the refusals; what is absent and was to be removed is none.
+    pub(crate) fn change_all(
+        &self,
+        changes: impl Iterator<Item = (Message, &'static str, String)>,
+    ) -> Vec<Error> {
+        const AT_ONCE: usize = 100;
+        let mut changes = changes.peekable();
+        let mut refused = Vec::new();
+        while changes.peek().is_some() {
+            let (mut messages, mut whats) = (Vec::new(), Vec::new());
+            for (message, doing, object) in changes.by_ref().take(AT_ONCE) {
+                messages.push(message);
+                whats.push((doing, object));
+            }
+            let failed = |errno| Error::new("send changes over", "the socket", errno);
+            let first = match self.send(&mut messages) {
+                Ok(first) => first,
+                Err(errno) => return vec![failed(errno)],
+            };
+            let mut left = messages.len();
+            while left > 0 {
+                let outcome = self.receive(|received| {
+                    let index = received.sequence.wrapping_sub(first) as usize;
+                    if index >= whats.len() || i32::from(received.kind) != libc::NLMSG_ERROR {
+                        return false;
+                    }
+                    left -= 1;
+                    if let Some(refusal) = Refusal::read(&received) {
+                        let (doing, object) = &whats[index];
+                        let error = refusal.into_error(doing, object.clone());
+                        if !(error.kind() == Kind::NotFound && doing.starts_with("remove")) {
+                            refused.push(error);
+                        }
+                    }
+                    false
+                });
+                if let Err(errno) = outcome {
+                    refused.push(failed(errno));
+                    return refused;
+                }
+            }
+        }
+        refused
     }
 
     /// Asks for one object, without acknowledgement: its answer, or the refusal, is the end.

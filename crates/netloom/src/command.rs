@@ -1,5 +1,6 @@
 //! The command line: what a person types, and how errors are shown.
 
+mod cluster;
 mod cnitool;
 mod containers;
 mod demo;
@@ -70,6 +71,8 @@ enum Command {
     Version(cnitool::VersionOf),
     /// Show networks and attachments
     List(list::Options),
+    /// Show the nodes of the cluster, as this node's daemon (netloomd) sees them
+    Cluster(cluster::Options),
     /// Show two containers get a network, use it, and leave nothing behind
     Demo(demo::Options),
     /// Put this binary and its plugins where runtimes look for them
@@ -146,6 +149,7 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
         Command::Gc(options) => done(gc::gc(&places, &options)),
         Command::Version(options) => done(cnitool::version(&places, &options)),
         Command::List(options) => done(list::list(&places, &options)),
+        Command::Cluster(options) => done(cluster::cluster(&options)),
         Command::Demo(options) => done(demo::demo(&places, &options)),
         Command::Install(options) => done(install::install(&places.conf_dir, &options)),
         Command::Uninstall(options) => done(install::uninstall(&options)),

@@ -252,6 +252,7 @@ fn route_of(wanted: &netloom_plugin::result::Route, link: &Link, gateway: Option
         advmss: wanted.advmss,
         source: None,
         protocol: 0,
+        blackhole: false,
     }
 }
 

@@ -269,7 +269,9 @@ pub fn retain(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Result<(), Rules
         crate::chains::remove_unused(socket, table)?;
         remove_if_empty(socket, table)?;
     }
-    if nft::table_comment(socket, tables::FILTER)?.is_none() {
+    let needed = [tables::FILTER, crate::cluster::FILTER];
+    let mut there = needed.into_iter().map(|table| nft::table_comment(socket, table));
+    if there.try_fold(true, |none, comment| comment.map(|comment| none && comment.is_none()))? {
         crate::passage::close(socket)?;
     }
     Ok(())

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod chains;
+pub mod cluster;
 pub mod condition;
 mod elements;
 pub mod firewall;

@@ -295,7 +295,10 @@ pub(crate) fn dist() -> Result<PathBuf, String> {
         drop(Command::new("rustup").args(["target", "add", &musl]).current_dir(root()).output());
     }
     let target = if has_musl() { musl.clone() } else { format!("{linux}-gnu") };
-    let arguments = ["build", "--release", "--quiet", "--package", "netloom", "--target", &target];
+    // At a fixed address: nothing has to be relocated at each start, which is a tenth of it, and 200 KiB stay untouched.
+    let fixed = format!("target.{target}.rustflags=[\"-Crelocation-model=static\"]");
+    let arguments =
+        ["build", "--release", "--quiet", "--package", "netloom", "--target", &target, "--config", &fixed];
     run_with(Command::new("cargo").args(arguments))?;
     Ok(root().join("target").join(target).join("release/netloom"))
 }
@@ -307,9 +310,16 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new() -> Result<Self, String> {
+        let host = Self::bare()?;
+        host.sh("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up
+                 ip link add dev0 type veth peer name dev1; ip link set dev0 up; ip link set dev1 up")?;
+        Ok(host)
+    }
+
+    /// A host with nothing but `lo`.
+    pub(crate) fn bare() -> Result<Self, String> {
         const HOLD: &str = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mkdir -p /run/netns && ip link set lo up \
-            && ip link add up0 type veth peer name up1 && ip link set up0 up && ip link set up1 up \
-            && ip link add dev0 type veth peer name dev1 && ip link set dev0 up && ip link set dev1 up && echo ready && exec cat";
+            && echo ready && exec cat";
         let mut holder = Command::new("unshare")
             .args(["--mount", "--net", "--propagation", "private", "sh", "-c", HOLD])
             .stdin(Stdio::piped())
@@ -336,7 +346,14 @@ impl Host {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    fn command(&self, program: &str) -> Command {
+    /// Tells whether a shell line succeeds.
+    pub(crate) fn succeeds(&self, line: &str) -> bool {
+        let mut command = self.command("sh");
+        command.args(["-c", line]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    }
+
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.holder.id().to_string(), "--mount", "--net", "--", program]);
         command

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod cluster;
 mod fuzz;
 mod growth;
 mod kernel;
@@ -29,6 +30,7 @@ cargo xtask CHORE
   deny                 licences, sources and duplicates of what we depend on
   kernel [PACKAGE [TEST...]]
                        run tests on another kernel of Debian's, such as linux-image-6.12-amd64, in QEMU
+  cluster              three hosts, a daemon and two pods on each, and pings between all, in each mode
   dist                 build the binary to install, and say where it is
   fuzz [SECONDS [NAME...]]
                        look for input that breaks a door by which others' bytes come in (default 60 s each)
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
         Some("bench") => bench::bench(&arguments[1..]),
         Some("fuzz") => fuzz::fuzz(&arguments[1..]),
+        Some("cluster") => cluster::cluster(),
         Some("soak") => soak::soak(&arguments[1..]),
         Some("growth") => growth::growth(&arguments[1..]),
         _ => {

@@ -8,7 +8,7 @@ use std::{
 use crate::{Outcome, bench, kernel, root, run, run_with, say, tidy};
 
 /// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 24] = [
+const PACKAGES: [(&str, &str); 27] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -33,6 +33,9 @@ const PACKAGES: [(&str, &str); 24] = [
     ("kea-dhcp6", "kea-dhcp6-server"),
     ("systemd-socket-activate", "systemd"),
     ("valgrind", "valgrind"),
+    ("protoc", "protobuf-compiler"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
 ];
 
 pub(crate) fn test() -> Outcome {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{Outcome, files, read, root, say};
 
 /// Which crate may use which of ours. Anything else is an error: a crate is a promise about what it does not know.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("netloom-types", &[]),
     ("netloom-invoke", &["netloom-types"]),
     ("netloom-plugin", &["netloom-invoke", "netloom-types"]),
@@ -30,6 +30,8 @@ const ARROWS: [(&str, &[&str]); 13] = [
             "plugins",
         ],
     ),
+    ("node", &["kernel", "ruleset"]),
+    ("netloomd", &["node"]),
     ("fuzz", &["netloom-types", "netloom-invoke", "netloom-runtime", "dhcp", "ipam", "kernel"]),
     ("testkit", &[]),
     ("xtask", &[]),

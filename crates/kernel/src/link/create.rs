@@ -1,11 +1,14 @@
 //! Making links.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::{
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use super::{Mac, ifinfo};
 use crate::{
     error::Result,
-    message::{Attrs, Message, read_u16, read_u32},
+    message::{Attrs, Message, read_ip, read_u16, read_u32},
     netns::Netns,
     socket::{ACK, CREATE, EXCL, REQUEST, Socket},
 };
@@ -38,6 +41,15 @@ pub enum Driver {
     Vlan {
         /// The VLAN, 0 to 4094.
         id: u16,
+    },
+    /// Carries frames to other hosts in UDP (RFC 7348), to those alone that its FDB has: it learns nothing by itself.
+    Vxlan {
+        /// The network identifier, 24 bits.
+        vni: u32,
+        /// The UDP port, of all hosts.
+        port: u16,
+        /// The address of this host, by whose family others are sent to.
+        local: IpAddr,
     },
 }
 
@@ -82,6 +94,7 @@ impl Driver {
             Self::Macvlan { .. } => "macvlan",
             Self::Ipvlan { .. } => "ipvlan",
             Self::Vlan { .. } => "vlan",
+            Self::Vxlan { .. } => "vxlan",
         }
     }
 
@@ -103,6 +116,10 @@ impl Driver {
             Self::Vlan { id } => {
                 data.attr(VLAN_ID, &id.to_ne_bytes());
             }
+            Self::Vxlan { vni, port, local } => {
+                data.u32(VXLAN_ID, vni).attr(VXLAN_PORT, &port.to_be_bytes()).u8(VXLAN_LEARNING, 0);
+                data.ip(if local.is_ipv4() { VXLAN_LOCAL } else { VXLAN_LOCAL6 }, local);
+            }
         }
     }
 
@@ -123,6 +140,11 @@ impl Driver {
                 Self::Ipvlan { mode }
             }
             "vlan" => Self::Vlan { id: data.find(VLAN_ID).and_then(read_u16)? },
+            "vxlan" => Self::Vxlan {
+                vni: data.find(VXLAN_ID).and_then(read_u32)?,
+                port: data.find(VXLAN_PORT).and_then(read_u16).map(u16::from_be)?,
+                local: data.find(VXLAN_LOCAL).or(data.find(VXLAN_LOCAL6)).and_then(read_ip)?,
+            },
             _ => return None,
         })
     }
@@ -243,3 +265,8 @@ const MACVLAN_MODE: u16 = 1;
 const MACVLAN_BC_QUEUE_LEN: u16 = 7;
 const IPVLAN_MODE: u16 = 1;
 const VLAN_ID: u16 = 1;
+const VXLAN_ID: u16 = 1;
+const VXLAN_LOCAL: u16 = 4;
+const VXLAN_LEARNING: u16 = 7;
+const VXLAN_PORT: u16 = 15;
+const VXLAN_LOCAL6: u16 = 17;

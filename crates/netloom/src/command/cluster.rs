@@ -1,0 +1,86 @@
+//! `netloom cluster`: the cluster as this node's daemon sees it.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+};
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{Failure, Outcome, list::table, note, say};
+
+/// How to show it, and where to ask.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {
+    /// Write JSON, for programs.
+    #[arg(long)]
+    json: bool,
+    /// The daemon's socket.
+    #[arg(long, env = "NETLOOMD_SOCKET", value_name = "PATH", default_value = "/run/netloom/netloomd.sock")]
+    socket: PathBuf,
+}
+
+pub(crate) fn cluster(options: &Options) -> Outcome {
+    let status = ask(&options.socket).map_err(|error| {
+        Failure::new(format!("cannot ask netloomd at {}: {error}", options.socket.display()))
+            .hint("is it running, and are you root? `systemctl status netloomd` says more; --socket says where it listens")
+    })?;
+    if options.json {
+        say(serde_json::to_string_pretty(&status).unwrap_or_default());
+        return Ok(());
+    }
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let list =
+        |value: &Value| value.as_array().into_iter().flatten().map(text).collect::<Vec<_>>().join("\n");
+    let ready = if status["ready"] == true { "ready" } else { "not ready" };
+    let store = if status["store"]["connected"] == true { "connected" } else { "not heard of" };
+    say(format!(
+        "{}: {ready}, mode {}, MTU {}, store {} {store}",
+        text(&status["node"]),
+        text(&status["mode"]),
+        status["mtu"],
+        text(&status["store"]["kind"]),
+    ));
+    for block in status["blocks"].as_array().into_iter().flatten() {
+        say(format!(
+            "  block {}: {} of {} addresses in use",
+            text(&block["prefix"]),
+            block["used"],
+            block["size"]
+        ));
+    }
+    let mut table = table(&["NODE", "WAY", "ANSWERS", "ADDRESSES", "BLOCKS", "PROBLEM"]);
+    for peer in status["peers"].as_array().into_iter().flatten() {
+        let answers = match (&peer["answers"], peer["rttUs"].as_f64()) {
+            (Value::Bool(true), Some(micros)) => format!("{:.2} ms", micros / 1000.0),
+            (Value::Bool(false), _) => "no".to_owned(),
+            _ => "?".to_owned(),
+        };
+        let or_none = |value: &Value, none: &str| value.as_str().unwrap_or(none).to_owned();
+        table.add_row([
+            text(&peer["name"]),
+            or_none(&peer["way"], "none"),
+            answers,
+            list(&peer["addresses"]),
+            list(&peer["blocks"]),
+            or_none(&peer["problem"], ""),
+        ]);
+    }
+    say(format!("\n{}", table.trim_fmt()));
+    for problem in [&status["problems"], &status["store"]["refused"]] {
+        problem.as_array().into_iter().flatten().for_each(|problem| note(text(problem)));
+    }
+    Ok(())
+}
+
+/// Asks by HTTP, as the daemon serves everybody: the request is one line, and the answer ends with the connection.
+fn ask(socket: &PathBuf) -> std::io::Result<Value> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.write_all(b"GET /status HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+    Ok(serde_json::from_str(body)?)
+}

@@ -1,0 +1,330 @@
+//! Pods of three hosts reach each other, whatever happens to daemons, store and kernel.
+
+use std::{fs, time::Duration};
+
+use serde_json::json;
+
+use crate::lab::{Lab, NETLOOMD, Wire, write};
+
+/// Everything that is ours in a host's kernel, for comparing.
+fn dump(lab: &Lab, index: usize) -> String {
+    lab.hosts[index].sh(
+        "ip route show proto 95 | sort; ip -6 route show proto 95 | sort; ip -br link show type vxlan | sort
+         for dev in netloom4 netloom6; do ip link show $dev >/dev/null 2>&1 || continue
+            ip -6 neigh show dev $dev nud permanent | sort; bridge fdb show dev $dev | sort; ip -br addr show dev $dev
+         done
+         nft list table ip netloom-cluster; nft list table ip6 netloom-cluster; nft list table inet netloom-cluster",
+    )
+}
+
+fn way(lab: &Lab, index: usize, peer: &str) -> String {
+    let status = lab.status(index);
+    let peers = status["peers"].as_array().unwrap();
+    let peer = peers.iter().find(|it| it["name"] == peer).unwrap();
+    peer["way"].as_str().unwrap_or("none").to_owned()
+}
+
+/// Each mode on one segment, and those that can behind a router too: all pairs of pods, both families, packets of full size,
+/// on hosts that drop what they forward.
+#[test]
+fn all_pods_reach_all() {
+    if !testkit::is_root() {
+        return;
+    }
+    let cases = [
+        (Wire::OneSegment, "overlay", 1500, ["tunnel", "tunnel"], 1450),
+        (Wire::OneSegment, "routing", 1500, ["direct", "direct"], 1500),
+        (Wire::Router, "overlay", 1400, ["tunnel", "tunnel"], 1350),
+        (Wire::Router, "auto", 9000, ["direct", "tunnel"], 8950),
+    ];
+    std::thread::scope(|scope| {
+        for (wire, mode, mtu, ways, pod_mtu) in cases {
+            scope.spawn(move || {
+                let lab = Lab::new(wire, false, mode, mtu);
+                // Dual-stack tunnels leave room for the larger outer header.
+                let pod_mtu = if mode == "routing" { pod_mtu } else { pod_mtu - 20 };
+                assert_eq!(lab.status(0)["mtu"], pod_mtu, "{mode}");
+                assert_eq!([way(&lab, 0, "host2"), way(&lab, 0, "host3")], ways, "{mode}");
+                let pods = lab.pods();
+                lab.all_reach_all(&pods);
+                for (_, _, addresses) in pods.iter().filter(|(index, _, _)| *index == 2) {
+                    for (to, headers) in addresses.iter().zip([28, 48]) {
+                        let size = pod_mtu - headers;
+                        assert!(
+                            lab.pings(0, "a1", &format!("-M do -s {size}"), to),
+                            "{mode}: {size} bytes to {to}"
+                        );
+                    }
+                    for to in addresses {
+                        assert!(
+                            lab.hosts[0].succeeds(&format!("ping -c 1 -W 2 {to}")),
+                            "{mode}: the host to {to}"
+                        );
+                    }
+                }
+                // What no node has leaves by no default route.
+                assert!(!lab.hosts[0].succeeds("ip route get 10.244.255.1"), "{mode}");
+                // Out of the cluster with the node's address.
+                assert!(lab.pings(0, "a1", "", "192.0.2.254"), "{mode}");
+            });
+        }
+    });
+}
+
+/// A node on another segment is said to be so, with what to do, where routes alone are asked for; no route leads astray.
+#[test]
+fn routing_says_who_is_not_on_the_segment() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new(Wire::Router, false, "routing", 1500);
+    let status = lab.status(0);
+    let peers = status["peers"].as_array().unwrap();
+    let far = peers.iter().find(|it| it["name"] == "host3").unwrap();
+    assert!(far["way"].is_null() && far["problem"].as_str().unwrap().contains("not on this L2"), "{far}");
+    assert_eq!(lab.hosts[0].sh("ip route show proto 95 | grep -c via"), "1\n");
+}
+
+/// Whoever changes what is ours sees it come back within a second: device, routes, neighbours, ruleset.
+#[test]
+fn what_others_change_is_repaired() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new(Wire::OneSegment, false, "overlay", 1500);
+    let pods = lab.pods();
+    let before = dump(&lab, 0);
+    let harm = [
+        "ip link del netloom4",
+        "ip link set netloom4 down",
+        "ip route flush proto 95",
+        "ip -6 route flush proto 95",
+        "ip -6 neigh flush dev netloom4 nud permanent",
+        "for mac in $(bridge fdb show dev netloom4 | cut -d' ' -f1); do bridge fdb del $mac dev netloom4; done",
+        "nft delete table inet netloom-cluster; nft delete table ip netloom-cluster",
+        "ip route add 10.244.99.0/24 via 192.0.2.2 proto 95",
+        "ip addr flush dev netloom4 scope global",
+    ];
+    for line in harm {
+        lab.hosts[0].sh(line);
+        let started = std::time::Instant::now();
+        while dump_or_nothing(&lab).as_deref() != Some(before.as_str()) {
+            let took = started.elapsed();
+            assert!(
+                took < Duration::from_secs(5),
+                "after {line}:\nbefore:\n{before}\nafter:\n{:?}",
+                dump_or_nothing(&lab)
+            );
+        }
+        println!("{line}: repaired after at most {:?}", started.elapsed());
+    }
+    lab.all_reach_all(&pods);
+    assert!(
+        lab.status(0)["counters"]["repairs"].as_u64().unwrap() >= harm.len() as u64 / 2,
+        "{}",
+        lab.status(0)
+    );
+}
+
+fn dump_or_nothing(lab: &Lab) -> Option<String> {
+    lab.hosts[0]
+        .succeeds("nft list table inet netloom-cluster && nft list table ip netloom-cluster")
+        .then(|| dump(lab, 0))
+}
+
+/// A daemon that is killed and started again changes nothing, and traffic goes on meanwhile; what went stale meanwhile goes.
+#[test]
+fn a_restart_adopts_what_is_there() {
+    if !testkit::is_root() {
+        return;
+    }
+    let mut lab = Lab::new(Wire::OneSegment, false, "auto", 1500);
+    let pods = lab.pods();
+    let before = dump(&lab, 0);
+    lab.kill(0);
+    lab.all_reach_all(&pods);
+    // A node that left while the daemon was down.
+    fs::remove_file(lab.store_dir().join("nodes/host3.json")).unwrap();
+    lab.kill(2);
+    lab.start(0);
+    lab.until(0, "! ip route show proto 95 | grep -q 192.0.2.3");
+    lab.start(2);
+    lab.wait(0, "back to two peers", |status| {
+        status["peers"].as_array().is_some_and(|peers| peers.len() == 2)
+    });
+    lab.until(0, "ip route show proto 95 | grep -q 192.0.2.3");
+    assert_eq!(dump(&lab, 0), before);
+    lab.all_reach_all(&pods);
+    lab.kill(0);
+    lab.start(0);
+    lab.wait(0, "ready", |status| status["ready"] == true);
+    assert_eq!(lab.status(0)["counters"]["changes"], 0, "a restart touched what was right");
+}
+
+/// etcd: nodes learn of each other, and lose nothing while it is away; one that is gone is gone within its lease.
+#[test]
+fn etcd_may_be_away() {
+    if !testkit::is_root() || !testkit::has("etcd") || !testkit::has("etcdctl") {
+        return;
+    }
+    let mut lab = Lab::new(Wire::OneSegment, true, "overlay", 1500);
+    let pods = lab.pods();
+    lab.all_reach_all(&pods);
+    let before = dump(&lab, 0);
+    lab.stop_etcd();
+    lab.wait(0, "without a store", |status| status["store"]["connected"] == false);
+    assert_eq!(lab.status(0)["ready"], true, "{}", lab.status(0));
+    // A daemon that starts meanwhile goes on with what it knew.
+    lab.kill(1);
+    lab.start(1);
+    lab.wait(1, "on with what it knew", |status| {
+        status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 2)
+    });
+    lab.all_reach_all(&pods);
+    lab.start_etcd();
+    for index in 0..3 {
+        lab.wait(index, "connected again", |status| status["store"]["connected"] == true);
+    }
+    lab.all_reach_all(&pods);
+    assert_eq!(dump(&lab, 0), before);
+    // A node that is gone: its lease ends, and with it the way there.
+    lab.kill(2);
+    let took = lab.until(0, "test $(ip route show proto 95 | grep -c netloom4) = 1");
+    println!("a node that died was gone after {took:?}, with a lease of 5 s");
+    lab.start(2);
+    let took = lab.until(0, "test $(ip route show proto 95 | grep -c netloom4) = 2");
+    println!("it was back after {took:?}");
+    lab.all_reach_all(&pods);
+}
+
+/// Garbage, strangers' names and blocks, and blocks that two claim are refused or told, and change nothing for others.
+#[test]
+fn what_is_wrong_in_the_store_is_refused() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new(Wire::OneSegment, false, "overlay", 1500);
+    let before = dump(&lab, 0);
+    let nodes = lab.store_dir().join("nodes");
+    let own: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(nodes.join("host2.json")).unwrap()).unwrap();
+    let block = own["blocks"][0].clone();
+    let records = [
+        ("garbage", "no JSON at all".to_owned(), "no record"),
+        ("other-name", json!({"name": "x", "addresses": [], "blocks": []}).to_string(), "calls itself"),
+        (
+            "outside",
+            json!({"name": "outside", "addresses": ["192.0.2.9"], "blocks": ["10.1.0.0/24"]}).to_string(),
+            "outside",
+        ),
+        (
+            "nobody",
+            json!({"name": "nobody", "addresses": ["127.0.0.1"], "blocks": []}).to_string(),
+            "no address of a host",
+        ),
+    ];
+    for (name, text, says) in &records {
+        write(&nodes.join(format!("{name}.json")), text);
+        lab.wait(0, says, |status| {
+            let refused = status["store"]["refused"].as_array().unwrap();
+            refused
+                .iter()
+                .any(|it| it.as_str().unwrap().starts_with(name) && it.as_str().unwrap().contains(says))
+        });
+    }
+    assert_eq!(dump(&lab, 0), before);
+    // A damaged record of a node that was known changes nothing of what is known.
+    write(&nodes.join("host3.json"), "{");
+    lab.wait(0, "refused", |status| {
+        status["store"]["refused"].as_array().unwrap().len() == records.len() + 1
+    });
+    assert_eq!(dump(&lab, 0), before);
+    // Somebody says that another's block is its own: it stays the other's.
+    let thief = json!({"name": "thief", "addresses": ["192.0.2.9"], "blocks": [block], "tunnel": {"vni": 4242, "port": 4789}});
+    write(&nodes.join("thief.json"), &thief.to_string());
+    lab.wait(0, "told of the block", |status| {
+        let peers = status["peers"].as_array().unwrap();
+        peers
+            .iter()
+            .any(|it| it["name"] == "thief" && it["problem"].as_str().unwrap_or_default().contains("host2"))
+    });
+    let routes = lab.hosts[0].sh("ip route show proto 95 | sort");
+    assert!(before.starts_with(&routes), "{routes}");
+}
+
+/// A second daemon on a host, and a node of a name that another has, are told so and touch nothing.
+#[test]
+fn there_is_one_daemon_and_one_of_each_name() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new(Wire::OneSegment, false, "overlay", 1500);
+    let output = lab.daemon(0).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("another netloomd runs on this host"), "{text}");
+    let second = testkit::Host::new();
+    lab.wire.sh(&format!(
+        "ip link add n9 type veth peer name up0 netns {}; ip link set n9 master sega up",
+        second.pid()
+    ));
+    second.sh("ip link set up0 up; ip addr add 192.0.2.9/24 dev up0; ip route add default via 192.0.2.254");
+    let mut command = second.command(NETLOOMD);
+    command.args(["--node", "host2", "--pods", "10.244.0.0/16,fd44::/48", "--conf-dir", "/run/net.d"]);
+    command.args(["--config", "/nowhere", "--store-dir", lab.store_dir().to_str().unwrap()]);
+    let log = second.path("/run/log");
+    let mut daemon = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+    let started = std::time::Instant::now();
+    while !fs::read_to_string(&log).unwrap().contains("another node is called \"host2\"") {
+        assert!(started.elapsed() < Duration::from_secs(10), "{}", fs::read_to_string(&log).unwrap());
+    }
+    assert!(!second.path("/run/net.d").exists() && second.sh("ip route show proto 95").is_empty());
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
+
+/// Nothing is left of a daemon that is uninstalled; the others' pods have no way there any more.
+#[test]
+fn uninstall_leaves_the_host_as_it_was() {
+    if !testkit::is_root() {
+        return;
+    }
+    let mut lab = Lab::new(Wire::OneSegment, false, "auto", 1500);
+    let own = "ip link show type vxlan; ip route show proto 95; ip -6 route show proto 95; nft list ruleset | grep -i netloom; ls /run/net.d; true";
+    assert!(!lab.hosts[0].sh(own).is_empty());
+    lab.kill(0);
+    let mut command = lab.daemon(0);
+    let output = command.arg("uninstall").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(lab.hosts[0].sh(own), "");
+    lab.until(1, "! ip route show proto 95 | grep -q 192.0.2.1");
+    let blocks: Vec<_> = fs::read_dir(lab.store_dir().join("blocks")).unwrap().collect();
+    assert_eq!(blocks.len(), 4, "of two nodes, one of each family");
+}
+
+/// Tunnelled packets are heard from nodes alone.
+#[test]
+fn a_stranger_gets_nothing_into_the_tunnel() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new(Wire::OneSegment, false, "overlay", 1500);
+    let pods = lab.pods();
+    let to = &pods[0].2[0];
+    // A host on the segment that is no node makes the same tunnel by hand.
+    let (mac, stranger) = (lab.hosts[0].sh("cat /sys/class/net/netloom4/address"), testkit::Host::new());
+    lab.wire.sh(&format!(
+        "ip link add n9 type veth peer name up0 netns {}; ip link set n9 master sega up",
+        stranger.pid()
+    ));
+    stranger.sh(&format!(
+        "ip link set up0 up; ip addr add 192.0.2.9/24 dev up0
+         ip link add name tun type vxlan id 4242 dstport 4789 local 192.0.2.9 nolearning; ip link set tun up; ip addr add 10.244.250.1/32 dev tun
+         ip route add {to}/32 dev tun; ip neigh add {to} lladdr {mac} dev tun; bridge fdb append {mac} dev tun dst 192.0.2.1",
+        mac = mac.trim()
+    ));
+    let before = lab.hosts[0].sh("cat /sys/class/net/netloom4/statistics/rx_packets");
+    assert!(!stranger.succeeds(&format!("ping -c 3 -i 0.2 -W 1 {to}")));
+    assert_eq!(lab.hosts[0].sh("cat /sys/class/net/netloom4/statistics/rx_packets"), before);
+    // By a node they are.
+    assert!(lab.pings(1, "a2", "", to));
+}

@@ -1,0 +1,64 @@
+//! The configuration: what is printed is what is meant when nothing is said, and what is wrong is named.
+
+use std::{fs, process::Command};
+
+use crate::lab::NETLOOMD;
+
+fn check(text: &str, flags: &[&str]) -> (bool, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("netloomd.toml");
+    fs::write(&file, text).unwrap();
+    let output = Command::new(NETLOOMD).arg("--config").arg(&file).args(flags).arg("check").output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn the_printed_default_is_valid() {
+    let printed = Command::new(NETLOOMD).arg("config").output().unwrap();
+    let text = String::from_utf8(printed.stdout).unwrap();
+    let (ok, says) = check(&text, &["--node", "n1"]);
+    assert!(ok && says.contains("mode auto"), "{says}");
+    // Every value in it is one that is known: what is behind the comment signs parses too.
+    let values: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# ")).filter(|line| line.contains(" = ")).collect();
+    assert!(values.len() > 20, "{values:?}");
+    let read: Vec<&str> = values
+        .iter()
+        .copied()
+        .filter(|line| !line.starts_with("etcd-c") && !line.starts_with("etcd-k"))
+        .collect();
+    let (ok, says) = check(&read.join("\n"), &[]);
+    assert!(ok && says.contains("node host1"), "{says}");
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let cases = [
+        ("mode = \"fast\"", "mode"),
+        ("modes = \"auto\"", "modes"),
+        ("node = \"a/b\"", "`node`"),
+        ("pods = [\"10.244.0.1/16\"]", "`pods`"),
+        ("pods = []", "`pods`"),
+        ("pods = [\"10.0.0.0/16\", \"10.1.0.0/16\"]", "`pods`"),
+        ("block4 = 8", "`block4`"),
+        ("block4 = 31", "`block4`"),
+        ("vni = 0", "`vni`"),
+        ("vni = 16777216", "`vni`"),
+        ("port = 70000", "port"),
+        ("mtu = 100", "`mtu`"),
+        ("lease = 1", "`lease`"),
+        ("addresses = [\"192.0.2.1\", \"192.0.2.2\"]", "`addresses`"),
+        ("addresses = [\"host\"]", "addresses"),
+        ("network = \"../x\"", "`network`"),
+        ("store = \"etcd\"\netcd-ca = \"/nowhere\"", "`etcd-ca`"),
+        ("store = \"etcd\"\netcd-user = \"x\"", "`etcd-user`"),
+        ("store = \"etcd\"\netcd-endpoints = []", "`etcd-endpoints`"),
+    ];
+    for (text, says) in cases {
+        let (ok, said) = check(text, &[]);
+        assert!(!ok && said.contains(says), "{text}: {said}");
+    }
+    // A flag counts before the file.
+    let (ok, said) = check("mode = \"overlay\"", &["--node", "n1", "--mode", "routing"]);
+    assert!(ok && said.contains("mode routing"), "{said}");
+}

@@ -1,0 +1,285 @@
+//! Three hosts on a wire, a store, a daemon on each, and two pods on each.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use testkit::Host;
+
+pub(crate) const NETLOOMD: &str = env!("CARGO_BIN_EXE_netloomd");
+
+/// The other binary, which is built beside this one.
+pub(crate) fn netloom() -> PathBuf {
+    let path = Path::new(NETLOOMD).with_file_name("netloom");
+    assert!(path.exists(), "{} is missing: cargo build --package netloom", path.display());
+    path
+}
+
+/// How hosts are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    /// All on one segment.
+    OneSegment,
+    /// The third one behind a router.
+    Router,
+}
+
+/// Where nodes learn of each other.
+pub(crate) enum Store {
+    File,
+    Etcd(Child),
+}
+
+pub(crate) struct Lab {
+    pub(crate) wire: Host,
+    pub(crate) hosts: Vec<Host>,
+    daemons: Vec<Option<Child>>,
+    store: Store,
+    mode: &'static str,
+    dir: tempfile::TempDir,
+}
+
+const PODS: &str = "10.244.0.0/16,fd44::/48";
+/// Where etcd is, on the host that is the wire.
+const ETCD: &str = "192.0.2.254";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Lab {
+    pub(crate) fn new(wire: Wire, etcd: bool, mode: &'static str, mtu: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bin = dir.path().join("bin");
+        fs::create_dir_all(&bin).unwrap();
+        for name in ["ptp", "host-local", "portmap", "bandwidth", "netloom"] {
+            fs::hard_link(netloom(), bin.join(name))
+                .or_else(|_| fs::copy(netloom(), bin.join(name)).map(drop))
+                .unwrap();
+        }
+        let middle = Host::new();
+        let hosts: Vec<Host> = (0..3).map(|_| Host::new()).collect();
+        middle.sh(&format!(
+            "for seg in sega segb; do ip link add $seg type bridge; ip link set $seg mtu {mtu} up; done
+             echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+             ip addr add 192.0.2.254/24 dev sega; ip -6 addr add 2001:db8:a::fe/64 dev sega nodad
+             ip addr add 198.51.100.254/24 dev segb; ip -6 addr add 2001:db8:b::fe/64 dev segb nodad"
+        ));
+        for (index, host) in hosts.iter().enumerate() {
+            let number = index + 1;
+            let behind = wire == Wire::Router && index == 2;
+            let (segment, v4, v6) = if behind {
+                ("segb", "198.51.100", "2001:db8:b:")
+            } else {
+                ("sega", "192.0.2", "2001:db8:a:")
+            };
+            middle.sh(&format!(
+                "ip link add n{number} mtu {mtu} type veth peer name up0 mtu {mtu} netns {}; ip link set n{number} master {segment} up",
+                host.pid()
+            ));
+            // The host's own firewall drops what it forwards.
+            host.sh(&format!(
+                "echo 0 >/proc/sys/net/ipv6/conf/up0/accept_dad; ip link set up0 up; ip addr add {v4}.{number}/24 dev up0; ip -6 addr add {v6}:{number}/64 dev up0 nodad
+                 ip route add default via {v4}.254; ip -6 route add default via {v6}:fe
+                 nft 'table inet own {{ chain f {{ type filter hook forward priority 0; policy drop; }}; }}'"
+            ));
+        }
+        let store = if etcd { Store::Etcd(start_etcd(&middle, dir.path())) } else { Store::File };
+        let mut lab = Self { wire: middle, daemons: (0..3).map(|_| None).collect(), hosts, store, mode, dir };
+        for index in 0..3 {
+            lab.start(index);
+        }
+        for index in 0..3 {
+            lab.wait(index, "ready with two peers", |status| {
+                status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 2)
+            });
+        }
+        lab
+    }
+
+    /// The daemon's command on a host, with everything but a verb.
+    pub(crate) fn daemon(&self, index: usize) -> Command {
+        let mut command = self.hosts[index].command(NETLOOMD);
+        command.args(["--node", &format!("host{}", index + 1), "--mode", self.mode, "--pods", PODS]);
+        command.args(["--conf-dir", "/run/net.d", "--lease", "5", "--listen", "127.0.0.1:9470"]);
+        command.args(["--config", "/nowhere"]);
+        match self.store {
+            Store::File => {
+                command.args(["--store", "file", "--store-dir"]).arg(self.dir.path().join("store"))
+            }
+            Store::Etcd(_) => {
+                command.args(["--store", "etcd", "--etcd-endpoints", &format!("http://{ETCD}:2379")])
+            }
+        };
+        command
+    }
+
+    pub(crate) fn start(&mut self, index: usize) {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log(index)).unwrap();
+        self.daemons[index] = Some(self.daemon(index).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    }
+
+    fn log(&self, index: usize) -> PathBuf {
+        self.dir.path().join(format!("log{}", index + 1))
+    }
+
+    /// Kills a daemon, without a word.
+    pub(crate) fn kill(&mut self, index: usize) {
+        let mut daemon = self.daemons[index].take().unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    pub(crate) fn stop_etcd(&mut self) {
+        let Store::Etcd(etcd) = &mut self.store else { panic!("there is no etcd") };
+        etcd.kill().unwrap();
+        etcd.wait().unwrap();
+    }
+
+    pub(crate) fn start_etcd(&mut self) {
+        self.store = Store::Etcd(start_etcd(&self.wire, self.dir.path()));
+    }
+
+    /// The folder of the file store.
+    pub(crate) fn store_dir(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    pub(crate) fn status(&self, index: usize) -> Value {
+        let host = &self.hosts[index];
+        let output = host
+            .command("bash")
+            .args([
+                "-c",
+                "exec 3<>/dev/tcp/127.0.0.1/9470 && printf 'GET /status HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3",
+            ])
+            .stderr(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let body = text.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+        serde_json::from_str(body).unwrap_or(Value::Null)
+    }
+
+    /// Waits until a daemon says so.
+    pub(crate) fn wait(&self, index: usize, what: &str, holds: impl Fn(&Value) -> bool) -> Duration {
+        let started = Instant::now();
+        loop {
+            let status = self.status(index);
+            if holds(&status) {
+                return started.elapsed();
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "host{}: not {what}: {status:#}\n{}",
+                index + 1,
+                fs::read_to_string(self.log(index)).unwrap_or_default()
+            );
+            std::thread::yield_now();
+        }
+    }
+
+    /// Waits for something that a host shows.
+    pub(crate) fn until(&self, index: usize, line: &str) -> Duration {
+        let started = Instant::now();
+        while !self.hosts[index].succeeds(line) {
+            assert!(
+                started.elapsed() < PATIENCE,
+                "host{}: not {line}\n{}\n{}",
+                index + 1,
+                self.hosts[index].sh("ip route; ip -6 route; ip -br link; bridge fdb; ip neigh"),
+                fs::read_to_string(self.log(index)).unwrap_or_default()
+            );
+        }
+        started.elapsed()
+    }
+
+    /// Starts a pod by the CNI path; gives its addresses.
+    pub(crate) fn pod(&self, index: usize, name: &str) -> Vec<String> {
+        let host = &self.hosts[index];
+        host.container(name);
+        let bin = self.dir.path().join("bin");
+        let text = host.sh(&format!(
+            "NETCONFPATH=/run/net.d CNI_PATH={bin} CNI_CONTAINERID={name} {bin}/netloom add netloom /run/netns/{name}",
+            bin = bin.display()
+        ));
+        let result: Value = serde_json::from_str(&text).unwrap();
+        let ips = result["ips"].as_array().unwrap().iter();
+        ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect()
+    }
+
+    /// Two pods on each host: for each the host, its name, and its addresses.
+    pub(crate) fn pods(&self) -> Vec<(usize, String, Vec<String>)> {
+        let mut pods = Vec::new();
+        for index in 0..3 {
+            for letter in ["a", "b"] {
+                let name = format!("{letter}{}", index + 1);
+                let addresses = self.pod(index, &name);
+                pods.push((index, name, addresses));
+            }
+        }
+        pods
+    }
+
+    pub(crate) fn pings(&self, index: usize, pod: &str, flags: &str, to: &str) -> bool {
+        self.hosts[index].succeeds(&format!("ip netns exec {pod} ping -c 1 -W 2 {flags} {to}"))
+    }
+
+    /// All pods reach all, in both families.
+    pub(crate) fn all_reach_all(&self, pods: &[(usize, String, Vec<String>)]) {
+        for (index, name, _) in pods {
+            for (_, other, addresses) in pods.iter().filter(|(_, other, _)| other != name) {
+                for to in addresses {
+                    if !self.pings(*index, name, "", to) {
+                        let look = "ip route; ip -6 route; ip neigh; nft list ruleset";
+                        let (here, wire) =
+                            (self.hosts[*index].sh(look), self.wire.sh("ip neigh; ip -6 neigh"));
+                        panic!("{name} does not reach {other} at {to}\n{here}\n{wire}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for mut daemon in self.daemons.iter_mut().filter_map(Option::take) {
+            drop(daemon.kill());
+            drop(daemon.wait());
+        }
+        if let Store::Etcd(etcd) = &mut self.store {
+            drop(etcd.kill());
+            drop(etcd.wait());
+        }
+    }
+}
+
+fn start_etcd(host: &Host, dir: &Path) -> Child {
+    let url = |port: u16| format!("http://{ETCD}:{port}");
+    let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("etcd.log")).unwrap();
+    let mut command = host.command("etcd");
+    command.args(["--data-dir", dir.join("etcd").to_str().unwrap(), "--listen-client-urls", &url(2379)]);
+    command.args(["--advertise-client-urls", &url(2379), "--listen-peer-urls", &url(2380)]);
+    command.args([
+        "--initial-advertise-peer-urls",
+        &url(2380),
+        "--initial-cluster",
+        &format!("default={}", url(2380)),
+    ]);
+    let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    let started = Instant::now();
+    while !host.succeeds(&format!("ETCDCTL_API=3 etcdctl --endpoints {} endpoint health", url(2379))) {
+        assert!(started.elapsed() < PATIENCE, "{}", fs::read_to_string(dir.join("etcd.log")).unwrap());
+    }
+    child
+}
+
+/// Writes a file whole.
+pub(crate) fn write(path: &Path, text: &str) {
+    let fresh = path.with_file_name(".by-a-test");
+    fs::File::create(&fresh).unwrap().write_all(text.as_bytes()).unwrap();
+    fs::rename(fresh, path).unwrap();
+}

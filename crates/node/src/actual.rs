@@ -1,0 +1,138 @@
+//! What the kernel holds of ours, and how this host is connected.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use kernel::{
+    Socket, addr,
+    link::{self, Link, Mac},
+    neigh::{self, Forward},
+    route,
+};
+
+use crate::{
+    config::Config,
+    desired::{DEVICE4, DEVICE6, Uplink, Uplinks},
+};
+
+/// The number by which routes of ours are known (`RTPROT_*`): nobody else's in `linux/rtnetlink.h`.
+pub const PROTOCOL: u8 = 95;
+
+/// A tunnel's device as the kernel has it.
+#[derive(Debug, Clone)]
+pub struct Tunnel {
+    /// The device.
+    pub link: Link,
+    /// Its addresses.
+    pub addresses: BTreeSet<IpNet>,
+    /// Which hardware address each next hop has.
+    pub neighbours: BTreeMap<IpAddr, Mac>,
+    /// Behind which host each hardware address is.
+    pub forwards: BTreeSet<Forward>,
+}
+
+/// Everything that is ours.
+#[derive(Debug, Clone, Default)]
+pub struct Actual {
+    /// The tunnels' devices, by whether outer packets are IPv4.
+    pub tunnels: BTreeMap<bool, Tunnel>,
+    /// Routes.
+    pub routes: Vec<route::Route>,
+}
+
+/// Reads everything that is ours.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn read(socket: &Socket) -> kernel::Result<Actual> {
+    let mut actual = Actual::default();
+    for (v4, name) in [(true, DEVICE4), (false, DEVICE6)] {
+        let Some(link) = link::find(socket, name)? else { continue };
+        let any6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let neighbours = neigh::list(socket, &link, any6)?.into_iter().filter(|it| it.permanent);
+        let addresses = addr::list(socket, &link)?.into_iter().map(|address| address.net);
+        let is_own = |net: &IpNet| !matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+        let tunnel = Tunnel {
+            addresses: addresses.filter(is_own).collect(),
+            neighbours: neighbours.filter_map(|it| Some((it.ip, it.mac?))).collect(),
+            forwards: neigh::forwards(socket, &link)?.into_iter().collect(),
+            link,
+        };
+        actual.tunnels.insert(v4, tunnel);
+    }
+    for like in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        let ours = route::list(socket, like)?.into_iter().filter(|route| route.protocol == PROTOCOL);
+        actual.routes.extend(ours);
+    }
+    Ok(actual)
+}
+
+/// Finds how this host is connected: by its configured addresses, or by its default routes.
+///
+/// # Errors
+/// When the kernel refuses, or no link has a configured address.
+pub fn uplinks(socket: &Socket, config: &Config) -> kernel::Result<Uplinks> {
+    let links = link::list(socket)?;
+    let mut uplinks = Uplinks::default();
+    for v4 in [true, false] {
+        let given = config.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4);
+        // Where some are configured, a family without one has none.
+        if given.is_none() && !config.addresses.is_empty() {
+            continue;
+        }
+        let found = match given {
+            Some(ip) => by_address(socket, &links, ip)?,
+            None => by_default_route(socket, &links, v4)?,
+        };
+        let Some((link, address)) = found else { continue };
+        let on_link = addr::list(socket, link)?.into_iter().map(|address| address.net.trunc());
+        let on_link = on_link.filter(|net| net.addr().is_ipv4() == v4).collect();
+        let uplink = Some(Uplink { link: link.index, mtu: link.mtu, address, on_link });
+        if v4 {
+            uplinks.v4 = uplink;
+        } else {
+            uplinks.v6 = uplink;
+        }
+    }
+    Ok(uplinks)
+}
+
+fn by_address<'a>(
+    socket: &Socket,
+    links: &'a [Link],
+    ip: IpAddr,
+) -> kernel::Result<Option<(&'a Link, IpAddr)>> {
+    for link in links {
+        if addr::list(socket, link)?.iter().any(|address| address.net.addr() == ip) {
+            return Ok(Some((link, ip)));
+        }
+    }
+    Ok(None)
+}
+
+fn by_default_route<'a>(
+    socket: &Socket,
+    links: &'a [Link],
+    v4: bool,
+) -> kernel::Result<Option<(&'a Link, IpAddr)>> {
+    // Addresses of the documentation's prefixes (RFC 5737, RFC 3849), to which no route but a default one leads.
+    let anywhere: IpAddr = if v4 {
+        Ipv4Addr::new(203, 0, 113, 1).into()
+    } else {
+        Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1).into()
+    };
+    let Some(way) = route::way_to(socket, anywhere)? else { return Ok(None) };
+    let Some(link) = links.iter().find(|link| link.index == way.link) else { return Ok(None) };
+    if let Some(source) = way.source {
+        return Ok(Some((link, source)));
+    }
+    let addresses = addr::list(socket, link)?;
+    let global = addresses
+        .iter()
+        .map(|address| address.net.addr())
+        .find(|ip| ip.is_ipv4() == v4 && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
+    Ok(global.map(|ip| (link, ip)))
+}

@@ -1,0 +1,246 @@
+//! Making the difference between what there should be and what there is, and nothing else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use kernel::{
+    Socket, addr,
+    addr::Detection,
+    link::{self, Change, Driver, Link, New},
+    neigh::{self, Forward},
+    route,
+    sysctl::{self, Setting},
+};
+
+use crate::{
+    actual::{Actual, PROTOCOL, Tunnel},
+    desired::{By, Desired, Device, Route},
+    record::hop_of,
+};
+
+/// What was done.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// How many objects were put there, changed or taken away.
+    pub changes: usize,
+    /// What the kernel refused.
+    pub refused: Vec<String>,
+}
+
+impl Done {
+    fn note<T>(&mut self, outcome: kernel::Result<T>) -> Option<T> {
+        match outcome {
+            Ok(done) => Some(done),
+            Err(error) => {
+                self.refused.push(error.to_string());
+                None
+            }
+        }
+    }
+
+    fn note_all(&mut self, count: usize, refused: Vec<kernel::Error>) {
+        self.changes += count.saturating_sub(refused.len());
+        self.refused.extend(refused.iter().map(ToString::to_string));
+    }
+}
+
+/// Marks the tunnels' devices as ours.
+const ALIAS: &str = "netloomd";
+
+/// Makes the kernel hold what it should of devices, neighbours and routes.
+pub fn apply(socket: &Socket, desired: &Desired, actual: &Actual) -> Done {
+    let mut done = Done::default();
+    let mut devices: BTreeMap<bool, u32> = BTreeMap::new();
+    for device in &desired.devices {
+        let there = actual.tunnels.get(&device.v4);
+        if let Some((link, entries_of)) = ensure_device(socket, device, there, &mut done) {
+            devices.insert(device.v4, link.index);
+            change_entries(socket, desired, device.v4, link.index, entries_of, &mut done);
+        }
+    }
+    change_routes(socket, desired, actual, &devices, &mut done);
+    // Last: no route leads there any more.
+    for (v4, tunnel) in &actual.tunnels {
+        if !devices.contains_key(v4) && desired.devices.iter().all(|device| device.v4 != *v4) {
+            done.note(link::remove(socket, &tunnel.link));
+            done.changes += 1;
+        }
+    }
+    done
+}
+
+/// Gives the device, and what is known of its entries: nothing when it was made just now.
+fn ensure_device<'a>(
+    socket: &Socket,
+    device: &Device,
+    there: Option<&'a Tunnel>,
+    done: &mut Done,
+) -> Option<(Link, Option<&'a Tunnel>)> {
+    let driver = Driver::Vxlan { vni: device.vni, port: device.port, local: device.local };
+    let mut known = there;
+    if let Some(tunnel) = there.filter(|tunnel| tunnel.link.driver != Some(driver)) {
+        // What a VXLAN is cannot be changed: it is made anew, with all its entries.
+        done.note(link::remove(socket, &tunnel.link))?;
+        known = None;
+    }
+    if known.is_none() {
+        let new = New { mtu: Some(device.mtu), mac: Some(device.mac), ..New::of(device.name, driver) };
+        done.note(link::create(socket, &new))?;
+        done.changes += 1;
+        // Packets of pods come by it whose way back may be another; nobody is on it who could have its addresses.
+        for (setting, value) in [
+            (Setting::Ipv4(device.name, "rp_filter"), "2"),
+            (Setting::Ipv6(device.name, "disable_ipv6"), "0"),
+            (Setting::Ipv6(device.name, "accept_dad"), "0"),
+            (Setting::Ipv6(device.name, "accept_ra"), "0"),
+        ] {
+            done.note(sysctl::set(setting, value));
+        }
+    }
+    let link = match known {
+        Some(tunnel) => tunnel.link.clone(),
+        None => done.note(link::require(socket, device.name))?,
+    };
+    let change = Change {
+        up: Some(true).filter(|_| !link.up),
+        mtu: Some(device.mtu).filter(|mtu| link.mtu != *mtu),
+        mac: Some(device.mac).filter(|mac| link.mac != Some(*mac)),
+        alias: Some(ALIAS).filter(|alias| link.alias.as_deref() != Some(*alias)),
+        ..Change::default()
+    };
+    if change.up.is_some() || change.mtu.is_some() || change.mac.is_some() || change.alias.is_some() {
+        done.note(link::change(socket, &link, &change))?;
+        done.changes += 1;
+    }
+    let there = known.map(|tunnel| tunnel.addresses.clone()).unwrap_or_default();
+    let wanted: BTreeSet<_> = device.addresses.iter().copied().collect();
+    for net in wanted.difference(&there) {
+        if done.note(addr::add(socket, &link, *net, Detection::Skip)).is_some() {
+            done.changes += 1;
+        }
+    }
+    for net in there.difference(&wanted) {
+        if done.note(addr::remove(socket, &link, *net)).is_some() {
+            done.changes += 1;
+        }
+    }
+    // What went down lost its IPv6 neighbours' settings, not its entries.
+    Some((link, known))
+}
+
+fn change_entries(
+    socket: &Socket,
+    desired: &Desired,
+    v4: bool,
+    link: u32,
+    known: Option<&Tunnel>,
+    done: &mut Done,
+) {
+    let wanted = desired.heard.iter().filter(|(outer, _, _)| *outer == v4);
+    let wanted: Vec<_> = wanted.map(|(_, mac, to)| (*mac, *to)).collect();
+    let hops: BTreeMap<IpAddr, _> =
+        wanted.iter().map(|(mac, _)| (IpAddr::from(hop_of(*mac)), *mac)).collect();
+    let forwards: BTreeSet<Forward> =
+        wanted.iter().map(|(mac, to)| Forward { link, mac: *mac, to: *to }).collect();
+    let (no_hops, no_forwards) = (BTreeMap::new(), BTreeSet::new());
+    let there = known.map_or(&no_hops, |tunnel| &tunnel.neighbours);
+    let forwarded = known.map_or(&no_forwards, |tunnel| &tunnel.forwards);
+    let mut fates = Vec::new();
+    // An entry of the same hardware address at another host goes first: there is one way at a time.
+    fates.extend(forwarded.difference(&forwards).map(|forward| neigh::Fate::NoForward(*forward)));
+    fates.extend(forwards.difference(forwarded).map(|forward| neigh::Fate::Forward(*forward)));
+    let new = hops.iter().filter(|(ip, mac)| there.get(ip) != Some(mac));
+    fates.extend(new.map(|(ip, mac)| neigh::Fate::Neighbour(link, *ip, *mac)));
+    let gone = there.keys().filter(|ip| !hops.contains_key(ip));
+    fates.extend(gone.map(|ip| neigh::Fate::NoNeighbour(link, *ip)));
+    let refused = neigh::change_all(socket, &fates);
+    done.note_all(fates.len(), refused);
+}
+
+fn change_routes(
+    socket: &Socket,
+    desired: &Desired,
+    actual: &Actual,
+    devices: &BTreeMap<bool, u32>,
+    done: &mut Done,
+) {
+    let wanted: Vec<route::Route> =
+        desired.routes.values().filter_map(|route| as_kernel_has_it(route, devices)).collect();
+    let key = |route: &route::Route| (route.dst, route.priority);
+    let wanted_keys: BTreeSet<_> = wanted.iter().map(key).collect();
+    let there: BTreeMap<_, &route::Route> = actual.routes.iter().map(|route| (key(route), route)).collect();
+    let new = wanted.iter().filter(|route| there.get(&key(route)).is_none_or(|other| !same(other, route)));
+    let mut fates: Vec<route::Fate> = new.map(|route| route::Fate::Put(*route)).collect();
+    let gone = actual.routes.iter().filter(|route| !wanted_keys.contains(&key(route)));
+    fates.extend(gone.map(|route| route::Fate::Remove(*route)));
+    let refused = route::change_all(socket, &fates);
+    done.note_all(fates.len(), refused);
+}
+
+/// The kernel fills in a scope, and a source that follows by itself.
+fn same(there: &route::Route, wanted: &route::Route) -> bool {
+    there.link == wanted.link
+        && there.gateway == wanted.gateway
+        && there.blackhole == wanted.blackhole
+        && (wanted.source.is_none() || there.source == wanted.source)
+}
+
+fn as_kernel_has_it(route: &Route, devices: &BTreeMap<bool, u32>) -> Option<route::Route> {
+    const MAIN: u32 = 254;
+    /// Where none is given, IPv6's routes have this metric.
+    const USUAL6: u32 = 1024;
+    let (link, blackhole) = match route.by {
+        By::Link(link) => (link, false),
+        By::Tunnel { v4 } => (*devices.get(&v4)?, false),
+        By::Nothing if route.dst.addr().is_ipv6() => (LOOPBACK, true),
+        By::Nothing => (0, true),
+    };
+    let usual = if route.dst.addr().is_ipv6() { USUAL6 } else { 0 };
+    Some(route::Route {
+        priority: if route.priority == 0 { usual } else { route.priority },
+        source: route.source,
+        table: MAIN,
+        protocol: PROTOCOL,
+        blackhole,
+        ..route::Route::new(route.dst, route.gateway, link)
+    })
+}
+
+/// The kernel says of IPv6's blackhole routes that they lead to `lo`.
+const LOOPBACK: u32 = 1;
+
+/// Has the host forward, without losing the default route that it may have from a router's advertisements.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn forward(desired: &Desired, uplink: Option<&str>) -> kernel::Result<()> {
+    let families: BTreeSet<bool> = desired.ruleset.pods.iter().map(|net| net.addr().is_ipv4()).collect();
+    if families.contains(&true) {
+        sysctl::ensure(Setting::Ipv4Forward, "1")?;
+    }
+    if families.contains(&false) {
+        if let Some(uplink) = uplink
+            && sysctl::read(Setting::Ipv6(uplink, "accept_ra"))?.as_deref() == Some("1")
+        {
+            sysctl::ensure(Setting::Ipv6(uplink, "accept_ra"), "2")?;
+        }
+        sysctl::ensure(Setting::Ipv6Forward, "1")?;
+    }
+    Ok(())
+}
+
+/// Takes everything of ours away.
+pub fn remove(socket: &Socket, actual: &Actual) -> Done {
+    let mut done = Done::default();
+    let fates: Vec<route::Fate> = actual.routes.iter().map(|route| route::Fate::Remove(*route)).collect();
+    let refused = route::change_all(socket, &fates);
+    done.note_all(fates.len(), refused);
+    for tunnel in actual.tunnels.values() {
+        if done.note(link::remove(socket, &tunnel.link)).is_some() {
+            done.changes += 1;
+        }
+    }
+    done
+}

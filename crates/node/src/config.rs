@@ -1,0 +1,402 @@
+//! The daemon's configuration: as written in a TOML file, in the environment and as flags, and as meant.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::record::is_name;
+
+/// By which way other nodes' pods are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// By tunnels: hosts need only reach each other.
+    Overlay,
+    /// By plain routes: all hosts are on one segment.
+    Routing,
+    /// By a plain route to whoever is on the same segment, and a tunnel to others.
+    Auto,
+}
+
+impl Mode {
+    /// Gives the name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Overlay => "overlay",
+            Self::Routing => "routing",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// Where nodes learn of each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// A folder that all nodes share, or that is distributed to them.
+    File,
+    /// etcd v3.
+    Etcd,
+}
+
+/// The configuration as written: every value may be left out. A flag counts before the environment, and that before the file.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Written {
+    /// This node's name in the cluster; without it the host's name
+    #[arg(long, env = "NETLOOMD_NODE", value_name = "NAME", global = true)]
+    pub node: Option<String>,
+    /// By which way other nodes' pods are reached [default: auto]
+    #[arg(long, env = "NETLOOMD_MODE", global = true)]
+    pub mode: Option<Mode>,
+    /// Prefixes of all pods of the cluster, at most one of each family [default: 10.244.0.0/16]
+    #[arg(long, env = "NETLOOMD_PODS", value_name = "PREFIX", value_delimiter = ',', global = true)]
+    pub pods: Option<Vec<IpNet>>,
+    /// Prefix length of an IPv4 block of pods' addresses [default: 24]
+    #[arg(long, env = "NETLOOMD_BLOCK4", value_name = "LENGTH", global = true)]
+    pub block4: Option<u8>,
+    /// Prefix length of an IPv6 block [default: 64]
+    #[arg(long, env = "NETLOOMD_BLOCK6", value_name = "LENGTH", global = true)]
+    pub block6: Option<u8>,
+    /// This node's addresses, at most one of each family; without it those by which its default routes leave
+    #[arg(long, env = "NETLOOMD_ADDRESSES", value_name = "IP", value_delimiter = ',', global = true)]
+    pub addresses: Option<Vec<IpAddr>>,
+    /// What pods send out of the cluster leaves with the node's address [default: true]
+    #[arg(long, env = "NETLOOMD_MASQUERADE", value_name = "BOOL", global = true)]
+    pub masquerade: Option<bool>,
+    /// Prefixes outside the cluster that pods reach with their own address
+    #[arg(long, env = "NETLOOMD_UNMASQUERADED", value_name = "PREFIX", value_delimiter = ',', global = true)]
+    pub unmasqueraded: Option<Vec<IpNet>>,
+    /// VXLAN network identifier [default: 4242]
+    #[arg(long, env = "NETLOOMD_VNI", global = true)]
+    pub vni: Option<u32>,
+    /// UDP port of tunnelled packets [default: 4789]
+    #[arg(long, env = "NETLOOMD_PORT", global = true)]
+    pub port: Option<u16>,
+    /// UDP port at which daemons ask each other whether they are there [default: 9471]
+    #[arg(long, env = "NETLOOMD_PROBE_PORT", value_name = "PORT", global = true)]
+    pub probe_port: Option<u16>,
+    /// MTU of pods' links in bytes; without it what is left of the uplink's
+    #[arg(long, env = "NETLOOMD_MTU", value_name = "BYTES", global = true)]
+    pub mtu: Option<u32>,
+    /// Where nodes learn of each other [default: file]
+    #[arg(long, env = "NETLOOMD_STORE", global = true)]
+    pub store: Option<StoreKind>,
+    /// Folder of the file store [default: /var/lib/netloom/cluster]
+    #[arg(long, env = "NETLOOMD_STORE_DIR", value_name = "DIR", global = true)]
+    pub store_dir: Option<PathBuf>,
+    /// Endpoints of etcd [default: http://127.0.0.1:2379]
+    #[arg(long, env = "NETLOOMD_ETCD_ENDPOINTS", value_name = "URL", value_delimiter = ',', global = true)]
+    pub etcd_endpoints: Option<Vec<String>>,
+    /// Prefix of the cluster's keys in etcd [default: /netloom]
+    #[arg(long, env = "NETLOOMD_ETCD_PREFIX", value_name = "KEY", global = true)]
+    pub etcd_prefix: Option<String>,
+    /// File with etcd's certificate authority
+    #[arg(long, env = "NETLOOMD_ETCD_CA", value_name = "FILE", global = true)]
+    pub etcd_ca: Option<PathBuf>,
+    /// File with this node's certificate for etcd
+    #[arg(long, env = "NETLOOMD_ETCD_CERT", value_name = "FILE", global = true)]
+    pub etcd_cert: Option<PathBuf>,
+    /// File with its key
+    #[arg(long, env = "NETLOOMD_ETCD_KEY", value_name = "FILE", global = true)]
+    pub etcd_key: Option<PathBuf>,
+    /// User of etcd
+    #[arg(long, env = "NETLOOMD_ETCD_USER", value_name = "NAME", global = true)]
+    pub etcd_user: Option<String>,
+    /// File with the user's password
+    #[arg(long, env = "NETLOOMD_ETCD_PASSWORD_FILE", value_name = "FILE", global = true)]
+    pub etcd_password_file: Option<PathBuf>,
+    /// How long a node that is not heard of stays, in seconds [default: 60]
+    #[arg(long, env = "NETLOOMD_LEASE", value_name = "SECONDS", global = true)]
+    pub lease: Option<u32>,
+    /// The network's name, for the container runtime [default: netloom]
+    #[arg(long, env = "NETLOOMD_NETWORK", value_name = "NAME", global = true)]
+    pub network: Option<String>,
+    /// Folder of the container runtime's network files [default: /etc/cni/net.d]
+    #[arg(long, env = "NETLOOMD_CONF_DIR", value_name = "DIR", global = true)]
+    pub conf_dir: Option<PathBuf>,
+    /// Folder of host-local's reservations [default: /var/lib/cni/networks]
+    #[arg(long, env = "NETLOOMD_DATA_DIR", value_name = "DIR", global = true)]
+    pub data_dir: Option<PathBuf>,
+    /// Folder in which the daemon remembers the cluster [default: /var/lib/netloom/node]
+    #[arg(long, env = "NETLOOMD_STATE_DIR", value_name = "DIR", global = true)]
+    pub state_dir: Option<PathBuf>,
+    /// Socket at which `netloom cluster` asks [default: /run/netloom/netloomd.sock]
+    #[arg(long, env = "NETLOOMD_SOCKET", value_name = "PATH", global = true)]
+    pub socket: Option<PathBuf>,
+    /// Address and port of metrics, health and the web page; without it there are none
+    #[arg(long, env = "NETLOOMD_LISTEN", value_name = "ADDRESS:PORT", global = true)]
+    pub listen: Option<std::net::SocketAddr>,
+}
+
+/// The configuration as meant.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node's name.
+    pub node: String,
+    /// By which way other nodes' pods are reached.
+    pub mode: Mode,
+    /// Prefixes of all pods.
+    pub pods: Vec<IpNet>,
+    /// Prefix lengths of blocks, IPv4 and IPv6.
+    pub block: (u8, u8),
+    /// This node's addresses; empty for those by which default routes leave.
+    pub addresses: Vec<IpAddr>,
+    /// What pods send out of the cluster leaves with the node's address.
+    pub masquerade: bool,
+    /// Where pods keep their own.
+    pub unmasqueraded: Vec<IpNet>,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port of tunnelled packets.
+    pub port: u16,
+    /// UDP port of probes.
+    pub probe_port: u16,
+    /// MTU of pods' links; none for what is left of the uplink's.
+    pub mtu: Option<u32>,
+    /// Where nodes learn of each other.
+    pub store: Store,
+    /// How long a node that is not heard of stays, in seconds.
+    pub lease: u32,
+    /// The network's name.
+    pub network: String,
+    /// Folder of the runtime's network files.
+    pub conf_dir: PathBuf,
+    /// Folder of host-local's reservations.
+    pub data_dir: PathBuf,
+    /// Folder of the daemon's memory.
+    pub state_dir: PathBuf,
+    /// Socket for `netloom cluster`.
+    pub socket: PathBuf,
+    /// Where metrics, health and the page are.
+    pub listen: Option<std::net::SocketAddr>,
+}
+
+/// Where nodes learn of each other, as meant.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// This folder.
+    File(PathBuf),
+    /// etcd.
+    Etcd(Etcd),
+}
+
+impl Store {
+    /// Gives the kind's name.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::Etcd(_) => "etcd",
+        }
+    }
+}
+
+/// How etcd is reached.
+#[derive(Debug, Clone, Default)]
+pub struct Etcd {
+    /// Its endpoints.
+    pub endpoints: Vec<String>,
+    /// The prefix of the cluster's keys, without a slash at its end.
+    pub prefix: String,
+    /// Certificate authority, certificate and key, in PEM.
+    pub ca: Option<Vec<u8>>,
+    /// Certificate and key, in PEM.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// User and password.
+    pub user: Option<(String, String)>,
+}
+
+/// Says which value is wrong, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{key}`: {why}")]
+pub struct Wrong {
+    /// The value, by its name in the file.
+    pub key: &'static str,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+fn wrong(key: &'static str, why: impl Into<String>) -> Wrong {
+    Wrong { key, why: why.into() }
+}
+
+macro_rules! first {
+    ($first:ident, $second:ident, $($field:ident),*) => {
+        Written { $($field: $first.$field.or($second.$field)),* }
+    };
+}
+
+impl Written {
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// With the place in the file.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// Takes what is left out here from another.
+    pub fn or(self, other: Self) -> Self {
+        first!(
+            self,
+            other,
+            node,
+            mode,
+            pods,
+            block4,
+            block6,
+            addresses,
+            masquerade,
+            unmasqueraded,
+            vni,
+            port,
+            probe_port,
+            mtu,
+            store,
+            store_dir,
+            etcd_endpoints,
+            etcd_prefix,
+            etcd_ca,
+            etcd_cert,
+            etcd_key,
+            etcd_user,
+            etcd_password_file,
+            lease,
+            network,
+            conf_dir,
+            data_dir,
+            state_dir,
+            socket,
+            listen
+        )
+    }
+
+    /// Works out what is meant.
+    ///
+    /// # Errors
+    /// With the first value that is wrong.
+    pub fn meant(self) -> Result<Config, Wrong> {
+        let node = match self.node {
+            Some(node) => node,
+            None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        };
+        if !is_name(&node) {
+            return Err(wrong(
+                "node",
+                format!("{node:?} is no name of a node: letters, digits, '-' and '.'"),
+            ));
+        }
+        let pods = self.pods.unwrap_or_else(|| vec![default_pods()]);
+        let block = (self.block4.unwrap_or(24), self.block6.unwrap_or(64));
+        check_pods(&pods, block)?;
+        let addresses = self.addresses.unwrap_or_default();
+        for v4 in [true, false] {
+            if addresses.iter().filter(|ip| ip.is_ipv4() == v4).count() > 1 {
+                return Err(wrong(
+                    "addresses",
+                    "at most one of each family: tunnels and routes lead to that one",
+                ));
+            }
+        }
+        let vni = self.vni.unwrap_or(4242);
+        if vni == 0 || vni >= 1 << 24 {
+            return Err(wrong("vni", format!("{vni} must be between 1 and 16777215")));
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| !(1280..=65_535).contains(mtu)) {
+            return Err(wrong("mtu", format!("{mtu} must be between 1280 (which IPv6 needs) and 65535")));
+        }
+        let lease = self.lease.unwrap_or(60);
+        if !(5..=86_400).contains(&lease) {
+            return Err(wrong("lease", format!("{lease} must be between 5 and 86400 seconds")));
+        }
+        let path = |given: Option<PathBuf>, default: &str| given.unwrap_or_else(|| default.into());
+        let network = self.network.unwrap_or_else(|| "netloom".into());
+        if !is_name(&network) {
+            return Err(wrong("network", format!("{network:?} is no name of a network")));
+        }
+        let store = match self.store.unwrap_or(StoreKind::File) {
+            StoreKind::File => Store::File(path(self.store_dir, "/var/lib/netloom/cluster")),
+            StoreKind::Etcd => {
+                let read = |key: &'static str, path: Option<PathBuf>| match path {
+                    None => Ok(None),
+                    Some(path) => std::fs::read(&path)
+                        .map(Some)
+                        .map_err(|error| wrong(key, format!("cannot read {}: {error}", path.display()))),
+                };
+                let identity = match (read("etcd-cert", self.etcd_cert)?, read("etcd-key", self.etcd_key)?) {
+                    (Some(cert), Some(key)) => Some((cert, key)),
+                    (None, None) => None,
+                    _ => return Err(wrong("etcd-cert", "a certificate and its key go together")),
+                };
+                let password = read("etcd-password-file", self.etcd_password_file)?;
+                let user = match (self.etcd_user, password) {
+                    (Some(user), Some(password)) => {
+                        Some((user, String::from_utf8_lossy(&password).trim_end().to_owned()))
+                    }
+                    (None, None) => None,
+                    _ => return Err(wrong("etcd-user", "a user and a file with the password go together")),
+                };
+                let endpoints = self.etcd_endpoints.unwrap_or_else(|| vec!["http://127.0.0.1:2379".into()]);
+                if endpoints.is_empty() {
+                    return Err(wrong("etcd-endpoints", "there is none"));
+                }
+                let prefix = self.etcd_prefix.unwrap_or_else(|| "/netloom".into());
+                let prefix = prefix.trim_end_matches('/').to_owned();
+                Store::Etcd(Etcd { endpoints, prefix, ca: read("etcd-ca", self.etcd_ca)?, identity, user })
+            }
+        };
+        Ok(Config {
+            node,
+            mode: self.mode.unwrap_or(Mode::Auto),
+            pods,
+            block,
+            addresses,
+            masquerade: self.masquerade.unwrap_or(true),
+            unmasqueraded: self.unmasqueraded.unwrap_or_default(),
+            vni,
+            port: self.port.unwrap_or(4789),
+            probe_port: self.probe_port.unwrap_or(9471),
+            mtu: self.mtu,
+            store,
+            lease,
+            network,
+            conf_dir: path(self.conf_dir, "/etc/cni/net.d"),
+            data_dir: path(self.data_dir, "/var/lib/cni/networks"),
+            state_dir: path(self.state_dir, "/var/lib/netloom/node"),
+            socket: path(self.socket, "/run/netloom/netloomd.sock"),
+            listen: self.listen,
+        })
+    }
+}
+
+fn default_pods() -> IpNet {
+    IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16))
+}
+
+fn check_pods(pods: &[IpNet], block: (u8, u8)) -> Result<(), Wrong> {
+    if pods.is_empty() {
+        return Err(wrong("pods", "there is no prefix"));
+    }
+    for net in pods {
+        let v4 = net.addr().is_ipv4();
+        if net.addr() != net.network() {
+            return Err(wrong("pods", format!("{net} has bits behind its prefix: write {}", net.trunc())));
+        }
+        if pods.iter().filter(|other| other.addr().is_ipv4() == v4).count() > 1 {
+            return Err(wrong("pods", "at most one of each family"));
+        }
+        let (key, length, most) = if v4 { ("block4", block.0, 30) } else { ("block6", block.1, 120) };
+        if length < net.prefix_len() || length > most {
+            return Err(wrong(
+                key,
+                format!("{length} must be between {} (that of {net}) and {most}", net.prefix_len()),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The configuration with nothing in it but comments: every value, and what it is when it is left out.
+pub const DEFAULT: &str = include_str!("default.toml");

@@ -1,0 +1,119 @@
+//! What a node says of itself to the others: the one object that a store keeps for it.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
+use kernel::link::Mac;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Describes a node. Some 300 bytes of JSON, written when something of it changes and at no other time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Its name, of which there is one in a cluster.
+    pub name: String,
+    /// Its addresses on the network of the hosts, at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// The blocks of pods' addresses that are its own.
+    pub blocks: Vec<IpNet>,
+    /// Hears tunnelled packets with this network identifier and at this UDP port; none where it makes no tunnel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<Tunnel>,
+    /// Tells two daemons of one name apart: made at a daemon's first start on a host, and kept there.
+    #[serde(default)]
+    pub incarnation: String,
+}
+
+/// Says how a node hears tunnelled packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+}
+
+/// Says why a record is not used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// The text is no record.
+    #[error("it is no record of a node: {0}")]
+    Text(String),
+    /// It stands under another name than its own.
+    #[error("it calls itself {0:?}")]
+    Name(String),
+    /// A name that is none.
+    #[error("{0:?} is no name: 1 to 253 letters, digits, '-' and '.', with a letter or digit first")]
+    NotAName(String),
+    /// A block outside the cluster.
+    #[error("block {0} is outside the pods' prefixes")]
+    Outside(IpNet),
+    /// An address that no host has.
+    #[error("{0} is no address of a host")]
+    Address(IpAddr),
+}
+
+impl Record {
+    /// Reads a record that stands under a name, and checks it: what somebody wrote by mistake is refused whole.
+    ///
+    /// # Errors
+    /// When it is no record, another node's, or has addresses outside the pods' prefixes.
+    pub fn parse(name: &str, text: &[u8], pods: &[IpNet]) -> Result<Self, Invalid> {
+        let mut record: Self =
+            serde_json::from_slice(text).map_err(|error| Invalid::Text(error.to_string()))?;
+        if !is_name(name) {
+            return Err(Invalid::NotAName(name.to_owned()));
+        }
+        if record.name != name {
+            return Err(Invalid::Name(record.name));
+        }
+        for block in &mut record.blocks {
+            *block = block.trunc();
+            if !pods.iter().any(|net| net.contains(&*block)) {
+                return Err(Invalid::Outside(*block));
+            }
+        }
+        for ip in &record.addresses {
+            let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+            if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || link_local {
+                return Err(Invalid::Address(*ip));
+            }
+        }
+        record.blocks.sort();
+        record.blocks.dedup();
+        Ok(record)
+    }
+
+    /// Gives the address of a family.
+    pub fn address(&self, v4: bool) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4)
+    }
+
+    /// Gives the hardware address of the node's tunnel, which follows from its name: it is the same after a reboot, and
+    /// nobody need be told of it.
+    pub fn mac(&self) -> Mac {
+        mac_of(&self.name)
+    }
+}
+
+/// Tells whether a text can be a node's name (RFC 1123, section 2.1, as Kubernetes has it).
+pub fn is_name(text: &str) -> bool {
+    (1..=253).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.')
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && !text.contains("..")
+}
+
+/// Gives the hardware address of the tunnel of the node with this name: locally administered, of one host.
+pub fn mac_of(name: &str) -> Mac {
+    let digest = Sha256::digest(name);
+    Mac([2, digest[0], digest[1], digest[2], digest[3], digest[4]])
+}
+
+/// Gives the next hop by which a tunnel leads to the node with this hardware address: its link-local address
+/// (RFC 4291, appendix A), for IPv4 too (RFC 5549).
+pub fn hop_of(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.0;
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}

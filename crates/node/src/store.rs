@@ -1,0 +1,97 @@
+//! Where nodes learn of each other: one trait, and what implements it.
+//!
+//! A store is asked by the daemon for changes of its own record and blocks, and tells of everybody's by a channel: first
+//! of all of them at once, then of what changes. While it cannot be reached nothing changes anywhere.
+
+mod etcd;
+mod file;
+
+use std::{collections::BTreeMap, sync::mpsc::Sender};
+
+use ipnet::IpNet;
+
+use crate::{
+    config::{self, Config},
+    daemon::Event,
+    record::Record,
+};
+
+/// What a store tells.
+#[derive(Debug)]
+pub enum Update {
+    /// Everything there is, by name and as text; what is not among it is gone.
+    All(Contents),
+    /// A node's record is this now; none when it is gone.
+    Node(String, Option<Vec<u8>>),
+    /// A block is this node's now; none when it is nobody's.
+    Block(IpNet, Option<String>),
+    /// It cannot be reached, for this reason. What was known stays.
+    Lost(String),
+}
+
+/// Everything that a store holds of a cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Records as they are written, by name.
+    pub nodes: BTreeMap<String, Vec<u8>>,
+    /// Who has which block.
+    pub blocks: BTreeMap<IpNet, String>,
+}
+
+/// Says what a store could not do.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing}: {why}")]
+pub struct StoreError {
+    /// What was being done.
+    pub doing: String,
+    /// What the store, or the way to it, said.
+    pub why: String,
+}
+
+/// A connection to a store. Calls may block until the store has answered, or for some seconds.
+pub trait Store: Send {
+    /// Makes a node's record this one.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or refuses.
+    fn publish(&mut self, node: &Record) -> Result<(), StoreError>;
+
+    /// Takes a block for a node, if it is nobody's; tells whether it is the node's now.
+    ///
+    /// # Errors
+    /// When the store cannot be reached: then nobody knows.
+    fn claim(&mut self, block: IpNet, node: &str) -> Result<bool, StoreError>;
+
+    /// Gives a block back. Somebody else's, or nobody's, stays as it is.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    fn release(&mut self, block: IpNet, node: &str) -> Result<(), StoreError>;
+
+    /// Takes a node's record away.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    fn withdraw(&mut self, node: &str) -> Result<(), StoreError>;
+}
+
+/// Opens the store of a configuration. It tells of what it holds by `updates`, as soon as it can be reached.
+///
+/// # Errors
+/// When there is no way to it at all, as with a folder that cannot be made.
+pub fn open(config: &Config, updates: Sender<Event>) -> Result<Box<dyn Store>, StoreError> {
+    match &config.store {
+        config::Store::File(dir) => Ok(Box::new(file::Folder::open(dir, updates)?)),
+        config::Store::Etcd(etcd) => Ok(Box::new(etcd::Etcd::open(etcd, config.lease, updates)?)),
+    }
+}
+
+/// Writes a block as part of a file's name or a key: `10.244.1.0-24`.
+fn block_name(block: IpNet) -> String {
+    format!("{}-{}", block.network(), block.prefix_len())
+}
+
+fn parse_block(name: &str) -> Option<IpNet> {
+    let (ip, length) = name.rsplit_once('-')?;
+    IpNet::new(ip.parse().ok()?, length.parse().ok()?).ok().filter(|net| net.addr() == net.network())
+}

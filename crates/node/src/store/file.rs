@@ -1,0 +1,160 @@
+//! A folder as a store: `nodes/NAME.json` is a node's record, `blocks/ADDRESS-LENGTH` has the name of who owns it.
+//!
+//! For a lab, for hosts that share a folder, and for configuration management that distributes one. A file appears whole
+//! or not at all; a block is claimed by being the one who makes its file (link(2), which is that also over NFS).
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::mpsc::Sender,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::inotify,
+};
+
+use super::{Contents, Store, StoreError, Update, block_name, parse_block};
+use crate::{daemon::Event, file, record::Record};
+
+pub(super) struct Folder {
+    dir: PathBuf,
+}
+
+/// Where changes are not announced, as over NFS, they are looked for this often.
+const LOOK: Duration = Duration::from_secs(10);
+
+impl Folder {
+    pub(super) fn open(dir: &Path, updates: Sender<Event>) -> Result<Self, StoreError> {
+        let parts = ["nodes", "blocks"].map(|part| dir.join(part));
+        for part in &parts {
+            fs::create_dir_all(part).map_err(error("make folder", part))?;
+        }
+        let listener = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+            .map_err(|errno| error("watch folder", dir)(errno.into()))?;
+        for part in &parts {
+            let what = inotify::WatchFlags::MOVED_TO
+                | inotify::WatchFlags::MOVED_FROM
+                | inotify::WatchFlags::DELETE
+                | inotify::WatchFlags::CREATE
+                | inotify::WatchFlags::CLOSE_WRITE;
+            inotify::add_watch(&listener, part, what)
+                .map_err(|errno| error("watch folder", part)(errno.into()))?;
+        }
+        let folder = dir.to_owned();
+        std::thread::spawn(move || {
+            let mut last = None;
+            loop {
+                // A folder that is not there for a while has told nothing.
+                let update = match read(&folder) {
+                    Ok(contents) if last.as_ref() == Some(&contents) => None,
+                    Ok(contents) => {
+                        last = Some(contents.clone());
+                        Some(Update::All(contents))
+                    }
+                    Err(error) => {
+                        last = None;
+                        Some(Update::Lost(error.to_string()))
+                    }
+                };
+                if let Some(update) = update
+                    && updates.send(Event::Store(update)).is_err()
+                {
+                    return;
+                }
+                let limit = Timespec::try_from(LOOK).ok();
+                let _ = poll(&mut [PollFd::new(&listener, PollFlags::IN)], limit.as_ref());
+                let mut buffer = [0; 4096];
+                while rustix::io::read(&listener, &mut buffer).is_ok_and(|length| length > 0) {}
+            }
+        });
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    fn node(&self, name: &str) -> PathBuf {
+        self.dir.join("nodes").join(format!("{name}.json"))
+    }
+
+    fn block(&self, block: IpNet) -> PathBuf {
+        self.dir.join("blocks").join(block_name(block))
+    }
+}
+
+fn error(doing: &str, path: &Path) -> impl Fn(io::Error) -> StoreError {
+    let doing = format!("{doing} {}", path.display());
+    move |error| StoreError { doing: doing.clone(), why: error.to_string() }
+}
+
+fn read(dir: &Path) -> Result<Contents, StoreError> {
+    let entries = |part: &str| -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
+        let dir = dir.join(part);
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(&dir).map_err(error("read folder", &dir))? {
+            let path = entry.map_err(error("read folder", &dir))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // A passing name of somebody who is writing.
+            if name.starts_with('.') {
+                continue;
+            }
+            match fs::read(&path) {
+                Ok(text) => drop(found.insert(name.to_owned(), text)),
+                // Gone since.
+                Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
+                Err(other) => return Err(error("read", &path)(other)),
+            }
+        }
+        Ok(found)
+    };
+    let nodes = entries("nodes")?.into_iter();
+    let blocks = entries("blocks")?.into_iter();
+    Ok(Contents {
+        nodes: nodes
+            .filter_map(|(name, text)| Some((name.strip_suffix(".json")?.to_owned(), text)))
+            .collect(),
+        blocks: blocks
+            .filter_map(|(name, owner)| {
+                Some((parse_block(&name)?, String::from_utf8_lossy(&owner).trim().to_owned()))
+            })
+            .collect(),
+    })
+}
+
+impl Store for Folder {
+    fn publish(&mut self, node: &Record) -> Result<(), StoreError> {
+        let path = self.node(&node.name);
+        let text = serde_json::to_vec_pretty(node).unwrap_or_default();
+        file::write(&path, &text, 0o644).map(drop).map_err(error("write", &path))
+    }
+
+    fn claim(&mut self, block: IpNet, node: &str) -> Result<bool, StoreError> {
+        let path = self.block(block);
+        let fresh = path.with_file_name(format!(".{}.{node}", block_name(block)));
+        fs::write(&fresh, node).map_err(error("write", &fresh))?;
+        let linked = fs::hard_link(&fresh, &path);
+        drop(fs::remove_file(&fresh));
+        match linked {
+            Ok(()) => Ok(true),
+            Err(there) if there.kind() == io::ErrorKind::AlreadyExists => {
+                let owner = fs::read_to_string(&path).map_err(error("read", &path))?;
+                Ok(owner.trim() == node)
+            }
+            Err(other) => Err(error("claim block by", &path)(other)),
+        }
+    }
+
+    fn release(&mut self, block: IpNet, node: &str) -> Result<(), StoreError> {
+        let path = self.block(block);
+        match fs::read_to_string(&path) {
+            Ok(owner) if owner.trim() == node => file::remove(&path).map_err(error("remove", &path)),
+            _ => Ok(()),
+        }
+    }
+
+    fn withdraw(&mut self, node: &str) -> Result<(), StoreError> {
+        let path = self.node(node);
+        file::remove(&path).map_err(error("remove", &path))
+    }
+}

@@ -1,0 +1,163 @@
+//! What needs no kernel: how prefixes divide into blocks, who gets which, and what there should be for whom.
+#![expect(clippy::unwrap_used, reason = "a test is to fail where this fails")]
+
+use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
+use node::{
+    blocks,
+    config::Written,
+    desired::{By, Uplink, Uplinks, Way, desired},
+    record::{Record, Tunnel, hop_of, mac_of},
+};
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A hundred nodes that ask one after the other divide a prefix among them, each from a place of its own, and none twice.
+#[test]
+fn blocks_are_divided() {
+    for (prefix, length, all) in
+        [("10.0.0.0/16", 24, 256), ("fd00::/56", 64, 256), ("10.0.0.0/24", 28, 16), ("10.0.0.0/24", 24, 1)]
+    {
+        let mut taken = BTreeSet::new();
+        let mut first = BTreeSet::new();
+        for index in 0.. {
+            let node = format!("node{index}");
+            let Some(block) = blocks::next(net(prefix), length, &node, &taken) else { break };
+            assert!(net(prefix).contains(&block) && block.prefix_len() == length && block == block.trunc());
+            assert!(taken.insert(block));
+            first.extend(blocks::candidates(net(prefix), length, &node).next());
+        }
+        assert_eq!(taken.len(), all, "{prefix}");
+        assert!(first.len() > all / 3, "{prefix}: nodes begin at {} places", first.len());
+    }
+}
+
+#[test]
+fn a_block_keeps_what_no_pod_gets() {
+    for (block, own, first, last, size) in [
+        ("10.244.3.0/24", "10.244.3.0", "10.244.3.2", "10.244.3.254", 253),
+        ("10.244.3.16/28", "10.244.3.16", "10.244.3.18", "10.244.3.30", 13),
+        ("fd44:0:0:1::/120", "fd44:0:0:1::2", "fd44:0:0:1::10", "fd44:0:0:1::ff", 240),
+    ] {
+        assert_eq!(blocks::own_address(net(block)), ip(own));
+        assert_eq!(blocks::range(net(block)), (ip(first), ip(last)));
+        assert_eq!(blocks::size(net(block)), size);
+    }
+}
+
+#[test]
+fn a_nodes_hardware_address_follows_from_its_name() {
+    let (a, b) = (mac_of("host1"), mac_of("host2"));
+    assert_ne!(a, b);
+    assert_eq!(a, mac_of("host1"));
+    assert_eq!(a.0[0], 2, "locally administered, of one host");
+    assert_eq!(hop_of(a).octets()[..2], [0xfe, 0x80]);
+}
+
+fn record(name: &str, addresses: &[&str], blocks: &[&str]) -> Record {
+    Record {
+        name: name.into(),
+        addresses: addresses.iter().map(|it| ip(it)).collect(),
+        blocks: blocks.iter().map(|it| net(it)).collect(),
+        tunnel: Some(Tunnel { vni: 4242, port: 4789 }),
+        incarnation: String::new(),
+    }
+}
+
+fn uplinks() -> Uplinks {
+    let uplink = |address: &str, on_link: &str| Uplink {
+        link: 7,
+        mtu: 1500,
+        address: ip(address),
+        on_link: vec![net(on_link)],
+    };
+    Uplinks {
+        v4: Some(uplink("192.0.2.1", "192.0.2.0/24")),
+        v6: Some(uplink("2001:db8::1", "2001:db8::/64")),
+    }
+}
+
+/// The ways: by mode, by what is on the segment, and by what two nodes have in common; and what is said where there is none.
+#[test]
+fn ways() {
+    let near = record("near", &["192.0.2.2", "2001:db8::2"], &["10.244.2.0/24", "fd44:0:0:2::/64"]);
+    let far = record("far", &["198.51.100.2", "2001:db8:9::2"], &["10.244.3.0/24"]);
+    // On the segment in one family alone: packets of the other would go astray.
+    let half = record("half", &["192.0.2.4", "2001:db8:9::4"], &["10.244.4.0/24"]);
+    let only6 = record("only6", &["2001:db8:9::5"], &["10.244.5.0/24"]);
+    let mut mute = record("mute", &["198.51.100.6"], &["10.244.6.0/24"]);
+    mute.tunnel = None;
+    let mut other = record("other", &["198.51.100.7"], &["10.244.7.0/24"]);
+    other.tunnel = Some(Tunnel { vni: 1, port: 8472 });
+    let nowhere = record("nowhere", &[], &["10.244.8.0/24"]);
+    let tunnel = |v4| Some(Way::Tunnel { v4 });
+    let direct = Some(Way::Direct);
+    let cases = [
+        (&near, [tunnel(true), direct, direct], ""),
+        (&far, [tunnel(true), None, tunnel(true)], "not on this L2"),
+        (&half, [tunnel(true), None, tunnel(true)], "not on this L2"),
+        (&only6, [tunnel(false), None, tunnel(false)], "not on this L2"),
+        (&mute, [None, None, None], "it makes no tunnel"),
+        (&other, [None, None, None], "VXLAN network 1 at port 8472"),
+        (&nowhere, [None, None, None], "no address of one family"),
+    ];
+    for (at, mode) in ["overlay", "routing", "auto"].into_iter().enumerate() {
+        let written = format!("node = \"own\"\nmode = \"{mode}\"\npods = [\"10.244.0.0/16\", \"fd44::/48\"]");
+        let config = Written::parse(&written).unwrap().meant().unwrap();
+        let own = record("own", &["192.0.2.1", "2001:db8::1"], &["10.244.1.0/24", "fd44:0:0:1::/64"]);
+        for (node, ways, says) in &cases {
+            let nodes =
+                BTreeMap::from([("own".to_owned(), own.clone()), (node.name.clone(), (*node).clone())]);
+            let desired = desired(&config, &own, &nodes, &uplinks());
+            let peer = &desired.peers[&node.name];
+            assert_eq!(peer.way, ways[at], "{mode} {}", node.name);
+            if peer.way.is_none()
+                && !(mode == "routing" && says.contains("tunnel"))
+                && !(mode == "routing" && says.contains("VXLAN"))
+            {
+                assert!(peer.problem.as_ref().unwrap().contains(says), "{mode} {}: {peer:?}", node.name);
+            }
+            // No route where there is no way, one for each block where there is.
+            let by = |block: &IpNet| desired.routes.get(block).map(|route| route.by);
+            for block in &node.blocks {
+                match ways[at] {
+                    None => assert_eq!(by(block), None),
+                    Some(Way::Direct) => assert_eq!(by(block), Some(By::Link(7))),
+                    Some(Way::Tunnel { v4 }) => assert_eq!(by(block), Some(By::Tunnel { v4 })),
+                }
+            }
+            assert_eq!(
+                by(&net("10.244.0.0/16")),
+                Some(By::Nothing),
+                "what no node has leaves by no default route"
+            );
+        }
+    }
+}
+
+/// Records that are not used, and why.
+#[test]
+fn records_are_checked_whole() {
+    let pods = [net("10.244.0.0/16")];
+    let good = r#"{"name":"n1","addresses":["192.0.2.1"],"blocks":["10.244.1.0/24"],"unknown":1}"#;
+    assert_eq!(Record::parse("n1", good.as_bytes(), &pods).unwrap().blocks, [net("10.244.1.0/24")]);
+    for (name, text, says) in [
+        ("n2", good, "calls itself"),
+        ("../x", good, "no name"),
+        ("n1", "{", "no record"),
+        ("n1", r#"{"name":"n1","addresses":["192.0.2.1"],"blocks":["10.0.0.0/8"]}"#, "outside"),
+        ("n1", r#"{"name":"n1","addresses":["224.0.0.1"],"blocks":[]}"#, "no address of a host"),
+        ("n1", r#"{"name":"n1","addresses":["fe80::1"],"blocks":[]}"#, "no address of a host"),
+        ("n1", r#"{"name":"n1","addresses":["x"],"blocks":[]}"#, "no record"),
+    ] {
+        let error = Record::parse(name, text.as_bytes(), &pods).unwrap_err().to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
+}

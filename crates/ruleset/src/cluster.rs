@@ -1,0 +1,302 @@
+//! What a cluster's packets may do on a node: pods pass from node to node whoever drops what the host forwards, leave the
+//! cluster with the node's address, and tunnelled packets are heard from nodes alone.
+//!
+//! A table of its own in each of three families, `netloom-cluster`: the rules follow from the cluster's configuration
+//! and are replaced in one transaction when that changes; the nodes are elements of two sets.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
+use kernel::{
+    Socket,
+    nft::{self, Batch, Element, Expr, Family, Field, Hook, Place, Reg, Set, Table},
+};
+
+use crate::{
+    address,
+    elements::RulesetError,
+    octets,
+    passage::{self, Wanted},
+    tables::MARK,
+};
+
+/// Describes the cluster as its packets see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// The pods' prefixes, of both families.
+    pub pods: Vec<IpNet>,
+    /// What pods reach with their own address beside the pods' prefixes.
+    pub unmasqueraded: Vec<IpNet>,
+    /// What else pods send leaves with the node's address.
+    pub masquerade: bool,
+    /// The UDP port on which tunnelled packets come.
+    pub tunnel_port: u16,
+    /// The nodes' addresses.
+    pub nodes: BTreeSet<IpAddr>,
+}
+
+const NAME: &str = "netloom-cluster";
+const NAT4: Table<'_> = Table { family: Family::Ip, name: NAME };
+const NAT6: Table<'_> = Table { family: Family::Ip6, name: NAME };
+pub(crate) const FILTER: Table<'_> = Table { family: Family::Inet, name: NAME };
+const ALL: [Table<'_>; 3] = [NAT4, NAT6, FILTER];
+
+const NODES4: Set = Set { name: "nodes4", key: &[Field::Ipv4], data: None, comment: "the nodes" };
+const NODES6: Set = Set { name: "nodes6", key: &[Field::Ipv6], data: None, comment: "the nodes" };
+
+/// The administrator's chain in iptables, as the reference plugins have it.
+const WANTED: Wanted<'_> = Wanted { admin_chain: "CNI-ADMIN", always: false };
+const ROUNDS: usize = 16;
+
+/// Makes the ruleset so, and tells whether anything had to be changed.
+///
+/// # Errors
+/// When the kernel refuses; nothing has changed then.
+pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> {
+    let comment = cluster.fingerprint();
+    let mut changed = false;
+    let mut outcome = Ok(());
+    for _ in 0..ROUNDS {
+        let generation = nft::generation(socket)?;
+        let mut batch = Batch::new();
+        for table in ALL {
+            match nft::table_comment(socket, table)? {
+                Some(there) if there == comment => continue,
+                Some(_) => batch.remove_table(table),
+                None => {}
+            }
+            batch.create_table(table, &comment);
+            cluster.fill(table, &mut batch);
+        }
+        if batch.is_empty() {
+            cluster.change_nodes(socket, &mut batch)?;
+        }
+        if batch.is_empty() {
+            break;
+        }
+        outcome = nft::commit(socket, batch, Some(generation));
+        match &outcome {
+            Ok(()) => {
+                changed = true;
+                break;
+            }
+            // Somebody else changed something meanwhile, which is no matter of theirs or ours.
+            Err(error) if error.kind() == kernel::Kind::Stale => {}
+            Err(_) => break,
+        }
+    }
+    outcome?;
+    passage::open(socket, WANTED)?;
+    Ok(changed)
+}
+
+/// Takes all of it away. None is fine.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove(socket: &Socket) -> Result<(), RulesetError> {
+    let mut batch = Batch::new();
+    for table in ALL {
+        if nft::table_comment(socket, table)?.is_some() {
+            batch.remove_table(table);
+        }
+    }
+    nft::commit(socket, batch, None)?;
+    if nft::table_comment(socket, crate::tables::FILTER)?.is_none() {
+        passage::close(socket)?;
+    }
+    Ok(())
+}
+
+impl Cluster {
+    /// Says in the table's comment what its rules were made for.
+    fn fingerprint(&self) -> String {
+        let list = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let text = format!(
+            "{}|{}|{}|{}",
+            list(&self.pods),
+            list(&self.unmasqueraded),
+            self.masquerade,
+            self.tunnel_port
+        );
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        format!("netloomd, ruleset 1, {hash:016x}")
+    }
+
+    fn fill(&self, table: Table<'static>, batch: &mut Batch) {
+        match table.family {
+            Family::Ip => self.masquerade(table, batch, true),
+            Family::Ip6 => self.masquerade(table, batch, false),
+            Family::Inet | Family::Bridge => {
+                batch.create_set(table, &NODES4);
+                batch.create_set(table, &NODES6);
+                for (set, elements) in self.node_elements() {
+                    batch.add_elements(table, set.name, &elements);
+                }
+                self.forward(batch);
+                self.hear_nodes_alone(batch);
+            }
+        }
+    }
+
+    fn of_family(nets: &[IpNet], v4: bool) -> impl Iterator<Item = &IpNet> {
+        nets.iter().filter(move |net| net.addr().is_ipv4() == v4)
+    }
+
+    fn masquerade(&self, table: Table<'_>, batch: &mut Batch, v4: bool) {
+        if !self.masquerade {
+            return;
+        }
+        batch.create_chain(
+            table,
+            "from_pods",
+            None,
+            "to pods, and to what is configured, with their own address",
+        );
+        let multicast: IpNet = if v4 { MULTICAST4 } else { MULTICAST6 };
+        let kept = Self::of_family(&self.pods, v4).chain(Self::of_family(&self.unmasqueraded, v4));
+        for net in kept.chain([&multicast]) {
+            let (octets, mask) = bytes(net);
+            let rule = [
+                load(v4, false),
+                Expr::Mask { reg: REG, mask: &mask },
+                Expr::Equal(REG, &octets),
+                Expr::Return,
+            ];
+            batch.add_rule(table, "from_pods", Place::Last, &rule, "");
+        }
+        batch.add_rule(table, "from_pods", Place::Last, &[Expr::Masquerade], "");
+        let hook = Hook { kind: "nat", number: POSTROUTING, priority: 100 };
+        batch.create_chain(table, "postrouting", Some(hook), "what pods send out of the cluster");
+        for net in Self::of_family(&self.pods, v4) {
+            let (octets, mask) = bytes(net);
+            let rule = [
+                load(v4, true),
+                Expr::Mask { reg: REG, mask: &mask },
+                Expr::Equal(REG, &octets),
+                Expr::Jump("from_pods"),
+            ];
+            batch.add_rule(table, "postrouting", Place::Last, &rule, "");
+        }
+    }
+
+    /// Marks what is let through, between two chains at the hook, for other people's tables to accept.
+    fn forward(&self, batch: &mut Batch) {
+        let mark = [
+            Expr::Mark(REG),
+            Expr::Bits { reg: REG, keep: &(!MARK).to_ne_bytes(), flip: &MARK.to_ne_bytes() },
+            Expr::SetMark(REG),
+        ];
+        let forget =
+            [Expr::Mark(REG), Expr::Mask { reg: REG, mask: &(!MARK).to_ne_bytes() }, Expr::SetMark(REG)];
+        let hook = |priority| Some(Hook { kind: "filter", number: FORWARD, priority });
+        batch.create_chain(
+            FILTER,
+            "admit",
+            hook(-11),
+            "pods' traffic, answers to it, and what nodes send to pods",
+        );
+        batch.create_chain(FILTER, "forget", hook(11), "takes the mark away again");
+        let add = |batch: &mut Batch, chain: &str, parts: &[&[Expr<'_>]]| {
+            batch.add_rule(FILTER, chain, Place::Last, &parts.concat(), "");
+        };
+        for net in &self.pods {
+            let v4 = net.addr().is_ipv4();
+            let family = [if v4 { 2 } else { 10 }];
+            let of_family = [Expr::Family(REG), Expr::Equal(REG, &family)];
+            let (octets, mask) = bytes(net);
+            let is_pod =
+                |source| [load(v4, source), Expr::Mask { reg: REG, mask: &mask }, Expr::Equal(REG, &octets)];
+            add(batch, "admit", &[&of_family, &is_pod(true), &mark]);
+            let related = (2_u32 | 4).to_ne_bytes();
+            let answers = [
+                Expr::ConnectionState(REG),
+                Expr::Mask { reg: REG, mask: &related },
+                Expr::NotEqual(REG, &[0; 4]),
+            ];
+            add(batch, "admit", &[&of_family, &is_pod(false), &answers, &mark]);
+            let nodes = if v4 { NODES4 } else { NODES6 };
+            let from_node = [load(v4, true), Expr::InSet(REG, nodes.name)];
+            add(batch, "admit", &[&of_family, &from_node, &is_pod(false), &mark]);
+            for source in [true, false] {
+                add(batch, "forget", &[&of_family, &is_pod(source), &forget]);
+            }
+        }
+    }
+
+    fn hear_nodes_alone(&self, batch: &mut Batch) {
+        let hook = Hook { kind: "filter", number: INPUT, priority: -11 };
+        batch.create_chain(FILTER, "tunnel", Some(hook), "tunnelled packets are heard from nodes alone");
+        let port = self.tunnel_port.to_be_bytes();
+        let tunnelled = [
+            Expr::Protocol(REG),
+            Expr::Equal(REG, &[17]),
+            Expr::Payload { base: 2, offset: 2, length: 2, to: REG },
+            Expr::Equal(REG, &port),
+        ];
+        for (v4, set) in [(true, NODES4), (false, NODES6)] {
+            let family = [if v4 { 2 } else { 10 }];
+            let stranger = [
+                Expr::Family(REG),
+                Expr::Equal(REG, &family),
+                load(v4, true),
+                Expr::NotInSet(REG, set.name),
+                Expr::Drop,
+            ];
+            batch.add_rule(FILTER, "tunnel", Place::Last, &[&tunnelled[..], &stranger].concat(), "");
+        }
+    }
+
+    fn node_elements(&self) -> [(Set, Vec<Element>); 2] {
+        [(NODES4, true), (NODES6, false)].map(|(set, v4)| {
+            let of_family = self.nodes.iter().filter(|ip| ip.is_ipv4() == v4);
+            (set, of_family.map(|ip| Element { key: octets(*ip), ..Element::default() }).collect())
+        })
+    }
+
+    fn change_nodes(&self, socket: &Socket, batch: &mut Batch) -> Result<(), RulesetError> {
+        for (set, wanted) in self.node_elements() {
+            let there = nft::elements(socket, FILTER, set.name)?;
+            let gone: Vec<Element> = there
+                .iter()
+                .filter(|it| address(&it.key).is_some_and(|ip| !self.nodes.contains(&ip)))
+                .cloned()
+                .collect();
+            let new: Vec<Element> =
+                wanted.into_iter().filter(|it| !there.iter().any(|other| other.key == it.key)).collect();
+            if !gone.is_empty() {
+                batch.remove_elements(FILTER, set.name, &gone);
+            }
+            if !new.is_empty() {
+                batch.add_elements(FILTER, set.name, &new);
+            }
+        }
+        Ok(())
+    }
+}
+
+const REG: Reg = Reg(0);
+const INPUT: u32 = 1;
+const FORWARD: u32 = 2;
+const POSTROUTING: u32 = 4;
+const MULTICAST4: IpNet = IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(224, 0, 0, 0), 4));
+const MULTICAST6: IpNet =
+    IpNet::V6(ipnet::Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8));
+
+/// Loads the source or the destination address.
+fn load(v4: bool, source: bool) -> Expr<'static> {
+    let (offset, length) = match (v4, source) {
+        (true, true) => (12, 4),
+        (true, false) => (16, 4),
+        (false, true) => (8, 16),
+        (false, false) => (24, 16),
+    };
+    Expr::Payload { base: 1, offset, length, to: REG }
+}
+
+/// Gives a prefix as the kernel compares it: the network's address and its mask.
+fn bytes(net: &IpNet) -> (Vec<u8>, Vec<u8>) {
+    (octets(net.network()), octets(net.netmask()))
+}

@@ -1,0 +1,163 @@
+//! `cargo xtask cluster`: three hosts made of namespaces, a real etcd, a daemon and two pods on each; pings between all, in
+//! each mode, with the third host behind a router where the mode can do that.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::{Outcome, bench::Host, root, run_with, say, test};
+
+const MODES: [(&str, bool); 3] = [("overlay", true), ("routing", false), ("auto", true)];
+const ETCD: &str = "192.0.2.254:2379";
+
+/// A process that ends with the value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+pub(crate) fn cluster() -> Outcome {
+    test::install_packages()?;
+    let build = ["build", "--release", "--quiet", "--package", "netloom", "--package", "netloomd"];
+    run_with(Command::new("cargo").args(build))?;
+    let target = format!("target/{}-unknown-linux-gnu/release", std::env::consts::ARCH);
+    let built = root().join(target);
+    let dir = root().join("target/cluster");
+    for (mode, behind_router) in MODES {
+        drop(std::fs::remove_dir_all(&dir));
+        let bin = dir.join("bin");
+        std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
+        for name in ["netloom", "ptp", "host-local", "portmap", "bandwidth"] {
+            std::fs::hard_link(built.join("netloom"), bin.join(name)).map_err(|error| error.to_string())?;
+        }
+        show(mode, behind_router, &built, &dir, &bin)?;
+    }
+    Ok(())
+}
+
+fn show(mode: &str, behind_router: bool, built: &Path, dir: &Path, bin: &Path) -> Outcome {
+    let third = if behind_router { ", the third behind a router" } else { "" };
+    say(&format!("\n== mode {mode}: three hosts{third}, etcd, two pods on each host"));
+    let wire = Host::new()?;
+    wire.sh("for seg in sega segb; do ip link add $seg type bridge; ip link set $seg up; done
+             echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+             ip addr add 192.0.2.254/24 dev sega; ip -6 addr add 2001:db8:a::fe/64 dev sega nodad
+             ip addr add 198.51.100.254/24 dev segb; ip -6 addr add 2001:db8:b::fe/64 dev segb nodad")?;
+    let _etcd = etcd(&wire, dir)?;
+    let (mut hosts, mut daemons) = (Vec::new(), Vec::new());
+    for number in 1..=3 {
+        let host = Host::bare()?;
+        let (segment, v4, v6) = if behind_router && number == 3 {
+            ("segb", "198.51.100", "2001:db8:b:")
+        } else {
+            ("sega", "192.0.2", "2001:db8:a:")
+        };
+        let pid = host.pid();
+        wire.sh(&format!(
+            "ip link add n{number} type veth peer name eth0 netns {pid}; ip link set n{number} master {segment} up"
+        ))?;
+        host.sh(&format!(
+            "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set eth0 up; ip addr add {v4}.{number}/24 dev eth0
+             ip -6 addr add {v6}:{number}/64 dev eth0 nodad; ip route add default via {v4}.254; ip -6 route add default via {v6}:fe"
+        ))?;
+        let log =
+            std::fs::File::create(dir.join(format!("log{number}"))).map_err(|error| error.to_string())?;
+        let mut daemon = host.command(&built.join("netloomd").display().to_string());
+        daemon.args([
+            "--node",
+            &format!("host{number}"),
+            "--mode",
+            mode,
+            "--pods",
+            "10.244.0.0/16,fd44::/48",
+        ]);
+        daemon.args([
+            "--store",
+            "etcd",
+            "--etcd-endpoints",
+            &format!("http://{ETCD}"),
+            "--conf-dir",
+            "/run/net.d",
+        ]);
+        daemon.args(["--config", "/nowhere"]).stderr(log);
+        daemons.push(Running(daemon.spawn().map_err(|error| error.to_string())?));
+        hosts.push(host);
+    }
+    let netloom = bin.join("netloom");
+    for host in &hosts {
+        let ready = format!(
+            "test \"$({} cluster --json 2>/dev/null | jq '.ready and (.peers | length) == 2')\" = true",
+            netloom.display()
+        );
+        until(&ready, || host.succeeds(&ready))?;
+    }
+    let mut pods: Vec<(usize, String, Vec<String>)> = Vec::new();
+    for (index, host) in hosts.iter().enumerate() {
+        for letter in ["a", "b"] {
+            let name = format!("{letter}{}", index + 1);
+            let addresses = host.output(&format!(
+                "ip netns add {name}; CNI_CONTAINERID={name} {} --conf-dir /run/net.d --bin-path {} add netloom /run/netns/{name} \
+                 | jq -r '.ips[].address | split(\"/\")[0]'",
+                netloom.display(),
+                bin.display()
+            ))?;
+            let addresses: Vec<String> = addresses.lines().map(str::to_owned).collect();
+            if addresses.len() != 2 {
+                return Err(format!("pod {name} has no address of each family"));
+            }
+            pods.push((index, name, addresses));
+        }
+    }
+    say(&hosts[0].output(&format!("{} cluster", netloom.display()))?);
+    ping_all(&hosts, &pods)
+}
+
+fn ping_all(hosts: &[Host], pods: &[(usize, String, Vec<String>)]) -> Outcome {
+    let mut lost = Vec::new();
+    let mut pings = 0;
+    for (index, name, _) in pods {
+        for (_, other, addresses) in pods.iter().filter(|(_, other, _)| other != name) {
+            for to in addresses {
+                pings += 1;
+                if !hosts[*index].succeeds(&format!("ip netns exec {name} ping -c 1 -W 2 {to} >/dev/null")) {
+                    lost.push(format!("{name} to {other} at {to}"));
+                }
+            }
+        }
+    }
+    say(&format!("{pings} pings between all pods, IPv4 and IPv6: {} lost", lost.len()));
+    if lost.is_empty() { Ok(()) } else { Err(lost.join("\n")) }
+}
+
+fn etcd(wire: &Host, dir: &Path) -> Result<Running, String> {
+    let log = std::fs::File::create(dir.join("etcd.log")).map_err(|error| error.to_string())?;
+    let data: PathBuf = dir.join("etcd");
+    let mut command = wire.command("etcd");
+    command.args([
+        "--data-dir",
+        &data.display().to_string(),
+        "--listen-client-urls",
+        &format!("http://{ETCD}"),
+    ]);
+    command.args(["--advertise-client-urls", &format!("http://{ETCD}")]);
+    let etcd = Running(command.stdout(Stdio::null()).stderr(log).spawn().map_err(|error| error.to_string())?);
+    let health = format!("ETCDCTL_API=3 etcdctl --endpoints http://{ETCD} endpoint health >/dev/null 2>&1");
+    until("etcd answers", || wire.succeeds(&health))?;
+    Ok(etcd)
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) -> Outcome {
+    let started = Instant::now();
+    while !holds() {
+        if started.elapsed() > Duration::from_secs(20) {
+            return Err(format!("not within 20 s: {what}"));
+        }
+    }
+    Ok(())
+}
