@@ -88,7 +88,7 @@ pub fn run(
         "listen at UDP port {} for the probes of other nodes",
         config.probe_port
     )))?;
-    serve::start(&config, &shown)?;
+    serve::start(&config, &shown, &probes)?;
     let store =
         store::open(&config, sender).map_err(|error| StartError { doing: error.doing, why: error.why })?;
     let own = Record {
@@ -409,7 +409,6 @@ impl Daemon {
             status.mtu = desired.mtu;
             let peers = desired.peers.iter().filter_map(|(name, peer)| {
                 let node = self.view.nodes.get(name)?;
-                let seen = self.probes.seen(name);
                 Some(status::Peer {
                     name: name.clone(),
                     addresses: node.addresses.clone(),
@@ -419,10 +418,9 @@ impl Daemon {
                         Way::Tunnel { .. } => "tunnel".to_owned(),
                     }),
                     problem: peer.problem.clone(),
-                    answers: seen.map(|seen| seen.answered),
-                    rtt_us: seen
-                        .and_then(|seen| seen.rtt)
-                        .map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+                    // Filled in when it is looked at.
+                    answers: None,
+                    rtt_us: None,
                 })
             });
             status.peers = peers.collect();

@@ -18,11 +18,12 @@ use crate::{
     config::Config,
     daemon::{Shown, StartError},
     metrics,
+    probe::Probes,
     status::Status,
 };
 
 /// Serves from a thread of its own from now on.
-pub(crate) fn start(config: &Config, shown: &Shown) -> Result<(), StartError> {
+pub(crate) fn start(config: &Config, shown: &Shown, probes: &Probes) -> Result<(), StartError> {
     let error = |doing: String| move |error: std::io::Error| StartError::new(doing, error);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -42,7 +43,7 @@ pub(crate) fn start(config: &Config, shown: &Shown) -> Result<(), StartError> {
         .route("/metrics", get(scrape))
         .route("/livez", get(|| async { "alive" }))
         .route("/readyz", get(ready))
-        .with_state(Arc::clone(shown));
+        .with_state(Seen { shown: Arc::clone(shown), probes: probes.clone() });
     std::thread::spawn(move || {
         runtime.block_on(async move {
             let by_socket = axum::serve(socket, router.clone());
@@ -66,21 +67,37 @@ fn bind(config: &Config) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn look(shown: &Shown) -> Status {
-    shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+/// What is looked at when somebody asks.
+#[derive(Debug, Clone)]
+struct Seen {
+    shown: Shown,
+    probes: Probes,
 }
 
-async fn status(State(shown): State<Shown>) -> Json<Status> {
-    Json(look(&shown))
+impl Seen {
+    fn status(&self) -> Status {
+        let mut status = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for peer in &mut status.peers {
+            let seen = self.probes.seen(&peer.name);
+            peer.answers = seen.map(|seen| seen.answered);
+            let rtt = seen.and_then(|seen| seen.rtt);
+            peer.rtt_us = rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX));
+        }
+        status
+    }
 }
 
-async fn scrape(State(shown): State<Shown>) -> impl IntoResponse {
+async fn status(State(seen): State<Seen>) -> Json<Status> {
+    Json(seen.status())
+}
+
+async fn scrape(State(seen): State<Seen>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], metrics::render(&look(&shown)))
+    ([(header::CONTENT_TYPE, kind)], metrics::render(&seen.status()))
 }
 
-async fn ready(State(shown): State<Shown>) -> (StatusCode, String) {
-    let status = look(&shown);
+async fn ready(State(seen): State<Seen>) -> (StatusCode, String) {
+    let status = seen.status();
     if status.ready {
         (StatusCode::OK, "ready".into())
     } else {

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use serde_json::json;
 
-use crate::lab::{Lab, NETLOOMD, Wire, write};
+use crate::lab::{Lab, NETLOOMD, Wire, netloom, write};
 
 /// Everything that is ours in a host's kernel, for comparing.
 fn dump(lab: &Lab, index: usize) -> String {
@@ -327,4 +327,50 @@ fn a_stranger_gets_nothing_into_the_tunnel() {
     assert_eq!(lab.hosts[0].sh("cat /sys/class/net/netloom4/statistics/rx_packets"), before);
     // By a node they are.
     assert!(lab.pings(1, "a2", "", to));
+}
+
+/// What people and programs see of it: the page, metrics, health, and `netloom cluster` by the socket that is root's alone.
+#[test]
+fn what_is_shown() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new(Wire::Router, false, "auto", 1500);
+    lab.wait(0, "answered by its peers", |status| {
+        status["peers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|peer| peer["answers"] == true && peer["rttUs"].is_u64())
+    });
+    let get = |path: &str| {
+        lab.hosts[0].sh(&format!(
+            "bash -c 'exec 3<>/dev/tcp/127.0.0.1/9470 && printf \"GET {path} HTTP/1.0\\r\\n\\r\\n\" >&3 && cat <&3'"
+        ))
+    };
+    for (path, says) in [
+        ("/livez", "200 OK"),
+        ("/readyz", "200 OK"),
+        ("/", "Netloom cluster"),
+        ("/metrics", "netloomd_peers{way=\"tunnel\"} 1"),
+        ("/metrics", "netloomd_peer_answers{node=\"host3\"} 1"),
+        ("/metrics", "netloomd_ready 1"),
+        ("/nothing", "404"),
+    ] {
+        let answer = get(path);
+        assert!(answer.contains(says), "{path}: {answer}");
+    }
+    let shown =
+        lab.hosts[0].sh(&format!("{} cluster; stat -c %a /run/netloom/netloomd.sock", netloom().display()));
+    assert!(
+        shown.contains("host3  tunnel") && shown.contains("host1: ready") && shown.ends_with("600\n"),
+        "{shown}"
+    );
+    let lines = lab.hosts[1].command(netloom()).args(["cluster", "--socket", "/nowhere"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&lines.stderr).contains("is it running"), "{lines:?}");
+    // Not ready, and why: no host has an address any more that others could reach.
+    lab.hosts[0].sh("ip route del default; ip -6 route del default");
+    lab.wait(0, "not ready", |status| status["ready"] == false);
+    let answer = get("/readyz");
+    assert!(answer.contains("503") && answer.contains("no default route"), "{answer}");
 }
