@@ -105,12 +105,17 @@ pub fn leave(socket: &Socket) {
             libc::close(held.as_raw_fd());
             keep_only(&mut [fd, parent]);
             libc::poll(&raw mut end, 1, PATIENCE);
+            libc::poll(std::ptr::null_mut(), 0, GRACE);
             libc::_exit(0);
         }
     }
     // Closed when this process ends, before the child may go on.
     std::mem::forget(held);
 }
+
+/// How long a child keeps the socket after its parent's end, in milliseconds: until what was removed has been freed. The
+/// last close would wait for that with the ruleset's lock held (`commit_mutex`), and with it the next plugin's change.
+const GRACE: libc::c_int = 50;
 
 /// How long a child waits for its parent's end, in milliseconds. A parent that lives longer waits itself.
 const PATIENCE: libc::c_int = 30_000;

@@ -139,11 +139,22 @@ fn whole_chain(bridge: Value) -> Vec<Value> {
 }
 
 pub(crate) fn bench(arguments: &[String]) -> Outcome {
-    let (sides, count) = sides(arguments, 60)?;
+    // One option of its own: what is measured.
+    let (mut arguments, mut only) = (arguments.to_vec(), None);
+    if let Some(at) = arguments.iter().position(|argument| argument == "--only") {
+        only = arguments.drain(at..(at + 2).min(arguments.len())).nth(1);
+    }
+    let is_wanted = |name: &str| only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    let (sides, count) = sides(&arguments, 60)?;
     let hosts: Vec<Host> = sides.iter().map(|_| Host::new()).collect::<Result<_, _>>()?;
-    version(&sides, &hosts, count)?;
-    for case in cases() {
-        measure(&sides, &hosts, &case, count)?;
+    if is_wanted("VERSION") {
+        version(&sides, &hosts, count)?;
+    }
+    for case in cases().iter().filter(|case| is_wanted(case.name)) {
+        measure(&sides, &hosts, case, count)?;
+    }
+    if !is_wanted("churn") {
+        return Ok(());
     }
     let chain = Case::named(CHURNED)?;
     for at_once in [8, 32] {

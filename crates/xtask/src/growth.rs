@@ -53,7 +53,7 @@ fn reservations(sides: &[Side], rounds: usize) -> Outcome {
     for side in sides {
         let mut empty: Option<[f64; 2]> = None;
         for count in RESERVED {
-            let host = Host::new()?;
+            let host = Host::bare()?;
             let dir = format!("/proc/{}/root/var/lib/cni/networks", host.pid());
             host.sh("ip netns add c")?;
             std::fs::create_dir_all(format!("{dir}/bench")).map_err(|error| error.to_string())?;
@@ -109,7 +109,7 @@ fn chain(host: &Host, port: u16) -> Vec<Value> {
 
 /// Gives the medians of ADD and DEL in milliseconds, and new connections per second.
 fn measure(side: &Side, count: u32, rounds: usize) -> Result<[f64; 3], String> {
-    let host = Host::new()?;
+    let host = Host::bare()?;
     host.sh("ip netns add other; ip link add up0 type veth peer name up0 netns other; ip link set up0 up
              ip -n other link set up0 up; ip addr add 192.0.2.1/24 dev up0; ip -n other addr add 192.0.2.2/24 dev up0
              ip netns add kept; ip netns add c")?;

@@ -38,6 +38,7 @@ cargo xtask CHORE
   bench [OPTIONS]      time plugins side by side
   growth [OPTIONS]     time one more container on a host that has many
     --side NAME=DIR      a folder of plugins; may be repeated; ours is added as netloom
+    --only TEXT          (bench) what has this in its name: a case, VERSION or churn
     -n COUNT             how often each is run (default 60)
 ";
 
