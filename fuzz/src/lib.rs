@@ -162,7 +162,7 @@ pub fn leases(bytes: &[u8]) {
     let wishes = v6::Wishes { duid: vec![0, 3, 0, 1], iaid: 1, provide: Vec::new() };
     let mut six = v6::Client::new(wishes, PATIENCE, now);
     let (first, second) = bytes.split_at(bytes.len() / 2);
-    for packet in [bytes, first, second] {
+    for packet in [bytes, first, second, dhcp::udp_payload(bytes).unwrap_or_default()] {
         for at in [now, now * 100, now * 10_000] {
             drop(four.tick(at, &mut random));
             drop(four.receive(at, packet, &mut random));

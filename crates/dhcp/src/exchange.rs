@@ -84,10 +84,8 @@ impl Exchange {
         match self {
             Self::Everything(socket) | Self::Address(_, _, socket) => loop {
                 let Some(packet) = socket.receive(&mut buffer)? else { return Ok(None) };
-                if let Ok(packet) = SlicedPacket::from_ip(packet)
-                    && let Some(TransportSlice::Udp(udp)) = packet.transport
-                {
-                    return Ok(Some(udp.payload().to_vec()));
+                if let Some(payload) = udp_payload(packet) {
+                    return Ok(Some(payload.to_vec()));
                 }
             },
             Self::LinkLocal(_, socket) => match socket.recv_from(&mut buffer) {
@@ -110,6 +108,14 @@ impl AsFd for Exchange {
             Self::Everything(socket) | Self::Address(_, _, socket) => socket.as_fd(),
             Self::LinkLocal(_, socket) => socket.as_fd(),
         }
+    }
+}
+
+/// Reads what a packet of anybody carries by UDP; none when it is broken, or carries something else.
+pub fn udp_payload(packet: &[u8]) -> Option<&[u8]> {
+    match SlicedPacket::from_ip(packet).ok()?.transport? {
+        TransportSlice::Udp(udp) => Some(udp.payload()),
+        _ => None,
     }
 }
 

@@ -14,6 +14,8 @@ mod store;
 pub mod v4;
 pub mod v6;
 
+pub use exchange::udp_payload;
+
 /// Reads a packet of anybody; none when it is broken.
 ///
 /// The crate that reads it asserts here and there what the network has not promised, so its panics are caught: nobody on a
