@@ -166,9 +166,9 @@ fn change_routes(
     devices: &BTreeMap<bool, u32>,
     done: &mut Done,
 ) {
-    let wanted: Vec<route::Route> =
-        desired.routes.values().filter_map(|route| as_kernel_has_it(route, devices)).collect();
-    let key = |route: &route::Route| (route.dst, route.priority);
+    let all = desired.routes.values().chain(&desired.exported);
+    let wanted: Vec<route::Route> = all.filter_map(|route| as_kernel_has_it(route, devices)).collect();
+    let key = |route: &route::Route| (route.dst, route.priority, route.table);
     let wanted_keys: BTreeSet<_> = wanted.iter().map(key).collect();
     let there: BTreeMap<_, &route::Route> = actual.routes.iter().map(|route| (key(route), route)).collect();
     let new = wanted.iter().filter(|route| there.get(&key(route)).is_none_or(|other| !same(other, route)));
@@ -188,7 +188,6 @@ fn same(there: &route::Route, wanted: &route::Route) -> bool {
 }
 
 fn as_kernel_has_it(route: &Route, devices: &BTreeMap<bool, u32>) -> Option<route::Route> {
-    const MAIN: u32 = 254;
     /// Where none is given, IPv6's routes have this metric.
     const USUAL6: u32 = 1024;
     let (link, blackhole) = match route.by {
@@ -201,7 +200,7 @@ fn as_kernel_has_it(route: &Route, devices: &BTreeMap<bool, u32>) -> Option<rout
     Some(route::Route {
         priority: if route.priority == 0 { usual } else { route.priority },
         source: route.source,
-        table: MAIN,
+        table: route.table,
         protocol: PROTOCOL,
         blackhole,
         ..route::Route::new(route.dst, route.gateway, link)

@@ -18,6 +18,8 @@ pub enum Mode {
     Routing,
     /// By a plain route to whoever is on the same segment, and a tunnel to others.
     Auto,
+    /// By routes that a BGP speaker on this host learns: it finds this node's blocks in a routing table.
+    Bgp,
 }
 
 impl Mode {
@@ -27,6 +29,7 @@ impl Mode {
             Self::Overlay => "overlay",
             Self::Routing => "routing",
             Self::Auto => "auto",
+            Self::Bgp => "bgp",
         }
     }
 }
@@ -78,6 +81,9 @@ pub struct Written {
     /// UDP port at which daemons ask each other whether they are there [default: 9471]
     #[arg(long, env = "NETLOOMD_PROBE_PORT", value_name = "PORT", global = true)]
     pub probe_port: Option<u16>,
+    /// Routing table into which this node's blocks are put for a BGP speaker; without it, with mode bgp, 4242, else none
+    #[arg(long, env = "NETLOOMD_EXPORT_TABLE", value_name = "TABLE", global = true)]
+    pub export_table: Option<u32>,
     /// MTU of pods' links in bytes; without it what is left of the uplink's
     #[arg(long, env = "NETLOOMD_MTU", value_name = "BYTES", global = true)]
     pub mtu: Option<u32>,
@@ -154,6 +160,8 @@ pub struct Config {
     pub port: u16,
     /// UDP port of probes.
     pub probe_port: u16,
+    /// Routing table with this node's blocks; none for none.
+    pub export_table: Option<u32>,
     /// MTU of pods' links; none for what is left of the uplink's.
     pub mtu: Option<u32>,
     /// Where nodes learn of each other.
@@ -253,6 +261,7 @@ impl Written {
             vni,
             port,
             probe_port,
+            export_table,
             mtu,
             store,
             store_dir,
@@ -307,6 +316,11 @@ impl Written {
         if let Some(mtu) = self.mtu.filter(|mtu| !(1280..=65_535).contains(mtu)) {
             return Err(wrong("mtu", format!("{mtu} must be between 1280 (which IPv6 needs) and 65535")));
         }
+        let mode = self.mode.unwrap_or(Mode::Auto);
+        let export_table = self.export_table.or((mode == Mode::Bgp).then_some(EXPORT_TABLE));
+        if let Some(table) = export_table.filter(|table| [0, 253, 254, 255].contains(table)) {
+            return Err(wrong("export-table", format!("{table} is one of the kernel's own tables")));
+        }
         let lease = self.lease.unwrap_or(60);
         if !(5..=86_400).contains(&lease) {
             return Err(wrong("lease", format!("{lease} must be between 5 and 86400 seconds")));
@@ -349,7 +363,8 @@ impl Written {
         };
         Ok(Config {
             node,
-            mode: self.mode.unwrap_or(Mode::Auto),
+            mode,
+            export_table,
             pods,
             block,
             addresses,
@@ -370,6 +385,9 @@ impl Written {
         })
     }
 }
+
+/// The table of mode bgp.
+const EXPORT_TABLE: u32 = 4242;
 
 fn default_pods() -> IpNet {
     IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16))

@@ -95,7 +95,8 @@ pub fn run(
         name: config.node.clone(),
         addresses: Vec::new(),
         blocks: remembered_blocks(&config.state_dir),
-        tunnel: (config.mode != Mode::Routing).then_some(Tunnel { vni: config.vni, port: config.port }),
+        tunnel: (!matches!(config.mode, Mode::Routing | Mode::Bgp))
+            .then_some(Tunnel { vni: config.vni, port: config.port }),
         incarnation,
     };
     let mut daemon = Daemon {
@@ -416,6 +417,7 @@ impl Daemon {
                     way: peer.way.map(|way| match way {
                         Way::Direct => "direct".to_owned(),
                         Way::Tunnel { .. } => "tunnel".to_owned(),
+                        Way::Learnt => "learnt".to_owned(),
                     }),
                     problem: peer.problem.clone(),
                     // Filled in when it is looked at.

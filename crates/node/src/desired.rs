@@ -58,6 +58,8 @@ pub enum Way {
         /// Outer packets are IPv4.
         v4: bool,
     },
+    /// By routes that a BGP speaker learns.
+    Learnt,
 }
 
 /// What there should be for another node.
@@ -117,7 +119,12 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// Its metric.
     pub priority: u32,
+    /// Its table.
+    pub table: u32,
 }
+
+/// The table that packets are routed by.
+pub const MAIN: u32 = 254;
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +135,8 @@ pub struct Desired {
     pub heard: BTreeSet<(bool, Mac, IpAddr)>,
     /// Routes, by destination.
     pub routes: BTreeMap<IpNet, Route>,
+    /// This node's blocks in the table of a BGP speaker.
+    pub exported: Vec<Route>,
     /// What packets may do.
     pub ruleset: Cluster,
     /// The other nodes, by name.
@@ -156,6 +165,7 @@ pub fn desired(
     let mut desired = Desired {
         heard: BTreeSet::new(),
         routes: BTreeMap::new(),
+        exported: Vec::new(),
         ruleset: Cluster {
             pods: config.pods.clone(),
             unmasqueraded: config.unmasqueraded.clone(),
@@ -180,8 +190,14 @@ pub fn desired(
             gateway: None,
             source: None,
             priority: LAST,
+            table: MAIN,
         });
     }
+    // What is announced leads nowhere by that table: it says what there is, and nobody routes by it.
+    let exported = own.blocks.iter().filter_map(|block| Some((*block, config.export_table?)));
+    desired.exported = exported
+        .map(|(dst, table)| Route { dst, by: By::Nothing, gateway: None, source: None, priority: 0, table })
+        .collect();
     desired
 }
 
@@ -198,7 +214,7 @@ fn owners<'a>(own: &'a Record, nodes: &'a BTreeMap<String, Record>) -> BTreeMap<
 }
 
 fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
-    if config.mode == Mode::Routing {
+    if matches!(config.mode, Mode::Routing | Mode::Bgp) {
         return Vec::new();
     }
     let mut devices = Vec::new();
@@ -260,7 +276,7 @@ impl Desired {
                         continue;
                     };
                     let (by, gateway) = (By::Link(uplink.link), Some(gateway));
-                    Route { dst: *block, by, gateway, source: None, priority: 0 }
+                    Route { dst: *block, by, gateway, source: None, priority: 0, table: MAIN }
                 }
                 Some(Way::Tunnel { v4: outer }) => {
                     let source = own.blocks.iter().find(|own| own.addr().is_ipv4() == v4);
@@ -270,8 +286,10 @@ impl Desired {
                         gateway: Some(hop_of(node.mac()).into()),
                         source: source.map(|block| blocks::own_address(*block)),
                         priority: 0,
+                        table: MAIN,
                     }
                 }
+                Some(Way::Learnt) => continue,
             };
             self.routes.insert(*block, route);
         }
@@ -295,11 +313,11 @@ fn way(config: &Config, node: &Record, uplinks: &Uplinks) -> Result<Way, String>
     // In every family that both have: else packets of one would go astray.
     let direct = on_link.all(|(uplink, ip)| uplink.on_link.iter().any(|net| net.contains(&ip)));
     match (config.mode, direct) {
+        (Mode::Bgp, _) => Ok(Way::Learnt),
         (Mode::Routing | Mode::Auto, true) => Ok(Way::Direct),
-        (Mode::Routing, false) => Err(format!(
-            "node {} is not on this L2 segment: use mode overlay or auto, or have a router know its blocks",
-            node.name
-        )),
+        (Mode::Routing, false) => {
+            Err(format!("node {} is not on this L2 segment: use mode overlay, auto or bgp", node.name))
+        }
         (Mode::Overlay, _) | (Mode::Auto, false) => match node.tunnel {
             Some(tunnel) if tunnel.vni == config.vni && tunnel.port == config.port => Ok(Way::Tunnel { v4 }),
             Some(tunnel) => Err(format!(

@@ -2,7 +2,7 @@
 //!
 //! The walk: [`store`] says which nodes there are, [`desired`] what the kernel should hold (a pure function), [`actual`]
 //! what it holds, [`apply`] makes the difference. [`blocks`] are the addresses that a node owns, [`conflist`] tells the
-//! container runtime of them. [`daemon`] turns the wheel, [`serve`] shows it.
+//! container runtime of them. [`daemon`] turns the wheel, `serve` shows it.
 //!
 //! Nothing of a pod's start waits for any of it: the plugins use what is on disk and in the kernel.
 #![forbid(unsafe_code)]

@@ -38,7 +38,7 @@ pub(crate) fn render(status: &Status) -> String {
     flag(&mut registry, "mtu_bytes", "MTU of pods' links", status.mtu.into());
     let ways: Family<OfWay, Gauge> = Family::default();
     let answers: Family<OfNode, Gauge> = Family::default();
-    for way in ["direct", "tunnel", "none"] {
+    for way in ["direct", "tunnel", "learnt", "none"] {
         ways.get_or_create(&OfWay { way: way.into() }).set(0);
     }
     for peer in &status.peers {

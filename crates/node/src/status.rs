@@ -15,7 +15,7 @@ pub struct Status {
     pub ready: bool,
     /// Why not, or what an operator should know.
     pub problems: Vec<String>,
-    /// `overlay`, `routing` or `auto`.
+    /// `overlay`, `routing`, `auto` or `bgp`.
     pub mode: String,
     /// MTU of pods' links in bytes.
     pub mtu: u32,
@@ -52,7 +52,7 @@ pub struct Peer {
     pub addresses: Vec<IpAddr>,
     /// Its blocks.
     pub blocks: Vec<IpNet>,
-    /// `direct`, `tunnel`, or none.
+    /// `direct`, `tunnel`, `learnt`, or none.
     pub way: Option<String>,
     /// What is the matter.
     pub problem: Option<String>,

@@ -99,16 +99,17 @@ fn ways() {
     let nowhere = record("nowhere", &[], &["10.244.8.0/24"]);
     let tunnel = |v4| Some(Way::Tunnel { v4 });
     let direct = Some(Way::Direct);
+    let learnt = Some(Way::Learnt);
     let cases = [
-        (&near, [tunnel(true), direct, direct], ""),
-        (&far, [tunnel(true), None, tunnel(true)], "not on this L2"),
-        (&half, [tunnel(true), None, tunnel(true)], "not on this L2"),
-        (&only6, [tunnel(false), None, tunnel(false)], "not on this L2"),
-        (&mute, [None, None, None], "it makes no tunnel"),
-        (&other, [None, None, None], "VXLAN network 1 at port 8472"),
-        (&nowhere, [None, None, None], "no address of one family"),
+        (&near, [tunnel(true), direct, direct, learnt], ""),
+        (&far, [tunnel(true), None, tunnel(true), learnt], "not on this L2"),
+        (&half, [tunnel(true), None, tunnel(true), learnt], "not on this L2"),
+        (&only6, [tunnel(false), None, tunnel(false), learnt], "not on this L2"),
+        (&mute, [None, None, None, learnt], "it makes no tunnel"),
+        (&other, [None, None, None, learnt], "VXLAN network 1 at port 8472"),
+        (&nowhere, [None, None, None, None], "no address of one family"),
     ];
-    for (at, mode) in ["overlay", "routing", "auto"].into_iter().enumerate() {
+    for (at, mode) in ["overlay", "routing", "auto", "bgp"].into_iter().enumerate() {
         let written = format!("node = \"own\"\nmode = \"{mode}\"\npods = [\"10.244.0.0/16\", \"fd44::/48\"]");
         let config = Written::parse(&written).unwrap().meant().unwrap();
         let own = record("own", &["192.0.2.1", "2001:db8::1"], &["10.244.1.0/24", "fd44:0:0:1::/64"]);
@@ -128,7 +129,7 @@ fn ways() {
             let by = |block: &IpNet| desired.routes.get(block).map(|route| route.by);
             for block in &node.blocks {
                 match ways[at] {
-                    None => assert_eq!(by(block), None),
+                    None | Some(Way::Learnt) => assert_eq!(by(block), None),
                     Some(Way::Direct) => assert_eq!(by(block), Some(By::Link(7))),
                     Some(Way::Tunnel { v4 }) => assert_eq!(by(block), Some(By::Tunnel { v4 })),
                 }

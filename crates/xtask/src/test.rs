@@ -8,7 +8,7 @@ use std::{
 use crate::{Outcome, bench, kernel, root, run, run_with, say, tidy};
 
 /// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 27] = [
+const PACKAGES: [(&str, &str); 28] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -36,6 +36,7 @@ const PACKAGES: [(&str, &str); 27] = [
     ("protoc", "protobuf-compiler"),
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
+    ("bird", "bird2"),
 ];
 
 pub(crate) fn test() -> Outcome {

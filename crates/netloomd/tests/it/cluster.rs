@@ -1,6 +1,6 @@
 //! Pods of three hosts reach each other, whatever happens to daemons, store and kernel.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use serde_json::json;
 
@@ -373,4 +373,71 @@ fn what_is_shown() {
     lab.wait(0, "not ready", |status| status["ready"] == false);
     let answer = get("/readyz");
     assert!(answer.contains("503") && answer.contains("no default route"), "{answer}");
+}
+
+/// Three hosts, each with a BGP speaker of its own AS, on two segments: BIRD finds the blocks in their table, announces them,
+/// and pods reach each other by what it learns; a node that withdraws disappears.
+#[test]
+fn bird_announces_the_blocks() {
+    if !testkit::is_root() || !testkit::has("bird") {
+        return;
+    }
+    let mut lab = Lab::new(Wire::Router, false, "bgp", 1500);
+    let addresses =
+        [("192.0.2.1", "2001:db8:a::1"), ("192.0.2.2", "2001:db8:a::2"), ("198.51.100.3", "2001:db8:b::3")];
+    let mut speakers = Vec::new();
+    for (index, host) in lab.hosts.iter().enumerate() {
+        let mut conf = format!(
+            "router id {}; protocol device {{ scan time 1; }} protocol direct {{ ipv4; ipv6; }}\nipv4 table blocks4; ipv6 table blocks6;\n",
+            addresses[index].0
+        );
+        for (family, n) in [("ipv4", 4), ("ipv6", 6)] {
+            conf += &format!(
+                "protocol kernel b{n} {{ kernel table 4242; learn; scan time 1; {family} {{ table blocks{n}; import all; export none; }}; }}
+                 protocol kernel k{n} {{ learn; scan time 1; {family} {{ import where krt_source != 95; export where source = RTS_BGP; }}; }}
+                 protocol pipe p{n} {{ table blocks{n}; peer table master{n}; import none; export all; }}\n"
+            );
+        }
+        for (peer, (v4, v6)) in addresses.iter().enumerate().filter(|(peer, _)| *peer != index) {
+            let asn = |index: usize| 64_512 + index;
+            for (family, own, to, blocks) in [
+                ("ipv4", addresses[index].0, *v4, "10.244.0.0/16{24,24}"),
+                ("ipv6", addresses[index].1, *v6, "fd44::/48{64,64}"),
+            ] {
+                conf += &format!(
+                    "protocol bgp {family}to{peer} {{ local {own} as {}; neighbor {to} as {}; multihop; connect retry time 1;
+                     connect delay time 1; error wait time 1, 2; {family} {{ import all; export where source = RTS_INHERIT && net ~ [{blocks}]; next hop self; }}; }}\n",
+                    asn(index),
+                    asn(peer)
+                );
+            }
+        }
+        fs::write(host.path("/run/bird.conf"), conf).unwrap();
+        let mut bird = host.command("bird");
+        bird.args(["-f", "-c", "/run/bird.conf", "-s", "/run/bird.ctl"]).stderr(Stdio::null());
+        speakers.push(bird.spawn().unwrap());
+    }
+    for index in 0..3 {
+        assert_eq!(way(&lab, index, &format!("host{}", (index + 1) % 3 + 1)), "learnt");
+        let learnt = "test $(ip route show proto bird | grep -c 10.244) = 2 && test $(ip -6 route show proto bird | grep -c fd44) = 2";
+        lab.until(index, learnt);
+    }
+    // The router between the segments knows the way too, as one that speaks BGP would.
+    for (index, (v4, v6)) in addresses.iter().enumerate() {
+        for block in lab.status(index)["blocks"].as_array().unwrap() {
+            let block = block["prefix"].as_str().unwrap();
+            let via = if block.contains(':') { v6 } else { v4 };
+            lab.wire.sh(&format!("ip route add {block} via {via}"));
+        }
+    }
+    let pods = lab.pods();
+    lab.all_reach_all(&pods);
+    lab.kill(2);
+    let output = lab.daemon(2).arg("uninstall").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    lab.until(0, "test $(ip route show proto bird | grep -c 10.244) = 1");
+    for mut speaker in speakers {
+        speaker.kill().unwrap();
+        speaker.wait().unwrap();
+    }
 }
