@@ -193,6 +193,21 @@ pub fn list(socket: &Socket, like: IpAddr) -> Result<Vec<Route>> {
     socket.dump(&message, "list", &"routes", |received| read(&received))
 }
 
+/// Lists the unicast and blackhole routes of all tables that somebody made (`RTPROT_*`), of one family. Kernels since 5.0
+/// leave out all others themselves.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn list_of(socket: &Socket, like: IpAddr, protocol: u8) -> Result<Vec<Route>> {
+    let mut fixed = [0; RTMSG];
+    fixed[0] = family(like);
+    fixed[5] = protocol;
+    let message = Message::new(libc::RTM_GETROUTE, REQUEST | DUMP, &fixed);
+    socket.dump(&message, "list", &"routes", |received| {
+        read(&received).filter(|route| route.protocol == protocol)
+    })
+}
+
 /// The way that a packet to an address would take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {

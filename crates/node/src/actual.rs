@@ -64,8 +64,7 @@ pub fn read(socket: &Socket) -> kernel::Result<Actual> {
         actual.tunnels.insert(v4, tunnel);
     }
     for like in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-        let ours = route::list(socket, like)?.into_iter().filter(|route| route.protocol == PROTOCOL);
-        actual.routes.extend(ours);
+        actual.routes.extend(route::list_of(socket, like, PROTOCOL)?);
     }
     Ok(actual)
 }

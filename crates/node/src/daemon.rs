@@ -53,6 +53,8 @@ const GATHER: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How soon something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How soon a store that did not take this node's record is asked again.
+const AGAIN: Duration = Duration::from_secs(10);
 /// However quiet it is, what there is is looked at this often.
 const AUDIT: Duration = Duration::from_mins(1);
 
@@ -102,6 +104,9 @@ pub fn run(
     let mut daemon = Daemon {
         view: View::default(),
         published: None,
+        unpublished: None,
+        resting: BTreeMap::new(),
+        took: Duration::ZERO,
         last: None,
         status: Status { node: config.node.clone(), mode: config.mode.as_str().into(), ..Status::default() },
         shown,
@@ -134,6 +139,12 @@ struct Daemon {
     view: View,
     /// When this node's record was last confirmed, and what it was.
     published: Option<(Instant, Record)>,
+    /// When that last failed.
+    unpublished: Option<Instant>,
+    /// Blocks that are empty and not needed, out of which nothing is given any more, and since when.
+    resting: BTreeMap<IpNet, Instant>,
+    /// How long the last comparison took.
+    took: Duration,
     last: Option<Desired>,
     status: Status,
     shown: Shown,
@@ -151,7 +162,8 @@ impl Daemon {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let mut by_kernel_alone = first.is_some();
-            let until = Instant::now() + GATHER;
+            // Where a comparison takes long, as beside a million routes of others, it takes a fifth of the time and no more.
+            let until = Instant::now() + GATHER.max(4 * self.took);
             let mut gathered = first;
             while let Some(event) = gathered {
                 match event {
@@ -167,7 +179,9 @@ impl Daemon {
             if !self.view.whole && started.elapsed() >= PATIENCE {
                 self.view.recall(&self.config.state_dir, log);
             }
+            let began = Instant::now();
             let problems = if self.view.whole { self.work(by_kernel_alone, log) } else { self.wait() };
+            self.took = began.elapsed().min(Duration::from_secs(5));
             next = Instant::now() + self.pause(&problems);
             self.show(problems, log);
         }
@@ -215,7 +229,9 @@ impl Daemon {
         let has_all =
             self.config.pods.iter().all(|net| self.own.blocks.iter().any(|block| net.contains(block)));
         if problems.is_empty() && has_all {
-            match conflist::write(&self.config, &self.own.blocks, wanted.mtu) {
+            let awake: Vec<IpNet> =
+                self.own.blocks.iter().copied().filter(|block| !self.resting.contains_key(block)).collect();
+            match conflist::write(&self.config, &awake, wanted.mtu) {
                 Ok(true) => log(&format!("wrote {}", conflist::path(&self.config).display())),
                 Ok(false) => {}
                 Err(error) => {
@@ -262,17 +278,24 @@ impl Daemon {
                 _ => true,
             });
         }
+        if self.view.live {
+            problems.extend(self.claim_what_is_nobodys());
+        }
         let pods = self.config.pods.clone();
         self.own.blocks.retain(|block| pods.iter().any(|net| net.contains(block)));
         self.own.blocks.sort();
         self.own.blocks.dedup();
-        let used =
-            conflist::used(&self.config, &self.own.blocks).unwrap_or_else(|_| vec![0; self.own.blocks.len()]);
         for prefix in pods {
-            let of_prefix = self.own.blocks.iter().zip(&used).filter(|(block, _)| prefix.contains(*block));
-            let (used, size) = of_prefix
-                .fold((0, 0_u64), |(u, s), (block, used)| (u + used, s.saturating_add(blocks::size(*block))));
-            let needed = size == 0 || u128::from(used) * 100 >= u128::from(size) * u128::from(blocks::FULL);
+            let used = self.rest(prefix, log);
+            let full = |(used, size): (u64, u64)| {
+                u128::from(used) * 100 >= u128::from(size) * u128::from(blocks::FULL)
+            };
+            // What rested is needed again before another is claimed.
+            if full(used) && self.resting.keys().any(|block| prefix.contains(block)) {
+                self.resting.retain(|block, _| !prefix.contains(block));
+                continue;
+            }
+            let (needed, size) = (full(used), used.1);
             if needed && let Err(problem) = self.claim(prefix, log) {
                 // With addresses left it is no reason not to be ready.
                 if size == 0 {
@@ -289,6 +312,69 @@ impl Daemon {
             }
         }
         problems
+    }
+
+    /// What this node remembers as its own and the store does not: it is claimed again, or somebody else's.
+    fn claim_what_is_nobodys(&mut self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let unknown: Vec<IpNet> =
+            self.own.blocks.iter().copied().filter(|block| !self.view.blocks.contains_key(block)).collect();
+        for block in unknown {
+            match self.store.claim(block, &self.own.name) {
+                Ok(true) => drop(self.view.blocks.insert(block, self.own.name.clone())),
+                Ok(false) => {
+                    self.own.blocks.retain(|own| *own != block);
+                    problems.push(format!("block {block} was this node's, and is another's now"));
+                }
+                // Who has it is not known: nobody else as long as the store is not heard of.
+                Err(_) => {}
+            }
+        }
+        problems
+    }
+
+    /// Has blocks rest that are empty while the others are not half full, and gives back those that have rested for the time of
+    /// a lease. Gives how many addresses of the others are in use, and how many there are.
+    fn rest(&mut self, prefix: IpNet, log: &mut dyn FnMut(&str)) -> (u64, u64) {
+        let used = conflist::used(&self.config, &self.own.blocks).unwrap_or_default();
+        let of_prefix: Vec<(IpNet, u64)> =
+            self.own.blocks.iter().copied().zip(used).filter(|(block, _)| prefix.contains(block)).collect();
+        let sum = |blocks: &mut dyn Iterator<Item = &(IpNet, u64)>| {
+            blocks
+                .fold((0, 0_u64), |(u, s), (block, used)| (u + used, s.saturating_add(blocks::size(*block))))
+        };
+        // A pod that was being started when its block began to rest keeps it awake.
+        self.resting.retain(|block, _| of_prefix.iter().all(|(other, used)| other != block || *used == 0));
+        let awake = |resting: &BTreeMap<IpNet, Instant>, without: Option<IpNet>| {
+            let blocks =
+                of_prefix.iter().filter(|(block, _)| !resting.contains_key(block) && Some(*block) != without);
+            sum(&mut blocks.into_iter())
+        };
+        for (block, _) in of_prefix.iter().filter(|(_, used)| *used == 0) {
+            let (used, size) = awake(&self.resting, Some(*block));
+            if size > 0 && used.saturating_mul(2) < size {
+                self.resting.entry(*block).or_insert_with(Instant::now);
+            }
+        }
+        let lease = Duration::from_secs(u64::from(self.config.lease));
+        let rested: Vec<IpNet> = self
+            .resting
+            .iter()
+            .filter(|(block, since)| prefix.contains(*block) && since.elapsed() >= lease)
+            .map(|(block, _)| *block)
+            .collect();
+        for block in rested {
+            match self.store.release(block, &self.own.name) {
+                Ok(()) => {
+                    log(&format!("block {block} is given back"));
+                    self.resting.remove(&block);
+                    self.own.blocks.retain(|own| *own != block);
+                    self.view.blocks.remove(&block);
+                }
+                Err(error) => log(&error.to_string()),
+            }
+        }
+        awake(&self.resting, None)
     }
 
     /// Claims another block of a prefix.
@@ -323,7 +409,13 @@ impl Daemon {
         {
             return None;
         }
-        match self.store.publish(&self.own) {
+        // A store that does not answer is waited for some seconds each time: not at every event.
+        if self.published.is_some() && self.unpublished.is_some_and(|at| at.elapsed() < AGAIN) {
+            return None;
+        }
+        let outcome = self.store.publish(&self.own);
+        self.unpublished = outcome.is_err().then(Instant::now);
+        match outcome {
             Ok(()) => {
                 self.published = Some((Instant::now(), self.own.clone()));
                 None

@@ -441,3 +441,40 @@ fn bird_announces_the_blocks() {
         speaker.wait().unwrap();
     }
 }
+
+/// A node claims another block before its own is full, so that no pod waits, and gives it back when it is empty.
+#[test]
+fn blocks_are_claimed_and_given_back() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::with(Wire::OneSegment, false, "routing", 1500, &["--block4", "29"]);
+    let blocks = || fs::read_dir(lab.store_dir().join("blocks")).unwrap().count();
+    assert_eq!(blocks(), 6, "one of each family for each node");
+    let mut pods = Vec::new();
+    for number in 0..9 {
+        let name = format!("p{number}");
+        let addresses = lab.pod(0, &name);
+        pods.push((0, name, addresses));
+        // Each as soon as there is room: a pod more than four fifths is waited for.
+        let (used, size) = (pods.len(), 5);
+        lab.wait(0, "with room for another", |status| {
+            let of_v4 = status["blocks"].as_array().unwrap().iter().filter(|it| it["size"] == size);
+            of_v4.count() * size * 4 > used * 5 - 5
+        });
+    }
+    let other = lab.pod(1, "q");
+    pods.push((1, "q".into(), other));
+    lab.all_reach_all(&pods);
+    let claimed = blocks();
+    assert!(claimed >= 7, "{claimed}");
+    for (_, name, _) in pods.iter().filter(|(index, _, _)| *index == 0) {
+        lab.end(0, name);
+    }
+    lab.wait(0, "with one block again", |status| status["blocks"].as_array().unwrap().len() == 2);
+    assert_eq!(blocks(), 6);
+    let conf = fs::read_to_string(lab.hosts[0].path("/run/net.d/10-netloom.conflist")).unwrap();
+    assert_eq!(conf.matches("subnet").count(), 2, "{conf}");
+    // And begins anew.
+    lab.pod(0, "again");
+}

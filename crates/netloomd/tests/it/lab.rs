@@ -41,6 +41,7 @@ pub(crate) struct Lab {
     daemons: Vec<Option<Child>>,
     store: Store,
     mode: &'static str,
+    flags: &'static [&'static str],
     dir: tempfile::TempDir,
 }
 
@@ -51,6 +52,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Lab {
     pub(crate) fn new(wire: Wire, etcd: bool, mode: &'static str, mtu: u32) -> Self {
+        Self::with(wire, etcd, mode, mtu, &[])
+    }
+
+    /// As [`Self::new`], with more flags for the daemons.
+    pub(crate) fn with(
+        wire: Wire,
+        etcd: bool,
+        mode: &'static str,
+        mtu: u32,
+        flags: &'static [&'static str],
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let bin = dir.path().join("bin");
         fs::create_dir_all(&bin).unwrap();
@@ -87,7 +99,8 @@ impl Lab {
             ));
         }
         let store = if etcd { Store::Etcd(start_etcd(&middle, dir.path())) } else { Store::File };
-        let mut lab = Self { wire: middle, daemons: (0..3).map(|_| None).collect(), hosts, store, mode, dir };
+        let mut lab =
+            Self { wire: middle, daemons: (0..3).map(|_| None).collect(), hosts, store, mode, flags, dir };
         for index in 0..3 {
             lab.start(index);
         }
@@ -104,7 +117,7 @@ impl Lab {
         let mut command = self.hosts[index].command(NETLOOMD);
         command.args(["--node", &format!("host{}", index + 1), "--mode", self.mode, "--pods", PODS]);
         command.args(["--conf-dir", "/run/net.d", "--lease", "5", "--listen", "127.0.0.1:9470"]);
-        command.args(["--config", "/nowhere"]);
+        command.args(["--config", "/nowhere"]).args(self.flags);
         match self.store {
             Store::File => {
                 command.args(["--store", "file", "--store-dir"]).arg(self.dir.path().join("store"))
@@ -208,6 +221,15 @@ impl Lab {
         let result: Value = serde_json::from_str(&text).unwrap();
         let ips = result["ips"].as_array().unwrap().iter();
         ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect()
+    }
+
+    /// Ends a pod by the CNI path.
+    pub(crate) fn end(&self, index: usize, name: &str) {
+        let bin = self.dir.path().join("bin");
+        self.hosts[index].sh(&format!(
+            "NETCONFPATH=/run/net.d CNI_PATH={bin} CNI_CONTAINERID={name} {bin}/netloom del netloom /run/netns/{name}; ip netns del {name}",
+            bin = bin.display()
+        ));
     }
 
     /// Two pods on each host: for each the host, its name, and its addresses.
