@@ -49,6 +49,8 @@ pub(crate) type Shown = Arc<Mutex<Status>>;
 
 /// More may come at once: it is waited for so long.
 const GATHER: Duration = Duration::from_millis(10);
+/// And no longer than so long: this node's record is to be kept.
+const MOST_GATHER: Duration = Duration::from_millis(500);
 /// Without a store for so long the last view counts.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How soon something that failed is tried again.
@@ -104,6 +106,7 @@ pub fn run(
     let mut daemon = Daemon {
         view: View::default(),
         published: None,
+        to_be_told: true,
         unpublished: None,
         resting: BTreeMap::new(),
         took: Duration::ZERO,
@@ -130,6 +133,11 @@ struct View {
     blocks: BTreeMap<IpNet, String>,
     refused: BTreeMap<String, String>,
     lost: Option<String>,
+    /// When the store was heard of again after it had been lost.
+    regained: Option<Instant>,
+    /// Nodes that the store does not know any more, since when. One that has just come back may know less than it did: leases
+    /// end while their keepers find the way back, so these stay for the time of a lease.
+    missing: BTreeMap<String, Instant>,
 }
 
 struct Daemon {
@@ -139,6 +147,8 @@ struct Daemon {
     view: View,
     /// When this node's record was last confirmed, and what it was.
     published: Option<(Instant, Record)>,
+    /// The store may not have this node's record any more.
+    to_be_told: bool,
     /// When that last failed.
     unpublished: Option<Instant>,
     /// Blocks that are empty and not needed, out of which nothing is given any more, and since when.
@@ -162,8 +172,8 @@ impl Daemon {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let mut by_kernel_alone = first.is_some();
-            // Where a comparison takes long, as beside a million routes of others, it takes a fifth of the time and no more.
-            let until = Instant::now() + GATHER.max(4 * self.took);
+            // Where a comparison takes long it does not take all of the time.
+            let until = Instant::now() + GATHER.max(4 * self.took).min(MOST_GATHER);
             let mut gathered = first;
             while let Some(event) = gathered {
                 match event {
@@ -171,6 +181,11 @@ impl Daemon {
                     Event::Kernel => {}
                     Event::Store(update) => {
                         by_kernel_alone = false;
+                        if matches!(update, Update::All(_)) {
+                            // It is there again: it is told at once that this node is too.
+                            self.to_be_told = true;
+                            self.unpublished = None;
+                        }
                         self.view.take(update, &self.config, log);
                     }
                 }
@@ -179,9 +194,8 @@ impl Daemon {
             if !self.view.whole && started.elapsed() >= PATIENCE {
                 self.view.recall(&self.config.state_dir, log);
             }
-            let began = Instant::now();
+            self.view.forget(&self.config);
             let problems = if self.view.whole { self.work(by_kernel_alone, log) } else { self.wait() };
-            self.took = began.elapsed().min(Duration::from_secs(5));
             next = Instant::now() + self.pause(&problems);
             self.show(problems, log);
         }
@@ -191,7 +205,8 @@ impl Daemon {
         if !self.view.whole || !problems.is_empty() {
             return RETRY;
         }
-        AUDIT.min(Duration::from_secs(u64::from(self.config.lease) / 3))
+        let usual = AUDIT.min(lease(&self.config) / 3);
+        if self.view.missing.is_empty() { usual } else { usual.min(RETRY) }
     }
 
     fn wait(&self) -> Vec<String> {
@@ -225,7 +240,9 @@ impl Daemon {
         let mut nodes = self.view.nodes.clone();
         nodes.insert(self.own.name.clone(), self.own.clone());
         let wanted = desired::desired(&self.config, &self.own, &nodes, &uplinks);
+        let began = Instant::now();
         problems.extend(self.change(&socket, &wanted, &uplinks, by_kernel_alone, log));
+        self.took = began.elapsed();
         let has_all =
             self.config.pods.iter().all(|net| self.own.blocks.iter().any(|block| net.contains(block)));
         if problems.is_empty() && has_all {
@@ -356,7 +373,7 @@ impl Daemon {
                 self.resting.entry(*block).or_insert_with(Instant::now);
             }
         }
-        let lease = Duration::from_secs(u64::from(self.config.lease));
+        let lease = lease(&self.config);
         let rested: Vec<IpNet> = self
             .resting
             .iter()
@@ -402,15 +419,16 @@ impl Daemon {
     }
 
     fn publish(&mut self) -> Option<String> {
-        let due = Duration::from_secs(u64::from(self.config.lease) / 3);
+        let due = lease(&self.config) / 3;
         if let Some((at, record)) = &self.published
             && *record == self.own
             && at.elapsed() < due
+            && !self.to_be_told
         {
             return None;
         }
         // A store that does not answer is waited for some seconds each time: not at every event.
-        if self.published.is_some() && self.unpublished.is_some_and(|at| at.elapsed() < AGAIN) {
+        if self.published.is_some() && self.unpublished.is_some_and(|at| at.elapsed() < AGAIN.min(due)) {
             return None;
         }
         let outcome = self.store.publish(&self.own);
@@ -418,6 +436,7 @@ impl Daemon {
         match outcome {
             Ok(()) => {
                 self.published = Some((Instant::now(), self.own.clone()));
+                self.to_be_told = false;
                 None
             }
             // Who was there once stays ready, also over a restart: nothing that works depends on the store.
@@ -529,9 +548,12 @@ impl View {
     fn take(&mut self, update: Update, config: &Config, log: &mut dyn FnMut(&str)) {
         match update {
             Update::All(contents) => {
+                if self.whole && (!self.live || self.lost.is_some()) {
+                    self.regained = Some(Instant::now());
+                }
                 let known = self.nodes.keys().cloned().collect::<Vec<_>>();
-                for gone in known.iter().filter(|name| !contents.nodes.contains_key(*name)) {
-                    self.nodes.remove(gone);
+                for gone in known.into_iter().filter(|name| !contents.nodes.contains_key(name)) {
+                    self.is_gone(gone, config);
                 }
                 self.refused.clear();
                 for (name, text) in contents.nodes {
@@ -544,8 +566,8 @@ impl View {
             }
             Update::Node(name, Some(text)) => self.put(name, &text, config, log),
             Update::Node(name, None) => {
-                self.nodes.remove(&name);
                 self.refused.remove(&name);
+                self.is_gone(name, config);
             }
             Update::Block(block, Some(owner)) => drop(self.blocks.insert(block, owner)),
             Update::Block(block, None) => drop(self.blocks.remove(&block)),
@@ -558,11 +580,33 @@ impl View {
         }
     }
 
+    fn is_gone(&mut self, name: String, config: &Config) {
+        if self.regained.is_some_and(|at| at.elapsed() < lease(config)) {
+            self.missing.entry(name).or_insert_with(Instant::now);
+        } else {
+            self.nodes.remove(&name);
+            self.missing.remove(&name);
+        }
+    }
+
+    /// Forgets those that have been missing for too long.
+    fn forget(&mut self, config: &Config) {
+        let nodes = &mut self.nodes;
+        self.missing.retain(|name, since| {
+            let stays = since.elapsed() < lease(config);
+            if !stays {
+                nodes.remove(name);
+            }
+            stays
+        });
+    }
+
     /// A record that is refused changes nothing: what was known of the node stays.
     fn put(&mut self, name: String, text: &[u8], config: &Config, log: &mut dyn FnMut(&str)) {
         match Record::parse(&name, text, &config.pods) {
             Ok(record) => {
                 self.refused.remove(&name);
+                self.missing.remove(&name);
                 self.nodes.insert(name, record);
             }
             Err(error) => {
@@ -585,6 +629,10 @@ impl View {
         self.nodes = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();
         self.whole = true;
     }
+}
+
+fn lease(config: &Config) -> Duration {
+    Duration::from_secs(config.lease.into())
 }
 
 const VIEW: &str = "view.json";

@@ -190,7 +190,7 @@ fn etcd_may_be_away() {
     // A node that is gone: its lease ends, and with it the way there.
     lab.kill(2);
     let took = lab.until(0, "test $(ip route show proto 95 | grep -c netloom4) = 1");
-    println!("a node that died was gone after {took:?}, with a lease of 5 s");
+    println!("a node that died was gone after {took:?}, with a lease of 10 s");
     lab.start(2);
     let took = lab.until(0, "test $(ip route show proto 95 | grep -c netloom4) = 2");
     println!("it was back after {took:?}");

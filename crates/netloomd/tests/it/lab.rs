@@ -48,7 +48,7 @@ pub(crate) struct Lab {
 const PODS: &str = "10.244.0.0/16,fd44::/48";
 /// Where etcd is, on the host that is the wire.
 const ETCD: &str = "192.0.2.254";
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(40);
 
 impl Lab {
     pub(crate) fn new(wire: Wire, etcd: bool, mode: &'static str, mtu: u32) -> Self {
@@ -116,7 +116,7 @@ impl Lab {
     pub(crate) fn daemon(&self, index: usize) -> Command {
         let mut command = self.hosts[index].command(NETLOOMD);
         command.args(["--node", &format!("host{}", index + 1), "--mode", self.mode, "--pods", PODS]);
-        command.args(["--conf-dir", "/run/net.d", "--lease", "5", "--listen", "127.0.0.1:9470"]);
+        command.args(["--conf-dir", "/run/net.d", "--lease", "10", "--listen", "127.0.0.1:9470"]);
         command.args(["--config", "/nowhere"]).args(self.flags);
         match self.store {
             Store::File => {
@@ -258,7 +258,12 @@ impl Lab {
                         let look = "ip route; ip -6 route; ip neigh; nft list ruleset";
                         let (here, wire) =
                             (self.hosts[*index].sh(look), self.wire.sh("ip neigh; ip -6 neigh"));
-                        panic!("{name} does not reach {other} at {to}\n{here}\n{wire}");
+                        let logs =
+                            [0, 1, 2].map(|index| fs::read_to_string(self.log(index)).unwrap_or_default());
+                        panic!(
+                            "{name} does not reach {other} at {to}\n{here}\n{wire}\n{}",
+                            logs.join("\n--\n")
+                        );
                     }
                 }
             }
