@@ -21,3 +21,4 @@ pub mod record;
 mod serve;
 pub mod status;
 pub mod store;
+mod view;
