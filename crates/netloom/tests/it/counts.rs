@@ -17,6 +17,10 @@ type Counts = BTreeMap<String, BTreeMap<String, u64>>;
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/counts.json");
 /// What an event that came early or late adds is not there in every round.
 const ROUNDS: usize = 5;
+/// A machine that is busy with other tests may need all of them once more.
+const ATTEMPTS: usize = 5;
+/// What is waited for, and how often, depends on what is faster.
+const BY_TIMING: u64 = 6;
 /// Instructions may differ by this much: the length of a path or a process ID has its part in them.
 const TOLERANCE: f64 = 0.10;
 
@@ -64,25 +68,39 @@ fn count(mut cost: impl FnMut(&Lab, &str, &Value) -> (String, Vec<(&'static str,
     least
 }
 
+fn pinned() -> Counts {
+    serde_json::from_str(&std::fs::read_to_string(FILE).unwrap()).unwrap()
+}
+
+/// Lists what is not as it is pinned: the call, what was counted, what is pinned, what was found.
+fn misfits(found: &Counts, fits: impl Fn(u64, u64) -> bool) -> Vec<(String, String, Option<u64>, u64)> {
+    let pinned = pinned();
+    let mut misfits = Vec::new();
+    for (name, counts) in found {
+        for (what, count) in counts {
+            let before = pinned.get(name).and_then(|counts| counts.get(what)).copied();
+            if before.is_none_or(|before| !fits(before, *count)) {
+                misfits.push((name.clone(), what.clone(), before, *count));
+            }
+        }
+    }
+    misfits
+}
+
 /// Compares with what is pinned, or pins.
 fn compare(found: &Counts, fits: impl Fn(u64, u64) -> bool, detail: &dyn Fn(&str) -> String) {
-    let mut pinned: Counts = serde_json::from_str(&std::fs::read_to_string(FILE).unwrap()).unwrap();
     if std::env::var_os("NETLOOM_PIN").is_some() {
+        let mut pinned = pinned();
         for (name, counts) in found {
             pinned.entry(name.clone()).or_default().extend(counts.clone());
         }
         std::fs::write(FILE, serde_json::to_string_pretty(&pinned).unwrap() + "\n").unwrap();
         return;
     }
-    let mut wrong = Vec::new();
-    for (name, counts) in found {
-        for (what, count) in counts {
-            let before = pinned.get(name).and_then(|counts| counts.get(what));
-            if before.is_none_or(|before| !fits(*before, *count)) {
-                wrong.push(format!("{name}: {what} were {before:?}, are {count}\n{}", detail(name)));
-            }
-        }
-    }
+    let told = |(name, what, before, count): (String, String, Option<u64>, u64)| {
+        format!("{name}: {what} were {before:?}, are {count}\n{}", detail(&name))
+    };
+    let wrong: Vec<String> = misfits(found, fits).into_iter().map(told).collect();
     assert!(wrong.is_empty(), "NETLOOM_PIN=1 pins what is meant to be so:\n{}", wrong.join("\n"));
 }
 
@@ -104,7 +122,7 @@ fn system_calls_are_as_pinned() {
         let traced = lab.traced("VERSION", &cases()[0].chain[0], None);
         own(&traced).count()
     };
-    let found = count(|lab, verb, conf| {
+    let mut cost = |lab: &Lab, verb: &str, conf: &Value| {
         let traced = lab.traced(verb, conf, None);
         assert!(traced.status.success(), "{verb} {conf}: {}", traced.stdout);
         let list: Vec<&str> = own(&traced).collect();
@@ -112,12 +130,26 @@ fn system_calls_are_as_pinned() {
         let costs = vec![("system calls", (list.len() - start) as u64), ("netlink sends", sends as u64)];
         lists.insert(format!("{} {verb}", conf["type"].as_str().unwrap()), list);
         (traced.stdout, costs)
-    });
+    };
+    // An announcement of the kernel's that comes late costs a few calls more, one that was there already a few less.
+    let fits = |before: u64, now: u64| now <= before && before - now <= BY_TIMING;
+    let mut found = Counts::new();
+    for _ in 0..ATTEMPTS {
+        for (name, costs) in count(&mut cost) {
+            let least = found.entry(name).or_default();
+            for (what, cost) in costs {
+                least.entry(what).and_modify(|least| *least = cost.min(*least)).or_insert(cost);
+            }
+        }
+        if misfits(&found, fits).is_empty() {
+            break;
+        }
+    }
     let list = |name: &str| {
         let call = name.split_once(' ').map_or(name, |(_, call)| call);
         lists.get(call).map(|list| list.join(" ")).unwrap_or_default()
     };
-    compare(&found, |before, now| before == now, &list);
+    compare(&found, fits, &list);
 }
 
 /// The instructions of every verb of every plugin outside the kernel stay within a tenth, counted by callgrind in the
