@@ -118,7 +118,11 @@ fn operate(
         (Operation::Check, None) => Ok(None),
         (Operation::Check, Some(was)) => {
             for conf in &confs {
-                run("CHECK", &with_prev(conf, &was))?;
+                match run("CHECK", &with_prev(conf, &was)) {
+                    // Of a bridge that several made at once the reference remembers an address that it had for a moment.
+                    Err(error) if bin != &**OURS && error.contains("Mac doesn't match") => {}
+                    other => drop(other?),
+                }
             }
             Ok(Some(was))
         }
@@ -201,19 +205,7 @@ fn any_interleaving_leaves_what_the_model_says() {
                     .map(|(container, (operation, by_reference))| {
                         let bin: &Path = if *by_reference && container % 2 == 0 { peers } else { &OURS };
                         let was = before.get(&container).cloned();
-                        (
-                            container,
-                            scope.spawn(move || {
-                                let done = operate(host, bin, container, *operation, was.clone());
-                                // The reference loses races of its own; what it left then is ours to take away.
-                                match done {
-                                    Err(_) if bin != &**OURS => {
-                                        operate(host, &OURS, container, Operation::Del, was)
-                                    }
-                                    other => other,
-                                }
-                            }),
-                        )
+                        (container, scope.spawn(move || operate(host, bin, container, *operation, was)))
                     })
                     .collect();
                 let mut outcomes: Vec<_> = running
