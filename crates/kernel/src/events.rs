@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     link::{self, Link},
     message::Received,
+    neigh::{self, Neighbour},
     socket::{Protocol, Socket},
 };
 
@@ -48,6 +49,14 @@ impl Events {
     /// When the socket cannot be opened.
     pub fn of_network() -> Result<Self> {
         Socket::open_listening(Protocol::Route, GROUPS_OF_NETWORK).map(Self)
+    }
+
+    /// Listens for neighbours of both families.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened.
+    pub fn of_neighbours() -> Result<Self> {
+        Socket::open_listening(Protocol::Route, GROUP_NEIGH).map(Self)
     }
 
     /// Listens for changes of the nftables ruleset.
@@ -94,6 +103,21 @@ impl Events {
         })
     }
 
+    /// Waits until what has been announced of neighbours is enough.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_link`].
+    pub fn wait_for_neighbours(
+        &self,
+        limit: Duration,
+        object: &str,
+        mut enough: impl FnMut(&Neighbour) -> bool,
+    ) -> Result<()> {
+        self.wait(limit, "wait for", object, |received| {
+            neigh::read(received).is_some_and(|neighbour| enough(&neighbour))
+        })
+    }
+
     /// Reads what has come and tells whether a link's removal is among it.
     pub(crate) fn announces_removal(&self, index: u32) -> Result<bool, Errno> {
         let mut removed = false;
@@ -118,7 +142,7 @@ impl Events {
         limit: Duration,
         doing: &'static str,
         object: &str,
-        fits: impl Fn(&Received<'_>) -> bool,
+        mut fits: impl FnMut(&Received<'_>) -> bool,
     ) -> Result<()> {
         let error = |errno| Error::new(doing, object, errno);
         let deadline = Instant::now() + limit;

@@ -1,13 +1,14 @@
 //! Neighbours: which hardware address an address of the link has, and (FDB) behind which host a hardware address is.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use crate::{
     addr::family,
     error::{Error, Result},
+    events::Events,
     link::{Link, Mac},
     message::{Attrs, Message, Received, read_ip, read_u32},
-    socket::{ACK, CREATE, DUMP, REQUEST, Socket},
+    socket::{ACK, CREATE, DUMP, Protocol, REQUEST, Socket},
 };
 
 /// Describes a neighbour as the kernel has it.
@@ -75,6 +76,41 @@ pub fn forwards(socket: &Socket, link: &Link) -> Result<Vec<Forward>> {
     })
 }
 
+/// Asks the segment of a link who has these addresses, as the host itself would (ARP, RFC 826; NDP, RFC 4861, section 7.2), and
+/// gives those that somebody answered for within `limit`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTreeSet<IpAddr>> {
+    let mut answered = BTreeSet::new();
+    let events = Events::of_neighbours()?;
+    let socket = Socket::open(Protocol::Route)?;
+    // What was known before is not asked for again, and may be long gone.
+    let forget: Vec<Fate> = ips.iter().map(|ip| Fate::NoNeighbour(link, *ip)).collect();
+    drop(change_all(&socket, &forget));
+    let refused = socket.change_all(ips.iter().map(|ip| {
+        let mut message =
+            Message::new(libc::RTM_NEWNEIGH, REQUEST | ACK | CREATE, &ndmsg(family(*ip), link, 0, NTF_USE));
+        message.ip(NDA_DST, *ip);
+        (message, "ask who has", ip.to_string())
+    }));
+    if let Some(error) = refused.into_iter().next() {
+        return Err(error);
+    }
+    let outcome = events.wait_for_neighbours(limit, "who has addresses of the segment", |neighbour| {
+        if neighbour.link == link && neighbour.mac.is_some() && ips.contains(&neighbour.ip) {
+            answered.insert(neighbour.ip);
+        }
+        answered.len() == ips.len()
+    });
+    let unanswered: Vec<Fate> = ips.difference(&answered).map(|ip| Fate::NoNeighbour(link, *ip)).collect();
+    drop(change_all(&socket, &unanswered));
+    match outcome {
+        Err(error) if error.kind() != crate::Kind::TimedOut => Err(error),
+        _ => Ok(answered),
+    }
+}
+
 /// Changes many entries, in as few sends as the kernel's answers fit, and gives what was refused.
 #[doc(alias = "RTM_NEWNEIGH")]
 pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
@@ -138,6 +174,7 @@ const NDMSG: usize = 12;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
+const NTF_USE: u8 = 1;
 const NTF_SELF: u8 = 1 << 1;
 const PERMANENT: u16 = 0x80;
 const NOARP: u16 = 0x40;

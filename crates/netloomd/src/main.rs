@@ -69,9 +69,14 @@ fn run(cli: Cli) -> Result<(), String> {
         Command::Config => Ok(()),
         Command::Check => writeln!(
             std::io::stdout(),
-            "node {}, mode {}, store {}: nothing is wrong with it",
+            "node {}, {}, store {}: nothing is wrong with it",
             config.node,
-            config.mode.as_str(),
+            config
+                .networks
+                .iter()
+                .map(|network| format!("network {} in mode {}", network.name, network.mode.as_str()))
+                .collect::<Vec<_>>()
+                .join(", "),
             config.store.kind()
         )
         .map_err(|error| error.to_string()),

@@ -15,15 +15,15 @@ use kernel::{
 
 use crate::{
     config::Config,
-    desired::{DEVICE4, DEVICE6, Uplink, Uplinks},
+    desired::{BESIDE, DEVICE4, DEVICE6, Uplink, Uplinks},
 };
 
 /// The number by which routes of ours are known (`RTPROT_*`): nobody else's in `linux/rtnetlink.h`.
 pub const PROTOCOL: u8 = 95;
 
-/// A tunnel's device as the kernel has it.
+/// A device of the daemon's own as the kernel has it.
 #[derive(Debug, Clone)]
-pub struct Tunnel {
+pub struct Device {
     /// The device.
     pub link: Link,
     /// Its addresses.
@@ -37,8 +37,8 @@ pub struct Tunnel {
 /// Everything that is ours.
 #[derive(Debug, Clone, Default)]
 pub struct Actual {
-    /// The tunnels' devices, by whether outer packets are IPv4.
-    pub tunnels: BTreeMap<bool, Tunnel>,
+    /// The devices, by name.
+    pub devices: BTreeMap<&'static str, Device>,
     /// Routes.
     pub routes: Vec<route::Route>,
 }
@@ -49,19 +49,23 @@ pub struct Actual {
 /// When the kernel refuses.
 pub fn read(socket: &Socket) -> kernel::Result<Actual> {
     let mut actual = Actual::default();
-    for (v4, name) in [(true, DEVICE4), (false, DEVICE6)] {
+    for name in [DEVICE4, DEVICE6, BESIDE] {
         let Some(link) = link::find(socket, name)? else { continue };
         let any6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let neighbours = neigh::list(socket, &link, any6)?.into_iter().filter(|it| it.permanent);
         let addresses = addr::list(socket, &link)?.into_iter().map(|address| address.net);
         let is_own = |net: &IpNet| !matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
-        let tunnel = Tunnel {
+        let device = Device {
             addresses: addresses.filter(is_own).collect(),
             neighbours: neighbours.filter_map(|it| Some((it.ip, it.mac?))).collect(),
-            forwards: neigh::forwards(socket, &link)?.into_iter().collect(),
+            forwards: if name == BESIDE {
+                BTreeSet::new()
+            } else {
+                neigh::forwards(socket, &link)?.into_iter().collect()
+            },
             link,
         };
-        actual.tunnels.insert(v4, tunnel);
+        actual.devices.insert(name, device);
     }
     for like in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
         actual.routes.extend(route::list_of(socket, like, PROTOCOL)?);
@@ -82,14 +86,24 @@ pub fn uplinks(socket: &Socket, config: &Config) -> kernel::Result<Uplinks> {
         if given.is_none() && !config.addresses.is_empty() {
             continue;
         }
+        let default = default_route(socket, v4)?;
         let found = match given {
             Some(ip) => by_address(socket, &links, ip)?,
-            None => by_default_route(socket, &links, v4)?,
+            None => by_default_route(socket, &links, v4, default)?,
         };
         let Some((link, address)) = found else { continue };
         let on_link = addr::list(socket, link)?.into_iter().map(|address| address.net.trunc());
         let on_link = on_link.filter(|net| net.addr().is_ipv4() == v4).collect();
-        let uplink = Some(Uplink { link: link.index, mtu: link.mtu, address, on_link });
+        let gateway = default.filter(|way| way.link == link.index).and_then(|way| way.gateway);
+        let uplink = Some(Uplink {
+            link: link.index,
+            name: link.name.clone(),
+            bridge: link.kind.as_deref() == Some("bridge"),
+            mtu: link.mtu,
+            gateway,
+            address,
+            on_link,
+        });
         if v4 {
             uplinks.v4 = uplink;
         } else {
@@ -112,18 +126,24 @@ fn by_address<'a>(
     Ok(None)
 }
 
-fn by_default_route<'a>(
-    socket: &Socket,
-    links: &'a [Link],
-    v4: bool,
-) -> kernel::Result<Option<(&'a Link, IpAddr)>> {
-    // Addresses of the documentation's prefixes (RFC 5737, RFC 3849), to which no route but a default one leads.
+/// Finds out how packets leave that no route but a default one leads.
+fn default_route(socket: &Socket, v4: bool) -> kernel::Result<Option<route::Way>> {
+    // Addresses of the documentation's prefixes (RFC 5737, RFC 3849).
     let anywhere: IpAddr = if v4 {
         Ipv4Addr::new(203, 0, 113, 1).into()
     } else {
         Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1).into()
     };
-    let Some(way) = route::way_to(socket, anywhere)? else { return Ok(None) };
+    route::way_to(socket, anywhere)
+}
+
+fn by_default_route<'a>(
+    socket: &Socket,
+    links: &'a [Link],
+    v4: bool,
+    default: Option<route::Way>,
+) -> kernel::Result<Option<(&'a Link, IpAddr)>> {
+    let Some(way) = default else { return Ok(None) };
     let Some(link) = links.iter().find(|link| link.index == way.link) else { return Ok(None) };
     if let Some(source) = way.source {
         return Ok(Some((link, source)));

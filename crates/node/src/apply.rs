@@ -8,15 +8,15 @@ use std::{
 use kernel::{
     Socket, addr,
     addr::Detection,
-    link::{self, Change, Driver, Link, New},
+    link::{self, Change, Driver, Link, MacvlanMode, New},
     neigh::{self, Forward},
     route,
     sysctl::{self, Setting},
 };
 
 use crate::{
-    actual::{Actual, PROTOCOL, Tunnel},
-    desired::{By, Desired, Device, Route},
+    actual::{self, Actual, PROTOCOL},
+    desired::{By, Desired, Device, Kind, Route},
     record::hop_of,
 };
 
@@ -46,25 +46,25 @@ impl Done {
     }
 }
 
-/// Marks the tunnels' devices as ours.
+/// Marks the devices as ours.
 const ALIAS: &str = "netloomd";
 
 /// Makes the kernel hold what it should of devices, neighbours and routes.
 pub fn apply(socket: &Socket, desired: &Desired, actual: &Actual) -> Done {
     let mut done = Done::default();
-    let mut devices: BTreeMap<bool, u32> = BTreeMap::new();
+    let mut devices: BTreeMap<&str, u32> = BTreeMap::new();
     for device in &desired.devices {
-        let there = actual.tunnels.get(&device.v4);
+        let there = actual.devices.get(device.name);
         if let Some((link, entries_of)) = ensure_device(socket, device, there, &mut done) {
-            devices.insert(device.v4, link.index);
-            change_entries(socket, desired, device.v4, link.index, entries_of, &mut done);
+            devices.insert(device.name, link.index);
+            change_entries(socket, desired, device.name, link.index, entries_of, &mut done);
         }
     }
     change_routes(socket, desired, actual, &devices, &mut done);
     // Last: no route leads there any more.
-    for (v4, tunnel) in &actual.tunnels {
-        if !devices.contains_key(v4) && desired.devices.iter().all(|device| device.v4 != *v4) {
-            done.note(link::remove(socket, &tunnel.link));
+    for (name, there) in &actual.devices {
+        if desired.devices.iter().all(|device| device.name != *name) {
+            done.note(link::remove(socket, &there.link));
             done.changes += 1;
         }
     }
@@ -75,32 +75,25 @@ pub fn apply(socket: &Socket, desired: &Desired, actual: &Actual) -> Done {
 fn ensure_device<'a>(
     socket: &Socket,
     device: &Device,
-    there: Option<&'a Tunnel>,
+    there: Option<&'a actual::Device>,
     done: &mut Done,
-) -> Option<(Link, Option<&'a Tunnel>)> {
-    let driver = Driver::Vxlan { vni: device.vni, port: device.port, local: device.local };
+) -> Option<(Link, Option<&'a actual::Device>)> {
     let mut known = there;
-    if let Some(tunnel) = there.filter(|tunnel| tunnel.link.driver != Some(driver)) {
-        // What a VXLAN is cannot be changed: it is made anew, with all its entries.
-        done.note(link::remove(socket, &tunnel.link))?;
+    if let Some(other) = there.filter(|there| !is(&there.link, device)) {
+        // What a device is cannot be changed: it is made anew, with all its entries.
+        done.note(link::remove(socket, &other.link))?;
         known = None;
     }
     if known.is_none() {
-        let new = New { mtu: Some(device.mtu), mac: Some(device.mac), ..New::of(device.name, driver) };
+        let new = New { mtu: Some(device.mtu), mac: Some(device.mac), ..new(device) };
         done.note(link::create(socket, &new))?;
         done.changes += 1;
-        // Packets of pods come by it whose way back may be another; nobody is on it who could have its addresses.
-        for (setting, value) in [
-            (Setting::Ipv4(device.name, "rp_filter"), "2"),
-            (Setting::Ipv6(device.name, "disable_ipv6"), "0"),
-            (Setting::Ipv6(device.name, "accept_dad"), "0"),
-            (Setting::Ipv6(device.name, "accept_ra"), "0"),
-        ] {
+        for (setting, value) in settings(device) {
             done.note(sysctl::set(setting, value));
         }
     }
     let link = match known {
-        Some(tunnel) => tunnel.link.clone(),
+        Some(there) => there.link.clone(),
         None => done.note(link::require(socket, device.name))?,
     };
     let change = Change {
@@ -114,7 +107,7 @@ fn ensure_device<'a>(
         done.note(link::change(socket, &link, &change))?;
         done.changes += 1;
     }
-    let there = known.map(|tunnel| tunnel.addresses.clone()).unwrap_or_default();
+    let there = known.map(|there| there.addresses.clone()).unwrap_or_default();
     let wanted: BTreeSet<_> = device.addresses.iter().copied().collect();
     for net in wanted.difference(&there) {
         if done.note(addr::add(socket, &link, *net, Detection::Skip)).is_some() {
@@ -130,23 +123,65 @@ fn ensure_device<'a>(
     Some((link, known))
 }
 
+fn new(device: &Device) -> New<'_> {
+    match device.kind {
+        Kind::Tunnel { vni, port, local } => New::of(device.name, Driver::Vxlan { vni, port, local }),
+        Kind::Beside { link } => {
+            let driver = Driver::Macvlan { mode: MacvlanMode::Bridge, broadcasts: None };
+            New { over: Some(link), ..New::of(device.name, driver) }
+        }
+    }
+}
+
+/// Tells whether a link is what the device should be.
+fn is(link: &Link, device: &Device) -> bool {
+    match (device.kind, link.driver) {
+        (Kind::Tunnel { vni, port, local }, driver) => driver == Some(Driver::Vxlan { vni, port, local }),
+        (Kind::Beside { link: over }, Some(Driver::Macvlan { mode, .. })) => {
+            mode == MacvlanMode::Bridge && link.peer == Some(over)
+        }
+        (Kind::Beside { .. }, _) => false,
+    }
+}
+
+/// Says what is set of a new device before it goes up.
+fn settings(device: &Device) -> Vec<(Setting<'_>, &'static str)> {
+    let name = device.name;
+    let mut settings =
+        vec![(Setting::Ipv6(name, "disable_ipv6"), "0"), (Setting::Ipv6(name, "accept_ra"), "0")];
+    settings.extend(match device.kind {
+        // Packets of pods come by it whose way back may be another; nobody is on it who could have its addresses.
+        Kind::Tunnel { .. } => {
+            vec![(Setting::Ipv4(name, "rp_filter"), "2"), (Setting::Ipv6(name, "accept_dad"), "0")]
+        }
+        // It answers for the host's addresses to those alone that it leads to, this host's pods: others hear of the link
+        // itself. Its own link-local address follows from its hardware address, whatever the host's default is.
+        Kind::Beside { .. } => vec![
+            (Setting::Ipv4(name, "arp_filter"), "1"),
+            (Setting::Ipv6(name, "addr_gen_mode"), "0"),
+            (Setting::Ipv6(name, "accept_dad"), "0"),
+        ],
+    });
+    settings
+}
+
 fn change_entries(
     socket: &Socket,
     desired: &Desired,
-    v4: bool,
+    device: &str,
     link: u32,
-    known: Option<&Tunnel>,
+    known: Option<&actual::Device>,
     done: &mut Done,
 ) {
-    let wanted = desired.heard.iter().filter(|(outer, _, _)| *outer == v4);
+    let wanted = desired.heard.iter().filter(|(of, _, _)| *of == device);
     let wanted: Vec<_> = wanted.map(|(_, mac, to)| (*mac, *to)).collect();
     let hops: BTreeMap<IpAddr, _> =
         wanted.iter().map(|(mac, _)| (IpAddr::from(hop_of(*mac)), *mac)).collect();
     let forwards: BTreeSet<Forward> =
         wanted.iter().map(|(mac, to)| Forward { link, mac: *mac, to: *to }).collect();
     let (no_hops, no_forwards) = (BTreeMap::new(), BTreeSet::new());
-    let there = known.map_or(&no_hops, |tunnel| &tunnel.neighbours);
-    let forwarded = known.map_or(&no_forwards, |tunnel| &tunnel.forwards);
+    let there = known.map_or(&no_hops, |there| &there.neighbours);
+    let forwarded = known.map_or(&no_forwards, |there| &there.forwards);
     let mut fates = Vec::new();
     // An entry of the same hardware address at another host goes first: there is one way at a time.
     fates.extend(forwarded.difference(&forwards).map(|forward| neigh::Fate::NoForward(*forward)));
@@ -163,7 +198,7 @@ fn change_routes(
     socket: &Socket,
     desired: &Desired,
     actual: &Actual,
-    devices: &BTreeMap<bool, u32>,
+    devices: &BTreeMap<&str, u32>,
     done: &mut Done,
 ) {
     let all = desired.routes.values().chain(&desired.exported);
@@ -187,17 +222,19 @@ fn same(there: &route::Route, wanted: &route::Route) -> bool {
         && (wanted.source.is_none() || there.source == wanted.source)
 }
 
-fn as_kernel_has_it(route: &Route, devices: &BTreeMap<bool, u32>) -> Option<route::Route> {
+fn as_kernel_has_it(route: &Route, devices: &BTreeMap<&str, u32>) -> Option<route::Route> {
     /// Where none is given, IPv6's routes have this metric.
     const USUAL6: u32 = 1024;
     let (link, blackhole) = match route.by {
         By::Link(link) => (link, false),
-        By::Tunnel { v4 } => (*devices.get(&v4)?, false),
+        By::Device(name) => (*devices.get(name)?, false),
         By::Nothing if route.dst.addr().is_ipv6() => (LOOPBACK, true),
         By::Nothing => (0, true),
     };
     let usual = if route.dst.addr().is_ipv6() { USUAL6 } else { 0 };
     Some(route::Route {
+        // What is on the link.
+        scope: if route.gateway.is_none() && !blackhole && route.dst.addr().is_ipv4() { LINK } else { 0 },
         priority: if route.priority == 0 { usual } else { route.priority },
         source: route.source,
         table: route.table,
@@ -207,6 +244,8 @@ fn as_kernel_has_it(route: &Route, devices: &BTreeMap<bool, u32>) -> Option<rout
     })
 }
 
+/// The scope of what is on the link (`RT_SCOPE_LINK`).
+const LINK: u8 = 253;
 /// The kernel says of IPv6's blackhole routes that they lead to `lo`.
 const LOOPBACK: u32 = 1;
 
@@ -215,7 +254,8 @@ const LOOPBACK: u32 = 1;
 /// # Errors
 /// When the kernel refuses.
 pub fn forward(desired: &Desired, uplink: Option<&str>) -> kernel::Result<()> {
-    let families: BTreeSet<bool> = desired.ruleset.pods.iter().map(|net| net.addr().is_ipv4()).collect();
+    let pods = desired.ruleset.iter().flat_map(|ruleset| &ruleset.pods);
+    let families: BTreeSet<bool> = pods.map(|net| net.addr().is_ipv4()).collect();
     if families.contains(&true) {
         sysctl::ensure(Setting::Ipv4Forward, "1")?;
     }
@@ -236,8 +276,8 @@ pub fn remove(socket: &Socket, actual: &Actual) -> Done {
     let fates: Vec<route::Fate> = actual.routes.iter().map(|route| route::Fate::Remove(*route)).collect();
     let refused = route::change_all(socket, &fates);
     done.note_all(fates.len(), refused);
-    for tunnel in actual.tunnels.values() {
-        if done.note(link::remove(socket, &tunnel.link)).is_some() {
+    for device in actual.devices.values() {
+        if done.note(link::remove(socket, &device.link)).is_some() {
             done.changes += 1;
         }
     }

@@ -9,6 +9,8 @@ use ipnet::IpNet;
 
 /// Claims another block when this part of the addresses is in use, in percent.
 pub const FULL: u64 = 80;
+/// Of a segment that all share so many addresses are held in advance, if there are as many.
+pub const SPARE: u64 = 8;
 /// As many blocks are looked at, from a place that follows from the node's name, before the pool counts as full.
 const TRIED: u64 = 1 << 20;
 
@@ -23,9 +25,17 @@ pub fn candidates(prefix: IpNet, length: u8, node: &str) -> impl Iterator<Item =
     (0..count.min(TRIED)).filter_map(move |index| nth(prefix, length, start.wrapping_add(index) % count))
 }
 
-/// Gives the block to ask for next: the first that nobody is known to have; none when all are taken.
+/// Gives the block to ask for next: the first that nobody is known to have any of; none when all are taken.
 pub fn next(prefix: IpNet, length: u8, node: &str, taken: &BTreeSet<IpNet>) -> Option<IpNet> {
-    candidates(prefix, length, node).find(|block| !taken.contains(block))
+    candidates(prefix, length, node).find(|block| !overlaps(taken, *block))
+}
+
+/// Tells whether a block has addresses in common with another: blocks may once have been larger, or smaller.
+fn overlaps(taken: &BTreeSet<IpNet>, block: IpNet) -> bool {
+    let around = (0..=block.prefix_len())
+        .filter_map(|length| IpNet::new(block.addr(), length).ok())
+        .any(|wider| taken.contains(&wider.trunc()));
+    around || taken.range(block..).next().is_some_and(|other| block.contains(other))
 }
 
 fn nth(prefix: IpNet, length: u8, index: u64) -> Option<IpNet> {
@@ -67,13 +77,53 @@ pub fn range(block: IpNet) -> (IpAddr, IpAddr) {
     }
 }
 
-/// Gives how many pods a block has addresses for.
-pub fn size(block: IpNet) -> u64 {
-    match range(block) {
+/// First and last address of each piece of a block that pods get addresses of.
+pub type Pieces = Vec<(IpAddr, IpAddr)>;
+
+/// Gives what pods get of a block: of one behind its host all but the host's own; of one on the hosts' segment all but
+/// what is `reserved` there.
+pub fn pieces(block: IpNet, reserved: Option<&BTreeSet<IpAddr>>) -> Pieces {
+    let Some(reserved) = reserved else { return vec![range(block)] };
+    let ip = |number: u128| match block {
+        IpNet::V4(_) => u32::try_from(number).ok().map(|number| Ipv4Addr::from(number).into()),
+        IpNet::V6(_) => Some(IpAddr::from(Ipv6Addr::from(number))),
+    };
+    let number = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => u128::from(u32::from(ip)),
+        IpAddr::V6(ip) => u128::from(ip),
+    };
+    let (mut first, last) = (number(block.network()), number(block.broadcast()));
+    let mut pieces = Vec::new();
+    let mut push = |from: u128, to: u128| pieces.extend(ip(from).zip(ip(to)).filter(|_| from <= to));
+    for gap in reserved.iter().filter(|ip| block.contains(*ip)).map(|ip| number(*ip)) {
+        if gap > first {
+            push(first, gap - 1);
+        }
+        first = gap + 1;
+    }
+    push(first, last);
+    pieces
+}
+
+/// Gives how many addresses there are in pieces.
+pub fn count(pieces: &[(IpAddr, IpAddr)]) -> u64 {
+    let of = |piece: &(IpAddr, IpAddr)| match *piece {
         (IpAddr::V4(first), IpAddr::V4(last)) => u64::from(u32::from(last) - u32::from(first)) + 1,
         (IpAddr::V6(first), IpAddr::V6(last)) => {
             u64::try_from(u128::from(last) - u128::from(first)).unwrap_or(u64::MAX).saturating_add(1)
         }
         _ => 0,
-    }
+    };
+    pieces.iter().map(of).fold(0, u64::saturating_add)
+}
+
+/// Lists the addresses of a block of the hosts' segment.
+pub fn addresses(block: IpNet) -> impl Iterator<Item = IpAddr> {
+    // A network's own and a broadcast address are as good as others in a part of a larger prefix.
+    let first = block.network();
+    let count = 1_u32 << u32::from(block.max_prefix_len() - block.prefix_len()).min(16);
+    (0..count).filter_map(move |index| match first {
+        IpAddr::V4(ip) => u32::from(ip).checked_add(index).map(|ip| Ipv4Addr::from(ip).into()),
+        IpAddr::V6(ip) => u128::from(ip).checked_add(index.into()).map(|ip| Ipv6Addr::from(ip).into()),
+    })
 }

@@ -1,5 +1,7 @@
 //! The daemon's configuration: as written in a TOML file, in the environment and as flags, and as meant.
 
+mod network;
+
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -7,32 +9,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::record::is_name;
-
-/// By which way other nodes' pods are reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// By tunnels: hosts need only reach each other.
-    Overlay,
-    /// By plain routes: all hosts are on one segment.
-    Routing,
-    /// By a plain route to whoever is on the same segment, and a tunnel to others.
-    Auto,
-    /// By routes that a BGP speaker on this host learns: it finds this node's blocks in a routing table.
-    Bgp,
-}
-
-impl Mode {
-    /// Gives the name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Overlay => "overlay",
-            Self::Routing => "routing",
-            Self::Auto => "auto",
-            Self::Bgp => "bgp",
-        }
-    }
-}
+pub use network::{Mode, Network, WrittenNetwork};
 
 /// Where nodes learn of each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -54,7 +31,7 @@ pub struct Written {
     /// By which way other nodes' pods are reached [default: auto]
     #[arg(long, env = "NETLOOMD_MODE", global = true)]
     pub mode: Option<Mode>,
-    /// Prefixes of all pods of the cluster, at most one of each family [default: 10.244.0.0/16]
+    /// Prefixes of all pods of the network [default: 10.244.0.0/16]
     #[arg(long, env = "NETLOOMD_PODS", value_name = "PREFIX", value_delimiter = ',', global = true)]
     pub pods: Option<Vec<IpNet>>,
     /// Prefix length of an IPv4 block of pods' addresses [default: 24]
@@ -135,6 +112,9 @@ pub struct Written {
     /// Address and port of metrics, health and the web page; without it there are none
     #[arg(long, env = "NETLOOMD_LISTEN", value_name = "ADDRESS:PORT", global = true)]
     pub listen: Option<std::net::SocketAddr>,
+    /// Further networks, which a file alone can have.
+    #[arg(skip)]
+    pub networks: Option<Vec<WrittenNetwork>>,
 }
 
 /// The configuration as meant.
@@ -142,12 +122,8 @@ pub struct Written {
 pub struct Config {
     /// This node's name.
     pub node: String,
-    /// By which way other nodes' pods are reached.
-    pub mode: Mode,
-    /// Prefixes of all pods.
-    pub pods: Vec<IpNet>,
-    /// Prefix lengths of blocks, IPv4 and IPv6.
-    pub block: (u8, u8),
+    /// The networks, the first one first: that is what the runtime takes where it is asked for none.
+    pub networks: Vec<Network>,
     /// This node's addresses; empty for those by which default routes leave.
     pub addresses: Vec<IpAddr>,
     /// What pods send out of the cluster leaves with the node's address.
@@ -162,14 +138,10 @@ pub struct Config {
     pub probe_port: u16,
     /// Routing table with this node's blocks; none for none.
     pub export_table: Option<u32>,
-    /// MTU of pods' links; none for what is left of the uplink's.
-    pub mtu: Option<u32>,
     /// Where nodes learn of each other.
     pub store: Store,
     /// How long a node that is not heard of stays, in seconds.
     pub lease: u32,
-    /// The network's name.
-    pub network: String,
     /// Folder of the runtime's network files.
     pub conf_dir: PathBuf,
     /// Folder of host-local's reservations.
@@ -180,6 +152,23 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where metrics, health and the page are.
     pub listen: Option<std::net::SocketAddr>,
+}
+
+impl Config {
+    /// Gives the prefixes of all networks' pods.
+    pub fn pods(&self) -> Vec<IpNet> {
+        self.networks.iter().flat_map(|network| network.pods.iter().copied()).collect()
+    }
+
+    /// Gives the network that a block is of.
+    pub fn network_of(&self, block: &IpNet) -> Option<&Network> {
+        self.networks.iter().find(|network| network.has(block))
+    }
+
+    /// Tells whether this node makes tunnels.
+    pub fn tunnels(&self) -> bool {
+        self.networks.iter().any(|network| network.mode.tunnels())
+    }
 }
 
 /// Where nodes learn of each other, as meant.
@@ -278,7 +267,8 @@ impl Written {
             data_dir,
             state_dir,
             socket,
-            listen
+            listen,
+            networks
         )
     }
 
@@ -297,9 +287,21 @@ impl Written {
                 format!("{node:?} is no name of a node: letters, digits, '-' and '.'"),
             ));
         }
-        let pods = self.pods.unwrap_or_else(|| vec![default_pods()]);
-        let block = (self.block4.unwrap_or(24), self.block6.unwrap_or(64));
-        check_pods(&pods, block)?;
+        let first = WrittenNetwork {
+            name: self.network,
+            mode: self.mode,
+            pods: self.pods,
+            block4: self.block4,
+            block6: self.block6,
+            mtu: self.mtu,
+        };
+        let others = self.networks.unwrap_or_default().into_iter();
+        if others.clone().any(|network| network.name.is_none()) {
+            return Err(wrong("networks", "one of them has no `name`"));
+        }
+        let networks =
+            std::iter::once(first).chain(others).map(WrittenNetwork::meant).collect::<Result<Vec<_>, _>>()?;
+        network::check_apart(&networks)?;
         let addresses = self.addresses.unwrap_or_default();
         for v4 in [true, false] {
             if addresses.iter().filter(|ip| ip.is_ipv4() == v4).count() > 1 {
@@ -313,11 +315,8 @@ impl Written {
         if vni == 0 || vni >= 1 << 24 {
             return Err(wrong("vni", format!("{vni} must be between 1 and 16777215")));
         }
-        if let Some(mtu) = self.mtu.filter(|mtu| !(1280..=65_535).contains(mtu)) {
-            return Err(wrong("mtu", format!("{mtu} must be between 1280 (which IPv6 needs) and 65535")));
-        }
-        let mode = self.mode.unwrap_or(Mode::Auto);
-        let export_table = self.export_table.or((mode == Mode::Bgp).then_some(EXPORT_TABLE));
+        let bgp = networks.iter().any(|network| network.mode == Mode::Bgp);
+        let export_table = self.export_table.or(bgp.then_some(EXPORT_TABLE));
         if let Some(table) = export_table.filter(|table| [0, 253, 254, 255].contains(table)) {
             return Err(wrong("export-table", format!("{table} is one of the kernel's own tables")));
         }
@@ -326,10 +325,6 @@ impl Written {
             return Err(wrong("lease", format!("{lease} must be between 5 and 86400 seconds")));
         }
         let path = |given: Option<PathBuf>, default: &str| given.unwrap_or_else(|| default.into());
-        let network = self.network.unwrap_or_else(|| "netloom".into());
-        if !is_name(&network) {
-            return Err(wrong("network", format!("{network:?} is no name of a network")));
-        }
         let store = match self.store.unwrap_or(StoreKind::File) {
             StoreKind::File => Store::File(path(self.store_dir, "/var/lib/netloom/cluster")),
             StoreKind::Etcd => {
@@ -363,20 +358,16 @@ impl Written {
         };
         Ok(Config {
             node,
-            mode,
+            networks,
             export_table,
-            pods,
-            block,
             addresses,
             masquerade: self.masquerade.unwrap_or(true),
             unmasqueraded: self.unmasqueraded.unwrap_or_default(),
             vni,
             port: self.port.unwrap_or(4789),
             probe_port: self.probe_port.unwrap_or(9471),
-            mtu: self.mtu,
             store,
             lease,
-            network,
             conf_dir: path(self.conf_dir, "/etc/cni/net.d"),
             data_dir: path(self.data_dir, "/var/lib/cni/networks"),
             state_dir: path(self.state_dir, "/var/lib/netloom/node"),
@@ -388,33 +379,6 @@ impl Written {
 
 /// The table of mode bgp.
 const EXPORT_TABLE: u32 = 4242;
-
-fn default_pods() -> IpNet {
-    IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16))
-}
-
-fn check_pods(pods: &[IpNet], block: (u8, u8)) -> Result<(), Wrong> {
-    if pods.is_empty() {
-        return Err(wrong("pods", "there is no prefix"));
-    }
-    for net in pods {
-        let v4 = net.addr().is_ipv4();
-        if net.addr() != net.network() {
-            return Err(wrong("pods", format!("{net} has bits behind its prefix: write {}", net.trunc())));
-        }
-        if pods.iter().filter(|other| other.addr().is_ipv4() == v4).count() > 1 {
-            return Err(wrong("pods", "at most one of each family"));
-        }
-        let (key, length, most) = if v4 { ("block4", block.0, 30) } else { ("block6", block.1, 120) };
-        if length < net.prefix_len() || length > most {
-            return Err(wrong(
-                key,
-                format!("{length} must be between {} (that of {net}) and {most}", net.prefix_len()),
-            ));
-        }
-    }
-    Ok(())
-}
 
 /// The configuration with nothing in it but comments: every value, and what it is when it is left out.
 pub const DEFAULT: &str = include_str!("default.toml");

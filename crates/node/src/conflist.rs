@@ -1,83 +1,142 @@
-//! What the container runtime is told: a network of routed pods with the node's blocks as ranges.
+//! What the container runtime is told: of each network a file, with the node's blocks as ranges.
 
-use std::{fs, io, path::PathBuf};
+use std::{collections::BTreeMap, fs, io, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use crate::{blocks, config::Config, file};
+use crate::{
+    blocks::{self, Pieces},
+    config::{Config, Network},
+    desired::{Attach, Segment},
+    file,
+};
 
-/// Gives the file.
-pub fn path(config: &Config) -> PathBuf {
-    config.conf_dir.join(format!("10-{}.conflist", config.network))
+/// Gives the file of a network: the first one's comes before others, which is the one that a runtime takes.
+pub fn path(config: &Config, network: &str) -> PathBuf {
+    let is_first = config.networks.first().is_some_and(|first| first.name == network);
+    config.conf_dir.join(format!("{}-{network}.conflist", if is_first { 10 } else { 20 }))
 }
 
 /// Writes the file, whole or not at all, and tells whether it had to be.
 ///
 /// # Errors
 /// When the folder or the file cannot be written.
-pub fn write(config: &Config, own: &[IpNet], mtu: u32) -> io::Result<bool> {
-    let text = serde_json::to_string_pretty(&render(config, own, mtu)).unwrap_or_default() + "\n";
-    file::write(&path(config), text.as_bytes(), 0o644)
+pub fn write(config: &Config, attach: &Attach, own: &BTreeMap<IpNet, Pieces>) -> io::Result<bool> {
+    let text = serde_json::to_string_pretty(&render(config, attach, own)).unwrap_or_default() + "\n";
+    file::write(&path(config, &attach.network), text.as_bytes(), 0o644)
 }
 
-/// Removes the file. Absent is fine.
+/// Removes the files. Absent is fine.
 ///
 /// # Errors
-/// When it is there and cannot be removed.
+/// When one is there and cannot be removed.
 pub fn remove(config: &Config) -> io::Result<()> {
-    file::remove(&path(config))
+    config.networks.iter().try_for_each(|network| file::remove(&path(config, &network.name)))
 }
 
 /// Makes the network's configuration.
-pub fn render(config: &Config, own: &[IpNet], mtu: u32) -> Value {
+pub fn render(config: &Config, attach: &Attach, own: &BTreeMap<IpNet, Pieces>) -> Value {
     let mut ranges = Vec::new();
     let mut routes = Vec::new();
     for (v4, everywhere) in [(true, "0.0.0.0/0"), (false, "::/0")] {
-        let of_family = own.iter().filter(|block| block.addr().is_ipv4() == v4);
-        let set: Vec<Value> = of_family
-            .map(|block| {
-                let (first, last) = blocks::range(*block);
-                json!({"subnet": block, "rangeStart": first, "rangeEnd": last})
-            })
-            .collect();
-        if !set.is_empty() {
-            ranges.push(set);
+        let of_family = own.iter().filter(|(block, _)| block.addr().is_ipv4() == v4);
+        let set: Vec<Value> = match &attach.segment {
+            None => of_family
+                .flat_map(|(block, pieces)| pieces.iter().map(move |piece| range(*block, *piece, None)))
+                .collect(),
+            Some(segment) => on_segment(segment, of_family),
+        };
+        if set.is_empty() {
+            continue;
+        }
+        let leads_out = attach.segment.as_ref().is_none_or(|segment| {
+            segment.prefixes.iter().any(|(net, gateway)| net.addr().is_ipv4() == v4 && gateway.is_some())
+        });
+        ranges.push(set);
+        if leads_out {
             routes.push(json!({"dst": everywhere}));
         }
     }
+    if let Some((host, hop)) = attach.segment.as_ref().and_then(|segment| segment.host6)
+        && own.keys().any(|block| block.addr().is_ipv6())
+    {
+        routes.push(json!({"dst": IpNet::from(host), "gw": hop}));
+    }
     let ipam = json!({"type": "host-local", "dataDir": config.data_dir, "ranges": ranges, "routes": routes});
-    json!({
-        "cniVersion": "1.0.0",
-        "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
-        "name": config.network,
-        "plugins": [
+    let mtu = attach.mtu;
+    let plugins = match &attach.segment {
+        None => json!([
             {"type": "ptp", "mtu": mtu, "ipam": ipam},
             {"type": "portmap", "capabilities": {"portMappings": true}},
             {"type": "bandwidth", "capabilities": {"bandwidth": true}},
-        ],
+        ]),
+        Some(Segment { bridge: true, link, .. }) => json!([
+            {"type": "bridge", "bridge": link, "mtu": mtu, "ipam": ipam},
+            {"type": "bandwidth", "capabilities": {"bandwidth": true}},
+        ]),
+        Some(Segment { link, .. }) => json!([
+            {"type": "macvlan", "master": link, "mode": "bridge", "mtu": mtu, "ipam": ipam},
+        ]),
+    };
+    json!({
+        "cniVersion": "1.0.0",
+        "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
+        "name": attach.network,
+        "plugins": plugins,
     })
 }
 
-/// Counts the reservations in each of the node's blocks.
+fn range(subnet: IpNet, (first, last): (IpAddr, IpAddr), gateway: Option<IpAddr>) -> Value {
+    let mut range = json!({"subnet": subnet, "rangeStart": first, "rangeEnd": last});
+    if let Some(gateway) = gateway {
+        range["gateway"] = json!(gateway);
+    }
+    range
+}
+
+/// Gives the ranges of a segment's prefixes; what lies side by side is one.
+fn on_segment<'a>(segment: &Segment, own: impl Iterator<Item = (&'a IpNet, &'a Pieces)>) -> Vec<Value> {
+    let mut merged: Pieces = Vec::new();
+    for (first, last) in own.flat_map(|(_, pieces)| pieces.iter().copied()) {
+        match merged.last_mut().filter(|before| blocks::count(&[(before.1, first)]) == 2) {
+            Some(before) => before.1 = last,
+            None => merged.push((first, last)),
+        }
+    }
+    let of = |piece: (IpAddr, IpAddr)| {
+        let (net, gateway) = segment.prefixes.iter().find(|(net, _)| net.contains(&piece.0))?;
+        Some(range(*net, piece, *gateway))
+    };
+    merged.into_iter().filter_map(of).collect()
+}
+
+/// Counts the reservations in each of these blocks of a network.
 ///
 /// # Errors
 /// When the folder is there and cannot be read.
-pub fn used(config: &Config, own: &[IpNet]) -> io::Result<Vec<u64>> {
-    let mut used = vec![0; own.len()];
-    let entries = match fs::read_dir(config.data_dir.join(&config.network)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(used),
-        other => other?,
-    };
-    for entry in entries {
-        let name = entry?.file_name();
-        let Some(ip) = name.to_str().and_then(|name| name.replace('_', ":").parse::<std::net::IpAddr>().ok())
-        else {
-            continue;
-        };
-        if let Some(index) = own.iter().position(|block| block.contains(&ip)) {
+pub fn used(config: &Config, network: &Network, blocks: &[IpNet]) -> io::Result<Vec<u64>> {
+    let mut used = vec![0; blocks.len()];
+    for ip in reserved(config, &network.name)? {
+        if let Some(index) = blocks.iter().position(|block| block.contains(&ip)) {
             used[index] += 1;
         }
     }
     Ok(used)
+}
+
+/// Lists the addresses of a network that are reserved on this host.
+///
+/// # Errors
+/// When the folder is there and cannot be read.
+pub fn reserved(config: &Config, network: &str) -> io::Result<Vec<IpAddr>> {
+    let entries = match fs::read_dir(config.data_dir.join(network)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let ip = |entry: io::Result<fs::DirEntry>| match entry {
+        Ok(entry) => entry.file_name().to_str().and_then(|name| name.replace('_', ":").parse().ok()).map(Ok),
+        Err(error) => Some(Err(error)),
+    };
+    entries.filter_map(ip).collect()
 }

@@ -3,10 +3,14 @@
 //! One thread does all of that, in one order; others only listen and tell it. Nothing is written before the first whole
 //! view of the cluster: from the store, or (where that cannot be reached) the last one, which is kept on disk.
 
+mod addresses;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
+    mem::MaybeUninit,
+    net::IpAddr,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -18,13 +22,16 @@ use std::{
 use ipnet::IpNet;
 use kernel::{Protocol, Socket, events::Events, link};
 use ruleset::cluster;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::inotify,
+};
 
 use crate::{
-    actual, apply, blocks,
-    config::{Config, Mode},
+    actual, apply,
+    config::Config,
     conflist,
-    desired::{self, Desired, Uplinks, Way},
+    desired::{self, Desired, Uplinks},
     file,
     probe::Probes,
     record::{Record, Tunnel},
@@ -41,6 +48,10 @@ pub enum Event {
     Store(Update),
     /// Something of the host's network, or of its ruleset, has changed.
     Kernel,
+    /// Somebody looked for an address of this network for a pod, or gave one back.
+    Pods(String),
+    /// Who answered for addresses of a block of the hosts' segment.
+    Asked(IpNet, kernel::Result<BTreeSet<IpAddr>>),
     /// It is to end, and leave everything as it is.
     Stop,
 }
@@ -89,19 +100,20 @@ pub fn run(
     let shown: Shown = Shown::default();
     stop(sender.clone());
     listen_to_kernel(sender.clone());
+    listen_to_pods(&config, &sender).map_err(start_error("watch the reservations of pods' addresses"))?;
     let probes = Probes::start(config.probe_port).map_err(start_error(format!(
         "listen at UDP port {} for the probes of other nodes",
         config.probe_port
     )))?;
     serve::start(&config, &shown, &probes)?;
-    let store =
-        store::open(&config, sender).map_err(|error| StartError { doing: error.doing, why: error.why })?;
+    let store = store::open(&config, sender.clone())
+        .map_err(|error| StartError { doing: error.doing, why: error.why })?;
     let own = Record {
         name: config.node.clone(),
         addresses: Vec::new(),
         blocks: remembered_blocks(&config.state_dir),
-        tunnel: (!matches!(config.mode, Mode::Routing | Mode::Bgp))
-            .then_some(Tunnel { vni: config.vni, port: config.port }),
+        tunnel: config.tunnels().then_some(Tunnel { vni: config.vni, port: config.port }),
+        short: BTreeSet::new(),
         incarnation,
     };
     let mut daemon = Daemon {
@@ -110,9 +122,12 @@ pub fn run(
         to_be_told: true,
         unpublished: None,
         resting: BTreeMap::new(),
+        sought: BTreeMap::new(),
+        asked: BTreeMap::new(),
+        sender,
         took: Duration::ZERO,
         last: None,
-        status: Status { node: config.node.clone(), mode: config.mode.as_str().into(), ..Status::default() },
+        status: Status { node: config.node.clone(), ..Status::default() },
         shown,
         probes,
         own,
@@ -136,6 +151,12 @@ struct Daemon {
     unpublished: Option<Instant>,
     /// Blocks that are empty and not needed, out of which nothing is given any more, and since when.
     resting: BTreeMap<IpNet, Instant>,
+    /// When an address was last looked for, by network.
+    sought: BTreeMap<String, Instant>,
+    /// Blocks of the hosts' segment, which somebody may have addresses of without asking.
+    asked: BTreeMap<IpNet, addresses::Asked>,
+    /// By which those who were sent to find something out tell.
+    sender: Sender<Event>,
     /// How long the last comparison took.
     took: Duration,
     last: Option<Desired>,
@@ -162,6 +183,14 @@ impl Daemon {
                 match event {
                     Event::Stop => return,
                     Event::Kernel => {}
+                    Event::Pods(network) => {
+                        by_kernel_alone = false;
+                        self.sought.insert(network, Instant::now());
+                    }
+                    Event::Asked(block, answer) => {
+                        by_kernel_alone = false;
+                        self.answered(block, answer, log);
+                    }
                     Event::Store(update) => {
                         by_kernel_alone = false;
                         if matches!(update, Update::All(_)) {
@@ -218,33 +247,58 @@ impl Daemon {
         if let Some(other) = self.namesake() {
             return vec![other];
         }
-        problems.extend(self.own_blocks(log));
-        problems.extend(self.publish());
+        let mut of_networks = self.own_blocks(log);
+        self.ask_for_others(&uplinks);
+        problems.extend(self.publish(log));
         let mut nodes = self.view.nodes.clone();
         nodes.insert(self.own.name.clone(), self.own.clone());
         let wanted = desired::desired(&self.config, &self.own, &nodes, &uplinks);
         let began = Instant::now();
         problems.extend(self.change(&socket, &wanted, &uplinks, by_kernel_alone, log));
         self.took = began.elapsed();
-        let has_all =
-            self.config.pods.iter().all(|net| self.own.blocks.iter().any(|block| net.contains(block)));
-        if problems.is_empty() && has_all {
-            let awake: Vec<IpNet> =
-                self.own.blocks.iter().copied().filter(|block| !self.resting.contains_key(block)).collect();
-            match conflist::write(&self.config, &awake, wanted.mtu) {
-                Ok(true) => log(&format!("wrote {}", conflist::path(&self.config).display())),
-                Ok(false) => {}
-                Err(error) => {
-                    problems
-                        .push(format!("cannot write {}: {error}", conflist::path(&self.config).display()));
-                }
-            }
+        if problems.is_empty() {
+            of_networks.extend(self.tell_runtime(&wanted, log));
         }
+        problems.extend(of_networks);
         if self.view.live {
             self.view.remember(&self.config.state_dir);
         }
         self.probes.set(nodes.values().filter(|node| node.name != self.own.name));
         self.last = Some(wanted);
+        problems
+    }
+
+    /// Writes the file of each network whose pods can be given addresses; gives what is in the way of others.
+    fn tell_runtime(&self, wanted: &Desired, log: &mut dyn FnMut(&str)) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (network, attach) in self.config.networks.iter().zip(&wanted.attach) {
+            let attach = match attach {
+                Ok(attach) => attach,
+                Err(why) => {
+                    problems.push(why.clone());
+                    continue;
+                }
+            };
+            let offered = self.offered(network, attach);
+            if network.families().any(|v4| !offered.keys().any(|block| block.addr().is_ipv4() == v4)) {
+                // Without a block it has been said why.
+                if network.families().all(|v4| {
+                    self.own.blocks.iter().any(|own| network.has(own) && own.addr().is_ipv4() == v4)
+                }) {
+                    problems.push(format!(
+                        "network {}: its addresses are given when it is known that nobody else has them",
+                        network.name
+                    ));
+                }
+                continue;
+            }
+            let path = conflist::path(&self.config, &network.name);
+            match conflist::write(&self.config, attach, &offered) {
+                Ok(true) => log(&format!("wrote {}", path.display())),
+                Ok(false) => {}
+                Err(error) => problems.push(format!("cannot write {}: {error}", path.display())),
+            }
+        }
         problems
     }
 
@@ -262,146 +316,7 @@ impl Daemon {
         })
     }
 
-    /// Sees to it that this node has a block of each family, and another before they are full.
-    fn own_blocks(&mut self, log: &mut dyn FnMut(&str)) -> Vec<String> {
-        let mut problems = Vec::new();
-        let before = self.own.blocks.clone();
-        if self.view.live {
-            let mine = self.view.blocks.iter().filter(|(_, owner)| **owner == self.own.name);
-            self.own.blocks.extend(mine.map(|(block, _)| *block));
-            let (name, blocks) = (&self.own.name, &self.view.blocks);
-            self.own.blocks.retain(|block| match blocks.get(block) {
-                Some(owner) if owner != name => {
-                    problems.push(format!("block {block} was this node's, and is {owner}'s now: pods that have addresses of it are not reached"));
-                    false
-                }
-                _ => true,
-            });
-        }
-        if self.view.live {
-            problems.extend(self.claim_what_is_nobodys());
-        }
-        let pods = self.config.pods.clone();
-        self.own.blocks.retain(|block| pods.iter().any(|net| net.contains(block)));
-        self.own.blocks.sort();
-        self.own.blocks.dedup();
-        for prefix in pods {
-            let used = self.rest(prefix, log);
-            let full = |(used, size): (u64, u64)| {
-                u128::from(used) * 100 >= u128::from(size) * u128::from(blocks::FULL)
-            };
-            // What rested is needed again before another is claimed.
-            if full(used) && self.resting.keys().any(|block| prefix.contains(block)) {
-                self.resting.retain(|block, _| !prefix.contains(block));
-                continue;
-            }
-            let (needed, size) = (full(used), used.1);
-            if needed && let Err(problem) = self.claim(prefix, log) {
-                // With addresses left it is no reason not to be ready.
-                if size == 0 {
-                    problems.push(problem);
-                } else {
-                    log(&problem);
-                }
-            }
-        }
-        if self.own.blocks != before {
-            let text = serde_json::to_vec(&self.own.blocks).unwrap_or_default();
-            if let Err(error) = file::write(&self.config.state_dir.join(BLOCKS), &text, 0o600) {
-                problems.push(format!("cannot remember this node's blocks: {error}"));
-            }
-        }
-        problems
-    }
-
-    /// What this node remembers as its own and the store does not: it is claimed again, or somebody else's.
-    fn claim_what_is_nobodys(&mut self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let unknown: Vec<IpNet> =
-            self.own.blocks.iter().copied().filter(|block| !self.view.blocks.contains_key(block)).collect();
-        for block in unknown {
-            match self.store.claim(block, &self.own.name) {
-                Ok(true) => drop(self.view.blocks.insert(block, self.own.name.clone())),
-                Ok(false) => {
-                    self.own.blocks.retain(|own| *own != block);
-                    problems.push(format!("block {block} was this node's, and is another's now"));
-                }
-                // Who has it is not known: nobody else as long as the store is not heard of.
-                Err(_) => {}
-            }
-        }
-        problems
-    }
-
-    /// Has blocks rest that are empty while the others are not half full, and gives back those that have rested for the time of
-    /// a lease. Gives how many addresses of the others are in use, and how many there are.
-    fn rest(&mut self, prefix: IpNet, log: &mut dyn FnMut(&str)) -> (u64, u64) {
-        let used = conflist::used(&self.config, &self.own.blocks).unwrap_or_default();
-        let of_prefix: Vec<(IpNet, u64)> =
-            self.own.blocks.iter().copied().zip(used).filter(|(block, _)| prefix.contains(block)).collect();
-        let sum = |blocks: &mut dyn Iterator<Item = &(IpNet, u64)>| {
-            blocks
-                .fold((0, 0_u64), |(u, s), (block, used)| (u + used, s.saturating_add(blocks::size(*block))))
-        };
-        // A pod that was being started when its block began to rest keeps it awake.
-        self.resting.retain(|block, _| of_prefix.iter().all(|(other, used)| other != block || *used == 0));
-        let awake = |resting: &BTreeMap<IpNet, Instant>, without: Option<IpNet>| {
-            let blocks =
-                of_prefix.iter().filter(|(block, _)| !resting.contains_key(block) && Some(*block) != without);
-            sum(&mut blocks.into_iter())
-        };
-        for (block, _) in of_prefix.iter().filter(|(_, used)| *used == 0) {
-            let (used, size) = awake(&self.resting, Some(*block));
-            if size > 0 && used.saturating_mul(2) < size {
-                self.resting.entry(*block).or_insert_with(Instant::now);
-            }
-        }
-        let lease = lease(&self.config);
-        let rested: Vec<IpNet> = self
-            .resting
-            .iter()
-            .filter(|(block, since)| prefix.contains(*block) && since.elapsed() >= lease)
-            .map(|(block, _)| *block)
-            .collect();
-        for block in rested {
-            match self.store.release(block, &self.own.name) {
-                Ok(()) => {
-                    log(&format!("block {block} is given back"));
-                    self.resting.remove(&block);
-                    self.own.blocks.retain(|own| *own != block);
-                    self.view.blocks.remove(&block);
-                }
-                Err(error) => log(&error.to_string()),
-            }
-        }
-        awake(&self.resting, None)
-    }
-
-    /// Claims another block of a prefix.
-    fn claim(&mut self, prefix: IpNet, log: &mut dyn FnMut(&str)) -> Result<(), String> {
-        if !self.view.live {
-            return Err(format!("a block of {prefix} is needed, and the store is not heard of"));
-        }
-        let length = if prefix.addr().is_ipv4() { self.config.block.0 } else { self.config.block.1 };
-        let mut taken: BTreeSet<IpNet> = self.view.blocks.keys().copied().collect();
-        taken.extend(self.view.nodes.values().flat_map(|node| node.blocks.iter().copied()));
-        while let Some(block) = blocks::next(prefix, length, &self.own.name, &taken) {
-            match self.store.claim(block, &self.own.name) {
-                Ok(true) => {
-                    log(&format!("block {block} is this node's"));
-                    self.own.blocks.push(block);
-                    self.view.blocks.insert(block, self.own.name.clone());
-                    return Ok(());
-                }
-                // Another was faster.
-                Ok(false) => drop(taken.insert(block)),
-                Err(error) => return Err(error.to_string()),
-            }
-        }
-        Err(format!("no block of {prefix} is free: all of length {length} belong to other nodes"))
-    }
-
-    fn publish(&mut self) -> Option<String> {
+    fn publish(&mut self, log: &mut dyn FnMut(&str)) -> Option<String> {
         let due = lease(&self.config) / 3;
         if let Some((at, record)) = &self.published
             && *record == self.own
@@ -423,7 +338,13 @@ impl Daemon {
                 None
             }
             // Who was there once stays ready, also over a restart: nothing that works depends on the store.
-            Err(_) if self.published.is_some() || !self.view.live => None,
+            Err(error) if self.published.is_some() || !self.view.live => {
+                // That the store is not heard of has been said.
+                if self.view.lost.is_none() {
+                    log(&error.to_string());
+                }
+                None
+            }
             Err(error) => Some(error.to_string()),
         }
     }
@@ -447,9 +368,13 @@ impl Daemon {
         if let Err(error) = apply::forward(wanted, uplink6.as_ref().map(|link| link.name.as_str())) {
             problems.push(error.to_string());
         }
-        let rules = Socket::open(Protocol::Netfilter)
-            .map_err(ruleset::RulesetError::from)
-            .and_then(|netfilter| cluster::ensure(&netfilter, &wanted.ruleset));
+        let rules =
+            Socket::open(Protocol::Netfilter).map_err(ruleset::RulesetError::from).and_then(|netfilter| {
+                match &wanted.ruleset {
+                    Some(ruleset) => cluster::ensure(&netfilter, ruleset),
+                    None => cluster::remove(&netfilter).map(|()| false),
+                }
+            });
         let mut changes = done.changes;
         match rules {
             Ok(changed) => changes += usize::from(changed),
@@ -478,22 +403,12 @@ impl Daemon {
             }
             problems.iter().filter(|it| !self.status.problems.contains(it)).for_each(|problem| log(problem));
         }
-        let used = conflist::used(&self.config, &self.own.blocks).unwrap_or_default();
+        let blocks = self.config.networks.iter().flat_map(|network| self.filled(network)).collect();
         let status = &mut self.status;
         status.ready = ready;
         status.problems = problems;
         status.addresses.clone_from(&self.own.addresses);
-        status.blocks = self
-            .own
-            .blocks
-            .iter()
-            .enumerate()
-            .map(|(index, block)| status::Block {
-                prefix: *block,
-                used: used.get(index).copied().unwrap_or_default(),
-                size: blocks::size(*block),
-            })
-            .collect();
+        status.blocks = blocks;
         status.store = status::Store {
             kind: self.config.store.kind().into(),
             connected: self.view.live && self.view.lost.is_none(),
@@ -501,18 +416,23 @@ impl Daemon {
             refused: self.view.refused.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
         };
         if let Some(desired) = &self.last {
-            status.mtu = desired.mtu;
+            let networks = self.config.networks.iter().zip(&desired.attach);
+            status.networks = networks
+                .map(|(network, attach)| status::Network {
+                    name: network.name.clone(),
+                    mode: network.mode.as_str().into(),
+                    mtu: attach.as_ref().map_or(0, |attach| attach.mtu),
+                })
+                .collect();
             let peers = desired.peers.iter().filter_map(|(name, peer)| {
                 let node = self.view.nodes.get(name)?;
+                let ways: BTreeSet<&str> = peer.ways.values().map(|way| way.as_str()).collect();
+                let ways: Vec<&str> = ways.into_iter().collect();
                 Some(status::Peer {
                     name: name.clone(),
                     addresses: node.addresses.clone(),
                     blocks: node.blocks.clone(),
-                    way: peer.way.map(|way| match way {
-                        Way::Direct => "direct".to_owned(),
-                        Way::Tunnel { .. } => "tunnel".to_owned(),
-                        Way::Learnt => "learnt".to_owned(),
-                    }),
+                    way: Some(ways.join(" ")).filter(|ways| !ways.is_empty()),
                     problem: peer.problem.clone(),
                     // Filled in when it is looked at.
                     answers: None,
@@ -582,6 +502,29 @@ fn listen_to_kernel(sender: Sender<Event>) {
             }
         }
     });
+}
+
+/// Tells of everybody who looks for an address for a pod, or gives one back: they take the lock of the network's reservations.
+fn listen_to_pods(config: &Config, sender: &Sender<Event>) -> io::Result<()> {
+    for network in &config.networks {
+        let dir = config.data_dir.join(&network.name);
+        std::fs::create_dir_all(&dir)?;
+        let listener = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+        inotify::add_watch(&listener, &dir, inotify::WatchFlags::CLOSE)?;
+        let (sender, network) = (sender.clone(), network.name.clone());
+        std::thread::spawn(move || {
+            let mut buffer = [MaybeUninit::uninit(); 4096];
+            let mut events = inotify::Reader::new(listener, &mut buffer);
+            while let Ok(event) = events.next() {
+                // That somebody looked at the folder is announced too.
+                let is_lock = event.file_name().is_some_and(|name| name == c"lock");
+                if is_lock && sender.send(Event::Pods(network.clone())).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
 }
 
 /// Takes everything away that the daemon made on this host, and this node out of the store if `config` says how that is

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
 };
 
 use ipnet::IpNet;
@@ -11,8 +11,8 @@ use ruleset::cluster::Cluster;
 
 use crate::{
     blocks,
-    config::{Config, Mode},
-    record::{Record, hop_of},
+    config::{Config, Mode, Network},
+    record::{Record, hop_of, mac_of},
 };
 
 /// How this host is connected to the others, in one family.
@@ -20,8 +20,14 @@ use crate::{
 pub struct Uplink {
     /// The link's index.
     pub link: u32,
+    /// Its name.
+    pub name: String,
+    /// It is a bridge.
+    pub bridge: bool,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// The router by which the default route leads; none where there is no such route.
+    pub gateway: Option<IpAddr>,
     /// The host's own address there.
     pub address: IpAddr,
     /// What is reached there without a router.
@@ -60,31 +66,39 @@ pub enum Way {
     },
     /// By routes that a BGP speaker learns.
     Learnt,
+    /// By the segment that hosts and pods share.
+    Segment,
+}
+
+impl Way {
+    /// Gives the name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Tunnel { .. } => "tunnel",
+            Self::Learnt => "learnt",
+            Self::Segment => "segment",
+        }
+    }
 }
 
 /// What there should be for another node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// The way to it; none where there is none.
-    pub way: Option<Way>,
+    /// The way to it in each network, by the network's name; without those where there is none.
+    pub ways: BTreeMap<String, Way>,
     /// What an operator should know, and could do.
     pub problem: Option<String>,
 }
 
-/// A tunnel's device.
+/// A device of the daemon's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     /// Its name.
     pub name: &'static str,
-    /// Outer packets are IPv4.
-    pub v4: bool,
-    /// The network identifier.
-    pub vni: u32,
-    /// The UDP port.
-    pub port: u16,
-    /// The outer source.
-    pub local: IpAddr,
-    /// MTU in bytes: what is left of the uplink's.
+    /// What it is.
+    pub kind: Kind,
+    /// MTU in bytes: for a tunnel what is left of the uplink's.
     pub mtu: u32,
     /// Its hardware address.
     pub mac: Mac,
@@ -92,16 +106,32 @@ pub struct Device {
     pub addresses: Vec<IpNet>,
 }
 
+/// What a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A VXLAN.
+    Tunnel {
+        /// The network identifier.
+        vni: u32,
+        /// The UDP port.
+        port: u16,
+        /// The outer source, by whose family packets are sent.
+        local: IpAddr,
+    },
+    /// A macvlan of the host's own, beside those of the pods: a link and its macvlans do not hear each other.
+    Beside {
+        /// The index of the link that they share.
+        link: u32,
+    },
+}
+
 /// By what a route leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum By {
     /// The link with this index.
     Link(u32),
-    /// The tunnel of this outer family.
-    Tunnel {
-        /// Outer packets are IPv4.
-        v4: bool,
-    },
+    /// The device of the daemon's own with this name.
+    Device(&'static str),
     /// Nothing: what goes there is dropped.
     Nothing,
 }
@@ -126,23 +156,49 @@ pub struct Route {
 /// The table that packets are routed by.
 pub const MAIN: u32 = 254;
 
+/// How pods are attached to a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attach {
+    /// The network's name.
+    pub network: String,
+    /// MTU of pods' links in bytes.
+    pub mtu: u32,
+    /// The hosts' segment, where pods are on that; none where they are behind their host.
+    pub segment: Option<Segment>,
+}
+
+/// The segment that hosts and pods share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// The name of the link by which this host is on it.
+    pub link: String,
+    /// That is a bridge, which pods are plugged into.
+    pub bridge: bool,
+    /// Its prefixes, with the router of each.
+    pub prefixes: BTreeMap<IpNet, Option<IpAddr>>,
+    /// Addresses that no pod gets: hosts', routers', and those that mean the network itself.
+    pub reserved: BTreeSet<IpAddr>,
+    /// This host's IPv6 address, and the next hop by which its own pods reach that.
+    pub host6: Option<(IpAddr, Ipv6Addr)>,
+}
+
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
-    /// The tunnels' devices.
+    /// The devices.
     pub devices: Vec<Device>,
-    /// Hardware address and host of each node that a tunnel leads to, by the tunnel's outer family.
-    pub heard: BTreeSet<(bool, Mac, IpAddr)>,
+    /// Hardware address and host of each node that a tunnel leads to, by the tunnel's device.
+    pub heard: BTreeSet<(&'static str, Mac, IpAddr)>,
     /// Routes, by destination.
     pub routes: BTreeMap<IpNet, Route>,
     /// This node's blocks in the table of a BGP speaker.
     pub exported: Vec<Route>,
-    /// What packets may do.
-    pub ruleset: Cluster,
+    /// What packets may do; none where pods' packets do not come by the host.
+    pub ruleset: Option<Cluster>,
     /// The other nodes, by name.
     pub peers: BTreeMap<String, Peer>,
-    /// MTU of pods' links in bytes.
-    pub mtu: u32,
+    /// How pods are attached to each network, or why they cannot be.
+    pub attach: Vec<Result<Attach, String>>,
 }
 
 /// Bytes that a tunnel puts around a packet: Ethernet, VXLAN, UDP, and the outer header.
@@ -159,22 +215,20 @@ pub fn desired(
     uplinks: &Uplinks,
 ) -> Desired {
     let devices = devices(config, own, uplinks);
-    let overhead = |device: &Device| if device.v4 { OVERHEAD4 } else { OVERHEAD6 };
-    let uplink_mtu = uplinks.all().map(|uplink| uplink.mtu).min().unwrap_or(1500);
-    let mtu = devices.iter().map(|device| uplink_mtu - overhead(device)).min().unwrap_or(uplink_mtu);
+    let routed = || config.networks.iter().filter(|network| network.mode.routes());
     let mut desired = Desired {
         heard: BTreeSet::new(),
         routes: BTreeMap::new(),
         exported: Vec::new(),
-        ruleset: Cluster {
-            pods: config.pods.clone(),
+        ruleset: routed().next().map(|_| Cluster {
+            pods: routed().flat_map(|network| network.pods.iter().copied()).collect(),
             unmasqueraded: config.unmasqueraded.clone(),
             masquerade: config.masquerade,
             tunnel_port: config.port,
             nodes: nodes.values().flat_map(|node| node.addresses.iter().copied()).collect(),
-        },
+        }),
         peers: BTreeMap::new(),
-        mtu: config.mtu.unwrap_or(mtu),
+        attach: config.networks.iter().map(|network| attach(network, nodes, uplinks, &devices)).collect(),
         devices,
     };
     let owners = owners(own, nodes);
@@ -183,7 +237,7 @@ pub fn desired(
         desired.peers.insert(name.clone(), peer);
     }
     // What no node has leaves by no default route.
-    for prefix in &config.pods {
+    for prefix in routed().flat_map(|network| &network.pods) {
         desired.routes.entry(*prefix).or_insert(Route {
             dst: *prefix,
             by: By::Nothing,
@@ -193,8 +247,10 @@ pub fn desired(
             table: MAIN,
         });
     }
+    desired.reach_own_pods(config, own, uplinks);
     // What is announced leads nowhere by that table: it says what there is, and nobody routes by it.
-    let exported = own.blocks.iter().filter_map(|block| Some((*block, config.export_table?)));
+    let behind = own.blocks.iter().filter(|block| routed().any(|network| network.has(block)));
+    let exported = behind.filter_map(|block| Some((*block, config.export_table?)));
     desired.exported = exported
         .map(|(dst, table)| Route { dst, by: By::Nothing, gateway: None, source: None, priority: 0, table })
         .collect();
@@ -214,36 +270,103 @@ fn owners<'a>(own: &'a Record, nodes: &'a BTreeMap<String, Record>) -> BTreeMap<
 }
 
 fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
-    if matches!(config.mode, Mode::Routing | Mode::Bgp) {
-        return Vec::new();
-    }
-    let mut devices = Vec::new();
-    for (v4, name, overhead) in [(true, DEVICE4, OVERHEAD4), (false, DEVICE6, OVERHEAD6)] {
-        let Some(uplink) = uplinks.of(v4) else { continue };
-        let whole = |ip: IpAddr| IpNet::from(ip);
+    let mut devices: Vec<Device> = Vec::new();
+    let tunnelled = || config.networks.iter().filter(|network| network.mode.tunnels());
+    let uplinks_of_tunnels = [(true, DEVICE4, OVERHEAD4), (false, DEVICE6, OVERHEAD6)]
+        .into_iter()
+        .filter(|_| config.tunnels())
+        .filter_map(|(v4, name, overhead)| Some((uplinks.of(v4)?, name, overhead)));
+    for (uplink, name, overhead) in uplinks_of_tunnels {
+        let own_blocks = own.blocks.iter().filter(|block| tunnelled().any(|network| network.has(block)));
+        let configured = tunnelled().map(|network| network.mtu).collect::<Option<Vec<u32>>>();
         devices.push(Device {
             name,
-            v4,
-            vni: config.vni,
-            port: config.port,
-            local: uplink.address,
-            mtu: config.mtu.unwrap_or(uplink.mtu.saturating_sub(overhead)),
+            kind: Kind::Tunnel { vni: config.vni, port: config.port, local: uplink.address },
+            mtu: configured
+                .and_then(|mtus| mtus.into_iter().max())
+                .unwrap_or(uplink.mtu.saturating_sub(overhead)),
             mac: own.mac(),
             // On one of them: an address is on one link.
             addresses: if devices.is_empty() {
-                own.blocks.iter().map(|block| whole(blocks::own_address(*block))).collect()
+                own_blocks.map(|block| IpNet::from(blocks::own_address(*block))).collect()
             } else {
                 Vec::new()
             },
         });
     }
+    let on_segment = config.networks.iter().find(|network| !network.mode.routes());
+    let uplink = on_segment.and_then(|network| uplink_of(network, uplinks));
+    if let Some(uplink) = uplink.filter(|uplink| !uplink.bridge) {
+        let mac = mac_of(&format!("{} beside", own.name));
+        let kind = Kind::Beside { link: uplink.link };
+        devices.push(Device { name: BESIDE, kind, mtu: uplink.mtu, mac, addresses: Vec::new() });
+    }
     devices
+}
+
+/// Finds the link by which this host is on the segment of a network.
+fn uplink_of<'a>(network: &Network, uplinks: &'a Uplinks) -> Option<&'a Uplink> {
+    network.families().find_map(|v4| uplinks.of(v4))
 }
 
 /// The tunnels' devices.
 pub const DEVICE4: &str = "netloom4";
 /// With IPv6 around the packets.
 pub const DEVICE6: &str = "netloom6";
+/// The host's own macvlan, beside those of its pods.
+pub const BESIDE: &str = "netloom0";
+
+/// Says how pods are attached to a network.
+fn attach(
+    network: &Network,
+    nodes: &BTreeMap<String, Record>,
+    uplinks: &Uplinks,
+    devices: &[Device],
+) -> Result<Attach, String> {
+    let name = network.name.clone();
+    let uplink_mtu = uplinks.all().map(|uplink| uplink.mtu).min().unwrap_or(1500);
+    if network.mode.routes() {
+        let tunnels = devices.iter().filter_map(|device| match device.kind {
+            Kind::Tunnel { local, .. } => Some(if local.is_ipv4() { OVERHEAD4 } else { OVERHEAD6 }),
+            Kind::Beside { .. } => None,
+        });
+        let overhead = tunnels.filter(|_| network.mode.tunnels()).max().unwrap_or_default();
+        let mtu = network.mtu.unwrap_or(uplink_mtu.saturating_sub(overhead));
+        return Ok(Attach { network: name, mtu, segment: None });
+    }
+    let not = |why: String| Err(format!("network {name:?}: {why}"));
+    let Some(uplink) = uplink_of(network, uplinks) else {
+        return not("this host has no address of its family".into());
+    };
+    let mut segment = Segment {
+        link: uplink.name.clone(),
+        bridge: uplink.bridge,
+        prefixes: BTreeMap::new(),
+        reserved: nodes.values().flat_map(|node| node.addresses.iter().copied()).collect(),
+        host6: None,
+    };
+    for pods in &network.pods {
+        let v4 = pods.addr().is_ipv4();
+        let of_family = uplinks.of(v4).filter(|other| other.link == uplink.link);
+        let whole = of_family.and_then(|it| Some((it, it.on_link.iter().find(|net| net.contains(pods))?)));
+        let Some((uplink, whole)) = whole else {
+            return not(format!(
+                "{pods} is not of the segment at {}: `pods` are to be addresses of the hosts' own prefix",
+                uplink.name
+            ));
+        };
+        let gateway = uplink.gateway.filter(|ip| whole.contains(ip) || ip.is_ipv6());
+        segment.prefixes.insert(*whole, gateway);
+        segment.reserved.extend(gateway);
+        segment.reserved.insert(whole.network());
+        if v4 {
+            segment.reserved.insert(whole.broadcast());
+        } else if let Some(beside) = devices.iter().find(|device| device.name == BESIDE) {
+            segment.host6 = Some((uplink.address, hop_of(beside.mac)));
+        }
+    }
+    Ok(Attach { network: name.clone(), mtu: network.mtu.unwrap_or(uplink.mtu), segment: Some(segment) })
+}
 
 impl Desired {
     fn add(
@@ -255,19 +378,24 @@ impl Desired {
         owners: &BTreeMap<IpNet, &str>,
     ) -> Peer {
         let mut problems = Vec::new();
-        let way = way(config, node, uplinks);
-        if let Err(problem) = &way {
-            problems.push(problem.clone());
+        let mut ways = BTreeMap::new();
+        for network in &config.networks {
+            match way(network.mode, config, node, uplinks) {
+                Ok(way) => drop(ways.insert(network.name.clone(), way)),
+                // The same may be so for several.
+                Err(problem) if problems.contains(&problem) => {}
+                Err(problem) => problems.push(problem),
+            }
         }
-        let way = way.ok();
         for block in &node.blocks {
+            let Some(network) = config.network_of(block) else { continue };
             if let Some(owner) = owners.get(block).filter(|owner| **owner != node.name) {
                 problems.push(format!("it says that block {block} is its own, which is {owner}'s"));
                 continue;
             }
             let v4 = block.addr().is_ipv4();
-            let route = match way {
-                None => continue,
+            let route = match ways.get(&network.name) {
+                None | Some(Way::Learnt | Way::Segment) => continue,
                 Some(Way::Direct) => {
                     let (Some(gateway), Some(uplink)) = (node.address(v4), uplinks.of(v4)) else {
                         problems.push(format!(
@@ -279,31 +407,56 @@ impl Desired {
                     Route { dst: *block, by, gateway, source: None, priority: 0, table: MAIN }
                 }
                 Some(Way::Tunnel { v4: outer }) => {
-                    let source = own.blocks.iter().find(|own| own.addr().is_ipv4() == v4);
+                    let mut of_network = own.blocks.iter().filter(|own| network.has(own));
+                    let source = of_network.find(|own| own.addr().is_ipv4() == v4);
                     Route {
                         dst: *block,
-                        by: By::Tunnel { v4: outer },
+                        by: By::Device(tunnel(*outer)),
                         gateway: Some(hop_of(node.mac()).into()),
                         source: source.map(|block| blocks::own_address(*block)),
                         priority: 0,
                         table: MAIN,
                     }
                 }
-                Some(Way::Learnt) => continue,
             };
             self.routes.insert(*block, route);
         }
-        if let Some(Way::Tunnel { v4 }) = way
+        let outer = ways.values().find_map(|way| match way {
+            Way::Tunnel { v4 } => Some(*v4),
+            _ => None,
+        });
+        if let Some(v4) = outer
             && let Some(address) = node.address(v4)
         {
-            self.heard.insert((v4, node.mac(), address));
+            self.heard.insert((tunnel(v4), node.mac(), address));
         }
-        Peer { way, problem: Some(problems.join("; ")).filter(|text| !text.is_empty()) }
+        Peer { ways, problem: Some(problems.join("; ")).filter(|text| !text.is_empty()) }
+    }
+
+    /// Leads the host itself to its pods on the segment.
+    fn reach_own_pods(&mut self, config: &Config, own: &Record, uplinks: &Uplinks) {
+        if self.devices.iter().all(|device| device.name != BESIDE) {
+            return;
+        }
+        let on_segment = own
+            .blocks
+            .iter()
+            .filter(|block| config.network_of(block).is_some_and(|network| !network.mode.routes()));
+        for block in on_segment {
+            let source = uplinks.of(block.addr().is_ipv4()).map(|uplink| uplink.address);
+            let (by, gateway) = (By::Device(BESIDE), None);
+            let route = Route { dst: *block, by, gateway, source, priority: 0, table: MAIN };
+            self.routes.insert(*block, route);
+        }
     }
 }
 
-/// Chooses the way to a node.
-fn way(config: &Config, node: &Record, uplinks: &Uplinks) -> Result<Way, String> {
+fn tunnel(v4: bool) -> &'static str {
+    if v4 { DEVICE4 } else { DEVICE6 }
+}
+
+/// Chooses the way to a node in a network of this mode.
+fn way(mode: Mode, config: &Config, node: &Record, uplinks: &Uplinks) -> Result<Way, String> {
     let common =
         [true, false].into_iter().find(|v4| node.address(*v4).is_some() && uplinks.of(*v4).is_some());
     let Some(v4) = common else {
@@ -312,8 +465,12 @@ fn way(config: &Config, node: &Record, uplinks: &Uplinks) -> Result<Way, String>
     let mut on_link = [true, false].into_iter().filter_map(|v4| Some((uplinks.of(v4)?, node.address(v4)?)));
     // In every family that both have: else packets of one would go astray.
     let direct = on_link.all(|(uplink, ip)| uplink.on_link.iter().any(|net| net.contains(&ip)));
-    match (config.mode, direct) {
+    match (mode, direct) {
         (Mode::Bgp, _) => Ok(Way::Learnt),
+        (Mode::Underlay, true) => Ok(Way::Segment),
+        (Mode::Underlay, false) => {
+            Err(format!("node {} is not on this L2 segment, which its pods and this host's share", node.name))
+        }
         (Mode::Routing | Mode::Auto, true) => Ok(Way::Direct),
         (Mode::Routing, false) => {
             Err(format!("node {} is not on this L2 segment: use mode overlay, auto or bgp", node.name))
@@ -324,6 +481,8 @@ fn way(config: &Config, node: &Record, uplinks: &Uplinks) -> Result<Way, String>
                 "it hears VXLAN network {} at port {}, and this host network {} at port {}: set them alike",
                 tunnel.vni, tunnel.port, config.vni, config.port
             )),
+            // It is on its way from one mode to another: both can route.
+            None if direct => Ok(Way::Direct),
             None => Err("it makes no tunnel: its mode is routing".into()),
         },
     }

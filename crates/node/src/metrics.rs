@@ -19,6 +19,11 @@ struct OfBlock {
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfNetwork {
+    network: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfWay {
     way: String,
 }
@@ -35,10 +40,14 @@ pub(crate) fn render(status: &Status) -> String {
     flag(&mut registry, "store_connected", "The store is heard of", status.store.connected.into());
     let refused = i64::try_from(status.store.refused.len()).unwrap_or(i64::MAX);
     flag(&mut registry, "records_refused", "Records of nodes that are not used", refused);
-    flag(&mut registry, "mtu_bytes", "MTU of pods' links", status.mtu.into());
+    let mtus: Family<OfNetwork, Gauge> = Family::default();
+    for network in &status.networks {
+        mtus.get_or_create(&OfNetwork { network: network.name.clone() }).set(network.mtu.into());
+    }
+    registry.register("mtu_bytes", "MTU of pods' links", mtus);
     let ways: Family<OfWay, Gauge> = Family::default();
     let answers: Family<OfNode, Gauge> = Family::default();
-    for way in ["direct", "tunnel", "learnt", "none"] {
+    for way in ["direct", "tunnel", "learnt", "segment", "none"] {
         ways.get_or_create(&OfWay { way: way.into() }).set(0);
     }
     for peer in &status.peers {

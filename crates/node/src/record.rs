@@ -1,6 +1,9 @@
 //! What a node says of itself to the others: the one object that a store keeps for it.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use kernel::link::Mac;
@@ -20,6 +23,9 @@ pub struct Record {
     /// Hears tunnelled packets with this network identifier and at this UDP port; none where it makes no tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<Tunnel>,
+    /// Networks of which it has no address left, and finds no block: others give back what they do not need.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub short: BTreeSet<String>,
     /// Tells two daemons of one name apart: made at a daemon's first start on a host, and kept there.
     #[serde(default)]
     pub incarnation: String,

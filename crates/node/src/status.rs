@@ -15,10 +15,8 @@ pub struct Status {
     pub ready: bool,
     /// Why not, or what an operator should know.
     pub problems: Vec<String>,
-    /// `overlay`, `routing`, `auto` or `bgp`.
-    pub mode: String,
-    /// MTU of pods' links in bytes.
-    pub mtu: u32,
+    /// The networks.
+    pub networks: Vec<Network>,
     /// This node's addresses.
     pub addresses: Vec<IpAddr>,
     /// This node's blocks.
@@ -29,6 +27,17 @@ pub struct Status {
     pub store: Store,
     /// What was done since the daemon started.
     pub counters: Counters,
+}
+
+/// A network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Network {
+    /// Its name.
+    pub name: String,
+    /// `overlay`, `routing`, `auto`, `bgp` or `underlay`.
+    pub mode: String,
+    /// MTU of pods' links in bytes.
+    pub mtu: u32,
 }
 
 /// A block of this node's.
@@ -52,7 +61,7 @@ pub struct Peer {
     pub addresses: Vec<IpAddr>,
     /// Its blocks.
     pub blocks: Vec<IpNet>,
-    /// `direct`, `tunnel`, `learnt`, or none.
+    /// `direct`, `tunnel`, `learnt`, `segment`, several of them where networks differ, or none.
     pub way: Option<String>,
     /// What is the matter.
     pub problem: Option<String>,

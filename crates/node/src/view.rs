@@ -89,7 +89,7 @@ impl View {
 
     /// A record that is refused changes nothing: what was known of the node stays.
     fn put(&mut self, name: String, text: &[u8], config: &Config, log: &mut dyn FnMut(&str)) {
-        match Record::parse(&name, text, &config.pods) {
+        match Record::parse(&name, text, &config.pods()) {
             Ok(record) => {
                 self.refused.remove(&name);
                 self.missing.remove(&name);

@@ -48,7 +48,7 @@ fn a_block_keeps_what_no_pod_gets() {
     ] {
         assert_eq!(blocks::own_address(net(block)), ip(own));
         assert_eq!(blocks::range(net(block)), (ip(first), ip(last)));
-        assert_eq!(blocks::size(net(block)), size);
+        assert_eq!(blocks::count(&blocks::pieces(net(block), None)), size);
     }
 }
 
@@ -67,6 +67,7 @@ fn record(name: &str, addresses: &[&str], blocks: &[&str]) -> Record {
         addresses: addresses.iter().map(|it| ip(it)).collect(),
         blocks: blocks.iter().map(|it| net(it)).collect(),
         tunnel: Some(Tunnel { vni: 4242, port: 4789 }),
+        short: BTreeSet::new(),
         incarnation: String::new(),
     }
 }
@@ -74,7 +75,10 @@ fn record(name: &str, addresses: &[&str], blocks: &[&str]) -> Record {
 fn uplinks() -> Uplinks {
     let uplink = |address: &str, on_link: &str| Uplink {
         link: 7,
+        name: "up0".into(),
+        bridge: false,
         mtu: 1500,
+        gateway: None,
         address: ip(address),
         on_link: vec![net(on_link)],
     };
@@ -118,8 +122,8 @@ fn ways() {
                 BTreeMap::from([("own".to_owned(), own.clone()), (node.name.clone(), (*node).clone())]);
             let desired = desired(&config, &own, &nodes, &uplinks());
             let peer = &desired.peers[&node.name];
-            assert_eq!(peer.way, ways[at], "{mode} {}", node.name);
-            if peer.way.is_none()
+            assert_eq!(peer.ways.get("netloom").copied(), ways[at], "{mode} {}", node.name);
+            if ways[at].is_none()
                 && !(mode == "routing" && says.contains("tunnel"))
                 && !(mode == "routing" && says.contains("VXLAN"))
             {
@@ -129,9 +133,11 @@ fn ways() {
             let by = |block: &IpNet| desired.routes.get(block).map(|route| route.by);
             for block in &node.blocks {
                 match ways[at] {
-                    None | Some(Way::Learnt) => assert_eq!(by(block), None),
+                    None | Some(Way::Learnt | Way::Segment) => assert_eq!(by(block), None),
                     Some(Way::Direct) => assert_eq!(by(block), Some(By::Link(7))),
-                    Some(Way::Tunnel { v4 }) => assert_eq!(by(block), Some(By::Tunnel { v4 })),
+                    Some(Way::Tunnel { v4 }) => {
+                        assert_eq!(by(block), Some(By::Device(if v4 { "netloom4" } else { "netloom6" })))
+                    }
                 }
             }
             assert_eq!(
@@ -160,5 +166,46 @@ fn records_are_checked_whole() {
     ] {
         let error = Record::parse(name, text.as_bytes(), &pods).unwrap_err().to_string();
         assert!(error.contains(says), "{text}: {error}");
+    }
+}
+
+/// What pods get of a block on the hosts' segment: all but what is reserved, in pieces.
+#[test]
+fn a_block_of_the_segment_is_given_whole_but_for_what_is_reserved() {
+    for (block, reserved, pieces) in [
+        ("10.0.0.8/29", vec![], vec![("10.0.0.8", "10.0.0.15")]),
+        ("10.0.0.0/30", vec!["10.0.0.0"], vec![("10.0.0.1", "10.0.0.3")]),
+        (
+            "10.0.0.0/30",
+            vec!["10.0.0.3", "10.0.0.1"],
+            vec![("10.0.0.0", "10.0.0.0"), ("10.0.0.2", "10.0.0.2")],
+        ),
+        ("10.0.0.4/32", vec!["10.0.0.4"], vec![]),
+        ("fd00::8/125", vec!["fd00::9", "10.0.0.1"], vec![("fd00::8", "fd00::8"), ("fd00::a", "fd00::f")]),
+    ] {
+        let reserved: BTreeSet<IpAddr> = reserved.into_iter().map(ip).collect();
+        let pieces: Vec<_> = pieces.into_iter().map(|(first, last)| (ip(first), ip(last))).collect();
+        assert_eq!(blocks::pieces(net(block), Some(&reserved)), pieces, "{block}");
+        let all = blocks::addresses(net(block)).filter(|ip| !reserved.contains(ip)).count();
+        assert_eq!(blocks::count(&pieces), all as u64, "{block}");
+    }
+}
+
+/// A block is not asked for where a larger or a smaller one is somebody's: prefix lengths may have been others once.
+#[test]
+fn blocks_of_other_lengths_are_respected() {
+    let next =
+        |taken: &[&str]| blocks::next(net("10.0.0.0/24"), 25, "n", &taken.iter().map(|it| net(it)).collect());
+    for (taken, free) in [
+        (&["10.0.0.0/24"][..], None),
+        (&["10.0.0.0/26"], Some("10.0.0.128/25")),
+        (&["10.0.0.192/26"], Some("10.0.0.0/25")),
+        (&["10.0.0.32/28", "10.0.0.255/32"], None),
+        (
+            &["10.0.1.0/24", "9.0.0.0/8"],
+            next(&[]).map(|it| if it == net("10.0.0.0/25") { "10.0.0.0/25" } else { "10.0.0.128/25" }),
+        ),
+    ] {
+        assert_eq!(next(taken), free.map(net), "{taken:?}");
     }
 }

@@ -36,13 +36,15 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
         |value: &Value| value.as_array().into_iter().flatten().map(text).collect::<Vec<_>>().join("\n");
     let ready = if status["ready"] == true { "ready" } else { "not ready" };
     let store = if status["store"]["connected"] == true { "connected" } else { "not heard of" };
-    say(format!(
-        "{}: {ready}, mode {}, MTU {}, store {} {store}",
-        text(&status["node"]),
-        text(&status["mode"]),
-        status["mtu"],
-        text(&status["store"]["kind"]),
-    ));
+    say(format!("{}: {ready}, store {} {store}", text(&status["node"]), text(&status["store"]["kind"])));
+    for network in status["networks"].as_array().into_iter().flatten() {
+        say(format!(
+            "  network {}: mode {}, MTU {}",
+            text(&network["name"]),
+            text(&network["mode"]),
+            network["mtu"]
+        ));
+    }
     for block in status["blocks"].as_array().into_iter().flatten() {
         say(format!(
             "  block {}: {} of {} addresses in use",

@@ -4,7 +4,7 @@ use std::{fs, process::Stdio, time::Duration};
 
 use serde_json::json;
 
-use crate::lab::{Lab, NETLOOMD, Wire, netloom, write};
+use crate::lab::{Lab, NETLOOMD, Plan, Wire, netloom, write};
 
 /// Everything that is ours in a host's kernel, for comparing.
 fn dump(lab: &Lab, index: usize) -> String {
@@ -43,7 +43,7 @@ fn all_pods_reach_all() {
                 let lab = Lab::new(wire, false, mode, mtu);
                 // Dual-stack tunnels leave room for the larger outer header.
                 let pod_mtu = if mode == "routing" { pod_mtu } else { pod_mtu - 20 };
-                assert_eq!(lab.status(0)["mtu"], pod_mtu, "{mode}");
+                assert_eq!(lab.status(0)["networks"][0]["mtu"], pod_mtu, "{mode}");
                 assert_eq!([way(&lab, 0, "host2"), way(&lab, 0, "host3")], ways, "{mode}");
                 let pods = lab.pods();
                 lab.all_reach_all(&pods);
@@ -194,6 +194,21 @@ fn etcd_may_be_away() {
     lab.start(2);
     let took = lab.until(0, "test $(ip route show proto 95 | grep -c netloom4) = 2");
     println!("it was back after {took:?}");
+    lab.all_reach_all(&pods);
+    // Leases that somebody took away, or that ended while a host was stopped: nodes take others.
+    let nodes =
+        "etcdctl --endpoints http://192.0.2.254:2379 get --prefix /netloom/nodes --keys-only | grep -c host";
+    lab.wire.sh("export ETCDCTL_API=3; for lease in $(etcdctl --endpoints http://192.0.2.254:2379 lease list | tail -n +2); do
+                     etcdctl --endpoints http://192.0.2.254:2379 lease revoke $lease; done");
+    let started = std::time::Instant::now();
+    while !lab.wire.succeeds(&format!("test $(ETCDCTL_API=3 {nodes}) = 3")) {
+        assert!(
+            started.elapsed() < Duration::from_secs(15),
+            "{}",
+            lab.wire.sh(&format!("ETCDCTL_API=3 {nodes} || true"))
+        );
+    }
+    lab.until(0, "test $(ip route show proto 95 | grep -c netloom4) = 2");
     lab.all_reach_all(&pods);
 }
 
@@ -448,7 +463,7 @@ fn blocks_are_claimed_and_given_back() {
     if !testkit::is_root() {
         return;
     }
-    let lab = Lab::with(Wire::OneSegment, false, "routing", 1500, &["--block4", "29"]);
+    let lab = Lab::of(Plan { mode: "routing", flags: &["--block4", "29"], ..Plan::default() });
     let blocks = || fs::read_dir(lab.store_dir().join("blocks")).unwrap().count();
     assert_eq!(blocks(), 6, "one of each family for each node");
     let mut pods = Vec::new();

@@ -17,10 +17,13 @@ fn the_printed_default_is_valid() {
     let printed = Command::new(NETLOOMD).arg("config").output().unwrap();
     let text = String::from_utf8(printed.stdout).unwrap();
     let (ok, says) = check(&text, &["--node", "n1"]);
-    assert!(ok && says.contains("mode auto"), "{says}");
+    assert!(ok && says.contains("network netloom in mode auto"), "{says}");
     // Every value in it is one that is known: what is behind the comment signs parses too.
-    let values: Vec<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("# ")).filter(|line| line.contains(" = ")).collect();
+    let values: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# "))
+        .filter(|line| line.contains(" = ") || line.starts_with("[["))
+        .collect();
     assert!(values.len() > 20, "{values:?}");
     let read: Vec<&str> = values
         .iter()
@@ -39,7 +42,13 @@ fn what_is_wrong_is_named() {
         ("node = \"a/b\"", "`node`"),
         ("pods = [\"10.244.0.1/16\"]", "`pods`"),
         ("pods = []", "`pods`"),
-        ("pods = [\"10.0.0.0/16\", \"10.1.0.0/16\"]", "`pods`"),
+        ("pods = [\"10.0.0.0/8\", \"10.1.0.0/16\"]", "in common"),
+        ("mode = \"underlay\"", "`pods`"),
+        ("mode = \"underlay\"\npods = [\"10.0.0.0/8\"]\nblock4 = 8", "`block4`"),
+        ("[[networks]]\nmode = \"underlay\"\npods = [\"10.0.0.0/24\"]", "no `name`"),
+        ("[[networks]]\nname = \"netloom\"\npods = [\"10.0.0.0/24\"]", "two are called"),
+        ("[[networks]]\nname = \"b\"\npods = [\"10.244.0.0/24\"]", "in common"),
+        ("[[networks]]\nname = \"b\"\npod = [\"10.1.0.0/24\"]", "pod"),
         ("block4 = 8", "`block4`"),
         ("block4 = 31", "`block4`"),
         ("vni = 0", "`vni`"),
@@ -60,5 +69,5 @@ fn what_is_wrong_is_named() {
     }
     // A flag counts before the file.
     let (ok, said) = check("mode = \"overlay\"", &["--node", "n1", "--mode", "routing"]);
-    assert!(ok && said.contains("mode routing"), "{said}");
+    assert!(ok && said.contains("in mode routing"), "{said}");
 }

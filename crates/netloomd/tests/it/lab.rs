@@ -40,39 +40,68 @@ pub(crate) struct Lab {
     pub(crate) hosts: Vec<Host>,
     daemons: Vec<Option<Child>>,
     store: Store,
-    mode: &'static str,
-    flags: &'static [&'static str],
+    plan: Plan,
     dir: tempfile::TempDir,
 }
 
-const PODS: &str = "10.244.0.0/16,fd44::/48";
+/// What a lab is to be like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) wire: Wire,
+    pub(crate) hosts: usize,
+    pub(crate) etcd: bool,
+    pub(crate) mode: &'static str,
+    pub(crate) pods: &'static str,
+    pub(crate) mtu: u32,
+    /// More flags for the daemons.
+    pub(crate) flags: &'static [&'static str],
+    /// The daemons' configuration file.
+    pub(crate) file: &'static str,
+    /// What is done on the wire before there are daemons.
+    pub(crate) first: &'static str,
+    /// The first three octets of the hosts' addresses, and how long their prefix is.
+    pub(crate) segment: (&'static str, u8),
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            wire: Wire::OneSegment,
+            hosts: 3,
+            etcd: false,
+            mode: "overlay",
+            pods: "10.244.0.0/16,fd44::/48",
+            mtu: 1500,
+            flags: &[],
+            file: "",
+            first: "true",
+            segment: ("192.0.2", 24),
+        }
+    }
+}
+
 /// Where etcd is, on the host that is the wire.
 const ETCD: &str = "192.0.2.254";
 const PATIENCE: Duration = Duration::from_secs(40);
 
 impl Lab {
     pub(crate) fn new(wire: Wire, etcd: bool, mode: &'static str, mtu: u32) -> Self {
-        Self::with(wire, etcd, mode, mtu, &[])
+        Self::of(Plan { wire, etcd, mode, mtu, ..Plan::default() })
     }
 
-    /// As [`Self::new`], with more flags for the daemons.
-    pub(crate) fn with(
-        wire: Wire,
-        etcd: bool,
-        mode: &'static str,
-        mtu: u32,
-        flags: &'static [&'static str],
-    ) -> Self {
+    pub(crate) fn of(plan: Plan) -> Self {
+        let Plan { wire, etcd, mtu, .. } = plan;
         let dir = tempfile::tempdir().unwrap();
         let bin = dir.path().join("bin");
         fs::create_dir_all(&bin).unwrap();
-        for name in ["ptp", "host-local", "portmap", "bandwidth", "netloom"] {
+        for name in ["ptp", "macvlan", "bridge", "host-local", "portmap", "bandwidth", "netloom"] {
             fs::hard_link(netloom(), bin.join(name))
                 .or_else(|_| fs::copy(netloom(), bin.join(name)).map(drop))
                 .unwrap();
         }
         let middle = Host::new();
-        let hosts: Vec<Host> = (0..3).map(|_| Host::new()).collect();
+        fs::write(dir.path().join("netloomd.toml"), plan.file).unwrap();
+        let hosts: Vec<Host> = (0..plan.hosts).map(|_| Host::new()).collect();
         middle.sh(&format!(
             "for seg in sega segb; do ip link add $seg type bridge; ip link set $seg mtu {mtu} up; done
              echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
@@ -82,10 +111,10 @@ impl Lab {
         for (index, host) in hosts.iter().enumerate() {
             let number = index + 1;
             let behind = wire == Wire::Router && index == 2;
-            let (segment, v4, v6) = if behind {
-                ("segb", "198.51.100", "2001:db8:b:")
+            let (segment, (v4, length), v6) = if behind {
+                ("segb", ("198.51.100", 24), "2001:db8:b:")
             } else {
-                ("sega", "192.0.2", "2001:db8:a:")
+                ("sega", plan.segment, "2001:db8:a:")
             };
             middle.sh(&format!(
                 "ip link add n{number} mtu {mtu} type veth peer name up0 mtu {mtu} netns {}; ip link set n{number} master {segment} up",
@@ -93,20 +122,22 @@ impl Lab {
             ));
             // The host's own firewall drops what it forwards.
             host.sh(&format!(
-                "echo 0 >/proc/sys/net/ipv6/conf/up0/accept_dad; ip link set up0 up; ip addr add {v4}.{number}/24 dev up0; ip -6 addr add {v6}:{number}/64 dev up0 nodad
+                "echo 0 >/proc/sys/net/ipv6/conf/up0/accept_dad; ip link set up0 up; ip addr add {v4}.{number}/{length} dev up0; ip -6 addr add {v6}:{number}/64 dev up0 nodad
                  ip route add default via {v4}.254; ip -6 route add default via {v6}:fe
                  nft 'table inet own {{ chain f {{ type filter hook forward priority 0; policy drop; }}; }}'"
             ));
         }
+        middle.sh(plan.first);
         let store = if etcd { Store::Etcd(start_etcd(&middle, dir.path())) } else { Store::File };
-        let mut lab =
-            Self { wire: middle, daemons: (0..3).map(|_| None).collect(), hosts, store, mode, flags, dir };
-        for index in 0..3 {
+        let daemons = hosts.iter().map(|_| None).collect();
+        let mut lab = Self { wire: middle, daemons, hosts, store, plan, dir };
+        for index in 0..plan.hosts {
             lab.start(index);
         }
-        for index in 0..3 {
-            lab.wait(index, "ready with two peers", |status| {
-                status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 2)
+        for index in 0..plan.hosts {
+            lab.wait(index, "ready with all peers", |status| {
+                let peers = status["peers"].as_array();
+                status["ready"] == true && peers.is_some_and(|peers| peers.len() == plan.hosts - 1)
             });
         }
         lab
@@ -115,9 +146,10 @@ impl Lab {
     /// The daemon's command on a host, with everything but a verb.
     pub(crate) fn daemon(&self, index: usize) -> Command {
         let mut command = self.hosts[index].command(NETLOOMD);
-        command.args(["--node", &format!("host{}", index + 1), "--mode", self.mode, "--pods", PODS]);
+        command.args(["--node", &format!("host{}", index + 1), "--mode", self.plan.mode]);
+        command.args(["--pods", self.plan.pods]);
         command.args(["--conf-dir", "/run/net.d", "--lease", "10", "--listen", "127.0.0.1:9470"]);
-        command.args(["--config", "/nowhere"]).args(self.flags);
+        command.arg("--config").arg(self.dir.path().join("netloomd.toml")).args(self.plan.flags);
         match self.store {
             Store::File => {
                 command.args(["--store", "file", "--store-dir"]).arg(self.dir.path().join("store"))
@@ -211,16 +243,28 @@ impl Lab {
 
     /// Starts a pod by the CNI path; gives its addresses.
     pub(crate) fn pod(&self, index: usize, name: &str) -> Vec<String> {
-        let host = &self.hosts[index];
-        host.container(name);
+        self.hosts[index].container(name);
+        self.attach(index, name, "netloom").unwrap()
+    }
+
+    /// Attaches a pod that is there to a network; gives its addresses, or what was said.
+    pub(crate) fn attach(&self, index: usize, name: &str, network: &str) -> Result<Vec<String>, String> {
         let bin = self.dir.path().join("bin");
-        let text = host.sh(&format!(
-            "NETCONFPATH=/run/net.d CNI_PATH={bin} CNI_CONTAINERID={name} {bin}/netloom add netloom /run/netns/{name}",
-            bin = bin.display()
-        ));
-        let result: Value = serde_json::from_str(&text).unwrap();
+        let output = self.hosts[index]
+            .command(bin.join("netloom"))
+            .args(["add", network, &format!("/run/netns/{name}")])
+            .env("NETCONFPATH", "/run/net.d")
+            .env("CNI_PATH", &bin)
+            .env("CNI_CONTAINERID", name)
+            .env("CNI_IFNAME", if network == "netloom" { "eth0" } else { network })
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned());
+        }
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
         let ips = result["ips"].as_array().unwrap().iter();
-        ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect()
+        Ok(ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect())
     }
 
     /// Ends a pod by the CNI path.
@@ -235,7 +279,7 @@ impl Lab {
     /// Two pods on each host: for each the host, its name, and its addresses.
     pub(crate) fn pods(&self) -> Vec<(usize, String, Vec<String>)> {
         let mut pods = Vec::new();
-        for index in 0..3 {
+        for index in 0..self.hosts.len() {
             for letter in ["a", "b"] {
                 let name = format!("{letter}{}", index + 1);
                 let addresses = self.pod(index, &name);
@@ -258,8 +302,9 @@ impl Lab {
                         let look = "ip route; ip -6 route; ip neigh; nft list ruleset";
                         let (here, wire) =
                             (self.hosts[*index].sh(look), self.wire.sh("ip neigh; ip -6 neigh"));
-                        let logs =
-                            [0, 1, 2].map(|index| fs::read_to_string(self.log(index)).unwrap_or_default());
+                        let logs: Vec<String> = (0..self.hosts.len())
+                            .map(|index| fs::read_to_string(self.log(index)).unwrap_or_default())
+                            .collect();
                         panic!(
                             "{name} does not reach {other} at {to}\n{here}\n{wire}\n{}",
                             logs.join("\n--\n")

@@ -4,3 +4,4 @@
 mod cluster;
 mod configuration;
 mod lab;
+mod underlay;

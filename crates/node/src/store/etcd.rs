@@ -96,9 +96,8 @@ impl Store for Etcd {
         let same = self.lease.record.as_ref().is_some_and(|record| *record == (key.clone(), text.clone()));
         let id = self.with("publish this node", async move |client| {
             if let Some(id) = known {
-                let (mut keeper, mut answers) = client.lease_keep_alive(id).await?;
-                keeper.keep_alive().await?;
-                let alive = answers.message().await?.is_some_and(|answer| answer.ttl() > 0);
+                // A lease that has ended is answered with an error too: another is taken.
+                let alive = keep_alive(client, id).await.unwrap_or(false);
                 if alive && same {
                     return Ok(id);
                 }
@@ -150,6 +149,12 @@ impl Store for Etcd {
         self.lease.record = None;
         self.with("withdraw this node", async move |client| client.delete(key, None).await.map(drop))
     }
+}
+
+async fn keep_alive(client: &mut Client, lease: i64) -> Result<bool, etcd_client::Error> {
+    let (mut keeper, mut answers) = client.lease_keep_alive(lease).await?;
+    keeper.keep_alive().await?;
+    Ok(answers.message().await?.is_some_and(|answer| answer.ttl() > 0))
 }
 
 async fn connect(config: &config::Etcd) -> Result<Client, etcd_client::Error> {

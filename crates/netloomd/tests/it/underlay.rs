@@ -1,0 +1,202 @@
+//! Pods on the hosts' own segment.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use crate::lab::{Lab, Plan};
+
+const UNDERLAY: Plan = Plan {
+    wire: crate::lab::Wire::OneSegment,
+    hosts: 3,
+    etcd: false,
+    mode: "underlay",
+    pods: "192.0.2.128/25,2001:db8:a::8000/113",
+    mtu: 1500,
+    flags: &[],
+    file: "",
+    first: "true",
+    segment: ("192.0.2", 24),
+};
+
+/// Pods, hosts and whoever else is on the segment reach each other, in both families: also a host its own pods, which a link
+/// and its macvlans do not by themselves.
+#[test]
+fn pods_and_hosts_are_one_segment() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::of(UNDERLAY);
+    let pods = lab.pods();
+    lab.all_reach_all(&pods);
+    let hosts = [1, 2, 3].map(|number| [format!("192.0.2.{number}"), format!("2001:db8:a::{number}")]);
+    for (of_pod, pod, addresses) in &pods {
+        for (host, own) in hosts.iter().enumerate() {
+            for (to, own) in addresses.iter().zip(own) {
+                assert!(
+                    lab.hosts[host].succeeds(&format!("ping -c 1 -W 2 {to}")),
+                    "host {host} to {pod} at {to}"
+                );
+                assert!(lab.pings(*of_pod, pod, "", own), "{pod} to host {host} at {own}");
+            }
+        }
+        // Whoever else is there, without a route of its own, and out by the hosts' router.
+        assert!(lab.wire.succeeds(&format!("ping -c 1 -W 2 {}", addresses[0])), "{pod}");
+        assert!(lab.pings(*of_pod, pod, "", "198.51.100.254"), "{pod}");
+        assert!(lab.pings(*of_pod, pod, "", "2001:db8:b::fe"), "{pod}");
+    }
+    // Others hear of a host's address from its link alone.
+    let mac = lab.hosts[0].sh("cat /sys/class/net/up0/address");
+    for _ in 0..5 {
+        let seen =
+            lab.wire.sh("ip neigh flush 192.0.2.1; ping -c 1 -W 2 192.0.2.1 >&2; ip neigh show 192.0.2.1");
+        assert!(seen.contains(mac.trim()), "{seen}");
+    }
+    for (index, pod, _) in &pods {
+        lab.end(*index, pod);
+    }
+}
+
+/// What somebody on the segment has already no pod gets, and that is said.
+#[test]
+fn what_is_somebodys_is_not_given() {
+    if !testkit::is_root() {
+        return;
+    }
+    // One address of each block, IPv4's and IPv6's.
+    let lab = Lab::of(Plan {
+        hosts: 2,
+        pods: "192.0.2.128/26,2001:db8:a::8000/122",
+        first: "for i in 0 1 2 3 4 5 6 7; do
+                    ip addr add 192.0.2.$((128 + 8 * i + 3))/24 dev sega
+                    ip -6 addr add 2001:db8:a::80$(printf %02x $((8 * i + 3)))/64 dev sega nodad
+                done",
+        ..UNDERLAY
+    });
+    for index in 0..2 {
+        lab.wait(index, "without what is somebody's", |status| {
+            status["blocks"].as_array().unwrap().iter().filter(|block| block["size"] == 7).count() >= 2
+        });
+    }
+    let mut given = BTreeSet::new();
+    for number in 0..8 {
+        given.extend(lab.pod(0, &format!("p{number}")));
+    }
+    assert_eq!(given.len(), 16);
+    for ip in &given {
+        let last = ip.rsplit(['.', ':']).next().unwrap();
+        let number = if ip.contains('.') {
+            last.parse::<u32>().unwrap()
+        } else {
+            u32::from_str_radix(last, 16).unwrap()
+        };
+        assert_ne!(number % 8, 3, "{ip} is somebody's");
+    }
+}
+
+/// With exactly as many addresses as pods all start, wherever they are: who holds more than it needs gives back what others
+/// are short of. With `NETLOOM_POOL=1000` a thousand pods on ten hosts.
+#[test]
+fn the_last_address_is_found() {
+    if !testkit::is_root() || !testkit::has("etcd") {
+        return;
+    }
+    let large = std::env::var("NETLOOM_POOL").is_ok_and(|size| size == "1000");
+    let (hosts, each, pods) = if large {
+        // 512 + 256 + 128 + 64 + 32 + 8 addresses.
+        (10, 100, "10.9.4.0/23,10.9.6.0/24,10.9.7.0/25,10.9.7.128/26,10.9.7.192/27,10.9.7.224/29")
+    } else {
+        (4, 15, "10.9.4.0/27,10.9.4.32/28,10.9.4.48/29,10.9.4.56/30")
+    };
+    let lab = Lab::of(Plan {
+        hosts,
+        etcd: true,
+        pods,
+        flags: &["--block4", "32"],
+        first: "ip addr add 10.9.255.254/16 dev sega",
+        segment: ("10.9.255", 16),
+        ..UNDERLAY
+    });
+    let started = Instant::now();
+    let (lab, given) = (&lab, std::sync::Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for index in 0..hosts {
+            let given = &given;
+            scope.spawn(move || {
+                for number in 0..each {
+                    let name = format!("p{number}");
+                    lab.hosts[index].container(&name);
+                    // As a kubelet does: until there is an address.
+                    let addresses = loop {
+                        match lab.attach(index, &name, "netloom") {
+                            Ok(addresses) => break addresses,
+                            Err(said) => {
+                                assert!(started.elapsed().as_secs() < 180, "{}", lab.status(index));
+                                assert!(said.contains("no free address") || said.contains("no IP"), "{said}");
+                                std::thread::sleep(std::time::Duration::from_millis(100));
+                            }
+                        }
+                    };
+                    given.lock().unwrap().extend(addresses);
+                }
+            });
+        }
+    });
+    let given = given.into_inner().unwrap();
+    println!("{} pods on {hosts} hosts have an address each after {:?}", given.len(), started.elapsed());
+    assert_eq!(given.len(), hosts * each);
+    assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), given.len(), "an address is given twice");
+}
+
+/// Three networks at once on one cluster, each by its own way; a pod may be on all of them.
+#[test]
+fn networks_of_all_modes_live_side_by_side() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::of(Plan {
+        mode: "overlay",
+        pods: "10.244.0.0/16,fd44::/48",
+        file: "[[networks]]\nname = \"plain\"\nmode = \"routing\"\npods = [\"10.245.0.0/16\", \"fd45::/48\"]\n
+               [[networks]]\nname = \"lan\"\nmode = \"underlay\"\npods = [\"192.0.2.128/25\", \"2001:db8:a::8000/113\"]\n",
+        ..UNDERLAY
+    });
+    let networks = ["netloom", "plain", "lan"];
+    let pods: Vec<(usize, String, Vec<String>)> = (0..3)
+        .flat_map(|index| {
+            networks.map(|network| {
+                let name = format!("{network}{index}");
+                lab.hosts[index].container(&name);
+                (index, name.clone(), lab.attach(index, &name, network).unwrap())
+            })
+        })
+        .collect();
+    for network in networks {
+        let of_network: Vec<_> =
+            pods.iter().filter(|(_, name, _)| name.starts_with(network)).cloned().collect();
+        lab.all_reach_all(&of_network);
+    }
+    let status = lab.status(0);
+    let modes: Vec<_> = status["networks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| (it["mode"].clone(), it["mtu"].clone()))
+        .collect();
+    assert_eq!(
+        modes,
+        [("overlay".into(), 1430.into()), ("routing".into(), 1500.into()), ("underlay".into(), 1500.into())]
+    );
+    assert_eq!(status["peers"][0]["way"], "direct segment tunnel");
+    // One pod on all three.
+    lab.hosts[0].container("all");
+    for network in networks {
+        lab.attach(0, "all", network).unwrap();
+    }
+    let links = lab.hosts[0].sh("ip -n all -br link | grep -c -e eth0 -e plain -e lan");
+    assert_eq!(links.trim(), "3");
+    // Each of them is the runtime's own file, the first one first.
+    let files = lab.hosts[0].sh("ls /run/net.d");
+    assert_eq!(
+        files.split_whitespace().collect::<Vec<_>>(),
+        ["10-netloom.conflist", "20-lan.conflist", "20-plain.conflist"]
+    );
+}
