@@ -19,6 +19,8 @@ pub enum StoreKind {
     File,
     /// etcd v3.
     Etcd,
+    /// The API of the Kubernetes cluster that this host is a node of.
+    Kubernetes,
 }
 
 /// The configuration as written: every value may be left out. A flag counts before the environment, and that before the file.
@@ -91,6 +93,12 @@ pub struct Written {
     /// File with the user's password
     #[arg(long, env = "NETLOOMD_ETCD_PASSWORD_FILE", value_name = "FILE", global = true)]
     pub etcd_password_file: Option<PathBuf>,
+    /// File that says how Kubernetes is reached; without it as pods do
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE", global = true)]
+    pub kubeconfig: Option<PathBuf>,
+    /// URL of Kubernetes' API, where the one of pods leads by what this daemon is to make
+    #[arg(long, env = "NETLOOMD_KUBERNETES_SERVER", value_name = "URL", global = true)]
+    pub kubernetes_server: Option<String>,
     /// How long a node that is not heard of stays, in seconds [default: 60]
     #[arg(long, env = "NETLOOMD_LEASE", value_name = "SECONDS", global = true)]
     pub lease: Option<u32>,
@@ -100,6 +108,9 @@ pub struct Written {
     /// Folder of the container runtime's network files [default: /etc/cni/net.d]
     #[arg(long, env = "NETLOOMD_CONF_DIR", value_name = "DIR", global = true)]
     pub conf_dir: Option<PathBuf>,
+    /// Folder into which the plugins are put when the daemon starts; without it they are put there by `netloom install`
+    #[arg(long, env = "NETLOOMD_PLUGINS", value_name = "DIR", global = true)]
+    pub plugins: Option<PathBuf>,
     /// Folder of host-local's reservations [default: /var/lib/cni/networks]
     #[arg(long, env = "NETLOOMD_DATA_DIR", value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
@@ -144,6 +155,8 @@ pub struct Config {
     pub lease: u32,
     /// Folder of the runtime's network files.
     pub conf_dir: PathBuf,
+    /// Folder into which the daemon puts the plugins; none where somebody else does.
+    pub plugins: Option<PathBuf>,
     /// Folder of host-local's reservations.
     pub data_dir: PathBuf,
     /// Folder of the daemon's memory.
@@ -178,6 +191,8 @@ pub enum Store {
     File(PathBuf),
     /// etcd.
     Etcd(Etcd),
+    /// Kubernetes.
+    Kubernetes(Kubernetes),
 }
 
 impl Store {
@@ -186,8 +201,18 @@ impl Store {
         match self {
             Self::File(_) => "file",
             Self::Etcd(_) => "etcd",
+            Self::Kubernetes(_) => "kubernetes",
         }
     }
+}
+
+/// How Kubernetes' API is reached.
+#[derive(Debug, Clone, Default)]
+pub struct Kubernetes {
+    /// The file that says so; none for as pods do.
+    pub kubeconfig: Option<PathBuf>,
+    /// Another URL than that one's.
+    pub server: Option<String>,
 }
 
 /// How etcd is reached.
@@ -261,9 +286,12 @@ impl Written {
             etcd_key,
             etcd_user,
             etcd_password_file,
+            kubeconfig,
+            kubernetes_server,
             lease,
             network,
             conf_dir,
+            plugins,
             data_dir,
             state_dir,
             socket,
@@ -327,6 +355,9 @@ impl Written {
         let path = |given: Option<PathBuf>, default: &str| given.unwrap_or_else(|| default.into());
         let store = match self.store.unwrap_or(StoreKind::File) {
             StoreKind::File => Store::File(path(self.store_dir, "/var/lib/netloom/cluster")),
+            StoreKind::Kubernetes => {
+                Store::Kubernetes(Kubernetes { kubeconfig: self.kubeconfig, server: self.kubernetes_server })
+            }
             StoreKind::Etcd => {
                 let read = |key: &'static str, path: Option<PathBuf>| match path {
                     None => Ok(None),
@@ -369,6 +400,7 @@ impl Written {
             store,
             lease,
             conf_dir: path(self.conf_dir, "/etc/cni/net.d"),
+            plugins: self.plugins,
             data_dir: path(self.data_dir, "/var/lib/cni/networks"),
             state_dir: path(self.state_dir, "/var/lib/netloom/node"),
             socket: path(self.socket, "/run/netloom/netloomd.sock"),

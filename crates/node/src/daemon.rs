@@ -96,6 +96,9 @@ pub fn run(
 ) -> Result<(), StartError> {
     let _lock = lock(&config.state_dir)?;
     let incarnation = incarnation(&config.state_dir)?;
+    if let Some(dir) = &config.plugins {
+        install_plugins(dir).map_err(start_error(format!("put the plugins into {}", dir.display())))?;
+    }
     let (sender, receiver) = channel();
     let shown: Shown = Shown::default();
     stop(sender.clone());
@@ -121,6 +124,7 @@ pub fn run(
         published: None,
         to_be_told: true,
         unpublished: None,
+        assigned: None,
         resting: BTreeMap::new(),
         sought: BTreeMap::new(),
         asked: BTreeMap::new(),
@@ -149,6 +153,8 @@ struct Daemon {
     to_be_told: bool,
     /// When that last failed.
     unpublished: Option<Instant>,
+    /// Blocks that somebody else assigns to this node; none until that is known.
+    assigned: Option<Vec<IpNet>>,
     /// Blocks that are empty and not needed, out of which nothing is given any more, and since when.
     resting: BTreeMap<IpNet, Instant>,
     /// When an address was last looked for, by network.
@@ -193,8 +199,9 @@ impl Daemon {
                     }
                     Event::Store(update) => {
                         by_kernel_alone = false;
-                        if matches!(update, Update::All(_)) {
-                            // It is there again: it is told at once that this node is too.
+                        let of_own = matches!(&update, Update::Node(name, None) if *name == self.own.name);
+                        if matches!(update, Update::All(_)) || of_own {
+                            // It is there again, or has lost this node: it is told at once that it is there.
                             self.to_be_told = true;
                             self.unpublished = None;
                         }
@@ -329,7 +336,7 @@ impl Daemon {
         if self.published.is_some() && self.unpublished.is_some_and(|at| at.elapsed() < AGAIN.min(due)) {
             return None;
         }
-        let outcome = self.store.publish(&self.own);
+        let outcome = self.store.publish(&self.own, self.to_be_told);
         self.unpublished = outcome.is_err().then(Instant::now);
         match outcome {
             Ok(()) => {
@@ -453,6 +460,18 @@ const INCARNATION: &str = "incarnation";
 fn remembered_blocks(dir: &Path) -> Vec<IpNet> {
     let text = std::fs::read(dir.join(BLOCKS)).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
+}
+
+/// Has the binary beside this one put itself and its plugins where the runtime looks for them, each whole or not at all.
+fn install_plugins(dir: &Path) -> io::Result<()> {
+    let binary = std::env::current_exe()?.with_file_name("netloom");
+    let output =
+        std::process::Command::new(&binary).args(["install", "--force", "--bin-dir"]).arg(dir).output();
+    let output = output.map_err(|error| io::Error::other(format!("{}: {error}", binary.display())))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 /// Takes the lock of this host: there is one daemon.

@@ -5,6 +5,8 @@
 
 mod etcd;
 mod file;
+mod kubernetes;
+mod remote;
 
 use std::{collections::BTreeMap, sync::mpsc::Sender};
 
@@ -50,11 +52,19 @@ pub struct StoreError {
 
 /// A connection to a store. Calls may block until the store has answered, or for some seconds.
 pub trait Store: Send {
-    /// Makes a node's record this one.
+    /// Makes a node's record this one, and says that the node is there; `again` where the store may have lost what it was told.
     ///
     /// # Errors
     /// When the store cannot be reached or refuses.
-    fn publish(&mut self, node: &Record) -> Result<(), StoreError>;
+    fn publish(&mut self, node: &Record, again: bool) -> Result<(), StoreError>;
+
+    /// Gives the blocks that somebody else assigns to this node, which then claims none of those families.
+    ///
+    /// # Errors
+    /// When the store cannot be reached: then nobody knows.
+    fn assigned(&mut self, _node: &str) -> Result<Vec<IpNet>, StoreError> {
+        Ok(Vec::new())
+    }
 
     /// Takes a block for a node, if it is nobody's; tells whether it is the node's now.
     ///
@@ -83,6 +93,7 @@ pub fn open(config: &Config, updates: Sender<Event>) -> Result<Box<dyn Store>, S
     match &config.store {
         config::Store::File(dir) => Ok(Box::new(file::Folder::open(dir, updates)?)),
         config::Store::Etcd(etcd) => Ok(Box::new(etcd::Etcd::open(etcd, config.lease, updates)?)),
+        config::Store::Kubernetes(how) => Ok(Box::new(kubernetes::Kubernetes::open(how, updates)?)),
     }
 }
 

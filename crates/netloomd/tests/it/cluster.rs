@@ -171,7 +171,7 @@ fn etcd_may_be_away() {
     let pods = lab.pods();
     lab.all_reach_all(&pods);
     let before = dump(&lab, 0);
-    lab.stop_etcd();
+    lab.stop_store();
     lab.wait(0, "without a store", |status| status["store"]["connected"] == false);
     assert_eq!(lab.status(0)["ready"], true, "{}", lab.status(0));
     // A daemon that starts meanwhile goes on with what it knew.
@@ -181,7 +181,7 @@ fn etcd_may_be_away() {
         status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 2)
     });
     lab.all_reach_all(&pods);
-    lab.start_etcd();
+    lab.start_store();
     for index in 0..3 {
         lab.wait(index, "connected again", |status| status["store"]["connected"] == true);
     }

@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use crate::lab::NETLOOMD;
 
-fn check(text: &str, flags: &[&str]) -> (bool, String) {
+pub(crate) fn check(text: &str, flags: &[&str]) -> (bool, String) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("netloomd.toml");
     fs::write(&file, text).unwrap();

@@ -11,6 +11,8 @@ use std::{
 use serde_json::Value;
 use testkit::Host;
 
+use crate::kubernetes;
+
 pub(crate) const NETLOOMD: &str = env!("CARGO_BIN_EXE_netloomd");
 
 /// The other binary, which is built beside this one.
@@ -30,9 +32,18 @@ pub(crate) enum Wire {
 }
 
 /// Where nodes learn of each other.
-pub(crate) enum Store {
+enum Store {
     File,
     Etcd(Child),
+    Kubernetes(Child),
+}
+
+/// Which store there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File,
+    Etcd,
+    Kubernetes,
 }
 
 pub(crate) struct Lab {
@@ -49,7 +60,7 @@ pub(crate) struct Lab {
 pub(crate) struct Plan {
     pub(crate) wire: Wire,
     pub(crate) hosts: usize,
-    pub(crate) etcd: bool,
+    pub(crate) store: Kind,
     pub(crate) mode: &'static str,
     pub(crate) pods: &'static str,
     pub(crate) mtu: u32,
@@ -68,7 +79,7 @@ impl Default for Plan {
         Self {
             wire: Wire::OneSegment,
             hosts: 3,
-            etcd: false,
+            store: Kind::File,
             mode: "overlay",
             pods: "10.244.0.0/16,fd44::/48",
             mtu: 1500,
@@ -82,15 +93,18 @@ impl Default for Plan {
 
 /// Where etcd is, on the host that is the wire.
 const ETCD: &str = "192.0.2.254";
+/// And Kubernetes' API.
+pub(crate) const SERVER: &str = "192.0.2.254:8080";
 const PATIENCE: Duration = Duration::from_secs(40);
 
 impl Lab {
     pub(crate) fn new(wire: Wire, etcd: bool, mode: &'static str, mtu: u32) -> Self {
-        Self::of(Plan { wire, etcd, mode, mtu, ..Plan::default() })
+        let store = if etcd { Kind::Etcd } else { Kind::File };
+        Self::of(Plan { wire, store, mode, mtu, ..Plan::default() })
     }
 
     pub(crate) fn of(plan: Plan) -> Self {
-        let Plan { wire, etcd, mtu, .. } = plan;
+        let Plan { wire, mtu, .. } = plan;
         let dir = tempfile::tempdir().unwrap();
         let bin = dir.path().join("bin");
         fs::create_dir_all(&bin).unwrap();
@@ -128,7 +142,14 @@ impl Lab {
             ));
         }
         middle.sh(plan.first);
-        let store = if etcd { Store::Etcd(start_etcd(&middle, dir.path())) } else { Store::File };
+        let store = match plan.store {
+            Kind::File => Store::File,
+            Kind::Etcd => Store::Etcd(start_etcd(&middle, dir.path())),
+            Kind::Kubernetes => {
+                fs::write(dir.path().join("kubeconfig"), kubernetes::kubeconfig(SERVER)).unwrap();
+                Store::Kubernetes(kubernetes::start(&middle, SERVER))
+            }
+        };
         let daemons = hosts.iter().map(|_| None).collect();
         let mut lab = Self { wire: middle, daemons, hosts, store, plan, dir };
         for index in 0..plan.hosts {
@@ -157,6 +178,9 @@ impl Lab {
             Store::Etcd(_) => {
                 command.args(["--store", "etcd", "--etcd-endpoints", &format!("http://{ETCD}:2379")])
             }
+            Store::Kubernetes(_) => command
+                .args(["--store", "kubernetes", "--kubeconfig"])
+                .arg(self.dir.path().join("kubeconfig")),
         };
         command
     }
@@ -177,14 +201,20 @@ impl Lab {
         daemon.wait().unwrap();
     }
 
-    pub(crate) fn stop_etcd(&mut self) {
-        let Store::Etcd(etcd) = &mut self.store else { panic!("there is no etcd") };
-        etcd.kill().unwrap();
-        etcd.wait().unwrap();
+    pub(crate) fn stop_store(&mut self) {
+        let (Store::Etcd(server) | Store::Kubernetes(server)) = &mut self.store else {
+            panic!("there is no server")
+        };
+        server.kill().unwrap();
+        server.wait().unwrap();
     }
 
-    pub(crate) fn start_etcd(&mut self) {
-        self.store = Store::Etcd(start_etcd(&self.wire, self.dir.path()));
+    pub(crate) fn start_store(&mut self) {
+        self.store = match self.plan.store {
+            Kind::File => Store::File,
+            Kind::Etcd => Store::Etcd(start_etcd(&self.wire, self.dir.path())),
+            Kind::Kubernetes => Store::Kubernetes(kubernetes::start(&self.wire, SERVER)),
+        };
     }
 
     /// The folder of the file store.
@@ -322,9 +352,9 @@ impl Drop for Lab {
             drop(daemon.kill());
             drop(daemon.wait());
         }
-        if let Store::Etcd(etcd) = &mut self.store {
-            drop(etcd.kill());
-            drop(etcd.wait());
+        if let Store::Etcd(server) | Store::Kubernetes(server) = &mut self.store {
+            drop(server.kill());
+            drop(server.wait());
         }
     }
 }

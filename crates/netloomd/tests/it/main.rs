@@ -3,5 +3,7 @@
 
 mod cluster;
 mod configuration;
+mod kubernetes;
 mod lab;
+mod manifests;
 mod underlay;

@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use crate::lab::{Lab, Plan};
+use crate::lab::{Kind, Lab, Plan};
 
 const UNDERLAY: Plan = Plan {
     wire: crate::lab::Wire::OneSegment,
     hosts: 3,
-    etcd: false,
+    store: Kind::File,
     mode: "underlay",
     pods: "192.0.2.128/25,2001:db8:a::8000/113",
     mtu: 1500,
@@ -108,7 +108,7 @@ fn the_last_address_is_found() {
     };
     let lab = Lab::of(Plan {
         hosts,
-        etcd: true,
+        store: Kind::Etcd,
         pods,
         flags: &["--block4", "32"],
         first: "ip addr add 10.9.255.254/16 dev sega",

@@ -59,6 +59,14 @@ impl Daemon {
                 }
                 _ => true,
             });
+            match self.assigned.clone().map_or_else(|| self.store.assigned(&self.own.name), Ok) {
+                Ok(assigned) => {
+                    self.own.blocks.extend(&assigned);
+                    self.assigned = Some(assigned);
+                }
+                // Nothing is claimed that may be somebody's to assign.
+                Err(error) => return vec![error.to_string()],
+            }
             problems.extend(self.claim_what_is_nobodys());
         }
         let networks = self.config.networks.clone();
@@ -87,8 +95,9 @@ impl Daemon {
     /// What this node remembers as its own and the store does not: it is claimed again, or somebody else's.
     fn claim_what_is_nobodys(&mut self) -> Vec<String> {
         let mut problems = Vec::new();
-        let unknown: Vec<IpNet> =
-            self.own.blocks.iter().copied().filter(|block| !self.view.blocks.contains_key(block)).collect();
+        let assigned = self.assigned.clone().unwrap_or_default();
+        let is_unknown = |block: &IpNet| !self.view.blocks.contains_key(block) && !assigned.contains(block);
+        let unknown: Vec<IpNet> = self.own.blocks.iter().copied().filter(is_unknown).collect();
         for block in unknown {
             match self.store.claim(block, &self.own.name) {
                 Ok(true) => drop(self.view.blocks.insert(block, self.own.name.clone())),
@@ -106,6 +115,9 @@ impl Daemon {
     /// Sees to one family of a network.
     fn provide(&mut self, network: &Network, v4: bool, log: &mut dyn FnMut(&str)) -> Result<(), String> {
         let of = |block: &IpNet| network.has(block) && block.addr().is_ipv4() == v4;
+        if self.assigned.iter().flatten().any(of) {
+            return Ok(());
+        }
         let others_are_short =
             self.view.nodes.values().any(|node| {
                 node.name != self.own.name && node.short.contains(&network.name) && self.view.live

@@ -11,15 +11,16 @@ use etcd_client::{
     TlsOptions, Txn, TxnOp, WatchOptions,
 };
 use ipnet::IpNet;
-use tokio::runtime::Runtime;
 
-use super::{Contents, Store, StoreError, Update, block_name, parse_block};
+use super::{
+    Contents, Store, StoreError, Update, block_name, parse_block,
+    remote::{LIMIT, Remote},
+};
 use crate::{config, daemon::Event, record::Record};
 
 pub(super) struct Etcd {
-    runtime: Runtime,
+    remote: Remote<Client>,
     config: config::Etcd,
-    client: Option<Client>,
     lease: Lease,
 }
 
@@ -30,7 +31,6 @@ struct Lease {
     record: Option<(String, Vec<u8>)>,
 }
 
-const LIMIT: Duration = Duration::from_secs(5);
 /// How long to wait before trying again what failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -40,44 +40,19 @@ impl Etcd {
         lease: u32,
         updates: Sender<Event>,
     ) -> Result<Self, StoreError> {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(
-                |error| StoreError { doing: "start a thread for etcd".into(), why: error.to_string() },
-            )?;
-        runtime.spawn(watch(config.clone(), updates));
+        let remote = Remote::new("etcd")?;
+        remote.spawn(watch(config.clone(), updates));
         let lease = Lease { seconds: lease.into(), id: None, record: None };
-        Ok(Self { runtime, config: config.clone(), client: None, lease })
+        Ok(Self { remote, config: config.clone(), lease })
     }
 
-    /// Does something with a connection; makes one where there is none.
     fn with<T>(
         &mut self,
         doing: &str,
         work: impl AsyncFnOnce(&mut Client) -> Result<T, etcd_client::Error>,
     ) -> Result<T, StoreError> {
-        let error = |why: String| StoreError { doing: format!("{doing} in etcd"), why };
-        let (client, config) = (&mut self.client, &self.config);
-        let outcome = self.runtime.block_on(async {
-            tokio::time::timeout(LIMIT, async {
-                let connected = match client.take() {
-                    Some(client) => client,
-                    None => connect(config).await?,
-                };
-                work(client.insert(connected)).await
-            })
-            .await
-        });
-        match outcome {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(why)) => {
-                *client = None;
-                Err(error(why.to_string()))
-            }
-            Err(_) => {
-                *client = None;
-                Err(error(format!("no answer within {} s", LIMIT.as_secs())))
-            }
-        }
+        let config = &self.config;
+        self.remote.with(doing, async || connect(config).await, work)
     }
 
     fn node_key(&self, name: &str) -> String {
@@ -90,10 +65,11 @@ impl Etcd {
 }
 
 impl Store for Etcd {
-    fn publish(&mut self, node: &Record) -> Result<(), StoreError> {
+    fn publish(&mut self, node: &Record, again: bool) -> Result<(), StoreError> {
         let (key, text) = (self.node_key(&node.name), serde_json::to_vec(node).unwrap_or_default());
         let (seconds, known) = (self.lease.seconds, self.lease.id);
-        let same = self.lease.record.as_ref().is_some_and(|record| *record == (key.clone(), text.clone()));
+        let same =
+            !again && self.lease.record.as_ref().is_some_and(|record| *record == (key.clone(), text.clone()));
         let id = self.with("publish this node", async move |client| {
             if let Some(id) = known {
                 // A lease that has ended is answered with an error too: another is taken.

@@ -123,7 +123,7 @@ fn read(dir: &Path) -> Result<Contents, StoreError> {
 }
 
 impl Store for Folder {
-    fn publish(&mut self, node: &Record) -> Result<(), StoreError> {
+    fn publish(&mut self, node: &Record, _again: bool) -> Result<(), StoreError> {
         let path = self.node(&node.name);
         let text = serde_json::to_vec_pretty(node).unwrap_or_default();
         file::write(&path, &text, 0o644).map(drop).map_err(error("write", &path))

@@ -1,0 +1,96 @@
+//! The manifests for Kubernetes: every field is one that its published API has, in its type, and they fit what daemons do.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::DaemonSet,
+        core::v1::{ConfigMap, Namespace, ServiceAccount},
+        rbac::v1::{ClusterRole, ClusterRoleBinding},
+    },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::configuration::check;
+
+fn manifests() -> Vec<Value> {
+    let text = include_str!("../../../../deploy/kubernetes/netloom.yaml");
+    text.split("\n---\n").map(|document| serde_saphyr::from_str(document).unwrap()).collect()
+}
+
+/// Reads an object as what it says it is, and writes it again: what the API does not know is lost on the way.
+fn same<T: DeserializeOwned + Serialize>(object: &Value) {
+    let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object}"));
+    assert_eq!(floats(serde_json::to_value(typed).unwrap()), floats(object.clone()));
+}
+
+/// Some of the API's numbers are floating, as which a whole one is written in another way.
+fn floats(value: Value) -> Value {
+    match value {
+        Value::Number(number) => number.as_f64().unwrap().into(),
+        Value::Array(all) => all.into_iter().map(floats).collect(),
+        Value::Object(all) => all.into_iter().map(|(name, value)| (name, floats(value))).collect(),
+        other => other,
+    }
+}
+
+#[test]
+fn every_field_is_kubernetes_own() {
+    let mut kinds = BTreeMap::<String, usize>::new();
+    for object in manifests() {
+        let kind = object["kind"].as_str().unwrap();
+        *kinds.entry(kind.to_owned()).or_default() += 1;
+        match kind {
+            "Namespace" => same::<Namespace>(&object),
+            "CustomResourceDefinition" => same::<CustomResourceDefinition>(&object),
+            "ServiceAccount" => same::<ServiceAccount>(&object),
+            "ClusterRole" => same::<ClusterRole>(&object),
+            "ClusterRoleBinding" => same::<ClusterRoleBinding>(&object),
+            "ConfigMap" => same::<ConfigMap>(&object),
+            "DaemonSet" => same::<DaemonSet>(&object),
+            other => panic!("{other} is not looked at"),
+        }
+    }
+    assert_eq!(kinds.values().sum::<usize>(), 8, "{kinds:?}");
+    // A field that is none is found.
+    let mut wrong = manifests().into_iter().find(|object| object["kind"] == "DaemonSet").unwrap();
+    wrong["spec"]["template"]["spec"]["hostNetworks"] = true.into();
+    assert!(std::panic::catch_unwind(|| same::<DaemonSet>(&wrong)).is_err());
+}
+
+#[test]
+fn the_configuration_in_it_is_valid() {
+    let object = manifests().into_iter().find(|object| object["kind"] == "ConfigMap").unwrap();
+    let (ok, says) = check(object["data"]["netloomd.toml"].as_str().unwrap(), &["--node", "n1"]);
+    assert!(ok && says.contains("store kubernetes"), "{says}");
+}
+
+/// What daemons wrote fits the definitions of their kinds, and garbage does not.
+pub(crate) fn objects_fit<'a>(objects: impl Iterator<Item = &'a Value>) {
+    let schemas: BTreeMap<String, Value> = manifests()
+        .into_iter()
+        .filter(|object| object["kind"] == "CustomResourceDefinition")
+        .map(|object| {
+            let kind = object["spec"]["names"]["kind"].as_str().unwrap().to_owned();
+            (kind, object["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone())
+        })
+        .collect();
+    let mut count = 0;
+    for object in objects {
+        let schema = &schemas[object["kind"].as_str().unwrap()];
+        jsonschema::validate(schema, object).unwrap();
+        // A field that is in no schema would be dropped by the server.
+        let known = schema["properties"]["spec"]["properties"].as_object().unwrap();
+        for field in object["spec"].as_object().unwrap().keys() {
+            assert!(known.contains_key(field), "{field} of {object}");
+        }
+        count += 1;
+    }
+    assert!(count > 0);
+    assert!(
+        jsonschema::validate(&schemas["NetloomNode"], &serde_json::json!({"spec": {"addresses": 7}}))
+            .is_err()
+    );
+}
