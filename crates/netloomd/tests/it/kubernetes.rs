@@ -296,7 +296,12 @@ fn nodes_learn_of_each_other_by_kubernetes() {
     if !testkit::is_root() {
         return;
     }
-    let mut lab = Lab::of(Plan { store: Kind::Kubernetes, mode: "auto", ..Plan::default() });
+    let mut lab = Lab::of(Plan {
+        store: Kind::Kubernetes,
+        mode: "auto",
+        flags: &["--plugins", "/run/plugins"],
+        ..Plan::default()
+    });
     // The daemon has put the plugins there itself.
     lab.hosts[0].sh(
         "test -x /run/plugins/ptp && echo '{\"cniVersion\":\"1.1.0\"}' | CNI_COMMAND=VERSION /run/plugins/host-local | grep -q 1.1.0",
