@@ -1,6 +1,7 @@
 //! Waiting for what the kernel announces: links that come up, addresses that are settled.
 
 use std::{
+    collections::BTreeSet,
     os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
@@ -16,6 +17,7 @@ use crate::{
     link::{self, Link},
     message::Received,
     neigh::{self, Neighbour},
+    route,
     socket::{Protocol, Socket},
 };
 
@@ -74,6 +76,35 @@ impl Events {
     pub fn drain(&self) -> Result<()> {
         match self.0.receive(|_| false) {
             Ok(_) | Err(Errno::NOBUFS | Errno::MSGSIZE) => Ok(()),
+            Err(errno) => Err(Error::new("listen to", "the kernel", errno)),
+        }
+    }
+
+    /// Reads what has come and tells whether any of it may matter to somebody who keeps routes of `protocol` and the neighbours of
+    /// `links`: all of links and addresses does; of routes those of this protocol, default routes, and what takes another's place;
+    /// of neighbours those of these links. Where some announcements were lost it may.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub fn matters(&self, protocol: u8, links: &BTreeSet<u32>) -> Result<bool> {
+        let mut matters = false;
+        let outcome = self.0.receive(|received| {
+            matters |= match received.kind {
+                libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
+                    neigh::link_of(&received).is_none_or(|link| links.contains(&link))
+                }
+                libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+                    received.flags & REPLACE != 0
+                        || route::announced(&received)
+                            .is_none_or(|(length, of)| of == protocol || length == 0)
+                }
+                _ => true,
+            };
+            false
+        });
+        match outcome {
+            Ok(_) => Ok(matters),
+            Err(Errno::NOBUFS | Errno::MSGSIZE) => Ok(true),
             Err(errno) => Err(Error::new("listen to", "the kernel", errno)),
         }
     }
@@ -164,6 +195,7 @@ impl Events {
     }
 }
 
+const REPLACE: u16 = libc::NLM_F_REPLACE as u16;
 const GROUP_LINK: u32 = 1;
 const GROUP_NEIGH: u32 = 1 << 2;
 const GROUP_IPV4_ADDRESS: u32 = 1 << 4;

@@ -153,6 +153,11 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Neighbour> {
     Some(Neighbour { link, ip, mac, permanent: state & PERMANENT != 0 })
 }
 
+/// Reads the link's index alone.
+pub(crate) fn link_of(received: &Received<'_>) -> Option<u32> {
+    read_u32(received.payload.get(4..)?)
+}
+
 pub(crate) fn read_forward(received: &Received<'_>) -> Option<Forward> {
     let link = read_u32(received.payload.get(4..)?)?;
     let attrs = Attrs::after(received.payload, NDMSG);

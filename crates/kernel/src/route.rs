@@ -260,6 +260,11 @@ pub fn link_towards(socket: &Socket, ip: IpAddr) -> Result<Option<u32>> {
     Ok(way_to(socket, ip)?.map(|way| way.link))
 }
 
+/// Reads the length of the destination's prefix and the protocol alone.
+pub(crate) fn announced(received: &Received<'_>) -> Option<(u8, u8)> {
+    Some((*received.payload.get(1)?, *received.payload.get(5)?))
+}
+
 pub(crate) fn read(received: &Received<'_>) -> Option<Route> {
     let fixed = received.payload.first_chunk::<RTMSG>()?;
     if received.kind != libc::RTM_NEWROUTE || ![libc::RTN_UNICAST, libc::RTN_BLACKHOLE].contains(&fixed[7]) {

@@ -9,7 +9,10 @@ use std::{
 
 use rustix::{
     io::Errno,
-    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink},
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink,
+        sockopt::set_socket_send_buffer_size_force,
+    },
 };
 
 use crate::{
@@ -187,7 +190,15 @@ impl Socket {
             self.0.sequence.set(sequence.wrapping_add(1));
             bytes.extend_from_slice(message.finish(sequence));
         }
-        rustix::io::retry_on_intr(|| rustix::net::send(&self.0.fd, &bytes, SendFlags::empty()))?;
+        let send = || rustix::io::retry_on_intr(|| rustix::net::send(&self.0.fd, &bytes, SendFlags::empty()));
+        match send() {
+            // What is to happen at once is to be sent at once, and may be more than a socket usually takes.
+            Err(Errno::MSGSIZE) => {
+                set_socket_send_buffer_size_force(&self.0.fd, bytes.len() + 4096)?;
+                send()?;
+            }
+            other => drop(other?),
+        }
         Ok(first)
     }
 

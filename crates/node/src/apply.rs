@@ -25,6 +25,8 @@ use crate::{
 pub struct Done {
     /// How many objects were put there, changed or taken away.
     pub changes: usize,
+    /// The indices of the devices.
+    pub devices: BTreeSet<u32>,
     /// What the kernel refused.
     pub refused: Vec<String>,
 }
@@ -60,6 +62,7 @@ pub fn apply(socket: &Socket, desired: &Desired, actual: &Actual) -> Done {
             change_entries(socket, desired, device.name, link.index, entries_of, &mut done);
         }
     }
+    done.devices = devices.values().copied().collect();
     change_routes(socket, desired, actual, &devices, &mut done);
     // Last: no route leads there any more.
     for (name, there) in &actual.devices {

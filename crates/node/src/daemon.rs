@@ -13,7 +13,7 @@ use std::{
     net::IpAddr,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     time::{Duration, Instant},
@@ -60,7 +60,7 @@ pub enum Event {
 pub(crate) type Shown = Arc<Mutex<Status>>;
 
 /// More may come at once: it is waited for so long.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(5);
 /// And no longer than so long: this node's record is to be kept.
 const MOST_GATHER: Duration = Duration::from_millis(500);
 /// Without a store for so long the last view counts.
@@ -102,7 +102,8 @@ pub fn run(
     let (sender, receiver) = channel();
     let shown: Shown = Shown::default();
     stop(sender.clone());
-    listen_to_kernel(sender.clone());
+    let devices = Devices::default();
+    listen_to_kernel(sender.clone(), Arc::clone(&devices));
     listen_to_pods(&config, &sender).map_err(start_error("watch the reservations of pods' addresses"))?;
     let probes = Probes::start(config.probe_port).map_err(start_error(format!(
         "listen at UDP port {} for the probes of other nodes",
@@ -133,6 +134,7 @@ pub fn run(
         last: None,
         status: Status { node: config.node.clone(), ..Status::default() },
         shown,
+        devices,
         probes,
         own,
         store,
@@ -168,6 +170,7 @@ struct Daemon {
     last: Option<Desired>,
     status: Status,
     shown: Shown,
+    devices: Devices,
     probes: Probes,
 }
 
@@ -175,6 +178,7 @@ impl Daemon {
     fn turn(&mut self, events: &Receiver<Event>, log: &mut dyn FnMut(&str)) {
         let started = Instant::now();
         let mut next = started + PATIENCE;
+        let mut ended = started;
         loop {
             let first = match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(event) => Some(event),
@@ -182,8 +186,9 @@ impl Daemon {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let mut by_kernel_alone = first.is_some();
-            // Where a comparison takes long it does not take all of the time.
-            let until = Instant::now() + GATHER.max(4 * self.took).min(MOST_GATHER);
+            // Where a comparison takes long it does not take all of the time: after one there is a pause, with which a change that
+            // comes alone has nothing to do.
+            let until = (ended + (4 * self.took).min(MOST_GATHER)).max(Instant::now() + GATHER);
             let mut gathered = first;
             while let Some(event) = gathered {
                 match event {
@@ -217,6 +222,7 @@ impl Daemon {
             let problems = if self.view.whole { self.work(by_kernel_alone, log) } else { self.wait() };
             next = Instant::now() + self.pause(&problems);
             self.show(problems, log);
+            ended = Instant::now();
         }
     }
 
@@ -263,6 +269,8 @@ impl Daemon {
         let began = Instant::now();
         problems.extend(self.change(&socket, &wanted, &uplinks, by_kernel_alone, log));
         self.took = began.elapsed();
+        let longest = &mut self.status.counters.longest_micros;
+        *longest = (*longest).max(u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX));
         if problems.is_empty() {
             of_networks.extend(self.tell_runtime(&wanted, log));
         }
@@ -370,6 +378,7 @@ impl Daemon {
             Err(error) => return vec![error.to_string()],
         };
         let done = apply::apply(socket, wanted, &there);
+        *self.devices.lock().unwrap_or_else(PoisonError::into_inner) = done.devices.clone();
         let uplink6 =
             uplinks.v6.as_ref().and_then(|uplink| link::find_index(socket, uplink.link).ok().flatten());
         if let Err(error) = apply::forward(wanted, uplink6.as_ref().map(|link| link.name.as_str())) {
@@ -498,8 +507,11 @@ fn incarnation(dir: &Path) -> Result<String, StartError> {
     Ok(uuid.trim().to_owned())
 }
 
-/// Tells of everything that happens to the host's network and ruleset.
-fn listen_to_kernel(sender: Sender<Event>) {
+/// The indices of the daemon's own devices.
+type Devices = Arc<Mutex<BTreeSet<u32>>>;
+
+/// Tells of everything that happens to the host's network and ruleset, but for what others' neighbours and routes do.
+fn listen_to_kernel(sender: Sender<Event>, devices: Devices) {
     std::thread::spawn(move || {
         let Ok(network) = Events::of_network() else { return };
         // A kernel without nftables has no ruleset to change.
@@ -511,10 +523,17 @@ fn listen_to_kernel(sender: Sender<Event>) {
                 continue;
             }
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-            let heard = [Some(&network), rules.as_ref()];
-            for events in heard.into_iter().zip(ready).filter_map(|(events, ready)| events.filter(|_| ready))
-            {
-                drop(events.drain());
+            let mut matters = false;
+            if ready[0] {
+                let own = devices.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                matters |= network.matters(actual::PROTOCOL, &own).unwrap_or(true);
+            }
+            if let Some(rules) = rules.as_ref().filter(|_| ready[1..].contains(&true)) {
+                drop(rules.drain());
+                matters = true;
+            }
+            if !matters {
+                continue;
             }
             if sender.send(Event::Kernel).is_err() {
                 return;

@@ -97,4 +97,6 @@ pub struct Counters {
     pub repairs: u64,
     /// What the kernel refused.
     pub refusals: u64,
+    /// How long the comparison took that took longest, with what it changed, in microseconds.
+    pub longest_micros: u64,
 }

@@ -259,13 +259,11 @@ impl Cluster {
     fn change_nodes(&self, socket: &Socket, batch: &mut Batch) -> Result<(), RulesetError> {
         for (set, wanted) in self.node_elements() {
             let there = nft::elements(socket, FILTER, set.name)?;
-            let gone: Vec<Element> = there
-                .iter()
-                .filter(|it| address(&it.key).is_some_and(|ip| !self.nodes.contains(&ip)))
-                .cloned()
-                .collect();
+            let keys: BTreeSet<&[u8]> = there.iter().map(|it| it.key.as_slice()).collect();
+            let is_gone = |it: &&Element| address(&it.key).is_some_and(|ip| !self.nodes.contains(&ip));
+            let gone: Vec<Element> = there.iter().filter(is_gone).cloned().collect();
             let new: Vec<Element> =
-                wanted.into_iter().filter(|it| !there.iter().any(|other| other.key == it.key)).collect();
+                wanted.into_iter().filter(|it| !keys.contains(it.key.as_slice())).collect();
             if !gone.is_empty() {
                 batch.remove_elements(FILTER, set.name, &gone);
             }

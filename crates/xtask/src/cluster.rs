@@ -10,10 +10,10 @@ use std::{
 use crate::{Outcome, bench::Host, root, run_with, say, test};
 
 const MODES: [(&str, bool); 3] = [("overlay", true), ("routing", false), ("auto", true)];
-const ETCD: &str = "192.0.2.254:2379";
+pub(crate) const ETCD: &str = "192.0.2.254:2379";
 
 /// A process that ends with the value.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -135,7 +135,7 @@ fn ping_all(hosts: &[Host], pods: &[(usize, String, Vec<String>)]) -> Outcome {
     if lost.is_empty() { Ok(()) } else { Err(lost.join("\n")) }
 }
 
-fn etcd(wire: &Host, dir: &Path) -> Result<Running, String> {
+pub(crate) fn etcd(wire: &Host, dir: &Path) -> Result<Running, String> {
     let log = std::fs::File::create(dir.join("etcd.log")).map_err(|error| error.to_string())?;
     let data: PathBuf = dir.join("etcd");
     let mut command = wire.command("etcd");
@@ -152,7 +152,7 @@ fn etcd(wire: &Host, dir: &Path) -> Result<Running, String> {
     Ok(etcd)
 }
 
-fn until(what: &str, holds: impl Fn() -> bool) -> Outcome {
+pub(crate) fn until(what: &str, holds: impl Fn() -> bool) -> Outcome {
     let started = Instant::now();
     while !holds() {
         if started.elapsed() > Duration::from_secs(20) {

@@ -1,0 +1,201 @@
+//! `cargo xtask scale [NODES]`: one daemon in a cluster of thousands of nodes, which are records in a real etcd: how soon it knows
+//! them all, what it holds, what it costs when nothing happens, how soon a change of one is there, and whether it follows many.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Outcome,
+    bench::Host,
+    cluster::{ETCD, Running, etcd, until},
+    root, run_with, say, test,
+};
+
+/// A node's record, as daemons write it, and its blocks.
+fn node(number: u32) -> (String, String) {
+    let name = format!("node{number:05}");
+    let (high, low) = (number / 250, number % 250 + 1);
+    let (block4, block6) = (block4(number), format!("fd44:0:{number:x}::/64"));
+    let record = format!(
+        r#"{{"name":"{name}","addresses":["10.64.{high}.{low}","2001:db8:64:{high:x}::{low:x}"],"blocks":["{block4}","{block6}"],"tunnel":{{"vni":4242,"port":4789}},"incarnation":"{name}"}}"#
+    );
+    (name, record)
+}
+
+fn block4(number: u32) -> String {
+    format!("10.{}.{}.0/24", 128 + number / 256, number % 256)
+}
+
+/// Puts records of nodes, and who owns their blocks, in as few transactions as etcd takes.
+fn put(wire: &Host, dir: &str, numbers: &[u32]) -> Outcome {
+    for part in numbers.chunks(40) {
+        let mut text = String::from("\n");
+        for number in part {
+            let (name, record) = node(*number);
+            let (block4, block6) = (block4(*number).replace('/', "-"), format!("fd44:0:{number:x}::-64"));
+            // Writing to a text does not fail.
+            let _ = writeln!(
+                text,
+                "put /netloom/nodes/{name} {}",
+                format_args!("\"{}\"", record.replace('"', "\\\""))
+            );
+            let _ =
+                writeln!(text, "put /netloom/blocks/{block4} {name}\nput /netloom/blocks/{block6} {name}");
+        }
+        text.push_str("\n\n");
+        fs::write(format!("{dir}/txn"), text).map_err(|error| error.to_string())?;
+        wire.sh(&format!("ETCDCTL_API=3 etcdctl --endpoints http://{ETCD} txn <{dir}/txn >/dev/null"))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn scale(arguments: &[String]) -> Outcome {
+    let count: u32 =
+        arguments.first().map_or(Ok(5000), |text| text.parse()).map_err(|_| "how many nodes?")?;
+    test::install_packages()?;
+    run_with(Command::new("cargo").args([
+        "build",
+        "--release",
+        "--quiet",
+        "--package",
+        "netloom",
+        "--package",
+        "netloomd",
+    ]))?;
+    let built = root().join(format!("target/{}-unknown-linux-gnu/release", std::env::consts::ARCH));
+    let dir = root().join("target/scale");
+    drop(fs::remove_dir_all(&dir));
+    fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
+    let text = dir.display().to_string();
+    let (wire, host) = (Host::new()?, Host::bare()?);
+    wire.sh(&format!(
+        "ip link add seg type bridge; ip link set seg up; ip addr add 192.0.2.254/24 dev seg; ip -6 addr add 2001:db8:a::fe/64 dev seg nodad
+         ip link add n1 type veth peer name eth0 netns {}; ip link set n1 master seg up", host.pid()
+    ))?;
+    host.sh("ip link set eth0 up; ip addr add 192.0.2.1/24 dev eth0; ip -6 addr add 2001:db8:a::1/64 dev eth0 nodad
+             ip route add default via 192.0.2.254; ip -6 route add default via 2001:db8:a::fe")?;
+    let _etcd = etcd(&wire, &dir)?;
+    put(&wire, &text, &(1..=count).collect::<Vec<_>>())?;
+    say(&format!("{count} nodes with a block of each family in etcd, mode overlay"));
+    let log = fs::File::create(dir.join("log")).map_err(|error| error.to_string())?;
+    let mut command = host.command(&built.join("netloomd").display().to_string());
+    command.args([
+        "--node",
+        "own",
+        "--mode",
+        "overlay",
+        "--pods",
+        "10.128.0.0/9,fd44::/32",
+        "--store",
+        "etcd",
+        "--lease",
+        "60",
+    ]);
+    command.args([
+        "--etcd-endpoints",
+        &format!("http://{ETCD}"),
+        "--conf-dir",
+        "/run/net.d",
+        "--config",
+        "/nowhere",
+    ]);
+    let started = Instant::now();
+    let daemon = Running(command.stderr(log).spawn().map_err(|error| error.to_string())?);
+    let routes = |wanted: u32| {
+        format!(
+            "test $(ip route show proto 95 | wc -l) -ge {wanted} -a $(ip -6 route show proto 95 | wc -l) -ge {wanted}"
+        )
+    };
+    until("all routes are there", || host.succeeds(&routes(count)))?;
+    say(&format!("first whole state: {:.2} s after its start", started.elapsed().as_secs_f64()));
+    let status = |filter: &str| {
+        host.output(&format!("{} cluster --json | jq -r '{filter}'", built.join("netloom").display()))
+    };
+    until("it says that it is ready", || status(".ready").is_ok_and(|text| text.trim() == "true"))?;
+    let objects = status(".counters.changes")?.trim().parse::<f64>().unwrap_or_default();
+    let longest = status(".counters.longestMicros")?.trim().parse::<f64>().unwrap_or_default() / 1e6;
+    say(&format!("programming: {objects:.0} objects in {longest:.2} s, {:.0} a second", objects / longest));
+    // What a node that starts hears settles.
+    std::thread::sleep(Duration::from_secs(5));
+    let pid = daemon.0.id();
+    let cpu = || -> Result<f64, String> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|error| error.to_string())?;
+        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks: f64 =
+            fields[11].parse::<f64>().unwrap_or_default() + fields[12].parse::<f64>().unwrap_or_default();
+        Ok(ticks / 100.0)
+    };
+    let (before, long) = (cpu()?, 60);
+    std::thread::sleep(Duration::from_secs(long));
+    say(&format!(
+        "idle: {:.2} % of a core, over {long} s",
+        (cpu()? - before) * 100.0 / f64::from(u32::try_from(long).unwrap_or(1))
+    ));
+    let memory = || {
+        fs::read_to_string(format!("/proc/{pid}/status")).map(|text| {
+            let line = |key: &str| {
+                text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim().to_owned()
+            };
+            format!("{} now, {} at most", line("VmRSS:"), line("VmHWM:"))
+        })
+    };
+    say(&format!("memory: {}", memory().map_err(|error| error.to_string())?));
+    let mut times = Vec::new();
+    for number in count + 1..=count + 10 {
+        times.push(one_more(&host, &text, number)?);
+        std::thread::sleep(Duration::from_millis(700));
+    }
+    times.sort_by(f64::total_cmp);
+    say(&format!(
+        "one node more: a route to it after {:.1} ms (median), {:.1} to {:.1} ms",
+        times[5], times[0], times[9]
+    ));
+    churn(&wire, &host, &text, count + 10)?;
+    say(&format!("memory: {}", memory().map_err(|error| error.to_string())?));
+    Ok(())
+}
+
+/// Puts one record by etcd's gateway, and takes the time until the kernel announces the route.
+fn one_more(host: &Host, dir: &str, number: u32) -> Result<f64, String> {
+    let (name, record) = node(number);
+    let (ip, port) = ETCD.split_once(':').unwrap_or_default();
+    let prefix = block4(number);
+    fs::write(format!("{dir}/record"), record).map_err(|error| error.to_string())?;
+    let output = host.output(&format!(
+        "bash -c 'body=\"{{\\\"key\\\":\\\"$(printf /netloom/nodes/{name} | base64 -w0)\\\",\\\"value\\\":\\\"$(base64 -w0 {dir}/record)\\\"}}\"
+         exec 3<>/dev/tcp/{ip}/{port}
+         coproc ip -o -ts monitor route; sleep 0.3
+         date +%s%N
+         printf \"POST /v3/kv/put HTTP/1.0\\r\\nContent-Length: ${{#body}}\\r\\n\\r\\n%s\" \"$body\" >&3
+         while read -r line <&${{COPROC[0]}}; do case \"$line\" in *{prefix}*) break;; esac; done
+         date +%s%N; kill $COPROC_PID'"
+    ))?;
+    let times: Vec<f64> = output.lines().filter_map(|line| line.parse().ok()).collect();
+    match times[..] {
+        [before, after] => Ok((after - before) / 1e6),
+        _ => Err(format!("no times: {output}")),
+    }
+}
+
+/// A hundred nodes a second come, for ten seconds, and then the last of them is waited for.
+fn churn(wire: &Host, host: &Host, dir: &str, count: u32) -> Outcome {
+    let started = Instant::now();
+    let mut next = count + 1;
+    for second in 0..10 {
+        put(wire, dir, &(next..next + 100).collect::<Vec<_>>())?;
+        next += 100;
+        std::thread::sleep(Duration::from_secs(second + 1).saturating_sub(started.elapsed()));
+    }
+    let last = block4(next - 1);
+    let done = Instant::now();
+    until("the last node's route", || host.succeeds(&format!("ip route show {last} | grep -q netloom4")))?;
+    say(&format!(
+        "100 nodes a second for 10 s: the last one's route was there {:.0} ms after it",
+        done.elapsed().as_secs_f64() * 1e3
+    ));
+    Ok(())
+}
