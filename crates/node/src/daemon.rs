@@ -278,7 +278,9 @@ impl Daemon {
         if self.view.live {
             self.view.remember(&self.config.state_dir);
         }
-        self.probes.set(nodes.values().filter(|node| node.name != self.own.name));
+        // Of those that are gone it is found out whether they are only cut off from the store.
+        let former = self.view.former.values().map(|(node, _)| node);
+        self.probes.set(nodes.values().filter(|node| node.name != self.own.name).chain(former));
         self.last = Some(wanted);
         problems
     }
@@ -378,7 +380,7 @@ impl Daemon {
             Err(error) => return vec![error.to_string()],
         };
         let done = apply::apply(socket, wanted, &there);
-        *self.devices.lock().unwrap_or_else(PoisonError::into_inner) = done.devices.clone();
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&done.devices);
         let uplink6 =
             uplinks.v6.as_ref().and_then(|uplink| link::find_index(socket, uplink.link).ok().flatten());
         if let Err(error) = apply::forward(wanted, uplink6.as_ref().map(|link| link.name.as_str())) {

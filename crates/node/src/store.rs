@@ -72,6 +72,12 @@ pub trait Store: Send {
     /// When the store cannot be reached: then nobody knows.
     fn claim(&mut self, block: IpNet, node: &str) -> Result<bool, StoreError>;
 
+    /// Takes a block of another node, if it is that one's still; tells whether it is this node's now.
+    ///
+    /// # Errors
+    /// When the store cannot be reached: then nobody knows.
+    fn take(&mut self, block: IpNet, from: &str, node: &str) -> Result<bool, StoreError>;
+
     /// Gives a block back. Somebody else's, or nobody's, stays as it is.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! What is known of the cluster: from the store, or remembered from before.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     time::{Duration, Instant},
 };
@@ -26,6 +26,10 @@ pub(crate) struct View {
     /// Nodes that the store does not know any more, since when. One that has just come back may know less than it did: leases
     /// end while their keepers find the way back, so these stay for the time of a lease.
     pub(crate) missing: BTreeMap<String, Instant>,
+    /// Nodes that are gone, as they were last known, and since when.
+    pub(crate) former: BTreeMap<String, (Record, Instant)>,
+    /// Who has blocks and is no node that is known of, since when.
+    strangers: BTreeMap<String, Instant>,
 }
 
 /// The file that the last view is kept in.
@@ -70,18 +74,39 @@ impl View {
         if self.regained.is_some_and(|at| at.elapsed() < lease(config)) {
             self.missing.entry(name).or_insert_with(Instant::now);
         } else {
-            self.nodes.remove(&name);
             self.missing.remove(&name);
+            if let Some(record) = self.nodes.remove(&name) {
+                self.former.insert(name, (record, Instant::now()));
+            }
         }
+    }
+
+    /// Remembers since when there are blocks of nodes that are not there.
+    pub(crate) fn look_for_strangers(&mut self) {
+        let (nodes, blocks) = (&self.nodes, &self.blocks);
+        let absent: BTreeSet<&String> = blocks.values().filter(|owner| !nodes.contains_key(*owner)).collect();
+        self.strangers.retain(|name, _| absent.contains(name));
+        self.former.retain(|name, _| absent.contains(name));
+        for name in absent {
+            self.strangers.entry(name.clone()).or_insert_with(Instant::now);
+        }
+    }
+
+    /// Tells whether a node that has blocks has not been heard of for so long that it will not come back: it had a lease, and
+    /// twice that since.
+    pub(crate) fn is_gone_for_good(&self, name: &str, config: &Config) -> bool {
+        self.live
+            && self.lost.is_none()
+            && self.strangers.get(name).is_some_and(|since| since.elapsed() >= 2 * lease(config))
     }
 
     /// Forgets those that have been missing for too long.
     pub(crate) fn forget(&mut self, config: &Config) {
-        let nodes = &mut self.nodes;
+        let (nodes, former) = (&mut self.nodes, &mut self.former);
         self.missing.retain(|name, since| {
             let stays = since.elapsed() < lease(config);
-            if !stays {
-                nodes.remove(name);
+            if !stays && let Some(record) = nodes.remove(name) {
+                former.insert(name.clone(), (record, Instant::now()));
             }
             stays
         });

@@ -53,7 +53,9 @@ const ROUNDS: usize = 16;
 /// # Errors
 /// When the kernel refuses; nothing has changed then.
 pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> {
-    let comment = cluster.fingerprint();
+    // Where nobody could drop what is forwarded, packets need no mark by which they pass.
+    let guarded = passage::is_needed(socket)?;
+    let comment = cluster.fingerprint(guarded);
     let mut changed = false;
     let mut outcome = Ok(());
     for _ in 0..ROUNDS {
@@ -66,7 +68,7 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
                 None => {}
             }
             batch.create_table(table, &comment);
-            cluster.fill(table, &mut batch);
+            cluster.fill(table, &mut batch, guarded);
         }
         if batch.is_empty() {
             cluster.change_nodes(socket, &mut batch)?;
@@ -86,7 +88,9 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
         }
     }
     outcome?;
-    passage::open(socket, WANTED)?;
+    if guarded {
+        passage::open(socket, WANTED)?;
+    }
     Ok(changed)
 }
 
@@ -110,10 +114,10 @@ pub fn remove(socket: &Socket) -> Result<(), RulesetError> {
 
 impl Cluster {
     /// Says in the table's comment what its rules were made for.
-    fn fingerprint(&self) -> String {
+    fn fingerprint(&self, guarded: bool) -> String {
         let list = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let text = format!(
-            "{}|{}|{}|{}",
+            "{}|{}|{}|{}|{guarded}",
             list(&self.pods),
             list(&self.unmasqueraded),
             self.masquerade,
@@ -125,7 +129,7 @@ impl Cluster {
         format!("netloomd, ruleset 1, {hash:016x}")
     }
 
-    fn fill(&self, table: Table<'static>, batch: &mut Batch) {
+    fn fill(&self, table: Table<'static>, batch: &mut Batch, guarded: bool) {
         match table.family {
             Family::Ip => self.masquerade(table, batch, true),
             Family::Ip6 => self.masquerade(table, batch, false),
@@ -135,7 +139,9 @@ impl Cluster {
                 for (set, elements) in self.node_elements() {
                     batch.add_elements(table, set.name, &elements);
                 }
-                self.forward(batch);
+                if guarded {
+                    self.forward(batch);
+                }
                 self.hear_nodes_alone(batch);
             }
         }

@@ -73,6 +73,22 @@ pub fn is_open(socket: &Socket, wanted: Wanted<'_>) -> Result<bool, RulesetError
     Ok(missing(socket, wanted)?.is_empty())
 }
 
+/// Tells whether anybody else stands at the forward hook, who may drop what is to pass.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn is_needed(socket: &Socket) -> Result<bool, RulesetError> {
+    let used = xtables::Family::ALL.into_iter().any(|family| xtables::is_used(family, "filter"));
+    let others = |chain: &Chain| {
+        chain.hook == Some(FORWARD_HOOK)
+            && chain.kind.as_deref() == Some("filter")
+            && chain.family != Family::Bridge
+            && !tables::ALL.contains(&chain.table())
+            && chain.table() != crate::cluster::FILTER
+    };
+    Ok(used || nft::all_chains(socket)?.iter().any(others))
+}
+
 /// Takes our rules out of other people's tables again, when no container needs them.
 ///
 /// # Errors

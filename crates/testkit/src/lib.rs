@@ -326,3 +326,10 @@ pub fn drop_what_the_kernel_makes(list: &mut Value) {
         !dst.starts_with("fe80") && !dst.starts_with("ff00") && !dst.starts_with("multicast") && !local6
     });
 }
+
+/// Asks a process to end.
+pub fn ask_to_end(child: &Child) {
+    // One that has ended already is fine.
+    let _ =
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM);
+}

@@ -3,6 +3,7 @@
 
 mod bench;
 mod cluster;
+mod datapath;
 mod fuzz;
 mod growth;
 mod kernel;
@@ -31,6 +32,7 @@ cargo xtask CHORE
   deny                 licences, sources and duplicates of what we depend on
   kernel [PACKAGE [TEST...]]
                        run tests on another kernel of Debian's, such as linux-image-6.12-amd64, in QEMU
+  datapath [ROUNDS]    what pods' packets cost between hosts, beside flannel's layout built by hand
   scale [NODES]        one daemon in a cluster of thousands of nodes: time, memory, CPU
   cluster              three hosts, a daemon and two pods on each, and pings between all, in each mode
   dist                 build the binary to install, and say where it is
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Some("bench") => bench::bench(&arguments[1..]),
         Some("fuzz") => fuzz::fuzz(&arguments[1..]),
         Some("cluster") => cluster::cluster(),
+        Some("datapath") => datapath::datapath(&arguments[1..]),
         Some("scale") => scale::scale(&arguments[1..]),
         Some("soak") => soak::soak(&arguments[1..]),
         Some("growth") => growth::growth(&arguments[1..]),

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::lab::{Lab, NETLOOMD, Plan, Wire, netloom, write};
 
 /// Everything that is ours in a host's kernel, for comparing.
-fn dump(lab: &Lab, index: usize) -> String {
+pub(crate) fn dump(lab: &Lab, index: usize) -> String {
     lab.hosts[index].sh(
         "ip route show proto 95 | sort; ip -6 route show proto 95 | sort; ip -br link show type vxlan | sort
          for dev in netloom4 netloom6; do ip link show $dev >/dev/null 2>&1 || continue
@@ -31,30 +31,31 @@ fn all_pods_reach_all() {
     if !testkit::is_root() {
         return;
     }
+    let both = |way| [way, way];
     let cases = [
-        (Wire::OneSegment, "overlay", 1500, ["tunnel", "tunnel"], 1450),
-        (Wire::OneSegment, "routing", 1500, ["direct", "direct"], 1500),
-        (Wire::Router, "overlay", 1400, ["tunnel", "tunnel"], 1350),
-        (Wire::Router, "auto", 9000, ["direct", "tunnel"], 8950),
+        (Wire::OneSegment, "overlay", 1500, both("tunnel")),
+        (Wire::Router, "overlay", 1400, both("tunnel")),
+        (Wire::Router, "overlay", 9000, both("tunnel")),
+        (Wire::OneSegment, "routing", 1400, both("direct")),
+        (Wire::OneSegment, "routing", 1500, both("direct")),
+        (Wire::OneSegment, "routing", 9000, both("direct")),
+        (Wire::Router, "auto", 1400, ["direct", "tunnel"]),
+        (Wire::Router, "auto", 1500, ["direct", "tunnel"]),
+        (Wire::Router, "auto", 9000, ["direct", "tunnel"]),
     ];
     std::thread::scope(|scope| {
-        for (wire, mode, mtu, ways, pod_mtu) in cases {
+        for (wire, mode, mtu, ways) in cases {
             scope.spawn(move || {
                 let lab = Lab::new(wire, false, mode, mtu);
                 // Dual-stack tunnels leave room for the larger outer header.
-                let pod_mtu = if mode == "routing" { pod_mtu } else { pod_mtu - 20 };
+                let pod_mtu = if mode == "routing" { mtu } else { mtu - 70 };
                 assert_eq!(lab.status(0)["networks"][0]["mtu"], pod_mtu, "{mode}");
                 assert_eq!([way(&lab, 0, "host2"), way(&lab, 0, "host3")], ways, "{mode}");
                 let pods = lab.pods();
                 lab.all_reach_all(&pods);
+                // Packets of full size, to those near and far and back, that nobody may take apart.
+                full_size(&lab, &pods, mode, pod_mtu);
                 for (_, _, addresses) in pods.iter().filter(|(index, _, _)| *index == 2) {
-                    for (to, headers) in addresses.iter().zip([28, 48]) {
-                        let size = pod_mtu - headers;
-                        assert!(
-                            lab.pings(0, "a1", &format!("-M do -s {size}"), to),
-                            "{mode}: {size} bytes to {to}"
-                        );
-                    }
                     for to in addresses {
                         assert!(
                             lab.hosts[0].succeeds(&format!("ping -c 1 -W 2 {to}")),
@@ -69,6 +70,21 @@ fn all_pods_reach_all() {
             });
         }
     });
+}
+
+fn full_size(lab: &Lab, pods: &[(usize, String, Vec<String>)], mode: &str, mtu: u32) {
+    for (from, pod, to) in [(0, "a1", "a2"), (0, "a1", "a3"), (2, "a3", "a1")] {
+        let to = &pods.iter().find(|it| it.1 == to).unwrap().2;
+        for (to, headers) in to.iter().zip([28, 48]) {
+            let size = mtu - headers;
+            let whole = lab.pings(from, pod, &format!("-M do -s {size}"), to);
+            assert!(whole, "{mode}, {mtu}: {size} bytes from {pod} to {to}");
+            assert!(
+                !lab.pings(from, pod, &format!("-M do -s {}", size + 1), to),
+                "{mode}, {mtu}: more than fits"
+            );
+        }
+    }
 }
 
 /// A node on another segment is said to be so, with what to do, where routes alone are asked for; no route leads astray.
@@ -104,6 +120,8 @@ fn what_others_change_is_repaired() {
         "nft delete table inet netloom-cluster; nft delete table ip netloom-cluster",
         "ip route add 10.244.99.0/24 via 192.0.2.2 proto 95",
         "ip addr flush dev netloom4 scope global",
+        // Another's route in the place of one of ours.
+        "ip route replace $(ip route show proto 95 | grep netloom4 | head -n1 | cut -d' ' -f1) dev up0",
     ];
     for line in harm {
         lab.hosts[0].sh(line);
@@ -118,6 +136,13 @@ fn what_others_change_is_repaired() {
         }
         println!("{line}: repaired after at most {:?}", started.elapsed());
     }
+    // A host's firewall that goes and comes: packets are marked for it while it is there.
+    lab.hosts[0].sh("nft delete table inet own");
+    lab.until(0, "! nft list chain inet netloom-cluster admit");
+    lab.all_reach_all(&pods);
+    lab.hosts[0]
+        .sh("nft 'table inet own { chain f { type filter hook forward priority 0; policy drop; }; }'");
+    lab.until(0, "nft list chain inet netloom-cluster admit && nft list table inet own | grep -q Netloom");
     lab.all_reach_all(&pods);
     assert!(
         lab.status(0)["counters"]["repairs"].as_u64().unwrap() >= harm.len() as u64 / 2,
@@ -265,6 +290,33 @@ fn what_is_wrong_in_the_store_is_refused() {
     });
     let routes = lab.hosts[0].sh("ip route show proto 95 | sort");
     assert!(before.starts_with(&routes), "{routes}");
+}
+
+/// Thousands of nodes that come at once are one transaction of the ruleset, however large, and all of them have their routes.
+#[test]
+fn thousands_come_at_once() {
+    const COUNT: usize = 4500;
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, pods: "10.128.0.0/9,fd44::/32", ..Plan::default() });
+    let nodes = lab.store_dir().join("nodes");
+    for number in 0..COUNT {
+        let (high, low) = (number / 250, number % 250 + 1);
+        let record = json!({"name": format!("n{number}"), "addresses": [format!("10.64.{high}.{low}"), format!("2001:db8:64::{number:x}")],
+            "blocks": [format!("10.{}.{}.0/24", 200 + number / 256, number % 256)], "tunnel": {"vni": 4242, "port": 4789}});
+        fs::write(nodes.join(format!("n{number}.json")), record.to_string()).unwrap();
+    }
+    lab.wait(0, "all are there", |status| {
+        status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == COUNT + 1)
+    });
+    for set in ["nodes4", "nodes6"] {
+        let elements = lab.hosts[0].sh(&format!(
+            "nft -j list set inet netloom-cluster {set} | tr , '\\n' | grep -c '\"[0-9a-f.:]*\"'"
+        ));
+        assert!(elements.trim().parse::<usize>().unwrap() >= COUNT, "{set}: {elements}");
+    }
+    assert_eq!(lab.hosts[0].sh("ip route show proto 95 | grep -c netloom4").trim(), (COUNT + 1).to_string());
 }
 
 /// A second daemon on a host, and a node of a name that another has, are told so and touch nothing.

@@ -60,6 +60,8 @@ pub(crate) struct Lab {
 pub(crate) struct Plan {
     pub(crate) wire: Wire,
     pub(crate) hosts: usize,
+    /// On so many a daemon is started at once.
+    pub(crate) started: usize,
     pub(crate) store: Kind,
     pub(crate) mode: &'static str,
     pub(crate) pods: &'static str,
@@ -79,6 +81,7 @@ impl Default for Plan {
         Self {
             wire: Wire::OneSegment,
             hosts: 3,
+            started: usize::MAX,
             store: Kind::File,
             mode: "overlay",
             pods: "10.244.0.0/16,fd44::/48",
@@ -152,13 +155,14 @@ impl Lab {
         };
         let daemons = hosts.iter().map(|_| None).collect();
         let mut lab = Self { wire: middle, daemons, hosts, store, plan, dir };
-        for index in 0..plan.hosts {
+        let started = plan.hosts.min(plan.started);
+        for index in 0..started {
             lab.start(index);
         }
-        for index in 0..plan.hosts {
+        for index in 0..started {
             lab.wait(index, "ready with all peers", |status| {
                 let peers = status["peers"].as_array();
-                status["ready"] == true && peers.is_some_and(|peers| peers.len() == plan.hosts - 1)
+                status["ready"] == true && peers.is_some_and(|peers| peers.len() == started - 1)
             });
         }
         lab
@@ -167,7 +171,8 @@ impl Lab {
     /// The daemon's command on a host, with everything but a verb.
     pub(crate) fn daemon(&self, index: usize) -> Command {
         let mut command = self.hosts[index].command(NETLOOMD);
-        command.args(["--node", &format!("host{}", index + 1), "--mode", self.plan.mode]);
+        command.args(["--mode", self.plan.mode]);
+        command.env("NETLOOMD_NODE", format!("host{}", index + 1));
         command.args(["--pods", self.plan.pods]);
         command.args(["--conf-dir", "/run/net.d", "--lease", "10", "--listen", "127.0.0.1:9470"]);
         command.arg("--config").arg(self.dir.path().join("netloomd.toml")).args(self.plan.flags);
@@ -186,8 +191,22 @@ impl Lab {
     }
 
     pub(crate) fn start(&mut self, index: usize) {
+        self.start_with(index, &[]);
+    }
+
+    /// As [`Self::start`], with more flags.
+    pub(crate) fn start_with(&mut self, index: usize, flags: &[&str]) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log(index)).unwrap();
-        self.daemons[index] = Some(self.daemon(index).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        self.daemons[index] =
+            Some(self.daemon(index).args(flags).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    }
+
+    /// Has the store's process stand still, or go on.
+    pub(crate) fn freeze_store(&self, still: bool) {
+        let (Store::Etcd(server) | Store::Kubernetes(server)) = &self.store else {
+            panic!("there is no server")
+        };
+        self.wire.sh(&format!("kill -{} {}", if still { "STOP" } else { "CONT" }, server.id()));
     }
 
     fn log(&self, index: usize) -> PathBuf {

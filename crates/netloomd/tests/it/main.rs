@@ -3,7 +3,9 @@
 
 mod cluster;
 mod configuration;
+mod faults;
 mod kubernetes;
 mod lab;
 mod manifests;
+mod streams;
 mod underlay;

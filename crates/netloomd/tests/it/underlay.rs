@@ -7,6 +7,7 @@ use crate::lab::{Kind, Lab, Plan};
 const UNDERLAY: Plan = Plan {
     wire: crate::lab::Wire::OneSegment,
     hosts: 3,
+    started: usize::MAX,
     store: Kind::File,
     mode: "underlay",
     pods: "192.0.2.128/25,2001:db8:a::8000/113",
@@ -24,7 +25,7 @@ fn pods_and_hosts_are_one_segment() {
     if !testkit::is_root() {
         return;
     }
-    let lab = Lab::of(UNDERLAY);
+    let lab = Lab::of(Plan { mtu: 9000, ..UNDERLAY });
     let pods = lab.pods();
     lab.all_reach_all(&pods);
     let hosts = [1, 2, 3].map(|number| [format!("192.0.2.{number}"), format!("2001:db8:a::{number}")]);
@@ -42,6 +43,9 @@ fn pods_and_hosts_are_one_segment() {
         assert!(lab.wire.succeeds(&format!("ping -c 1 -W 2 {}", addresses[0])), "{pod}");
         assert!(lab.pings(*of_pod, pod, "", "198.51.100.254"), "{pod}");
         assert!(lab.pings(*of_pod, pod, "", "2001:db8:b::fe"), "{pod}");
+    }
+    for (to, headers) in pods[4].2.iter().zip([28, 48]) {
+        assert!(lab.pings(0, "a1", &format!("-M do -s {}", 9000 - headers), to), "full size to {to}");
     }
     // Others hear of a host's address from its link alone.
     let mac = lab.hosts[0].sh("cat /sys/class/net/up0/address");
@@ -73,12 +77,14 @@ fn what_is_somebodys_is_not_given() {
     });
     for index in 0..2 {
         lab.wait(index, "without what is somebody's", |status| {
-            status["blocks"].as_array().unwrap().iter().filter(|block| block["size"] == 7).count() >= 2
+            status["blocks"].as_array().unwrap().iter().filter(|block| block["size"] == 7).count() >= 4
         });
     }
     let mut given = BTreeSet::new();
     for number in 0..8 {
-        given.extend(lab.pod(0, &format!("p{number}")));
+        let name = format!("p{number}");
+        lab.hosts[0].container(&name);
+        given.extend(as_a_kubelet(&lab, 0, &name));
     }
     assert_eq!(given.len(), 16);
     for ip in &given {
@@ -89,6 +95,21 @@ fn what_is_somebodys_is_not_given() {
             u32::from_str_radix(last, 16).unwrap()
         };
         assert_ne!(number % 8, 3, "{ip} is somebody's");
+    }
+}
+
+/// Attaches a pod, again and again until there is an address.
+fn as_a_kubelet(lab: &Lab, index: usize, name: &str) -> Vec<String> {
+    let started = Instant::now();
+    loop {
+        match lab.attach(index, name, "netloom") {
+            Ok(addresses) => return addresses,
+            Err(said) => {
+                assert!(started.elapsed().as_secs() < 180, "{}", lab.status(index));
+                assert!(said.contains("no free address") || said.contains("no IP"), "{said}");
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+        }
     }
 }
 
@@ -124,17 +145,7 @@ fn the_last_address_is_found() {
                 for number in 0..each {
                     let name = format!("p{number}");
                     lab.hosts[index].container(&name);
-                    // As a kubelet does: until there is an address.
-                    let addresses = loop {
-                        match lab.attach(index, &name, "netloom") {
-                            Ok(addresses) => break addresses,
-                            Err(said) => {
-                                assert!(started.elapsed().as_secs() < 180, "{}", lab.status(index));
-                                assert!(said.contains("no free address") || said.contains("no IP"), "{said}");
-                                std::thread::sleep(std::time::Duration::from_millis(100));
-                            }
-                        }
-                    };
+                    let addresses = as_a_kubelet(lab, index, &name);
                     given.lock().unwrap().extend(addresses);
                 }
             });

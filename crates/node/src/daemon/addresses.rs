@@ -16,7 +16,9 @@ use crate::{
     config::Network,
     conflist,
     desired::{Attach, Uplinks},
-    file, status,
+    file,
+    record::Record,
+    status,
     view::lease,
 };
 
@@ -49,6 +51,8 @@ impl Daemon {
         let mut problems = Vec::new();
         let before = self.own.blocks.clone();
         if self.view.live {
+            self.view.look_for_strangers();
+            self.take_what_was_mine(log);
             let mine = self.view.blocks.iter().filter(|(_, owner)| **owner == self.own.name);
             self.own.blocks.extend(mine.map(|(block, _)| *block));
             let (name, blocks) = (&self.own.name, &self.view.blocks);
@@ -245,11 +249,71 @@ impl Daemon {
                 }
             }
         }
+        if let Some(block) = self.take_what_is_left(network, v4, log)? {
+            return Ok(block);
+        }
         let prefixes: Vec<String> = network.prefixes(v4).map(|prefix| prefix.to_string()).collect();
         Err(format!(
             "no block of {} is free: all of length {length} belong to other nodes",
             prefixes.join(", ")
         ))
+    }
+
+    /// Takes a block of a node that is gone for good: its lease has ended long ago, and its daemon, which may only be cut off from
+    /// the store, does not answer where it was.
+    fn take_what_is_left(
+        &mut self,
+        network: &Network,
+        v4: bool,
+        log: &mut dyn FnMut(&str),
+    ) -> Result<Option<IpNet>, String> {
+        let answers = |name: &str| self.probes.seen(name).is_some_and(|seen| seen.answered);
+        let left: Vec<(IpNet, String)> = self
+            .view
+            .blocks
+            .iter()
+            .filter(|(block, owner)| {
+                network.has(block)
+                    && block.addr().is_ipv4() == v4
+                    && self.view.is_gone_for_good(owner, &self.config)
+                    && !answers(owner)
+            })
+            .map(|(block, owner)| (*block, owner.clone()))
+            .collect();
+        for (block, owner) in left {
+            let taken = self.store.take(block, &owner, &self.own.name);
+            if taken.map_err(|error| error.to_string())? {
+                log(&format!("block {block} is this node's: node {owner}, whose it was, is gone"));
+                self.own.blocks.push(block);
+                self.view.blocks.insert(block, self.own.name.clone());
+                return Ok(Some(block));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes the blocks that are this node's by the name that it had before, and takes that name out of the cluster.
+    fn take_what_was_mine(&mut self, log: &mut dyn FnMut(&str)) {
+        let is_own = |node: &&Record| node.name != self.own.name && node.incarnation == self.own.incarnation;
+        let Some(former) = self.view.nodes.values().find(is_own).map(|node| node.name.clone()) else {
+            return;
+        };
+        let blocks: Vec<IpNet> =
+            self.view.blocks.iter().filter(|(_, owner)| **owner == former).map(|(block, _)| *block).collect();
+        for block in blocks {
+            match self.store.take(block, &former, &self.own.name) {
+                Ok(true) => drop(self.view.blocks.insert(block, self.own.name.clone())),
+                Ok(false) => {}
+                Err(error) => return log(&error.to_string()),
+            }
+        }
+        match self.store.withdraw(&former) {
+            Ok(()) => {
+                self.view.nodes.remove(&former);
+                log(&format!("this node was called {former:?}; its blocks are its own by its new name"));
+            }
+            Err(error) => log(&error.to_string()),
+        }
     }
 
     /// Gives what pods can have of a block.

@@ -112,6 +112,16 @@ impl Store for Etcd {
         })
     }
 
+    fn take(&mut self, block: IpNet, from: &str, node: &str) -> Result<bool, StoreError> {
+        let (key, from, node) = (self.block_key(block), from.to_owned(), node.to_owned());
+        self.with(&format!("take block {block}"), async move |client| {
+            let theirs = Compare::value(key.clone(), CompareOp::Equal, from);
+            let answer =
+                client.txn(Txn::new().when([theirs]).and_then([TxnOp::put(key, node, None)])).await?;
+            Ok(answer.succeeded())
+        })
+    }
+
     fn release(&mut self, block: IpNet, node: &str) -> Result<(), StoreError> {
         let (key, node) = (self.block_key(block), node.to_owned());
         self.with(&format!("give back block {block}"), async move |client| {

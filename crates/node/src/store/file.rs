@@ -145,6 +145,24 @@ impl Store for Folder {
         }
     }
 
+    fn take(&mut self, block: IpNet, from: &str, node: &str) -> Result<bool, StoreError> {
+        let path = self.block(block);
+        let old = path.with_file_name(format!(".{}.taken-by-{node}", block_name(block)));
+        // Whoever moves the file away is the only one.
+        match fs::rename(&path, &old) {
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => other.map_err(error("take", &path))?,
+        }
+        let owner = fs::read_to_string(&old).map_err(error("read", &old))?;
+        if owner.trim() == from {
+            file::remove(&old).map_err(error("remove", &old))?;
+            return self.claim(block, node);
+        }
+        drop(fs::hard_link(&old, &path));
+        file::remove(&old).map_err(error("remove", &old))?;
+        Ok(false)
+    }
+
     fn release(&mut self, block: IpNet, node: &str) -> Result<(), StoreError> {
         let path = self.block(block);
         match fs::read_to_string(&path) {

@@ -170,6 +170,25 @@ impl Store for Kubernetes {
         })
     }
 
+    fn take(&mut self, block: IpNet, from: &str, node: &str) -> Result<bool, StoreError> {
+        self.with(&format!("take block {block}"), async |client| {
+            let (api, name) = (api(client, BLOCK), block_name(block));
+            let Some(mut there) = api.get_opt(&name).await? else { return Ok(false) };
+            if there.data["spec"]["node"] != from {
+                return Ok(false);
+            }
+            let owner = owner(&own_node(client, node).await?);
+            there.metadata.owner_references = serde_json::from_value(owner).map_err(Error::SerdeError)?;
+            there.data["spec"]["node"] = node.into();
+            // With the version that was read: whoever changed it meanwhile was faster.
+            match api.replace(&name, &PostParams::default(), &there).await {
+                Ok(_) => Ok(true),
+                Err(Error::Api(status)) if [404, 409].contains(&status.code) => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
     fn release(&mut self, block: IpNet, node: &str) -> Result<(), StoreError> {
         self.with(&format!("give back block {block}"), async |client| {
             let (api, name) = (api(client, BLOCK), block_name(block));

@@ -1,0 +1,107 @@
+//! Stores that stand still, pools that are full, nodes that go and leave their blocks, nodes that change their names.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::{
+    cluster::dump,
+    lab::{Kind, Lab, Plan},
+};
+
+fn problems(status: &Value) -> String {
+    status["problems"].to_string()
+}
+
+/// A store that takes a question and does not answer changes nothing: what there is stays, daemons are ready and answer.
+#[test]
+fn a_store_that_stands_still_is_waited_for() {
+    if !testkit::is_root() || !testkit::has("etcd") {
+        return;
+    }
+    let mut lab = Lab::of(Plan { store: Kind::Etcd, ..Plan::default() });
+    let pods = lab.pods();
+    let before = dump(&lab, 0);
+    lab.freeze_store(true);
+    lab.wait(0, "without a store", |status| status["store"]["connected"] == false);
+    assert_eq!(lab.status(0)["ready"], true, "{}", lab.status(0));
+    assert_eq!(dump(&lab, 0), before);
+    // What others change is repaired all the same.
+    lab.hosts[0].sh("ip route flush proto 95");
+    lab.until(0, "ip route show proto 95 | grep -q netloom4");
+    lab.kill(1);
+    lab.start(1);
+    lab.wait(1, "on with what it knew", |status| status["ready"] == true);
+    lab.all_reach_all(&pods);
+    lab.freeze_store(false);
+    for index in 0..3 {
+        lab.wait(index, "connected again", |status| {
+            status["store"]["connected"] == true
+                && status["peers"].as_array().is_some_and(|peers| peers.len() == 2)
+        });
+    }
+    assert_eq!(dump(&lab, 0), before);
+    lab.all_reach_all(&pods);
+}
+
+/// A pool with a block less than nodes: who gets none says so and tells no runtime of a network; when a node is gone for good, and does not
+/// answer, its block is taken. The others' pods notice nothing.
+#[test]
+fn a_full_pool_is_told_and_what_the_dead_had_is_taken() {
+    if !testkit::is_root() {
+        return;
+    }
+    let mut lab =
+        Lab::of(Plan { pods: "10.244.0.0/27", started: 2, flags: &["--block4", "28"], ..Plan::default() });
+    let pods = [(0, "a1".to_owned(), lab.pod(0, "a1")), (1, "a2".to_owned(), lab.pod(1, "a2"))];
+    lab.all_reach_all(&pods);
+    lab.start(2);
+    lab.wait(2, "told that the pool is full", |status| {
+        problems(status).contains("no block of 10.244.0.0/27 is free")
+    });
+    assert!(!lab.hosts[2].path("/run/net.d/10-netloom.conflist").exists());
+    // A node whose record is lost and whose daemon lives is not robbed: it answers, and writes its record again.
+    let record = lab.store_dir().join("nodes/host2.json");
+    fs::remove_file(&record).unwrap();
+    let started = std::time::Instant::now();
+    while !record.exists() {
+        assert!(started.elapsed().as_secs() < 10);
+    }
+    lab.until(0, "ip route show proto 95 | grep -q netloom4");
+    lab.all_reach_all(&pods);
+    // One that is dead.
+    let theirs = lab.status(1)["blocks"][0]["prefix"].clone();
+    lab.kill(1);
+    fs::remove_file(&record).unwrap();
+    lab.wait(2, "with the dead node's block", |status| {
+        status["ready"] == true && status["blocks"][0]["prefix"] == theirs
+    });
+    lab.pod(2, "a3");
+    // Its daemon comes back: the block is not its own any more, which it says.
+    lab.start(1);
+    lab.wait(1, "told that its block is another's", |status| problems(status).contains("host3's now"));
+}
+
+/// A host that gets another name keeps its blocks, and its pods their addresses; the old name is gone.
+#[test]
+fn a_node_is_renamed() {
+    if !testkit::is_root() {
+        return;
+    }
+    let mut lab = Lab::of(Plan { mode: "auto", ..Plan::default() });
+    let pods = lab.pods();
+    lab.kill(0);
+    lab.start_with(0, &["--node", "renamed"]);
+    lab.wait(0, "ready by its new name", |status| status["ready"] == true && status["node"] == "renamed");
+    for index in [1, 2] {
+        lab.wait(index, "told of the new name alone", |status| {
+            let names: Vec<_> =
+                status["peers"].as_array().unwrap().iter().map(|peer| peer["name"].clone()).collect();
+            names.contains(&"renamed".into()) && !names.contains(&"host1".into())
+        });
+    }
+    lab.until(1, "ip route show proto 95 | grep -q 192.0.2.1");
+    lab.all_reach_all(&pods);
+    let owners = lab.wire.sh(&format!("cat {}/blocks/*", lab.store_dir().display()));
+    assert!(owners.contains("renamed") && !owners.contains("host1"), "{owners}");
+}
