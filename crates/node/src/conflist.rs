@@ -27,12 +27,31 @@ pub fn write(config: &Config, attach: &Attach, own: &BTreeMap<IpNet, Pieces>) ->
     file::write(&path(config, &attach.network), text.as_bytes(), 0o644)
 }
 
+/// Gives the file that says whether a network is ready: beside the daemon's socket, where nothing stays over a reboot.
+fn ready_path(config: &Config, network: &str) -> PathBuf {
+    config.socket.with_file_name(format!("{network}.ready"))
+}
+
+/// Has the plugins' STATUS say whether the networks are ready, or why not. That stays while there is no daemon: pods start without.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn tell_ready(config: &Config, problems: &[String]) -> io::Result<()> {
+    let text = if problems.is_empty() { "ready".to_owned() } else { problems.join("; ") };
+    config.networks.iter().try_for_each(|network| {
+        file::write(&ready_path(config, &network.name), text.as_bytes(), 0o644).map(drop)
+    })
+}
+
 /// Removes the files. Absent is fine.
 ///
 /// # Errors
 /// When one is there and cannot be removed.
 pub fn remove(config: &Config) -> io::Result<()> {
-    config.networks.iter().try_for_each(|network| file::remove(&path(config, &network.name)))
+    config.networks.iter().try_for_each(|network| {
+        file::remove(&path(config, &network.name))?;
+        file::remove(&ready_path(config, &network.name))
+    })
 }
 
 /// Makes the network's configuration.
@@ -63,7 +82,10 @@ pub fn render(config: &Config, attach: &Attach, own: &BTreeMap<IpNet, Pieces>) -
     {
         routes.push(json!({"dst": IpNet::from(host), "gw": hop}));
     }
-    let ipam = json!({"type": "host-local", "dataDir": config.data_dir, "ranges": ranges, "routes": routes});
+    let ipam = json!({
+        "type": "host-local", "dataDir": config.data_dir, "ranges": ranges, "routes": routes,
+        "readyFile": ready_path(config, &attach.network),
+    });
     let mtu = attach.mtu;
     let plugins = match &attach.segment {
         None => json!([

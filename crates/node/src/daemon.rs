@@ -421,6 +421,9 @@ impl Daemon {
             }
             problems.iter().filter(|it| !self.status.problems.contains(it)).for_each(|problem| log(problem));
         }
+        if let Err(error) = conflist::tell_ready(&self.config, &problems) {
+            log(&format!("cannot say whether the networks are ready: {error}"));
+        }
         let blocks = self.config.networks.iter().flat_map(|network| self.filled(network)).collect();
         let status = &mut self.status;
         status.ready = ready;

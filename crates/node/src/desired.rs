@@ -215,12 +215,19 @@ pub fn desired(
     uplinks: &Uplinks,
 ) -> Desired {
     let devices = devices(config, own, uplinks);
+    let bridged: Vec<IpNet> = config
+        .networks
+        .iter()
+        .filter(|network| !network.mode.routes() && uplink_of(network, uplinks).is_some_and(|it| it.bridge))
+        .flat_map(|network| network.pods.iter().copied())
+        .collect();
     let routed = || config.networks.iter().filter(|network| network.mode.routes());
     let mut desired = Desired {
         heard: BTreeSet::new(),
         routes: BTreeMap::new(),
         exported: Vec::new(),
-        ruleset: routed().next().map(|_| Cluster {
+        ruleset: (routed().next().is_some() || !bridged.is_empty()).then(|| Cluster {
+            bridged,
             pods: routed().flat_map(|network| network.pods.iter().copied()).collect(),
             unmasqueraded: config.unmasqueraded.clone(),
             masquerade: config.masquerade,

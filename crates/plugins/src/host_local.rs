@@ -1,6 +1,7 @@
 //! `host-local`: addresses from ranges, remembered on this host in the reference plugin's own files.
 
 use std::{
+    fs,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -60,6 +61,9 @@ pub(crate) struct Ipam {
     /// A file like resolv.conf(5), which becomes the result's DNS
     #[schemars(example = &"/etc/resolv.conf")]
     resolv_conf: String,
+    /// A file of whoever keeps the network (`netloomd`), which says `ready` when it is, and else why not: STATUS fails without that
+    #[schemars(example = &"/run/netloom/netloom.ready")]
+    ready_file: String,
 }
 
 /// The configuration as meant.
@@ -68,6 +72,7 @@ struct Conf {
     requested: Vec<IpAddr>,
     routes: Vec<Route>,
     resolv_conf: Option<PathBuf>,
+    ready_file: Option<PathBuf>,
     store: Store,
 }
 
@@ -122,6 +127,7 @@ impl Conf {
             requested,
             routes: ipam.routes,
             resolv_conf: Some(ipam.resolv_conf).filter(|path| !path.is_empty()).map(PathBuf::from),
+            ready_file: Some(ipam.ready_file).filter(|path| !path.is_empty()).map(PathBuf::from),
             store: Store::new(Path::new(data_dir), request.config.name.as_str()),
         })
     }
@@ -204,6 +210,9 @@ impl Plugin for HostLocal {
 
     fn status(&self, request: &Request) -> Result<(), Error> {
         let conf = Conf::of(request)?;
+        if let Some(path) = &conf.ready_file {
+            require_ready(path)?;
+        }
         let Some(locked) = conf.store.lock_existing().explain()? else { return Ok(()) };
         for (index, set) in conf.sets.iter().enumerate() {
             if !locked.any_free(set, index).explain()? {
@@ -228,6 +237,22 @@ impl Plugin for HostLocal {
             })
             .explain()
     }
+}
+
+/// Fails unless whoever keeps the network has said that it is ready.
+fn require_ready(path: &Path) -> Result<(), Error> {
+    let said = fs::read_to_string(path).map_err(|error| {
+        Error::new(
+            Code::NotAvailable,
+            format!("the network is not ready: cannot read {}: {error}", path.display()),
+        )
+        .details("the node daemon has not said yet that it is: `netloom cluster` and its log say more")
+    })?;
+    if said.trim() == "ready" {
+        return Ok(());
+    }
+    Err(Error::new(Code::NotAvailable, format!("the network is not ready: {}", said.trim()))
+        .details("the node daemon says so: `netloom cluster` and its log say more"))
 }
 
 fn owner(sandbox: &Sandbox) -> Owner<'_> {
@@ -293,7 +318,7 @@ fn ip(key: &str, text: &str) -> Result<IpAddr, Error> {
 }
 
 fn read_resolv_conf(path: &Path) -> Result<Dns, Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let text = fs::read_to_string(path).map_err(|error| {
         Error::new(Code::Io, format!("cannot read `ipam.resolvConf` {}: {error}", path.display()))
     })?;
     let mut dns = Dns::default();

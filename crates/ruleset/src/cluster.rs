@@ -25,6 +25,8 @@ use crate::{
 pub struct Cluster {
     /// The pods' prefixes, of both families.
     pub pods: Vec<IpNet>,
+    /// Prefixes of pods that are plugged into the host's uplink: they pass as they are, and whoever is there reaches them.
+    pub bridged: Vec<IpNet>,
     /// What pods reach with their own address beside the pods' prefixes.
     pub unmasqueraded: Vec<IpNet>,
     /// What else pods send leaves with the node's address.
@@ -117,8 +119,9 @@ impl Cluster {
     fn fingerprint(&self, guarded: bool) -> String {
         let list = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let text = format!(
-            "{}|{}|{}|{}|{guarded}",
+            "{}|{}|{}|{}|{}|{guarded}",
             list(&self.pods),
+            list(&self.bridged),
             list(&self.unmasqueraded),
             self.masquerade,
             self.tunnel_port
@@ -208,7 +211,8 @@ impl Cluster {
         let add = |batch: &mut Batch, chain: &str, parts: &[&[Expr<'_>]]| {
             batch.add_rule(FILTER, chain, Place::Last, &parts.concat(), "");
         };
-        for net in &self.pods {
+        let bridged = self.bridged.iter().map(|net| (net, true));
+        for (net, bridged) in self.pods.iter().map(|net| (net, false)).chain(bridged) {
             let v4 = net.addr().is_ipv4();
             let family = [if v4 { 2 } else { 10 }];
             let of_family = [Expr::Family(REG), Expr::Equal(REG, &family)];
@@ -216,6 +220,24 @@ impl Cluster {
             let is_pod =
                 |source| [load(v4, source), Expr::Mask { reg: REG, mask: &mask }, Expr::Equal(REG, &octets)];
             add(batch, "admit", &[&of_family, &is_pod(true), &mark]);
+            for source in [true, false] {
+                add(batch, "forget", &[&of_family, &is_pod(source), &forget]);
+            }
+            if bridged {
+                add(batch, "admit", &[&of_family, &is_pod(false), &mark]);
+                // Who asks for a pod's hardware address asks a group (RFC 4861, section 4.3 and 4.4).
+                for kind in [135, 136].into_iter().filter(|_| !v4) {
+                    let asks = [
+                        Expr::Protocol(REG),
+                        Expr::Equal(REG, &[ICMPV6]),
+                        Expr::Payload { base: 2, offset: 0, length: 1, to: REG },
+                        Expr::Equal(REG, &[kind]),
+                    ];
+                    add(batch, "admit", &[&of_family, &asks, &mark]);
+                    add(batch, "forget", &[&of_family, &asks, &forget]);
+                }
+                continue;
+            }
             let related = (2_u32 | 4).to_ne_bytes();
             let answers = [
                 Expr::ConnectionState(REG),
@@ -226,9 +248,6 @@ impl Cluster {
             let nodes = if v4 { NODES4 } else { NODES6 };
             let from_node = [load(v4, true), Expr::InSet(REG, nodes.name)];
             add(batch, "admit", &[&of_family, &from_node, &is_pod(false), &mark]);
-            for source in [true, false] {
-                add(batch, "forget", &[&of_family, &is_pod(source), &forget]);
-            }
         }
     }
 
@@ -282,6 +301,7 @@ impl Cluster {
 }
 
 const REG: Reg = Reg(0);
+const ICMPV6: u8 = 58;
 const INPUT: u32 = 1;
 const FORWARD: u32 = 2;
 const POSTROUTING: u32 = 4;

@@ -440,6 +440,13 @@ fn what_is_shown() {
     lab.wait(0, "not ready", |status| status["ready"] == false);
     let answer = get("/readyz");
     assert!(answer.contains("503") && answer.contains("no default route"), "{answer}");
+    // The runtime hears it too, by STATUS; and after a reboot until the daemon has said otherwise.
+    let said = lab.network_status(0).unwrap_err();
+    assert!(said.contains("no default route"), "{said}");
+    assert_eq!(lab.network_status(1), Ok(()));
+    lab.hosts[1].sh("rm /run/netloom/netloom.ready");
+    let said = lab.network_status(1).unwrap_err();
+    assert!(said.contains("the network is not ready") && said.contains("netloom.ready"), "{said}");
 }
 
 /// Three hosts, each with a BGP speaker of its own AS, on two segments: BIRD finds the blocks in their table, announces them,

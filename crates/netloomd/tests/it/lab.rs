@@ -316,6 +316,18 @@ impl Lab {
         Ok(ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect())
     }
 
+    /// Asks for the network's STATUS by the CNI path: nothing when it is ready, else what is said.
+    pub(crate) fn network_status(&self, index: usize) -> Result<(), String> {
+        let bin = self.dir.path().join("bin");
+        let mut command = self.hosts[index].command(bin.join("netloom"));
+        command.args(["status", "netloom"]).env("NETCONFPATH", "/run/net.d").env("CNI_PATH", &bin);
+        let output = command.output().unwrap();
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    }
+
     /// Ends a pod by the CNI path.
     pub(crate) fn end(&self, index: usize, name: &str) {
         let bin = self.dir.path().join("bin");

@@ -211,3 +211,37 @@ fn networks_of_all_modes_live_side_by_side() {
         ["10-netloom.conflist", "20-lan.conflist", "20-plain.conflist"]
     );
 }
+
+/// A host whose uplink is a bridge plugs its pods into that, and needs no link of its own beside them.
+#[test]
+fn pods_are_plugged_into_a_bridged_uplink() {
+    if !testkit::is_root() {
+        return;
+    }
+    let mut lab = Lab::of(Plan { hosts: 2, started: 0, ..UNDERLAY });
+    for (index, host) in lab.hosts.iter().enumerate() {
+        let number = index + 1;
+        host.sh(&format!(
+            "ip link add br0 type bridge; echo 0 >/proc/sys/net/ipv6/conf/br0/accept_dad; ip link set up0 master br0; ip -6 route del default; ip addr flush dev up0
+             ip link set br0 up; ip addr add 192.0.2.{number}/24 dev br0; ip -6 addr add 2001:db8:a::{number}/64 dev br0 nodad
+             ip route add default via 192.0.2.254; ip -6 route add default via 2001:db8:a::fe"
+        ));
+    }
+    for index in 0..2 {
+        lab.start(index);
+    }
+    for index in 0..2 {
+        lab.wait(index, "ready with its peer", |status| {
+            status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 1)
+        });
+    }
+    let pods = lab.pods();
+    lab.all_reach_all(&pods);
+    for (_, pod, addresses) in &pods {
+        for to in addresses {
+            assert!(lab.hosts[0].succeeds(&format!("ping -c 1 -W 2 {to}")), "host1 to {pod} at {to}");
+        }
+    }
+    assert!(lab.pings(0, "a1", "", "192.0.2.1") && lab.pings(0, "a1", "", "2001:db8:a::2"));
+    assert!(!lab.hosts[0].succeeds("ip link show netloom0"));
+}
