@@ -24,6 +24,7 @@ mod message;
 pub mod neigh;
 pub mod netns;
 pub mod nft;
+pub mod offload;
 pub mod packet;
 pub mod qdisc;
 pub mod route;

@@ -92,7 +92,7 @@ impl Drop for Context {
 
 /// # Safety
 /// The argument must be what the request takes.
-unsafe fn call(device: &impl AsRawFd, request: c_ulong, argument: c_ulong) -> Result<(), Errno> {
+pub(crate) unsafe fn call(device: &impl AsRawFd, request: c_ulong, argument: c_ulong) -> Result<(), Errno> {
     // SAFETY: the descriptor is open; the caller vouches for the argument.
     let answer: c_int = unsafe { libc::ioctl(device.as_raw_fd(), request as _, argument) };
     if answer < 0 {

@@ -10,7 +10,7 @@ use kernel::{
     addr::Detection,
     link::{self, Change, Driver, Link, MacvlanMode, New},
     neigh::{self, Forward},
-    route,
+    offload, route,
     sysctl::{self, Setting},
 };
 
@@ -88,6 +88,13 @@ fn ensure_device<'a>(
         known = None;
     }
     if known.is_none() {
+        // Two of one network and port cannot be on a host.
+        if let Some(name) = &device.replaces
+            && let Some(other) = done.note(link::find(socket, name))?
+            && other.kind.as_deref() == Some("vxlan")
+        {
+            done.note(link::remove(socket, &other))?;
+        }
         let new = New { mtu: Some(device.mtu), mac: Some(device.mac), ..new(device) };
         done.note(link::create(socket, &new))?;
         done.changes += 1;
@@ -108,6 +115,13 @@ fn ensure_device<'a>(
     };
     if change.up.is_some() || change.mtu.is_some() || change.mac.is_some() || change.alias.is_some() {
         done.note(link::change(socket, &link, &change))?;
+        done.changes += 1;
+    }
+    // What leaves it to the card and should may do so; some cards cannot.
+    if !device.checksum_offload
+        && done.note(offload::checksums(device.name)) == Some(true)
+        && done.note(offload::set_checksums(device.name, false)).is_some()
+    {
         done.changes += 1;
     }
     let there = known.map(|there| there.addresses.clone()).unwrap_or_default();

@@ -57,6 +57,9 @@ pub struct Written {
     /// UDP port of tunnelled packets [default: 4789]
     #[arg(long, env = "NETLOOMD_PORT", global = true)]
     pub port: Option<u16>,
+    /// Checksums of tunnelled packets are left to the network card [default: from Linux 5.8 on, true]
+    #[arg(long, env = "NETLOOMD_CHECKSUM_OFFLOAD", value_name = "BOOL", global = true)]
+    pub checksum_offload: Option<bool>,
     /// UDP port at which daemons ask each other whether they are there [default: 9471]
     #[arg(long, env = "NETLOOMD_PROBE_PORT", value_name = "PORT", global = true)]
     pub probe_port: Option<u16>,
@@ -93,6 +96,12 @@ pub struct Written {
     /// File with the user's password
     #[arg(long, env = "NETLOOMD_ETCD_PASSWORD_FILE", value_name = "FILE", global = true)]
     pub etcd_password_file: Option<PathBuf>,
+    /// Prefix of flannel's keys in the same etcd (/coreos.com/network), whose nodes are reached as this cluster's are; with vni 1, port 8472
+    #[arg(long, env = "NETLOOMD_FLANNEL", value_name = "KEY", global = true)]
+    pub flannel: Option<String>,
+    /// File by which flannel says which subnet it had on this host [default: /run/flannel/subnet.env]
+    #[arg(long, env = "NETLOOMD_FLANNEL_SUBNET_FILE", value_name = "FILE", global = true)]
+    pub flannel_subnet_file: Option<PathBuf>,
     /// File that says how Kubernetes is reached; without it as pods do
     #[arg(long, env = "KUBECONFIG", value_name = "FILE", global = true)]
     pub kubeconfig: Option<PathBuf>,
@@ -145,6 +154,8 @@ pub struct Config {
     pub vni: u32,
     /// UDP port of tunnelled packets.
     pub port: u16,
+    /// Checksums of tunnelled packets are left to the network card.
+    pub checksum_offload: bool,
     /// UDP port of probes.
     pub probe_port: u16,
     /// Routing table with this node's blocks; none for none.
@@ -176,6 +187,14 @@ impl Config {
     /// Gives the network that a block is of.
     pub fn network_of(&self, block: &IpNet) -> Option<&Network> {
         self.networks.iter().find(|network| network.has(block))
+    }
+
+    /// Gives the name of flannel's device, whose place this daemon's takes.
+    pub fn flannel_device(&self) -> Option<String> {
+        match &self.store {
+            Store::Etcd(Etcd { flannel: Some(flannel), .. }) => Some(format!("flannel.{}", flannel.vni)),
+            _ => None,
+        }
     }
 
     /// Tells whether this node makes tunnels.
@@ -228,6 +247,21 @@ pub struct Etcd {
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
     /// User and password.
     pub user: Option<(String, String)>,
+    /// flannel's nodes beside this cluster's.
+    pub flannel: Option<Flannel>,
+}
+
+/// How flannel's nodes are reached.
+#[derive(Debug, Clone)]
+pub struct Flannel {
+    /// The prefix of its keys, without a slash at its end.
+    pub prefix: String,
+    /// VXLAN network identifier, of both.
+    pub vni: u32,
+    /// UDP port, of both.
+    pub port: u16,
+    /// Where flannel says which subnet it had on this host.
+    pub subnet_file: PathBuf,
 }
 
 /// Says which value is wrong, and why.
@@ -274,6 +308,7 @@ impl Written {
             unmasqueraded,
             vni,
             port,
+            checksum_offload,
             probe_port,
             export_table,
             mtu,
@@ -286,6 +321,8 @@ impl Written {
             etcd_key,
             etcd_user,
             etcd_password_file,
+            flannel,
+            flannel_subnet_file,
             kubeconfig,
             kubernetes_server,
             lease,
@@ -353,7 +390,12 @@ impl Written {
             return Err(wrong("lease", format!("{lease} must be between 5 and 86400 seconds")));
         }
         let path = |given: Option<PathBuf>, default: &str| given.unwrap_or_else(|| default.into());
-        let store = match self.store.unwrap_or(StoreKind::File) {
+        let port = self.port.unwrap_or(4789);
+        let kind = self.store.unwrap_or(StoreKind::File);
+        if self.flannel.is_some() && kind != StoreKind::Etcd {
+            return Err(wrong("flannel", "its keys are in etcd: `store` is to be that too"));
+        }
+        let store = match kind {
             StoreKind::File => Store::File(path(self.store_dir, "/var/lib/netloom/cluster")),
             StoreKind::Kubernetes => {
                 Store::Kubernetes(Kubernetes { kubeconfig: self.kubeconfig, server: self.kubernetes_server })
@@ -384,7 +426,14 @@ impl Written {
                 }
                 let prefix = self.etcd_prefix.unwrap_or_else(|| "/netloom".into());
                 let prefix = prefix.trim_end_matches('/').to_owned();
-                Store::Etcd(Etcd { endpoints, prefix, ca: read("etcd-ca", self.etcd_ca)?, identity, user })
+                let flannel = self.flannel.as_ref().map(|prefix| Flannel {
+                    prefix: prefix.trim_end_matches('/').to_owned(),
+                    vni,
+                    port,
+                    subnet_file: path(self.flannel_subnet_file, "/run/flannel/subnet.env"),
+                });
+                let ca = read("etcd-ca", self.etcd_ca)?;
+                Store::Etcd(Etcd { endpoints, prefix, ca, identity, user, flannel })
             }
         };
         Ok(Config {
@@ -395,7 +444,8 @@ impl Written {
             masquerade: self.masquerade.unwrap_or(true),
             unmasqueraded: self.unmasqueraded.unwrap_or_default(),
             vni,
-            port: self.port.unwrap_or(4789),
+            port,
+            checksum_offload: self.checksum_offload.unwrap_or_else(offload_is_sound),
             probe_port: self.probe_port.unwrap_or(9471),
             store,
             lease,
@@ -407,6 +457,15 @@ impl Written {
             listen: self.listen,
         })
     }
+}
+
+/// Before Linux 5.8 what was translated twice and sent by a VXLAN with the checksum left to the card came out wrong, and was
+/// sent again after seconds.
+fn offload_is_sound() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(8))
 }
 
 /// The table of mode bgp.

@@ -117,6 +117,7 @@ pub fn run(
         addresses: Vec::new(),
         blocks: remembered_blocks(&config.state_dir),
         tunnel: config.tunnels().then_some(Tunnel { vni: config.vni, port: config.port }),
+        mac: None,
         short: BTreeSet::new(),
         incarnation,
     };

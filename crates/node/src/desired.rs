@@ -98,6 +98,10 @@ pub struct Device {
     pub name: &'static str,
     /// What it is.
     pub kind: Kind,
+    /// Somebody else's device of the same kind, in whose place it is made.
+    pub replaces: Option<String>,
+    /// It leaves checksums to the network card.
+    pub checksum_offload: bool,
     /// MTU in bytes: for a tunnel what is left of the uplink's.
     pub mtu: u32,
     /// Its hardware address.
@@ -289,6 +293,8 @@ fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
         devices.push(Device {
             name,
             kind: Kind::Tunnel { vni: config.vni, port: config.port, local: uplink.address },
+            checksum_offload: config.checksum_offload,
+            replaces: config.flannel_device().filter(|_| uplink.address.is_ipv4()),
             mtu: configured
                 .and_then(|mtus| mtus.into_iter().max())
                 .unwrap_or(uplink.mtu.saturating_sub(overhead)),
@@ -306,7 +312,16 @@ fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
     if let Some(uplink) = uplink.filter(|uplink| !uplink.bridge) {
         let mac = mac_of(&format!("{} beside", own.name));
         let kind = Kind::Beside { link: uplink.link };
-        devices.push(Device { name: BESIDE, kind, mtu: uplink.mtu, mac, addresses: Vec::new() });
+        let (mtu, addresses) = (uplink.mtu, Vec::new());
+        devices.push(Device {
+            name: BESIDE,
+            kind,
+            replaces: None,
+            checksum_offload: true,
+            mtu,
+            mac,
+            addresses,
+        });
     }
     devices
 }

@@ -23,6 +23,9 @@ pub struct Record {
     /// Hears tunnelled packets with this network identifier and at this UDP port; none where it makes no tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<Tunnel>,
+    /// The hardware address of its tunnel, where that does not follow from its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
     /// Networks of which it has no address left, and finds no block: others give back what they do not need.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub short: BTreeSet<String>,
@@ -55,6 +58,9 @@ pub enum Invalid {
     /// A block outside the cluster.
     #[error("block {0} is outside the pods' prefixes")]
     Outside(IpNet),
+    /// A hardware address that is none.
+    #[error("{0:?} is no hardware address")]
+    Mac(String),
     /// An address that no host has.
     #[error("{0} is no address of a host")]
     Address(IpAddr),
@@ -86,6 +92,9 @@ impl Record {
                 return Err(Invalid::Address(*ip));
             }
         }
+        if let Some(mac) = record.mac.as_ref().filter(|mac| mac.parse::<Mac>().is_err()) {
+            return Err(Invalid::Mac(mac.clone()));
+        }
         record.blocks.sort();
         record.blocks.dedup();
         Ok(record)
@@ -96,10 +105,10 @@ impl Record {
         self.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4)
     }
 
-    /// Gives the hardware address of the node's tunnel, which follows from its name: it is the same after a reboot, and
+    /// Gives the hardware address of the node's tunnel, which usually follows from its name: it is the same after a reboot, and
     /// nobody need be told of it.
     pub fn mac(&self) -> Mac {
-        mac_of(&self.name)
+        self.mac.as_ref().and_then(|mac| mac.parse().ok()).unwrap_or_else(|| mac_of(&self.name))
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod etcd;
 mod file;
+mod flannel;
 mod kubernetes;
 mod remote;
 

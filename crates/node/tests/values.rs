@@ -67,6 +67,7 @@ fn record(name: &str, addresses: &[&str], blocks: &[&str]) -> Record {
         addresses: addresses.iter().map(|it| ip(it)).collect(),
         blocks: blocks.iter().map(|it| net(it)).collect(),
         tunnel: Some(Tunnel { vni: 4242, port: 4789 }),
+        mac: None,
         short: BTreeSet::new(),
         incarnation: String::new(),
     }

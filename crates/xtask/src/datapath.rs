@@ -51,9 +51,14 @@ pub(crate) fn datapath(arguments: &[String]) -> Outcome {
         fs::hard_link(built.join("netloom"), dir.join("bin").join(name))
             .map_err(|error| error.to_string())?;
     }
-    for (mode, by_hand) in [("overlay", "flannel's vxlan"), ("routing", "flannel's host-gw")] {
-        let mut pairs = [netloom(mode, &built, &dir)?, flannel(by_hand, mode == "overlay")?];
-        let mut found = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
+    for (mode, forms) in
+        [("overlay", &[Form::Vxlan, Form::CollectMetadata][..]), ("routing", &[Form::HostGateway][..])]
+    {
+        let mut pairs = vec![netloom(mode, &built, &dir)?];
+        for form in forms {
+            pairs.push(by_hand(*form)?);
+        }
+        let mut found: Vec<(Vec<f64>, Vec<f64>)> = pairs.iter().map(|_| Default::default()).collect();
         for _ in 0..rounds {
             for (pair, found) in pairs.iter().zip(&mut found) {
                 found.0.push(throughput(pair)?);
@@ -64,7 +69,8 @@ pub(crate) fn datapath(arguments: &[String]) -> Outcome {
             values.sort_by(f64::total_cmp);
             values[values.len() / 2]
         };
-        let found = found.map(|(throughput, requests)| [median(throughput), median(requests)]);
+        let found: Vec<[f64; 2]> =
+            found.into_iter().map(|(throughput, requests)| [median(throughput), median(requests)]).collect();
         for (pair, [gbit, rate]) in pairs.iter().zip(&found) {
             say(&format!("{:<18} {gbit:>6.2} Gbit/s   {rate:>7.0} requests/s", pair.name));
         }
@@ -127,13 +133,29 @@ fn netloom(mode: &'static str, built: &Path, dir: &Path) -> Result<Pair, String>
     Ok(Pair { name: mode, hosts, to: to.trim().to_owned(), daemons })
 }
 
-/// What flannel makes: a bridge with the pods, and a device with a route, a neighbour and a forwarding entry to each other node.
-fn flannel(name: &'static str, tunnel: bool) -> Result<Pair, String> {
+/// What is built by hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// flannel's device with a route, a neighbour and a forwarding entry to each other node.
+    Vxlan,
+    /// flannel's routes.
+    HostGateway,
+    /// A device that takes the other host from the route, without Ethernet inside (VXLAN-GPE): one route to each other node.
+    CollectMetadata,
+}
+
+/// A bridge with the pods, as flannel has it, and the way to the other host.
+fn by_hand(form: Form) -> Result<Pair, String> {
+    let name = match form {
+        Form::Vxlan => "flannel's vxlan",
+        Form::HostGateway => "flannel's host-gw",
+        Form::CollectMetadata => "collect-metadata",
+    };
     let (wire, mut hosts) = hosts()?;
     let mac = |number: usize| format!("02:00:00:00:00:0{number}");
     for (index, host) in hosts.iter().enumerate() {
         let (own, other) = (index + 1, 2 - index);
-        let mtu = if tunnel { 1450 } else { 1500 };
+        let mtu = if form == Form::HostGateway { 1500 } else { 1450 };
         host.sh(&format!(
             "ip link add cni0 mtu {mtu} type bridge; ip addr add 10.244.{own}.1/24 dev cni0; ip link set cni0 up
              ip netns add pod; ip link add v mtu {mtu} type veth peer name eth0 mtu {mtu} netns pod; ip link set v master cni0 up
@@ -145,16 +167,20 @@ fn flannel(name: &'static str, tunnel: bool) -> Result<Pair, String> {
                      chain masq { mark & 0x4000 == 0x4000 return; ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 return
                                   ip saddr 10.244.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random; };
                      chain forward { type filter hook forward priority 0; ip saddr 10.244.0.0/16 accept; ip daddr 10.244.0.0/16 accept; }; }'")?;
-        host.sh(&if tunnel {
-            format!(
+        let to = mac(other);
+        host.sh(&match form {
+            Form::Vxlan => format!(
                 "ip link add flannel.1 address {} type vxlan id 1 dstport 8472 local 192.0.2.{own} dev eth0 nolearning
                  ip link set flannel.1 mtu {mtu} up; ip addr add 10.244.{own}.0/32 dev flannel.1
                  ip neigh add 10.244.{other}.0 lladdr {to} dev flannel.1 nud permanent; bridge fdb append {to} dev flannel.1 dst 192.0.2.{other}
                  ip route add 10.244.{other}.0/24 via 10.244.{other}.0 dev flannel.1 onlink",
-                mac(own), to = mac(other)
-            )
-        } else {
-            format!("ip route add 10.244.{other}.0/24 via 192.0.2.{other}")
+                mac(own)
+            ),
+            Form::HostGateway => format!("ip route add 10.244.{other}.0/24 via 192.0.2.{other}"),
+            Form::CollectMetadata => format!(
+                "ip link add vx0 type vxlan external gpe dstport 4790; ip link set vx0 mtu {mtu} up
+                 ip route add 10.244.{other}.0/24 encap ip id 4242 dst 192.0.2.{other} dev vx0"
+            ),
         })?;
     }
     hosts.push(wire);

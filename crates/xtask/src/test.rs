@@ -37,6 +37,7 @@ const PACKAGES: [(&str, &str); 28] = [
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
     ("bird", "bird2"),
+    ("ethtool", "ethtool"),
 ];
 
 pub(crate) fn test() -> Outcome {

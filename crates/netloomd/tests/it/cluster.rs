@@ -113,6 +113,9 @@ fn what_others_change_is_repaired() {
     let harm = [
         "ip link del netloom4",
         "ip link set netloom4 down",
+        // As udev's MACAddressPolicy does.
+        "ip link set netloom4 address 02:11:22:33:44:55",
+        "nft flush ruleset; nft 'table inet own { chain f { type filter hook forward priority 0; policy drop; }; }'",
         "ip route flush proto 95",
         "ip -6 route flush proto 95",
         "ip -6 neigh flush dev netloom4 nud permanent",

@@ -105,3 +105,53 @@ fn a_node_is_renamed() {
     let owners = lab.wire.sh(&format!("cat {}/blocks/*", lab.store_dir().display()));
     assert!(owners.contains("renamed") && !owners.contains("host1"), "{owners}");
 }
+
+/// A host gets other addresses: its tunnels and everybody's ways follow.
+#[test]
+fn a_host_changes_its_addresses() {
+    if !testkit::is_root() {
+        return;
+    }
+    for mode in ["overlay", "routing"] {
+        let lab = Lab::of(Plan { mode, ..Plan::default() });
+        let pods = lab.pods();
+        lab.all_reach_all(&pods);
+        lab.hosts[0].sh(
+            "ip addr add 192.0.2.11/24 dev up0; ip addr del 192.0.2.1/24 dev up0; ip route replace default via 192.0.2.254
+             ip -6 addr add 2001:db8:a::11/64 dev up0 nodad; ip -6 addr del 2001:db8:a::1/64 dev up0; ip -6 route replace default via 2001:db8:a::fe",
+        );
+        for index in [1, 2] {
+            lab.wait(index, "told of the new addresses", |status| {
+                let peers = status["peers"].as_array().unwrap();
+                let first = peers.iter().find(|peer| peer["name"] == "host1").unwrap();
+                first["addresses"] == serde_json::json!(["192.0.2.11", "2001:db8:a::11"])
+            });
+            let follows = if mode == "routing" {
+                "ip route | grep -q 192.0.2.11"
+            } else {
+                "bridge fdb show dev netloom4 | grep -q 192.0.2.11"
+            };
+            lab.until(index, follows);
+        }
+        lab.wait(0, "ready", |status| status["ready"] == true);
+        lab.all_reach_all(&pods);
+    }
+}
+
+/// Where the kernel or the card gets checksums of tunnelled packets wrong they are made before, also when somebody sets it otherwise.
+#[test]
+fn checksums_are_not_left_to_the_card() {
+    if !testkit::is_root() || !testkit::has("ethtool") {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, flags: &["--checksum-offload", "false"], ..Plan::default() });
+    let off = "ethtool --show-features netloom4 | grep -q 'tx-checksumming: off'";
+    lab.until(0, off);
+    lab.hosts[0].sh("ethtool --features netloom4 tx on");
+    lab.until(0, off);
+    let pods = lab.pods();
+    lab.all_reach_all(&pods);
+    // By itself it is left on here: the kernel has it right.
+    let usual = Lab::of(Plan { hosts: 2, ..Plan::default() });
+    assert!(usual.hosts[0].succeeds("ethtool --show-features netloom4 | grep -q 'tx-checksumming: on'"));
+}

@@ -179,11 +179,19 @@ async fn one(
             }
             Json(api.put(&kind, &name, object)).into_response()
         }
+        (Method::PUT, Some(there)) => {
+            if given["metadata"]["resourceVersion"] != there["metadata"]["resourceVersion"] {
+                return status(StatusCode::CONFLICT, "Conflict");
+            }
+            Json(api.put(&kind, &name, given)).into_response()
+        }
         (Method::GET, Some(there)) => Json(there).into_response(),
         (Method::DELETE, Some(there)) => {
-            let uid = &given["preconditions"]["uid"];
-            if !uid.is_null() && *uid != there["metadata"]["uid"] {
-                return status(StatusCode::CONFLICT, "Conflict");
+            for key in ["uid", "resourceVersion"] {
+                let wanted = &given["preconditions"][key];
+                if !wanted.is_null() && *wanted != there["metadata"][key] {
+                    return status(StatusCode::CONFLICT, "Conflict");
+                }
             }
             api.remove(&kind, &name);
             Json(json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 200})).into_response()

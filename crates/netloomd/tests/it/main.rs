@@ -4,6 +4,7 @@
 mod cluster;
 mod configuration;
 mod faults;
+mod flannel;
 mod kubernetes;
 mod lab;
 mod manifests;

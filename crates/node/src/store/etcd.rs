@@ -13,7 +13,7 @@ use etcd_client::{
 use ipnet::IpNet;
 
 use super::{
-    Contents, Store, StoreError, Update, block_name, parse_block,
+    Contents, Store, StoreError, Update, block_name, flannel, parse_block,
     remote::{LIMIT, Remote},
 };
 use crate::{config, daemon::Event, record::Record};
@@ -70,20 +70,24 @@ impl Store for Etcd {
         let (seconds, known) = (self.lease.seconds, self.lease.id);
         let same =
             !again && self.lease.record.as_ref().is_some_and(|record| *record == (key.clone(), text.clone()));
+        let (record, how) = (node.clone(), self.config.flannel.clone());
         let id = self.with("publish this node", async move |client| {
-            if let Some(id) = known {
-                // A lease that has ended is answered with an error too: another is taken.
-                let alive = keep_alive(client, id).await.unwrap_or(false);
-                if alive && same {
-                    return Ok(id);
-                }
-                if alive {
-                    client.put(key, text, Some(PutOptions::new().with_lease(id))).await?;
-                    return Ok(id);
-                }
+            // A lease that has ended is answered with an error too: another is taken.
+            let alive = match known {
+                Some(id) if keep_alive(client, id).await.unwrap_or(false) => Some(id),
+                _ => None,
+            };
+            if let Some(id) = alive.filter(|_| same) {
+                return Ok(id);
             }
-            let id = client.lease_grant(seconds, None).await?.id();
+            let id = match alive {
+                Some(id) => id,
+                None => client.lease_grant(seconds, None).await?.id(),
+            };
             client.put(key, text, Some(PutOptions::new().with_lease(id))).await?;
+            if let Some(how) = how {
+                publish_to_flannel(client, &how, &record, id).await?;
+            }
             Ok(id)
         });
         let key = (self.node_key(&node.name), serde_json::to_vec(node).unwrap_or_default());
@@ -92,12 +96,20 @@ impl Store for Etcd {
         Ok(())
     }
 
+    fn assigned(&mut self, _node: &str) -> Result<Vec<IpNet>, StoreError> {
+        let had = self.config.flannel.as_ref().and_then(|how| flannel::own_subnet(&how.subnet_file));
+        Ok(had.into_iter().collect())
+    }
+
     fn claim(&mut self, block: IpNet, node: &str) -> Result<bool, StoreError> {
         let (key, node) = (self.block_key(block), node.to_owned());
+        let theirs = self.config.flannel.as_ref().and_then(|how| flannel::key(how, block));
         self.with(&format!("claim block {block}"), async move |client| {
-            let absent = Compare::version(key.clone(), CompareOp::Equal, 0);
+            // Nobody's here, and nobody's of flannel's.
+            let keys = [Some(key.clone()), theirs].into_iter().flatten();
+            let absent: Vec<Compare> = keys.map(|key| Compare::version(key, CompareOp::Equal, 0)).collect();
             let put = TxnOp::put(key.clone(), node.clone(), None);
-            let txn = Txn::new().when([absent]).and_then([put]).or_else([TxnOp::get(key, None)]);
+            let txn = Txn::new().when(absent).and_then([put]).or_else([TxnOp::get(key, None)]);
             let answer = client.txn(txn).await?;
             if answer.succeeded() {
                 return Ok(true);
@@ -124,7 +136,14 @@ impl Store for Etcd {
 
     fn release(&mut self, block: IpNet, node: &str) -> Result<(), StoreError> {
         let (key, node) = (self.block_key(block), node.to_owned());
+        let theirs = self.config.flannel.as_ref().and_then(|how| flannel::key(how, block));
         self.with(&format!("give back block {block}"), async move |client| {
+            if let Some(theirs) = theirs {
+                let there = client.get(theirs.clone(), None).await?;
+                if there.kvs().iter().any(|kv| flannel::is_of(kv.value(), &node)) {
+                    client.delete(theirs, None).await?;
+                }
+            }
             let mine = Compare::value(key.clone(), CompareOp::Equal, node);
             client.txn(Txn::new().when([mine]).and_then([TxnOp::delete(key, None)])).await.map(drop)
         })
@@ -135,6 +154,29 @@ impl Store for Etcd {
         self.lease.record = None;
         self.with("withdraw this node", async move |client| client.delete(key, None).await.map(drop))
     }
+}
+
+/// Says of a node's blocks where they are, as flannel's nodes read it. What another host has there stays.
+async fn publish_to_flannel(
+    client: &mut Client,
+    how: &config::Flannel,
+    node: &Record,
+    lease: i64,
+) -> Result<(), etcd_client::Error> {
+    let Some(value) = flannel::value(how, node) else { return Ok(()) };
+    for key in node.blocks.iter().filter_map(|block| flannel::key(how, *block)) {
+        let there = client.get(key.clone(), None).await?;
+        let (version, is_own) = match there.kvs().first() {
+            None => (0, true),
+            Some(kv) => (kv.mod_revision(), flannel::is_own(kv.value(), node)),
+        };
+        if is_own {
+            let unchanged = Compare::mod_revision(key.clone(), CompareOp::Equal, version);
+            let put = TxnOp::put(key, value.clone(), Some(PutOptions::new().with_lease(lease)));
+            client.txn(Txn::new().when([unchanged]).and_then([put])).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn keep_alive(client: &mut Client, lease: i64) -> Result<bool, etcd_client::Error> {
@@ -180,9 +222,18 @@ async fn watch_once(config: &config::Etcd, updates: &Sender<Event>) -> Result<()
     let mut client = limited(config).await.map_err(|_| "no answer from etcd".to_owned())?.map_err(text)?;
     let all = client.get(prefix.clone(), Some(GetOptions::new().with_prefix())).await.map_err(text)?;
     let revision = all.header().map_or(0, etcd_client::ResponseHeader::revision);
+    // Where flannel's keys are not asked for, nothing is below this one.
+    let theirs = config.flannel.as_ref().map_or_else(|| format!("{prefix}no-flannel/"), flannel::prefix);
+    let all_theirs = client.get(theirs.clone(), Some(GetOptions::new().with_prefix())).await.map_err(text)?;
+    let read = |key: &[u8], value: Option<&[u8]>| match &config.flannel {
+        Some(how) if key.starts_with(theirs.as_bytes()) => {
+            flannel::read(how, std::str::from_utf8(&key[theirs.len()..]).ok()?, value)
+        }
+        _ => read(&prefix, key, value),
+    };
     let mut contents = Contents::default();
-    for kv in all.kvs() {
-        match read(&prefix, kv.key(), Some(kv.value())) {
+    for kv in all.kvs().iter().chain(all_theirs.kvs()) {
+        match read(kv.key(), Some(kv.value())) {
             Some(Update::Node(name, Some(text))) => drop(contents.nodes.insert(name, text)),
             Some(Update::Block(block, Some(owner))) => drop(contents.blocks.insert(block, owner)),
             _ => {}
@@ -191,9 +242,16 @@ async fn watch_once(config: &config::Etcd, updates: &Sender<Event>) -> Result<()
     if updates.send(Event::Store(Update::All(contents))).is_err() {
         return Ok(());
     }
-    let options = WatchOptions::new().with_prefix().with_start_revision(revision + 1).with_progress_notify();
-    let mut stream = client.watch(prefix.clone(), Some(options)).await.map_err(text)?;
-    while let Some(answer) = stream.message().await.map_err(text)? {
+    let options =
+        || Some(WatchOptions::new().with_prefix().with_start_revision(revision + 1).with_progress_notify());
+    let mut stream = client.watch(prefix.clone(), options()).await.map_err(text)?;
+    let mut their_stream = client.watch(theirs.clone(), options()).await.map_err(text)?;
+    loop {
+        let answer = tokio::select! {
+            answer = stream.message() => answer,
+            answer = their_stream.message() => answer,
+        };
+        let Some(answer) = answer.map_err(text)? else { break };
         if answer.canceled() {
             // Compacted away, or refused: everything is read anew.
             return Err(format!("etcd ended the watch: {}", answer.cancel_reason()));
@@ -201,7 +259,7 @@ async fn watch_once(config: &config::Etcd, updates: &Sender<Event>) -> Result<()
         for event in answer.events() {
             let Some(kv) = event.kv() else { continue };
             let value = (event.event_type() == EventType::Put).then(|| kv.value());
-            if let Some(update) = read(&prefix, kv.key(), value)
+            if let Some(update) = read(kv.key(), value)
                 && updates.send(Event::Store(update)).is_err()
             {
                 return Ok(());

@@ -78,6 +78,23 @@ impl Folder {
         self.dir.join("nodes").join(format!("{name}.json"))
     }
 
+    /// Keeps others from changing whose a block is; free again with the value, or with the process.
+    fn lock(&self) -> Result<fs::File, StoreError> {
+        let path = self.dir.join("blocks").join(".lock");
+        let file = fs::File::create(&path).map_err(error("open", &path))?;
+        file.lock().map_err(error("lock", &path))?;
+        Ok(file)
+    }
+
+    fn owner(&self, block: IpNet) -> Result<Option<String>, StoreError> {
+        let path = self.block(block);
+        match fs::read_to_string(&path) {
+            Ok(owner) => Ok(Some(owner.trim().to_owned())),
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(other) => Err(error("read", &path)(other)),
+        }
+    }
+
     fn block(&self, block: IpNet) -> PathBuf {
         self.dir.join("blocks").join(block_name(block))
     }
@@ -138,8 +155,7 @@ impl Store for Folder {
         match linked {
             Ok(()) => Ok(true),
             Err(there) if there.kind() == io::ErrorKind::AlreadyExists => {
-                let owner = fs::read_to_string(&path).map_err(error("read", &path))?;
-                Ok(owner.trim() == node)
+                Ok(self.owner(block)?.as_deref() == Some(node))
             }
             Err(other) => Err(error("claim block by", &path)(other)),
         }
@@ -147,28 +163,24 @@ impl Store for Folder {
 
     fn take(&mut self, block: IpNet, from: &str, node: &str) -> Result<bool, StoreError> {
         let path = self.block(block);
-        let old = path.with_file_name(format!(".{}.taken-by-{node}", block_name(block)));
-        // Whoever moves the file away is the only one.
-        match fs::rename(&path, &old) {
-            Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(false),
-            other => other.map_err(error("take", &path))?,
+        let _lock = self.lock()?;
+        if self.owner(block)?.as_deref() != Some(from) {
+            return Ok(false);
         }
-        let owner = fs::read_to_string(&old).map_err(error("read", &old))?;
-        if owner.trim() == from {
-            file::remove(&old).map_err(error("remove", &old))?;
-            return self.claim(block, node);
-        }
-        drop(fs::hard_link(&old, &path));
-        file::remove(&old).map_err(error("remove", &old))?;
-        Ok(false)
+        // It is somebody's all the while: nobody can claim it.
+        let fresh = path.with_file_name(format!(".{}.{node}", block_name(block)));
+        fs::write(&fresh, node).map_err(error("write", &fresh))?;
+        fs::rename(&fresh, &path).map_err(error("take", &path))?;
+        Ok(true)
     }
 
     fn release(&mut self, block: IpNet, node: &str) -> Result<(), StoreError> {
         let path = self.block(block);
-        match fs::read_to_string(&path) {
-            Ok(owner) if owner.trim() == node => file::remove(&path).map_err(error("remove", &path)),
-            _ => Ok(()),
+        let _lock = self.lock()?;
+        if self.owner(block)?.as_deref() == Some(node) {
+            file::remove(&path).map_err(error("remove", &path))?;
         }
+        Ok(())
     }
 
     fn withdraw(&mut self, node: &str) -> Result<(), StoreError> {

@@ -196,8 +196,9 @@ impl Store for Kubernetes {
             if there.data["spec"]["node"] != node {
                 return Ok(());
             }
-            // That very object: another's of the same name stays.
-            let preconditions = Some(Preconditions { uid: there.metadata.uid, resource_version: None });
+            // That very object as it was read: another's of the same name stays, and what somebody took meanwhile.
+            let (uid, resource_version) = (there.metadata.uid, there.metadata.resource_version);
+            let preconditions = Some(Preconditions { uid, resource_version });
             let outcome = api.delete(&name, &DeleteParams { preconditions, ..Default::default() }).await;
             absent_is_fine(outcome.map(drop))
         })
