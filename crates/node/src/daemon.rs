@@ -263,7 +263,6 @@ impl Daemon {
         }
         let mut of_networks = self.own_blocks(log);
         self.ask_for_others(&uplinks);
-        problems.extend(self.publish(log));
         let mut nodes = self.view.nodes.clone();
         nodes.insert(self.own.name.clone(), self.own.clone());
         let wanted = desired::desired(&self.config, &self.own, &nodes, &uplinks);
@@ -272,6 +271,8 @@ impl Daemon {
         self.took = began.elapsed();
         let longest = &mut self.status.counters.longest_micros;
         *longest = (*longest).max(u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX));
+        // Others are told when what they may then send is heard.
+        problems.extend(self.publish(log));
         if problems.is_empty() {
             of_networks.extend(self.tell_runtime(&wanted, log));
         }
@@ -380,13 +381,7 @@ impl Daemon {
             Ok(there) => there,
             Err(error) => return vec![error.to_string()],
         };
-        let done = apply::apply(socket, wanted, &there);
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&done.devices);
-        let uplink6 =
-            uplinks.v6.as_ref().and_then(|uplink| link::find_index(socket, uplink.link).ok().flatten());
-        if let Err(error) = apply::forward(wanted, uplink6.as_ref().map(|link| link.name.as_str())) {
-            problems.push(error.to_string());
-        }
+        // A new node is heard before it is spoken to.
         let rules =
             Socket::open(Protocol::Netfilter).map_err(ruleset::RulesetError::from).and_then(|netfilter| {
                 match &wanted.ruleset {
@@ -394,6 +389,13 @@ impl Daemon {
                     None => cluster::remove(&netfilter).map(|()| false),
                 }
             });
+        let done = apply::apply(socket, wanted, &there);
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&done.devices);
+        let uplink6 =
+            uplinks.v6.as_ref().and_then(|uplink| link::find_index(socket, uplink.link).ok().flatten());
+        if let Err(error) = apply::forward(wanted, uplink6.as_ref().map(|link| link.name.as_str())) {
+            problems.push(error.to_string());
+        }
         let mut changes = done.changes;
         match rules {
             Ok(changed) => changes += usize::from(changed),

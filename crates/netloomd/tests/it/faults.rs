@@ -117,7 +117,7 @@ fn a_host_changes_its_addresses() {
         let pods = lab.pods();
         lab.all_reach_all(&pods);
         lab.hosts[0].sh(
-            "ip addr add 192.0.2.11/24 dev up0; ip addr del 192.0.2.1/24 dev up0; ip route replace default via 192.0.2.254
+            "ip addr del 192.0.2.1/24 dev up0; ip addr add 192.0.2.11/24 dev up0; ip route replace default via 192.0.2.254
              ip -6 addr add 2001:db8:a::11/64 dev up0 nodad; ip -6 addr del 2001:db8:a::1/64 dev up0; ip -6 route replace default via 2001:db8:a::fe",
         );
         for index in [1, 2] {
@@ -133,7 +133,10 @@ fn a_host_changes_its_addresses() {
             };
             lab.until(index, follows);
         }
-        lab.wait(0, "ready", |status| status["ready"] == true);
+        if mode == "overlay" {
+            lab.until(0, "ip -d link show netloom4 | grep -q 'local 192.0.2.11'");
+            lab.until(0, "test $(ip route show proto 95 | grep -c netloom4) = 2");
+        }
         lab.all_reach_all(&pods);
     }
 }

@@ -367,7 +367,7 @@ fn nodes_learn_of_each_other_by_kubernetes() {
     }
     let started = std::time::Instant::now();
     while all(&lab, "netloomnodes").len() < 3 || all(&lab, "addressblocks").len() < 4 {
-        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", all(&lab, "addressblocks"));
+        assert!(started.elapsed() < Duration::from_secs(40), "{:?}", all(&lab, "addressblocks"));
     }
     assert_eq!(lab.hosts[0].sh("ip route show proto 95 | sort; ip -6 route show proto 95 | sort"), routes);
     // A node that is no more: its objects go with it, and the way there.

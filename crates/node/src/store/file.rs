@@ -80,7 +80,7 @@ impl Folder {
 
     /// Keeps others from changing whose a block is; free again with the value, or with the process.
     fn lock(&self) -> Result<fs::File, StoreError> {
-        let path = self.dir.join("blocks").join(".lock");
+        let path = self.dir.join(".lock");
         let file = fs::File::create(&path).map_err(error("open", &path))?;
         file.lock().map_err(error("lock", &path))?;
         Ok(file)

@@ -4,7 +4,14 @@
 //! no other time, so that a cluster of thousands of nodes is quiet. Of `Node`s a daemon reads its own, and that when it writes:
 //! others' heartbeats reach nobody here.
 
-use std::{collections::BTreeMap, net::IpAddr, pin::pin, sync::mpsc::Sender, time::Duration};
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+    net::IpAddr,
+    pin::pin,
+    sync::mpsc::Sender,
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt};
 use ipnet::IpNet;
@@ -15,7 +22,7 @@ use kube::{
         ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
     },
     config::{KubeConfigOptions, Kubeconfig},
-    runtime::{WatchStreamExt, watcher},
+    runtime::{WatchStreamExt, utils::Backoff, watcher},
 };
 use serde_json::{Value, json};
 
@@ -38,6 +45,9 @@ const VERSION: &str = "v1alpha1";
 const MANAGER: &str = "netloomd";
 /// How soon a server that was not heard of is asked again whether it is there.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// A watch that broke is begun again after at most half as long again: thousands of daemons do not ask at once.
+const MOST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The two kinds, with the name of each in paths.
 const NODE: (&str, &str) = ("NetloomNode", "netloomnodes");
@@ -239,13 +249,33 @@ async fn watch(config: config::Kubernetes, updates: Sender<Event>) {
     }
 }
 
+/// How long a watch that broke waits: twice as long each time, and some of that by chance.
+struct Patience(Duration);
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let chance = RandomState::new().hash_one(()) % 1000;
+        let pause = self.0 / 2 + self.0 * u32::try_from(chance).unwrap_or_default() / 1000;
+        self.0 = (self.0 * 2).min(MOST_PAUSE);
+        Some(pause)
+    }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {
+        self.0 = PAUSE / 2;
+    }
+}
+
 /// What has been heard of one kind: none until all of it was.
 type Heard = Option<BTreeMap<String, Value>>;
 
 /// Ends well when nobody listens any more.
 async fn watch_once(how: &config::Kubernetes, updates: &Sender<Event>) -> Result<(), String> {
     let client = connect(how).await?;
-    let objects = |kind| watcher(api(&client, kind), watcher::Config::default()).default_backoff();
+    let objects = |kind| watcher(api(&client, kind), watcher::Config::default()).backoff(Patience(PAUSE / 2));
     let (mut nodes, mut blocks) = (pin!(objects(NODE)), pin!(objects(BLOCK)));
     let (mut all_nodes, mut all_blocks): (Heard, Heard) = (None, None);
     let (mut new_nodes, mut new_blocks) = (BTreeMap::new(), BTreeMap::new());
