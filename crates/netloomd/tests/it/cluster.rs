@@ -236,13 +236,7 @@ fn etcd_may_be_away() {
             lab.wire.sh(&format!("ETCDCTL_API=3 {nodes} || true"))
         );
     }
-    // For a moment they were gone for each other.
-    for (index, name, _) in &pods {
-        for (_, _, addresses) in pods.iter().filter(|(_, other, _)| other != name) {
-            lab.until(*index, &format!("ip netns exec {name} ping -c 1 -W 1 {}", addresses[0]));
-        }
-    }
-    lab.all_reach_all(&pods);
+    lab.all_reach_all_again(&pods);
 }
 
 /// Garbage, strangers' names and blocks, and blocks that two claim are refused or told, and change nothing for others.

@@ -67,8 +67,7 @@ fn a_full_pool_is_told_and_what_the_dead_had_is_taken() {
     while !record.exists() {
         assert!(started.elapsed().as_secs() < 10);
     }
-    lab.until(0, "ip route show proto 95 | grep -q netloom4");
-    lab.all_reach_all(&pods);
+    lab.all_reach_all_again(&pods);
     // One that is dead.
     let theirs = lab.status(1)["blocks"][0]["prefix"].clone();
     lab.kill(1);

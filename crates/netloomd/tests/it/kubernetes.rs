@@ -76,7 +76,7 @@ impl Api {
 
     /// Gives what happened to objects of a kind after a version, and whether that is the end.
     fn after(&self, version: u64, kind: &str) -> (Vec<(u64, Value)>, bool) {
-        if version < self.oldest {
+        if version < self.oldest || version > self.version {
             let gone = json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "metadata": {},
                 "status": "Failure", "message": "too old resource version", "reason": "Expired", "code": 410}});
             return (vec![(version, gone)], true);
@@ -231,7 +231,7 @@ fn api_server() {
         log: Vec::new(),
         oldest: 0,
         // Versions go on where a server before this one was.
-        version: 1000 * u64::from(std::process::id()),
+        version: u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap(),
         requests: BTreeMap::new(),
         changed: watch::channel(0).0,
     };

@@ -354,6 +354,18 @@ impl Lab {
         self.hosts[index].succeeds(&format!("ip netns exec {pod} ping -c 1 -W 2 {flags} {to}"))
     }
 
+    /// All pods come to reach all, after they may not have for a moment.
+    pub(crate) fn all_reach_all_again(&self, pods: &[(usize, String, Vec<String>)]) {
+        for (index, name, _) in pods {
+            for (_, _, addresses) in pods.iter().filter(|(_, other, _)| other != name) {
+                for to in addresses {
+                    self.until(*index, &format!("ip netns exec {name} ping -c 1 -W 1 {to}"));
+                }
+            }
+        }
+        self.all_reach_all(pods);
+    }
+
     /// All pods reach all, in both families.
     pub(crate) fn all_reach_all(&self, pods: &[(usize, String, Vec<String>)]) {
         for (index, name, _) in pods {
