@@ -23,22 +23,39 @@ impl Drop for Running {
 }
 
 pub(crate) fn cluster() -> Outcome {
-    test::install_packages()?;
-    let build = ["build", "--release", "--quiet", "--package", "netloom", "--package", "netloomd"];
-    run_with(Command::new("cargo").args(build))?;
-    let target = format!("target/{}-unknown-linux-gnu/release", std::env::consts::ARCH);
-    let built = root().join(target);
-    let dir = root().join("target/cluster");
+    let built = built()?;
     for (mode, behind_router) in MODES {
-        drop(std::fs::remove_dir_all(&dir));
-        let bin = dir.join("bin");
-        std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
-        for name in ["netloom", "ptp", "host-local", "portmap", "bandwidth"] {
-            std::fs::hard_link(built.join("netloom"), bin.join(name)).map_err(|error| error.to_string())?;
-        }
+        let dir = fresh_dir("cluster")?;
+        let bin = plugins(&built, &dir)?;
         show(mode, behind_router, &built, &dir, &bin)?;
     }
     Ok(())
+}
+
+/// Builds both binaries as they are installed, and gives their folder.
+pub(crate) fn built() -> Result<PathBuf, String> {
+    test::install_packages()?;
+    let build = ["build", "--release", "--quiet", "--package", "netloom", "--package", "netloomd"];
+    run_with(Command::new("cargo").args(build))?;
+    Ok(root().join(format!("target/{}-unknown-linux-gnu/release", std::env::consts::ARCH)))
+}
+
+/// Gives an empty folder of this name below `target`.
+pub(crate) fn fresh_dir(name: &str) -> Result<PathBuf, String> {
+    let dir = root().join("target").join(name);
+    drop(std::fs::remove_dir_all(&dir));
+    std::fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
+    Ok(dir)
+}
+
+/// Puts the plugins of a routed network into a folder of their own, and gives that.
+pub(crate) fn plugins(built: &Path, dir: &Path) -> Result<PathBuf, String> {
+    let bin = dir.join("bin");
+    std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
+    for name in ["netloom", "ptp", "host-local", "portmap", "bandwidth"] {
+        std::fs::hard_link(built.join("netloom"), bin.join(name)).map_err(|error| error.to_string())?;
+    }
+    Ok(bin)
 }
 
 fn show(mode: &str, behind_router: bool, built: &Path, dir: &Path, bin: &Path) -> Outcome {

@@ -2,11 +2,10 @@
 //! machine with the same MTU, in turns; and whether a daemon that is restarted is noticed.
 
 use std::{
-    fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::{Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -15,8 +14,8 @@ use serde_json::Value;
 use crate::{
     Outcome,
     bench::Host,
-    cluster::{Running, until},
-    root, run_with, say, test,
+    cluster::{Running, built, fresh_dir, plugins, until},
+    root, say,
 };
 
 /// Two hosts on a wire, with a pod each.
@@ -33,24 +32,8 @@ const SECONDS: u32 = 3;
 pub(crate) fn datapath(arguments: &[String]) -> Outcome {
     let rounds: usize =
         arguments.first().map_or(Ok(5), |text| text.parse()).map_err(|_| "how many rounds?")?;
-    test::install_packages()?;
-    run_with(Command::new("cargo").args([
-        "build",
-        "--release",
-        "--quiet",
-        "--package",
-        "netloom",
-        "--package",
-        "netloomd",
-    ]))?;
-    let built = root().join(format!("target/{}-unknown-linux-gnu/release", std::env::consts::ARCH));
-    let dir = root().join("target/datapath");
-    drop(fs::remove_dir_all(&dir));
-    fs::create_dir_all(dir.join("bin")).map_err(|error| error.to_string())?;
-    for name in ["netloom", "ptp", "host-local", "portmap", "bandwidth"] {
-        fs::hard_link(built.join("netloom"), dir.join("bin").join(name))
-            .map_err(|error| error.to_string())?;
-    }
+    let (built, dir) = (built()?, fresh_dir("datapath")?);
+    plugins(&built, &dir)?;
     for (mode, forms) in
         [("overlay", &[Form::Vxlan, Form::CollectMetadata][..]), ("routing", &[Form::HostGateway][..])]
     {

@@ -4,15 +4,14 @@
 use std::{
     fmt::Write as _,
     fs,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use crate::{
     Outcome,
     bench::Host,
-    cluster::{ETCD, Running, etcd, until},
-    root, run_with, say, test,
+    cluster::{ETCD, Running, built, etcd, fresh_dir, until},
+    say,
 };
 
 /// A node's record, as daemons write it, and its blocks.
@@ -56,20 +55,7 @@ fn put(wire: &Host, dir: &str, numbers: &[u32]) -> Outcome {
 pub(crate) fn scale(arguments: &[String]) -> Outcome {
     let count: u32 =
         arguments.first().map_or(Ok(5000), |text| text.parse()).map_err(|_| "how many nodes?")?;
-    test::install_packages()?;
-    run_with(Command::new("cargo").args([
-        "build",
-        "--release",
-        "--quiet",
-        "--package",
-        "netloom",
-        "--package",
-        "netloomd",
-    ]))?;
-    let built = root().join(format!("target/{}-unknown-linux-gnu/release", std::env::consts::ARCH));
-    let dir = root().join("target/scale");
-    drop(fs::remove_dir_all(&dir));
-    fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
+    let (built, dir) = (built()?, fresh_dir("scale")?);
     let text = dir.display().to_string();
     let (wire, host) = (Host::new()?, Host::bare()?);
     wire.sh(&format!(
