@@ -281,8 +281,8 @@ impl Daemon {
             self.view.remember(&self.config.state_dir);
         }
         // Of those that are gone it is found out whether they are only cut off from the store.
-        let former = self.view.former.values().map(|(node, _)| node);
-        self.probes.set(nodes.values().filter(|node| node.name != self.own.name).chain(former));
+        let others = nodes.values().filter(|node| node.name != self.own.name);
+        self.probes.set(others.chain(self.view.former.values()));
         self.last = Some(wanted);
         problems
     }

@@ -26,8 +26,8 @@ pub(crate) struct View {
     /// Nodes that the store does not know any more, since when. One that has just come back may know less than it did: leases
     /// end while their keepers find the way back, so these stay for the time of a lease.
     pub(crate) missing: BTreeMap<String, Instant>,
-    /// Nodes that are gone, as they were last known, and since when.
-    pub(crate) former: BTreeMap<String, (Record, Instant)>,
+    /// Nodes that are gone and have blocks, as they were last known.
+    pub(crate) former: BTreeMap<String, Record>,
     /// Who has blocks and is no node that is known of, since when.
     strangers: BTreeMap<String, Instant>,
 }
@@ -74,11 +74,13 @@ impl View {
         if self.regained.is_some_and(|at| at.elapsed() < lease(config)) {
             self.missing.entry(name).or_insert_with(Instant::now);
         } else {
-            self.missing.remove(&name);
-            if let Some(record) = self.nodes.remove(&name) {
-                self.former.insert(name, (record, Instant::now()));
-            }
+            self.remove(&name);
         }
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.missing.remove(name);
+        self.former.extend(self.nodes.remove_entry(name));
     }
 
     /// Remembers since when there are blocks of nodes that are not there.
@@ -102,14 +104,11 @@ impl View {
 
     /// Forgets those that have been missing for too long.
     pub(crate) fn forget(&mut self, config: &Config) {
-        let (nodes, former) = (&mut self.nodes, &mut self.former);
-        self.missing.retain(|name, since| {
-            let stays = since.elapsed() < lease(config);
-            if !stays && let Some(record) = nodes.remove(name) {
-                former.insert(name.clone(), (record, Instant::now()));
-            }
-            stays
-        });
+        let is_over = |(_, since): &(&String, &Instant)| since.elapsed() >= lease(config);
+        let over: Vec<String> = self.missing.iter().filter(is_over).map(|(name, _)| name.clone()).collect();
+        for name in over {
+            self.remove(&name);
+        }
     }
 
     /// A record that is refused changes nothing: what was known of the node stays.

@@ -178,21 +178,15 @@ impl Daemon {
             .filter(|block| network.has(block) && block.addr().is_ipv4() == v4)
             .collect();
         let used = conflist::used(&self.config, network, &own).unwrap_or_default();
-        let filled: Vec<(IpNet, u64, u64)> = own
+        let mut filled: Vec<(IpNet, u64, u64)> = own
             .into_iter()
             .zip(used)
             .map(|(block, used)| (block, used, blocks::count(&self.pieces(network, block))))
             .collect();
         // A pod that was being started when its block began to rest keeps it awake.
         self.resting.retain(|block, _| filled.iter().all(|(other, used, _)| other != block || *used == 0));
-        let awake = |resting: &BTreeMap<IpNet, Instant>, without: Option<IpNet>| {
-            filled
-                .iter()
-                .filter(|(block, ..)| !resting.contains_key(block) && Some(*block) != without)
-                .fold((0, 0_u64), |(u, s), (_, used, size)| (u + used, s.saturating_add(*size)))
-        };
         for (block, ..) in filled.iter().filter(|(_, used, _)| *used == 0) {
-            let (used, size) = awake(&self.resting, Some(*block));
+            let (used, size) = awake(&filled, &self.resting, Some(*block));
             // On a shared segment some are held in advance.
             let enough = network.mode.routes() || size - used.min(size) >= blocks::SPARE;
             if size > 0 && (others_are_short || (enough && used.saturating_mul(2) < size)) {
@@ -216,12 +210,8 @@ impl Daemon {
                 Err(error) => log(&error.to_string()),
             }
         }
-        let given_back: Vec<IpNet> =
-            filled.iter().map(|it| it.0).filter(|block| !self.own.blocks.contains(block)).collect();
-        let left = filled
-            .iter()
-            .filter(|(block, ..)| !self.resting.contains_key(block) && !given_back.contains(block));
-        left.fold((0, 0_u64), |(u, s), (_, used, size)| (u + used, s.saturating_add(*size)))
+        filled.retain(|(block, ..)| self.own.blocks.contains(block));
+        awake(&filled, &self.resting, None)
     }
 
     /// Claims another block.
@@ -400,4 +390,16 @@ impl Daemon {
             Err(error) => log(&error.to_string()),
         }
     }
+}
+
+/// Sums up how many addresses are in use and how many there are of blocks that do not rest.
+fn awake(
+    filled: &[(IpNet, u64, u64)],
+    resting: &BTreeMap<IpNet, Instant>,
+    without: Option<IpNet>,
+) -> (u64, u64) {
+    filled
+        .iter()
+        .filter(|(block, ..)| !resting.contains_key(block) && Some(*block) != without)
+        .fold((0, 0_u64), |(used, size), (_, more, larger)| (used + more, size.saturating_add(*larger)))
 }

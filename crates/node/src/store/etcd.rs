@@ -66,10 +66,10 @@ impl Etcd {
 
 impl Store for Etcd {
     fn publish(&mut self, node: &Record, again: bool) -> Result<(), StoreError> {
-        let (key, text) = (self.node_key(&node.name), serde_json::to_vec(node).unwrap_or_default());
+        let written = (self.node_key(&node.name), serde_json::to_vec(node).unwrap_or_default());
         let (seconds, known) = (self.lease.seconds, self.lease.id);
-        let same =
-            !again && self.lease.record.as_ref().is_some_and(|record| *record == (key.clone(), text.clone()));
+        let same = !again && self.lease.record.as_ref() == Some(&written);
+        let (key, text) = written.clone();
         let (record, how) = (node.clone(), self.config.flannel.clone());
         let id = self.with("publish this node", async move |client| {
             // A lease that has ended is answered with an error too: another is taken.
@@ -90,8 +90,7 @@ impl Store for Etcd {
             }
             Ok(id)
         });
-        let key = (self.node_key(&node.name), serde_json::to_vec(node).unwrap_or_default());
-        self.lease.record = id.is_ok().then_some(key);
+        self.lease.record = id.is_ok().then_some(written);
         self.lease.id = Some(id?);
         Ok(())
     }
