@@ -53,12 +53,15 @@ fn nth(prefix: IpNet, length: u8, index: u64) -> Option<IpNet> {
     }
 }
 
-/// Gives the address of a block that is the node's own, as the source of what the host itself sends to pods: the one
-/// that no pod gets (the network's own in IPv4, the third in IPv6).
+/// Gives the address of a block that is the node's own, as the source of what the host itself sends to pods: one that no pod
+/// gets, also none of flannel's (the network's own in IPv4; in IPv6 the one behind the last, or where there is none the third).
 pub fn own_address(block: IpNet) -> IpAddr {
-    match block.network() {
-        IpAddr::V4(ip) => ip.into(),
-        IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) + 2).into(),
+    match (block.network(), range(block).1) {
+        (IpAddr::V6(_), IpAddr::V6(last)) if IpAddr::V6(last) != block.broadcast() => {
+            Ipv6Addr::from(u128::from(last) + 1).into()
+        }
+        (IpAddr::V6(ip), _) => Ipv6Addr::from(u128::from(ip) + 2).into(),
+        (ip, _) => ip,
     }
 }
 

@@ -96,7 +96,7 @@ pub struct Written {
     /// File with the user's password
     #[arg(long, env = "NETLOOMD_ETCD_PASSWORD_FILE", value_name = "FILE", global = true)]
     pub etcd_password_file: Option<PathBuf>,
-    /// Prefix of flannel's keys in the same etcd (/coreos.com/network), whose nodes are reached as this cluster's are; with vni 1, port 8472
+    /// Where flannel is whose nodes are reached as this cluster's are: the prefix of its keys in the same etcd (/coreos.com/network), or of its annotations in Kubernetes (flannel.alpha.coreos.com); with vni 1, port 8472
     #[arg(long, env = "NETLOOMD_FLANNEL", value_name = "KEY", global = true)]
     pub flannel: Option<String>,
     /// File by which flannel says which subnet it had on this host [default: /run/flannel/subnet.env]
@@ -162,6 +162,8 @@ pub struct Config {
     pub export_table: Option<u32>,
     /// Where nodes learn of each other.
     pub store: Store,
+    /// flannel's nodes beside this cluster's.
+    pub flannel: Option<Flannel>,
     /// How long a node that is not heard of stays, in seconds.
     pub lease: u32,
     /// Folder of the runtime's network files.
@@ -187,14 +189,6 @@ impl Config {
     /// Gives the network that a block is of.
     pub fn network_of(&self, block: &IpNet) -> Option<&Network> {
         self.networks.iter().find(|network| network.has(block))
-    }
-
-    /// Gives the name of flannel's device, whose place this daemon's takes.
-    pub fn flannel_device(&self) -> Option<String> {
-        match &self.store {
-            Store::Etcd(Etcd { flannel: Some(flannel), .. }) => Some(format!("flannel.{}", flannel.vni)),
-            _ => None,
-        }
     }
 
     /// Tells whether this node makes tunnels.
@@ -247,21 +241,26 @@ pub struct Etcd {
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
     /// User and password.
     pub user: Option<(String, String)>,
-    /// flannel's nodes beside this cluster's.
-    pub flannel: Option<Flannel>,
 }
 
 /// How flannel's nodes are reached.
 #[derive(Debug, Clone)]
 pub struct Flannel {
-    /// The prefix of its keys, without a slash at its end.
-    pub prefix: String,
+    /// The prefix of its keys in etcd, without a slash at its end, or of its annotations in Kubernetes.
+    pub place: String,
     /// VXLAN network identifier, of both.
     pub vni: u32,
     /// UDP port, of both.
     pub port: u16,
     /// Where flannel says which subnet it had on this host.
     pub subnet_file: PathBuf,
+}
+
+impl Flannel {
+    /// Gives the name of flannel's tunnel of a family, whose place this daemon's takes.
+    pub fn device(&self, v4: bool) -> String {
+        format!("flannel{}.{}", if v4 { "" } else { "-v6" }, self.vni)
+    }
 }
 
 /// Says which value is wrong, and why.
@@ -392,9 +391,15 @@ impl Written {
         let path = |given: Option<PathBuf>, default: &str| given.unwrap_or_else(|| default.into());
         let port = self.port.unwrap_or(4789);
         let kind = self.store.unwrap_or(StoreKind::File);
-        if self.flannel.is_some() && kind != StoreKind::Etcd {
-            return Err(wrong("flannel", "its keys are in etcd: `store` is to be that too"));
+        if self.flannel.is_some() && kind == StoreKind::File {
+            return Err(wrong("flannel", "it is in etcd or in Kubernetes: `store` is to be that too"));
         }
+        let flannel = self.flannel.map(|place| Flannel {
+            place: place.trim_end_matches('/').to_owned(),
+            vni,
+            port,
+            subnet_file: path(self.flannel_subnet_file, "/run/flannel/subnet.env"),
+        });
         let store = match kind {
             StoreKind::File => Store::File(path(self.store_dir, "/var/lib/netloom/cluster")),
             StoreKind::Kubernetes => {
@@ -426,14 +431,8 @@ impl Written {
                 }
                 let prefix = self.etcd_prefix.unwrap_or_else(|| "/netloom".into());
                 let prefix = prefix.trim_end_matches('/').to_owned();
-                let flannel = self.flannel.as_ref().map(|prefix| Flannel {
-                    prefix: prefix.trim_end_matches('/').to_owned(),
-                    vni,
-                    port,
-                    subnet_file: path(self.flannel_subnet_file, "/run/flannel/subnet.env"),
-                });
                 let ca = read("etcd-ca", self.etcd_ca)?;
-                Store::Etcd(Etcd { endpoints, prefix, ca, identity, user, flannel })
+                Store::Etcd(Etcd { endpoints, prefix, ca, identity, user })
             }
         };
         Ok(Config {
@@ -448,6 +447,7 @@ impl Written {
             checksum_offload: self.checksum_offload.unwrap_or_else(offload_is_sound),
             probe_port: self.probe_port.unwrap_or(9471),
             store,
+            flannel,
             lease,
             conf_dir: path(self.conf_dir, "/etc/cni/net.d"),
             plugins: self.plugins,

@@ -20,7 +20,12 @@ use std::{
 };
 
 use ipnet::IpNet;
-use kernel::{Protocol, Socket, events::Events, link};
+use kernel::{
+    Protocol, Socket,
+    events::Events,
+    link,
+    sysctl::{self, Setting},
+};
 use ruleset::cluster;
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -33,6 +38,7 @@ use crate::{
     conflist,
     desired::{self, Desired, Uplinks},
     file,
+    flannel::subnet_file,
     probe::Probes,
     record::{Record, Tunnel},
     serve,
@@ -118,6 +124,8 @@ pub fn run(
         blocks: remembered_blocks(&config.state_dir),
         tunnel: config.tunnels().then_some(Tunnel { vni: config.vni, port: config.port }),
         mac: None,
+        mac6: None,
+        flannel: false,
         short: BTreeSet::new(),
         incarnation,
     };
@@ -275,6 +283,7 @@ impl Daemon {
         problems.extend(self.publish(log));
         if problems.is_empty() {
             of_networks.extend(self.tell_runtime(&wanted, log));
+            of_networks.extend(self.stand_in_for_flannel(&socket, &wanted));
         }
         problems.extend(of_networks);
         if self.view.live {
@@ -319,6 +328,24 @@ impl Daemon {
             }
         }
         problems
+    }
+
+    /// Has what flannel's plugin made on this host before go on working; gives what is in the way.
+    fn stand_in_for_flannel(&self, socket: &Socket, wanted: &Desired) -> Option<String> {
+        /// The bridge that flannel's own configuration has pods on.
+        const BRIDGE: &str = "cni0";
+        let flannel = self.config.flannel.as_ref()?;
+        let mtu = wanted.attach.first()?.as_ref().ok()?.mtu;
+        if let Err(error) = subnet_file::write(flannel, &self.config, &self.own.blocks, mtu) {
+            return Some(format!("cannot write {}: {error}", flannel.subnet_file.display()));
+        }
+        // Its pods look for all of the subnet on their bridge: for those that came since, the host answers.
+        let there = match link::find(socket, BRIDGE) {
+            Ok(link) => link.is_some_and(|link| link.kind.as_deref() == Some("bridge")),
+            Err(error) => return Some(error.to_string()),
+        };
+        let answers = || sysctl::ensure(Setting::Ipv4(BRIDGE, "proxy_arp"), "1");
+        if there { answers().err().map(|error| error.to_string()) } else { None }
     }
 
     /// Finds another node of the same name.
@@ -593,6 +620,9 @@ pub fn uninstall(config: &Config) -> Result<usize, StartError> {
             drop(store.release(block, &config.node));
         }
         drop(store.withdraw(&config.node));
+    }
+    if let Some(flannel) = &config.flannel {
+        subnet_file::remove(flannel).map_err(start_error("remove the file for flannel's plugin"))?;
     }
     for name in [VIEW, BLOCKS, INCARNATION] {
         file::remove(&config.state_dir.join(name)).map_err(start_error("remove the daemon's memory"))?;

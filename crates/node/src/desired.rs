@@ -286,19 +286,19 @@ fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
     let uplinks_of_tunnels = [(true, DEVICE4, OVERHEAD4), (false, DEVICE6, OVERHEAD6)]
         .into_iter()
         .filter(|_| config.tunnels())
-        .filter_map(|(v4, name, overhead)| Some((uplinks.of(v4)?, name, overhead)));
-    for (uplink, name, overhead) in uplinks_of_tunnels {
+        .filter_map(|(v4, name, overhead)| Some((v4, uplinks.of(v4)?, name, overhead)));
+    for (v4, uplink, name, overhead) in uplinks_of_tunnels {
         let own_blocks = own.blocks.iter().filter(|block| tunnelled().any(|network| network.has(block)));
         let configured = tunnelled().map(|network| network.mtu).collect::<Option<Vec<u32>>>();
         devices.push(Device {
             name,
             kind: Kind::Tunnel { vni: config.vni, port: config.port, local: uplink.address },
             checksum_offload: config.checksum_offload,
-            replaces: config.flannel_device().filter(|_| uplink.address.is_ipv4()),
+            replaces: config.flannel.as_ref().map(|how| how.device(v4)),
             mtu: configured
                 .and_then(|mtus| mtus.into_iter().max())
                 .unwrap_or(uplink.mtu.saturating_sub(overhead)),
-            mac: own.mac(),
+            mac: own.mac(v4),
             // On one of them: an address is on one link.
             addresses: if devices.is_empty() {
                 own_blocks.map(|block| IpNet::from(blocks::own_address(*block))).collect()
@@ -429,12 +429,20 @@ impl Desired {
                     Route { dst: *block, by, gateway, source: None, priority: 0, table: MAIN }
                 }
                 Some(Way::Tunnel { v4: outer }) => {
+                    let outer = if node.flannel { v4 } else { *outer };
+                    let Some(address) = node.address(outer).filter(|_| uplinks.of(outer).is_some()) else {
+                        problems.push(format!(
+                            "block {block}: flannel's tunnel is of its family, and it and this host have no address of that in common"
+                        ));
+                        continue;
+                    };
+                    self.heard.insert((tunnel(outer), node.mac(outer), address));
                     let mut of_network = own.blocks.iter().filter(|own| network.has(own));
                     let source = of_network.find(|own| own.addr().is_ipv4() == v4);
                     Route {
                         dst: *block,
-                        by: By::Device(tunnel(*outer)),
-                        gateway: Some(hop_of(node.mac()).into()),
+                        by: By::Device(tunnel(outer)),
+                        gateway: Some(hop_of(node.mac(outer)).into()),
                         source: source.map(|block| blocks::own_address(*block)),
                         priority: 0,
                         table: MAIN,
@@ -442,15 +450,6 @@ impl Desired {
                 }
             };
             self.routes.insert(*block, route);
-        }
-        let outer = ways.values().find_map(|way| match way {
-            Way::Tunnel { v4 } => Some(*v4),
-            _ => None,
-        });
-        if let Some(v4) = outer
-            && let Some(address) = node.address(v4)
-        {
-            self.heard.insert((tunnel(v4), node.mac(), address));
         }
         Peer { ways, problem: Some(problems.join("; ")).filter(|text| !text.is_empty()) }
     }
@@ -487,13 +486,17 @@ fn way(mode: Mode, config: &Config, node: &Record, uplinks: &Uplinks) -> Result<
     let mut on_link = [true, false].into_iter().filter_map(|v4| Some((uplinks.of(v4)?, node.address(v4)?)));
     // In every family that both have: else packets of one would go astray.
     let direct = on_link.all(|(uplink, ip)| uplink.on_link.iter().any(|net| net.contains(&ip)));
-    match (mode, direct) {
+    match (mode, direct && !(node.flannel && node.tunnel.is_some())) {
         (Mode::Bgp, _) => Ok(Way::Learnt),
         (Mode::Underlay, true) => Ok(Way::Segment),
         (Mode::Underlay, false) => {
             Err(format!("node {} is not on this L2 segment, which its pods and this host's share", node.name))
         }
         (Mode::Routing | Mode::Auto, true) => Ok(Way::Direct),
+        (Mode::Routing, false) if node.flannel => Err(format!(
+            "flannel's node {} tunnels, or is not on this L2 segment: use mode overlay or auto",
+            node.name
+        )),
         (Mode::Routing, false) => {
             Err(format!("node {} is not on this L2 segment: use mode overlay, auto or bgp", node.name))
         }

@@ -15,6 +15,7 @@ pub mod conflist;
 pub mod daemon;
 pub mod desired;
 mod file;
+mod flannel;
 mod metrics;
 mod probe;
 pub mod record;

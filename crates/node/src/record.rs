@@ -26,12 +26,23 @@ pub struct Record {
     /// The hardware address of its tunnel, where that does not follow from its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+    /// That of its tunnel of IPv6, where it is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac6: Option<String>,
+    /// It is flannel's: each family of its pods is reached by the tunnel of that family, and never without one.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub flannel: bool,
     /// Networks of which it has no address left, and finds no block: others give back what they do not need.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub short: BTreeSet<String>,
     /// Tells two daemons of one name apart: made at a daemon's first start on a host, and kept there.
     #[serde(default)]
     pub incarnation: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(it: &bool) -> bool {
+    !it
 }
 
 /// Says how a node hears tunnelled packets.
@@ -92,8 +103,10 @@ impl Record {
                 return Err(Invalid::Address(*ip));
             }
         }
-        if let Some(mac) = record.mac.as_ref().filter(|mac| mac.parse::<Mac>().is_err()) {
-            return Err(Invalid::Mac(mac.clone()));
+        for mac in [&record.mac, &record.mac6].into_iter().flatten() {
+            if mac.parse::<Mac>().is_err() {
+                return Err(Invalid::Mac(mac.clone()));
+            }
         }
         record.blocks.sort();
         record.blocks.dedup();
@@ -105,10 +118,11 @@ impl Record {
         self.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4)
     }
 
-    /// Gives the hardware address of the node's tunnel, which usually follows from its name: it is the same after a reboot, and
-    /// nobody need be told of it.
-    pub fn mac(&self) -> Mac {
-        self.mac.as_ref().and_then(|mac| mac.parse().ok()).unwrap_or_else(|| mac_of(&self.name))
+    /// Gives the hardware address of the node's tunnel of a family, which usually follows from its name: it is the same after a
+    /// reboot, and nobody need be told of it.
+    pub fn mac(&self, v4: bool) -> Mac {
+        let given = if v4 { self.mac.as_ref() } else { self.mac6.as_ref().or(self.mac.as_ref()) };
+        given.and_then(|mac| mac.parse().ok()).unwrap_or_else(|| mac_of(&self.name))
     }
 }
 

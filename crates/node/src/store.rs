@@ -5,11 +5,10 @@
 
 mod etcd;
 mod file;
-mod flannel;
 mod kubernetes;
 mod remote;
 
-use std::{collections::BTreeMap, sync::mpsc::Sender};
+use std::{collections::BTreeMap, net::IpAddr, sync::mpsc::Sender};
 
 use ipnet::IpNet;
 
@@ -99,17 +98,28 @@ pub trait Store: Send {
 pub fn open(config: &Config, updates: Sender<Event>) -> Result<Box<dyn Store>, StoreError> {
     match &config.store {
         config::Store::File(dir) => Ok(Box::new(file::Folder::open(dir, updates)?)),
-        config::Store::Etcd(etcd) => Ok(Box::new(etcd::Etcd::open(etcd, config.lease, updates)?)),
-        config::Store::Kubernetes(how) => Ok(Box::new(kubernetes::Kubernetes::open(how, updates)?)),
+        config::Store::Etcd(etcd) => Ok(Box::new(etcd::Etcd::open(etcd, config, updates)?)),
+        config::Store::Kubernetes(how) => Ok(Box::new(kubernetes::Kubernetes::open(how, config, updates)?)),
     }
 }
 
 /// Writes a block as part of a file's name or a key: `10.244.1.0-24`.
-fn block_name(block: IpNet) -> String {
+pub(crate) fn block_name(block: IpNet) -> String {
     format!("{}-{}", block.network(), block.prefix_len())
 }
 
-fn parse_block(name: &str) -> Option<IpNet> {
+/// Writes a block where there can be no colons: `10.244.1.0-24`, `fd44.0.0.1.0.0.0.0-64`.
+pub(crate) fn plain_name(block: IpNet) -> String {
+    match block.network() {
+        IpAddr::V4(_) => block_name(block),
+        IpAddr::V6(ip) => {
+            let address = ip.segments().map(|segment| format!("{segment:x}")).join(".");
+            format!("{address}-{}", block.prefix_len())
+        }
+    }
+}
+
+pub(crate) fn parse_block(name: &str) -> Option<IpNet> {
     let (ip, length) = name.rsplit_once('-')?;
     IpNet::new(ip.parse().ok()?, length.parse().ok()?).ok().filter(|net| net.addr() == net.network())
 }

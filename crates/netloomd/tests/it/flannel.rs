@@ -1,112 +1,249 @@
-//! A cluster that goes from flannel to netloomd node by node: a host is flannel's, as flannel makes it by its keys, and its pods are
-//! reached, and reach, all the way.
+//! A cluster that goes from flannel to netloomd node by node: a host is flannel's, as flannel makes it by its keys or annotations, and its
+//! pods are reached, and reach, all the way, in both families.
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::lab::{Kind, Lab, Plan};
+use crate::{
+    kubernetes::{ask, put},
+    lab::{Kind, Lab, Plan},
+};
 
 const ETCDCTL: &str = "ETCDCTL_API=3 etcdctl --endpoints http://192.0.2.254:2379";
-const MAC: &str = "02:00:00:00:00:99";
+const MAC4: &str = "02:00:00:00:00:99";
+const MAC6: &str = "02:00:00:00:00:96";
+const SUBNETS: [&str; 2] = ["10.244.99.0/24", "fd44:0:0:99::/64"];
+const OLD: [&str; 2] = ["10.244.99.2", "fd44:0:0:99::2"];
 
-/// Reads what stands at subnets' keys, by subnet.
-fn subnets(lab: &Lab) -> Vec<(String, Value)> {
-    let text = lab.wire.sh(&format!("{ETCDCTL} get --prefix /coreos.com/network/subnets/"));
-    let lines: Vec<&str> = text.lines().collect();
-    lines
-        .chunks(2)
-        .map(|pair| {
-            let name = pair[0].rsplit('/').next().unwrap().replace('-', "/");
-            (name, serde_json::from_str(pair[1]).unwrap())
-        })
-        .collect()
+/// What flannel's nodes find of a node: its subnets, and a lease as it stands in etcd.
+type Found = (Vec<String>, Value);
+
+/// Where flannel is.
+trait Place {
+    const KIND: Kind;
+    const FLAGS: &'static [&'static str];
+    /// Before the first daemon starts.
+    fn prepare(lab: &Lab);
+    /// What flannel does of a host with this lease.
+    fn write(lab: &Lab, lease: &Value);
+    fn read(lab: &Lab) -> Vec<Found>;
 }
 
-#[test]
-fn a_cluster_goes_from_flannel_node_by_node() {
-    if !testkit::is_root() || !testkit::has("etcd") {
-        return;
+struct Etcd;
+
+impl Place for Etcd {
+    const KIND: Kind = Kind::Etcd;
+    const FLAGS: &'static [&'static str] =
+        &["--flannel", "/coreos.com/network", "--vni", "1", "--port", "8472"];
+
+    fn prepare(_lab: &Lab) {}
+
+    fn write(lab: &Lab, lease: &Value) {
+        let names = SUBNETS.map(|subnet| subnet.replace('/', "-")).join("&");
+        lab.wire.sh(&format!("{ETCDCTL} put '/coreos.com/network/subnets/{names}' '{lease}'"));
     }
-    let mut lab = Lab::of(Plan {
-        store: Kind::Etcd,
-        started: 2,
-        pods: "10.244.0.0/16",
-        flags: &["--flannel", "/coreos.com/network", "--vni", "1", "--port", "8472"],
-        ..Plan::default()
-    });
-    let pods = [(0, "a1".to_owned(), lab.pod(0, "a1")), (1, "a2".to_owned(), lab.pod(1, "a2"))];
-    lab.all_reach_all(&pods);
-    // The third host is flannel's: its key, and what it makes of others' keys.
-    lab.wire.sh(&format!(
-        "{ETCDCTL} put /coreos.com/network/subnets/10.244.99.0-24 \
-         '{{\"PublicIP\":\"192.0.2.3\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\"BackendData\":{{\"VNI\":1,\"VtepMAC\":\"{MAC}\"}}}}'"
-    ));
-    let third = &lab.hosts[2];
-    third.sh(&format!(
-        "nft delete table inet own; echo 1 >/proc/sys/net/ipv4/ip_forward
-         ip link add flannel.1 address {MAC} type vxlan id 1 dstport 8472 local 192.0.2.3 dev up0 nolearning
-         ip link set flannel.1 mtu 1430 up; ip addr add 10.244.99.0/32 dev flannel.1
-         ip link add cni0 type bridge; ip addr add 10.244.99.1/24 dev cni0; ip link set cni0 up; ip netns add old
+
+    fn read(lab: &Lab) -> Vec<Found> {
+        let text = lab.wire.sh(&format!("{ETCDCTL} get --prefix /coreos.com/network/subnets/"));
+        let lines: Vec<&str> = text.lines().collect();
+        let found = |pair: &[&str]| {
+            let names = pair[0].rsplit('/').next().unwrap().split('&');
+            (names.map(|name| name.replace('-', "/")).collect(), serde_json::from_str(pair[1]).unwrap())
+        };
+        lines.chunks(2).map(found).collect()
+    }
+}
+
+struct Kubernetes;
+
+const PREFIX: &str = "flannel.alpha.coreos.com";
+
+impl Place for Kubernetes {
+    const KIND: Kind = Kind::Kubernetes;
+    const FLAGS: &'static [&'static str] = &["--flannel", PREFIX, "--vni", "1", "--port", "8472"];
+
+    fn prepare(lab: &Lab) {
+        put(lab, "nodes", "host2", &node("host2", &["10.244.78.0/24", "fd44:0:0:78::/64"], &json!({})));
+    }
+
+    fn write(lab: &Lab, lease: &Value) {
+        let of = |name: &str| format!("{PREFIX}/{name}");
+        let annotations = json!({
+            of("kube-subnet-manager"): "true", of("backend-type"): lease["BackendType"],
+            of("public-ip"): lease["PublicIP"], of("public-ipv6"): lease["PublicIPv6"],
+            of("backend-data"): lease["BackendData"].to_string(),
+            of("backend-v6-data"): lease["BackendV6Data"].to_string(),
+        });
+        put(lab, "nodes", "host3", &node("host3", &SUBNETS, &annotations));
+    }
+
+    fn read(lab: &Lab) -> Vec<Found> {
+        let all = ask(lab, "GET", "/api/v1/nodes", "");
+        let nodes = all["items"].as_array().unwrap().iter();
+        let found = |node: &Value| {
+            let of = |name: &str| node["metadata"]["annotations"][format!("{PREFIX}/{name}")].clone();
+            let data =
+                |name: &str| serde_json::from_str::<Value>(of(name).as_str().unwrap_or("null")).unwrap();
+            let subnets = node["spec"]["podCIDRs"].as_array()?.iter();
+            let lease = json!({
+                "PublicIP": of("public-ip"), "PublicIPv6": of("public-ipv6"), "BackendType": of("backend-type"),
+                "BackendData": data("backend-data"), "BackendV6Data": data("backend-v6-data"),
+            });
+            (of("kube-subnet-manager") == "true")
+                .then(|| (subnets.map(|it| it.as_str().unwrap().to_owned()).collect(), lease))
+        };
+        nodes.filter_map(found).collect()
+    }
+}
+
+fn node(name: &str, cidrs: &[&str], annotations: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "uid": format!("uid-of-{name}"), "annotations": annotations},
+        "spec": {"podCIDRs": cidrs},
+    })
+}
+
+/// Makes the third host one of flannel's, with a pod on its bridge.
+fn make_flannels(lab: &Lab) {
+    lab.hosts[2].sh(&format!(
+        "nft delete table inet own; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+         ip link add flannel.1 address {MAC4} type vxlan id 1 dstport 8472 local 192.0.2.3 dev up0 nolearning
+         ip link add flannel-v6.1 address {MAC6} type vxlan id 1 dstport 8472 local 2001:db8:a::3 dev up0 nolearning udp6zerocsumrx
+         ip link set flannel.1 mtu 1430 up; ip link set flannel-v6.1 mtu 1430 up
+         ip addr add 10.244.99.0/32 dev flannel.1; ip addr add fd44:0:0:99::/128 dev flannel-v6.1 nodad
+         ip link add cni0 type bridge; ip addr add 10.244.99.1/24 dev cni0; ip addr add fd44:0:0:99::1/64 dev cni0 nodad
+         ip link set cni0 up; ip netns add old
          ip link add v type veth peer name eth0 mtu 1430 netns old; ip link set v master cni0 up
-         ip -n old addr add 10.244.99.2/24 dev eth0; ip -n old link set eth0 up; ip -n old route add default via 10.244.99.1"
+         ip -n old addr add {}/24 dev eth0; ip -n old addr add {}/64 dev eth0 nodad; ip -n old link set eth0 up
+         ip -n old route add default via 10.244.99.1; ip -n old route add default via fd44:0:0:99::1",
+        OLD[0], OLD[1]
     ));
-    let of_others: Vec<_> =
-        subnets(&lab).into_iter().filter(|(_, lease)| lease["Netloom"].is_string()).collect();
-    assert_eq!(of_others.len(), 2, "{of_others:?}");
-    for (subnet, lease) in &of_others {
-        assert_eq!(
-            (&lease["BackendType"], &lease["BackendData"]["VNI"]),
-            (&"vxlan".into(), &1.into()),
-            "{lease}"
-        );
-        let (hop, mac) =
-            (subnet.split('/').next().unwrap(), lease["BackendData"]["VtepMAC"].as_str().unwrap());
+}
+
+/// Leads the third host's packets to another node as flannel does: each family by a tunnel of its own.
+fn reach_as_flannel(lab: &Lab, (subnets, lease): &Found) {
+    for subnet in subnets {
+        let (device, address, data) = if subnet.contains(':') {
+            ("flannel-v6.1", "PublicIPv6", "BackendV6Data")
+        } else {
+            ("flannel.1", "PublicIP", "BackendData")
+        };
+        assert_eq!((&lease["BackendType"], &lease[data]["VNI"]), (&"vxlan".into(), &1.into()), "{lease}");
+        let (hop, mac) = (subnet.split('/').next().unwrap(), lease[data]["VtepMAC"].as_str().unwrap());
         lab.hosts[2].sh(&format!(
-            "ip neigh add {hop} lladdr {mac} dev flannel.1 nud permanent; bridge fdb append {mac} dev flannel.1 dst {}
-             ip route add {subnet} via {hop} dev flannel.1 onlink",
-            lease["PublicIP"].as_str().unwrap()
+            "ip neigh add {hop} lladdr {mac} dev {device} nud permanent
+             bridge fdb append {mac} dev {device} dst {}
+             ip route add {subnet} via {hop} dev {device} onlink",
+            lease[address].as_str().unwrap()
         ));
     }
+}
+
+fn prefixes(status: &Value) -> Vec<&str> {
+    status["blocks"].as_array().unwrap().iter().map(|block| block["prefix"].as_str().unwrap()).collect()
+}
+
+fn a_cluster_goes_from_flannel<P: Place>() {
+    let mut lab = Lab::of(Plan { store: P::KIND, started: 0, flags: P::FLAGS, ..Plan::default() });
+    P::prepare(&lab);
+    for index in [0, 1] {
+        lab.start(index);
+    }
+    for index in [0, 1] {
+        lab.wait(index, "ready with the other", |status| {
+            status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 1)
+        });
+    }
+    let pods = [(0, "a1".to_owned(), lab.pod(0, "a1")), (1, "a2".to_owned(), lab.pod(1, "a2"))];
+    lab.all_reach_all(&pods);
+    make_flannels(&lab);
+    let of_others = P::read(&lab);
+    assert!(of_others.len() == 2 && of_others.iter().all(|(subnets, _)| subnets.len() == 2), "{of_others:?}");
+    for other in &of_others {
+        reach_as_flannel(&lab, other);
+    }
+    P::write(
+        &lab,
+        &json!({
+            "PublicIP": "192.0.2.3", "PublicIPv6": "2001:db8:a::3", "BackendType": "vxlan",
+            "BackendData": {"VNI": 1, "VtepMAC": MAC4}, "BackendV6Data": {"VNI": 1, "VtepMAC": MAC6},
+        }),
+    );
     for index in [0, 1] {
         lab.until(index, "ip route show proto 95 | grep -q 10.244.99.0/24");
+        lab.until(index, "ip -6 route show proto 95 | grep -q fd44:0:0:99::/64.*netloom6");
     }
-    let reach = |lab: &Lab, what: &str| {
+    let reach = |lab: &Lab| {
         for (index, pod, addresses) in &pods {
-            assert!(lab.pings(*index, pod, "-M do -s 1402", "10.244.99.2"), "{what}: {pod} to flannel's pod");
-            assert!(lab.pings(2, "old", "-M do -s 1402", &addresses[0]), "{what}: flannel's pod to {pod}");
+            for (own, old, size) in [(&addresses[0], OLD[0], 1402), (&addresses[1], OLD[1], 1382)] {
+                // Of all that takes part some addresses are only just there.
+                let ping = |from: &str, to: &str| {
+                    format!("ip netns exec {from} ping -c 1 -W 1 -M do -s {size} {to}")
+                };
+                lab.until(*index, &ping(pod, old));
+                lab.until(2, &ping("old", own));
+            }
         }
     };
-    reach(&lab, "flannel beside");
-    // The third one's turn: netloomd takes the place of flannel's device, and its subnet, while a pod of flannel's is there.
-    lab.hosts[2].sh("mkdir -p /run/flannel; printf 'FLANNEL_NETWORK=10.244.0.0/16\\nFLANNEL_SUBNET=10.244.99.1/24\\nFLANNEL_MTU=1430\\n' >/run/flannel/subnet.env");
+    reach(&lab);
+    // The third one's turn: netloomd takes the place of flannel's devices, and its subnets, while a pod of flannel's is there.
+    lab.hosts[2].sh(
+        "mkdir -p /run/flannel; printf 'FLANNEL_NETWORK=10.244.0.0/16\\nFLANNEL_SUBNET=10.244.99.1/24\\nFLANNEL_IPV6_NETWORK=fd44::/48\\nFLANNEL_IPV6_SUBNET=fd44:0:0:99::1/64\\nFLANNEL_MTU=1430\\nFLANNEL_IPMASQ=true\\n' >/run/flannel/subnet.env",
+    );
     lab.start(2);
     for index in 0..3 {
         lab.wait(index, "told of two nodes, none of them flannel's", |status| {
             let peers = status["peers"].as_array().unwrap();
             status["ready"] == true
                 && peers.len() == 2
-                && !peers.iter().any(|peer| peer["name"].as_str().unwrap().starts_with("flannel"))
+                && peers.iter().all(|peer| peer["name"].as_str().unwrap().starts_with("host"))
         });
     }
     assert!(!lab.hosts[2].succeeds("ip link show flannel.1"));
-    assert_eq!(lab.status(2)["blocks"][0]["prefix"], "10.244.99.0/24");
-    assert!(subnets(&lab).iter().all(|(_, lease)| lease["Netloom"].is_string()), "{:?}", subnets(&lab));
-    lab.until(0, "ip route show proto 95 | grep -q 10.244.99.0/24");
-    let started = Instant::now();
-    while !lab.pings(0, "a1", "", "10.244.99.2") {
-        assert!(started.elapsed() < Duration::from_secs(10), "flannel's pod is lost");
+    assert!(!lab.hosts[2].succeeds("ip link show flannel-v6.1"));
+    assert_eq!(prefixes(&lab.status(2)), SUBNETS);
+    let found = P::read(&lab);
+    let third = found.iter().find(|(subnets, _)| *subnets == SUBNETS).unwrap();
+    assert!(found.len() == 3 && third.1["BackendData"]["VtepMAC"] != MAC4, "{found:?}");
+    reach(&lab);
+    // flannel's plugin finds what it did before.
+    for line in ["FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_SUBNET=10.244.99.1/24", "FLANNEL_MTU=1430"] {
+        lab.until(2, &format!("grep -qx {line} /run/flannel/subnet.env"));
     }
-    reach(&lab, "without flannel");
-    // A new pod gets another address than those that flannel's have, where the network's name is the same; it is reached too.
+    lab.until(2, "grep -qx FLANNEL_IPV6_SUBNET=fd44:0:0:99::1/64 /run/flannel/subnet.env");
+    // A new pod gets another address than those that flannel's have, where the network's name is the same; it is reached too, also by
+    // those on flannel's bridge.
     lab.hosts[2].sh("mkdir -p /var/lib/cni/networks/netloom; printf 'old\\r\\neth0' >/var/lib/cni/networks/netloom/10.244.99.2");
     let new = lab.pod(2, "a3");
-    assert_ne!(new[0], "10.244.99.2");
+    assert_ne!(new[0], OLD[0]);
     assert!(lab.pings(0, "a1", "", &new[0]) && lab.pings(2, "a3", "", &pods[1].2[0]));
-    // A daemon that is gone is gone for flannel too: its key stands under its lease.
+    assert!(lab.pings(2, "a3", "", OLD[0]) && lab.pings(2, "old", "", &new[0]));
+    // What the file says is no news after a restart: this node's own blocks.
+    lab.kill(2);
+    lab.start(2);
+    lab.wait(2, "ready again", |status| status["ready"] == true);
+    assert_eq!(prefixes(&lab.status(2)), SUBNETS);
+    // A daemon that goes for good takes with it what it told flannel's nodes.
     lab.kill(1);
+    assert!(lab.daemon(1).arg("uninstall").status().unwrap().success());
     let started = Instant::now();
-    while subnets(&lab).len() > 2 {
-        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", subnets(&lab));
+    while P::read(&lab).len() > 2 {
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", P::read(&lab));
+    }
+}
+
+#[test]
+fn a_cluster_goes_from_flannel_in_etcd() {
+    if testkit::is_root() && testkit::has("etcd") {
+        a_cluster_goes_from_flannel::<Etcd>();
+    }
+}
+
+#[test]
+fn a_cluster_goes_from_flannel_in_kubernetes() {
+    if testkit::is_root() {
+        a_cluster_goes_from_flannel::<Kubernetes>();
     }
 }

@@ -201,6 +201,30 @@ async fn one(
     }
 }
 
+/// Merges into an object's annotations, by way of its status (RFC 7396).
+async fn annotate(
+    State(api): State<Shared>,
+    Path((kind, name)): Path<(String, String)>,
+    method: Method,
+    body: Bytes,
+) -> Response {
+    let mut api = api.lock().unwrap();
+    let there = api.objects.get(&(kind.clone(), name.clone())).cloned();
+    let (Some(mut object), Method::PATCH) = (there, method) else {
+        return status(StatusCode::NOT_FOUND, "NotFound");
+    };
+    let patch: Value = serde_json::from_slice(&body).unwrap();
+    for (name, value) in patch["metadata"]["annotations"].as_object().unwrap() {
+        let there = &mut object["metadata"]["annotations"];
+        if value.is_null() {
+            there.as_object_mut().map(|there| there.remove(name));
+        } else {
+            there[name] = value.clone();
+        }
+    }
+    Json(api.put(&kind, &name, object)).into_response()
+}
+
 /// For the tests alone: what was asked for, a version before which nothing is remembered, and objects as somebody else writes them.
 async fn by_test(
     State(api): State<Shared>,
@@ -243,7 +267,9 @@ fn api_server() {
         api.put("nodes", &format!("host{number}"), node);
     }
     let router = Router::new()
+        .route("/api/v1/{kind}", any(collection))
         .route("/api/v1/{kind}/{name}", any(one))
+        .route("/api/v1/{kind}/{name}/status", any(annotate))
         .route("/apis/netloom.dev/v1alpha1/{kind}", any(collection))
         .route("/apis/netloom.dev/v1alpha1/{kind}/{name}", any(one))
         .route("/test/{what}/{kind}/{name}", any(by_test))
@@ -279,7 +305,7 @@ pub(crate) fn start(host: &Host, address: &str) -> Child {
 }
 
 /// Asks the server something by hand.
-fn ask(lab: &Lab, method: &str, path: &str, body: &str) -> Value {
+pub(crate) fn ask(lab: &Lab, method: &str, path: &str, body: &str) -> Value {
     let (ip, port) = SERVER.split_once(':').unwrap();
     let script = format!(
         "exec 3<>/dev/tcp/{ip}/{port}
@@ -289,6 +315,11 @@ fn ask(lab: &Lab, method: &str, path: &str, body: &str) -> Value {
     let output = lab.wire.command("bash").args(["-c", &script]).env("BODY", body).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap_or_default()
+}
+
+/// Has somebody else write an object.
+pub(crate) fn put(lab: &Lab, kind: &str, name: &str, object: &Value) {
+    ask(lab, "POST", &format!("/test/put/{kind}/{name}"), &object.to_string());
 }
 
 fn all(lab: &Lab, kind: &str) -> BTreeMap<String, Value> {
@@ -343,12 +374,7 @@ fn nodes_learn_of_each_other_by_kubernetes() {
     }
     // Versions that the server does not remember any more: everything is listed anew.
     ask(&lab, "GET", "/test/forget/x/x", "");
-    ask(
-        &lab,
-        "POST",
-        "/test/put/netloomnodes/garbage",
-        r#"{"metadata":{"name":"garbage"},"spec":{"addresses":7}}"#,
-    );
+    put(&lab, "netloomnodes", "garbage", &json!({"metadata": {"name": "garbage"}, "spec": {"addresses": 7}}));
     lab.wait(0, "told of garbage", |status| {
         status["store"]["refused"]
             .as_array()

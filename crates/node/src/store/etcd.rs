@@ -13,14 +13,20 @@ use etcd_client::{
 use ipnet::IpNet;
 
 use super::{
-    Contents, Store, StoreError, Update, block_name, flannel, parse_block,
+    Contents, Store, StoreError, Update, block_name, parse_block,
     remote::{LIMIT, Remote},
 };
-use crate::{config, daemon::Event, record::Record};
+use crate::{
+    config::{self, Config, Flannel},
+    daemon::Event,
+    flannel::{self, keys},
+    record::Record,
+};
 
 pub(super) struct Etcd {
     remote: Remote<Client>,
     config: config::Etcd,
+    flannel: Option<Flannel>,
     lease: Lease,
 }
 
@@ -36,14 +42,15 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 impl Etcd {
     pub(super) fn open(
-        config: &config::Etcd,
-        lease: u32,
+        how: &config::Etcd,
+        config: &Config,
         updates: Sender<Event>,
     ) -> Result<Self, StoreError> {
         let remote = Remote::new("etcd")?;
-        remote.spawn(watch(config.clone(), updates));
-        let lease = Lease { seconds: lease.into(), id: None, record: None };
-        Ok(Self { remote, config: config.clone(), lease })
+        let flannel = config.flannel.clone();
+        remote.spawn(watch(how.clone(), flannel.clone(), updates));
+        let lease = Lease { seconds: config.lease.into(), id: None, record: None };
+        Ok(Self { remote, config: how.clone(), flannel, lease })
     }
 
     fn with<T>(
@@ -70,7 +77,7 @@ impl Store for Etcd {
         let (seconds, known) = (self.lease.seconds, self.lease.id);
         let same = !again && self.lease.record.as_ref() == Some(&written);
         let (key, text) = written.clone();
-        let (record, how) = (node.clone(), self.config.flannel.clone());
+        let (record, how) = (node.clone(), self.flannel.clone());
         let id = self.with("publish this node", async move |client| {
             // A lease that has ended is answered with an error too: another is taken.
             let alive = match known {
@@ -96,17 +103,19 @@ impl Store for Etcd {
     }
 
     fn assigned(&mut self, _node: &str) -> Result<Vec<IpNet>, StoreError> {
-        let had = self.config.flannel.as_ref().and_then(|how| flannel::own_subnet(&how.subnet_file));
-        Ok(had.into_iter().collect())
+        Ok(self.flannel.as_ref().map(flannel::subnet_file::read).unwrap_or_default())
     }
 
     fn claim(&mut self, block: IpNet, node: &str) -> Result<bool, StoreError> {
-        let (key, node) = (self.block_key(block), node.to_owned());
-        let theirs = self.config.flannel.as_ref().and_then(|how| flannel::key(how, block));
+        let (key, node, how) = (self.block_key(block), node.to_owned(), self.flannel.clone());
         self.with(&format!("claim block {block}"), async move |client| {
-            // Nobody's here, and nobody's of flannel's.
-            let keys = [Some(key.clone()), theirs].into_iter().flatten();
-            let absent: Vec<Compare> = keys.map(|key| Compare::version(key, CompareOp::Equal, 0)).collect();
+            let mut absent = vec![Compare::version(key.clone(), CompareOp::Equal, 0)];
+            if let Some(how) = how {
+                match nobodys_of_flannel(client, &how, block, &node).await? {
+                    Some(still) => absent.push(still),
+                    None => return Ok(false),
+                }
+            }
             let put = TxnOp::put(key.clone(), node.clone(), None);
             let txn = Txn::new().when(absent).and_then([put]).or_else([TxnOp::get(key, None)]);
             let answer = client.txn(txn).await?;
@@ -135,44 +144,82 @@ impl Store for Etcd {
 
     fn release(&mut self, block: IpNet, node: &str) -> Result<(), StoreError> {
         let (key, node) = (self.block_key(block), node.to_owned());
-        let theirs = self.config.flannel.as_ref().and_then(|how| flannel::key(how, block));
         self.with(&format!("give back block {block}"), async move |client| {
-            if let Some(theirs) = theirs {
-                let there = client.get(theirs.clone(), None).await?;
-                if there.kvs().iter().any(|kv| flannel::is_of(kv.value(), &node)) {
-                    client.delete(theirs, None).await?;
-                }
-            }
             let mine = Compare::value(key.clone(), CompareOp::Equal, node);
             client.txn(Txn::new().when([mine]).and_then([TxnOp::delete(key, None)])).await.map(drop)
         })
     }
 
     fn withdraw(&mut self, node: &str) -> Result<(), StoreError> {
-        let key = self.node_key(node);
+        let (key, how, node) = (self.node_key(node), self.flannel.clone(), node.to_owned());
         self.lease.record = None;
-        self.with("withdraw this node", async move |client| client.delete(key, None).await.map(drop))
+        self.with("withdraw this node", async move |client| {
+            if let Some(how) = how {
+                withdraw_from_flannel(client, &how, &node, &[]).await?;
+            }
+            client.delete(key, None).await.map(drop)
+        })
     }
+}
+
+/// Finds out whether flannel has nobody who has a block, but for this node itself: then gives what holds as long as that does.
+async fn nobodys_of_flannel(
+    client: &mut Client,
+    how: &Flannel,
+    block: IpNet,
+    node: &str,
+) -> Result<Option<Compare>, etcd_client::Error> {
+    let (first, end) = keys::around(how, block);
+    let there = client.get(first.clone(), Some(GetOptions::new().with_range(end.clone()))).await?;
+    let is_other = |kv: &etcd_client::KeyValue| {
+        let name = kv.key_str().ok().and_then(|key| key.strip_prefix(&keys::prefix(how)));
+        name.is_some_and(|name| keys::has(name, block))
+            && !serde_json::from_slice::<flannel::Lease>(kv.value()).is_ok_and(|lease| lease.is_of(node))
+    };
+    let revision = there.header().map_or(0, etcd_client::ResponseHeader::revision);
+    let unchanged = || Compare::mod_revision(first, CompareOp::Less, revision + 1).with_range(end);
+    Ok((!there.kvs().iter().any(is_other)).then(unchanged))
 }
 
 /// Says of a node's blocks where they are, as flannel's nodes read it. What another host has there stays.
 async fn publish_to_flannel(
     client: &mut Client,
-    how: &config::Flannel,
+    how: &Flannel,
     node: &Record,
     lease: i64,
 ) -> Result<(), etcd_client::Error> {
-    let Some(value) = flannel::value(how, node) else { return Ok(()) };
-    for key in node.blocks.iter().filter_map(|block| flannel::key(how, *block)) {
+    let value = serde_json::to_vec(&flannel::Lease::of(node)).unwrap_or_default();
+    let wanted = keys::of(how, node);
+    for key in &wanted {
         let there = client.get(key.clone(), None).await?;
         let (version, is_own) = match there.kvs().first() {
             None => (0, true),
-            Some(kv) => (kv.mod_revision(), flannel::is_own(kv.value(), node)),
+            Some(kv) => {
+                let theirs = serde_json::from_slice::<flannel::Lease>(kv.value());
+                (kv.mod_revision(), theirs.is_ok_and(|lease| lease.is_own(node)))
+            }
         };
         if is_own {
             let unchanged = Compare::mod_revision(key.clone(), CompareOp::Equal, version);
-            let put = TxnOp::put(key, value.clone(), Some(PutOptions::new().with_lease(lease)));
+            let put = TxnOp::put(key.clone(), value.clone(), Some(PutOptions::new().with_lease(lease)));
             client.txn(Txn::new().when([unchanged]).and_then([put])).await?;
+        }
+    }
+    withdraw_from_flannel(client, how, &node.name, &wanted).await
+}
+
+/// Takes away what a node of this cluster's wrote of blocks that it has no more.
+async fn withdraw_from_flannel(
+    client: &mut Client,
+    how: &Flannel,
+    node: &str,
+    but: &[String],
+) -> Result<(), etcd_client::Error> {
+    let all = client.get(keys::prefix(how), Some(GetOptions::new().with_prefix())).await?;
+    for kv in all.kvs() {
+        let is_of = serde_json::from_slice::<flannel::Lease>(kv.value()).is_ok_and(|lease| lease.is_of(node));
+        if is_of && !but.iter().any(|key| key.as_bytes() == kv.key()) {
+            client.delete(kv.key(), None).await?;
         }
     }
     Ok(())
@@ -203,9 +250,9 @@ async fn connect(config: &config::Etcd) -> Result<Client, etcd_client::Error> {
 }
 
 /// Tells of everything, then of what changes, for as long as somebody listens.
-async fn watch(config: config::Etcd, updates: Sender<Event>) {
+async fn watch(config: config::Etcd, flannel: Option<Flannel>, updates: Sender<Event>) {
     loop {
-        let Err(why) = watch_once(&config, &updates).await else { return };
+        let Err(why) = watch_once(&config, flannel.as_ref(), &updates).await else { return };
         if updates.send(Event::Store(Update::Lost(why))).is_err() {
             return;
         }
@@ -214,7 +261,11 @@ async fn watch(config: config::Etcd, updates: Sender<Event>) {
 }
 
 /// Ends well when nobody listens any more.
-async fn watch_once(config: &config::Etcd, updates: &Sender<Event>) -> Result<(), String> {
+async fn watch_once(
+    config: &config::Etcd,
+    flannel: Option<&Flannel>,
+    updates: &Sender<Event>,
+) -> Result<(), String> {
     let text = |error: etcd_client::Error| error.to_string();
     let prefix = format!("{}/", config.prefix);
     let limited = async |config| tokio::time::timeout(LIMIT, connect(config)).await;
@@ -222,11 +273,12 @@ async fn watch_once(config: &config::Etcd, updates: &Sender<Event>) -> Result<()
     let all = client.get(prefix.clone(), Some(GetOptions::new().with_prefix())).await.map_err(text)?;
     let revision = all.header().map_or(0, etcd_client::ResponseHeader::revision);
     // Where flannel's keys are not asked for, nothing is below this one.
-    let theirs = config.flannel.as_ref().map_or_else(|| format!("{prefix}no-flannel/"), flannel::prefix);
+    let theirs = flannel.map_or_else(|| format!("{prefix}no-flannel/"), keys::prefix);
     let all_theirs = client.get(theirs.clone(), Some(GetOptions::new().with_prefix())).await.map_err(text)?;
-    let read = |key: &[u8], value: Option<&[u8]>| match &config.flannel {
+    let read = |key: &[u8], value: Option<&[u8]>| match flannel {
         Some(how) if key.starts_with(theirs.as_bytes()) => {
-            flannel::read(how, std::str::from_utf8(&key[theirs.len()..]).ok()?, value)
+            let name = std::str::from_utf8(&key[theirs.len()..]).ok()?;
+            keys::read(how, name, value).map(|(name, record)| Update::Node(name, record))
         }
         _ => read(&prefix, key, value),
     };

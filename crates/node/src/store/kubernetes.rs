@@ -2,22 +2,20 @@
 //!
 //! Both are cluster-scoped, small, and belong to the `Node`, with which they go; they are written when something changes and at
 //! no other time, so that a cluster of thousands of nodes is quiet. Of `Node`s a daemon reads its own, and that when it writes:
-//! others' heartbeats reach nobody here.
+//! others' heartbeats reach nobody here. Where flannel is beside, it watches all of them for as long as that is so.
 
 use std::{
     collections::BTreeMap,
     hash::{BuildHasher, RandomState},
-    net::IpAddr,
-    pin::pin,
     sync::mpsc::Sender,
     time::Duration,
 };
 
-use futures::{Stream, StreamExt};
+use futures::{StreamExt, stream::BoxStream};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api, Client, Config, Error,
+    Api, Client, Error,
     api::{
         ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
     },
@@ -27,14 +25,20 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    Contents, Store, StoreError, Update,
+    Contents, Store, StoreError, Update, plain_name,
     remote::{LIMIT, Remote},
 };
-use crate::{config, daemon::Event, record::Record};
+use crate::{
+    config::{self, Config, Flannel},
+    daemon::Event,
+    flannel::annotations,
+    record::{Record, mac_of},
+};
 
 pub(super) struct Kubernetes {
     remote: Remote<Client>,
     config: config::Kubernetes,
+    flannel: Option<Flannel>,
     /// What was last written.
     published: Option<Record>,
 }
@@ -65,10 +69,15 @@ fn api(client: &Client, (kind, plural): (&str, &str)) -> Api<DynamicObject> {
 }
 
 impl Kubernetes {
-    pub(super) fn open(config: &config::Kubernetes, updates: Sender<Event>) -> Result<Self, StoreError> {
+    pub(super) fn open(
+        how: &config::Kubernetes,
+        config: &Config,
+        updates: Sender<Event>,
+    ) -> Result<Self, StoreError> {
         let remote = Remote::new("Kubernetes")?;
-        remote.spawn(watch(config.clone(), updates));
-        Ok(Self { remote, config: config.clone(), published: None })
+        let flannel = config.flannel.clone();
+        remote.spawn(watch(how.clone(), config.node.clone(), flannel.clone(), updates));
+        Ok(Self { remote, config: how.clone(), flannel, published: None })
     }
 
     fn with<T>(
@@ -103,11 +112,11 @@ async fn connect(how: &config::Kubernetes) -> Result<Client, String> {
     let mut config = match &how.kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path).map_err(|error| error.to_string())?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
                 .await
                 .map_err(|error| error.to_string())?
         }
-        None => Config::incluster().map_err(|error| {
+        None => kube::Config::incluster().map_err(|error| {
             format!("this is no pod of Kubernetes, and there is no `kubeconfig`: {error}")
         })?,
     };
@@ -126,6 +135,21 @@ fn owner(node: &Node) -> Value {
     }])
 }
 
+/// Sets annotations of a node, or takes away those that are to be none.
+async fn annotate(
+    client: &Client,
+    name: &str,
+    annotations: &BTreeMap<String, Option<String>>,
+) -> Result<(), Error> {
+    if annotations.is_empty() {
+        return Ok(());
+    }
+    // By way of the status, as flannel does it: nothing else of a node need be allowed.
+    let patch = json!({"metadata": {"annotations": annotations}});
+    let api = Api::<Node>::all(client.clone());
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+}
+
 async fn own_node(client: &Client, name: &str) -> Result<Node, Error> {
     Api::<Node>::all(client.clone()).get(name).await
 }
@@ -137,15 +161,21 @@ impl Store for Kubernetes {
         }
         let mut spec = serde_json::to_value(node).unwrap_or_default();
         spec.as_object_mut().map(|fields| fields.remove("name"));
-        let name = node.name.clone();
+        let (name, record, flannel) = (node.name.clone(), node.clone(), self.flannel.clone());
         self.with("publish this node", async move |client| {
-            let owner = owner(&own_node(client, &name).await?);
+            let own = own_node(client, &name).await?;
+            let owner = owner(&own);
             let object = json!({
                 "apiVersion": format!("{GROUP}/{VERSION}"), "kind": NODE.0,
                 "metadata": {"name": name, "ownerReferences": owner}, "spec": spec,
             });
             let by = PatchParams::apply(MANAGER).force();
-            api(client, NODE).patch(&name, &by, &Patch::Apply(object)).await.map(drop)
+            api(client, NODE).patch(&name, &by, &Patch::Apply(object)).await?;
+            if let Some(how) = flannel {
+                let there = own.metadata.annotations.unwrap_or_default();
+                annotate(client, &name, &annotations::missing(&how, &record, &there)).await?;
+            }
+            Ok(())
         })?;
         self.published = Some(node.clone());
         Ok(())
@@ -162,7 +192,7 @@ impl Store for Kubernetes {
     fn claim(&mut self, block: IpNet, node: &str) -> Result<bool, StoreError> {
         self.with(&format!("claim block {block}"), async |client| {
             let owner = owner(&own_node(client, node).await?);
-            let name = block_name(block);
+            let name = plain_name(block);
             let object = json!({
                 "apiVersion": format!("{GROUP}/{VERSION}"), "kind": BLOCK.0,
                 "metadata": {"name": name, "ownerReferences": owner},
@@ -182,7 +212,7 @@ impl Store for Kubernetes {
 
     fn take(&mut self, block: IpNet, from: &str, node: &str) -> Result<bool, StoreError> {
         self.with(&format!("take block {block}"), async |client| {
-            let (api, name) = (api(client, BLOCK), block_name(block));
+            let (api, name) = (api(client, BLOCK), plain_name(block));
             let Some(mut there) = api.get_opt(&name).await? else { return Ok(false) };
             if there.data["spec"]["node"] != from {
                 return Ok(false);
@@ -201,7 +231,7 @@ impl Store for Kubernetes {
 
     fn release(&mut self, block: IpNet, node: &str) -> Result<(), StoreError> {
         self.with(&format!("give back block {block}"), async |client| {
-            let (api, name) = (api(client, BLOCK), block_name(block));
+            let (api, name) = (api(client, BLOCK), plain_name(block));
             let Some(there) = api.get_opt(&name).await? else { return Ok(()) };
             if there.data["spec"]["node"] != node {
                 return Ok(());
@@ -216,7 +246,14 @@ impl Store for Kubernetes {
 
     fn withdraw(&mut self, node: &str) -> Result<(), StoreError> {
         self.published = None;
+        let flannel = self.flannel.clone();
         self.with("withdraw this node", async |client| {
+            if let Some(how) = flannel
+                && let Some(own) = Api::<Node>::all(client.clone()).get_opt(node).await?
+            {
+                let there = own.metadata.annotations.unwrap_or_default();
+                annotate(client, node, &annotations::own(&how, &mac_of(node).to_string(), &there)).await?;
+            }
             absent_is_fine(api(client, NODE).delete(node, &DeleteParams::default()).await.map(drop))
         })
     }
@@ -229,19 +266,10 @@ fn absent_is_fine(outcome: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-/// Names of objects have no colons: `10.244.1.0-24`, `fd44.0.0.1.0.0.0.0-64`.
-fn block_name(block: IpNet) -> String {
-    let address = match block.network() {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => ip.segments().map(|segment| format!("{segment:x}")).join("."),
-    };
-    format!("{address}-{}", block.prefix_len())
-}
-
 /// Tells of everything, then of what changes, for as long as somebody listens.
-async fn watch(config: config::Kubernetes, updates: Sender<Event>) {
+async fn watch(how: config::Kubernetes, own: String, flannel: Option<Flannel>, updates: Sender<Event>) {
     loop {
-        let Err(why) = watch_once(&config, &updates).await else { return };
+        let Err(why) = watch_once(&how, &own, flannel.as_ref(), &updates).await else { return };
         if updates.send(Event::Store(Update::Lost(why))).is_err() {
             return;
         }
@@ -269,47 +297,69 @@ impl Backoff for Patience {
     }
 }
 
-/// What has been heard of one kind: none until all of it was.
-type Heard = Option<BTreeMap<String, Value>>;
+/// What has been heard of one kind.
+struct Heard<'a> {
+    stream: BoxStream<'a, Result<watcher::Event<DynamicObject>, watcher::Error>>,
+    /// Reads what matters of an object; nothing where it does not.
+    read: Box<dyn Fn(DynamicObject) -> Option<Value> + Send + 'a>,
+    /// What there is, by name; none until all of it was heard.
+    all: Option<BTreeMap<String, Value>>,
+    new: BTreeMap<String, Value>,
+}
 
 /// Ends well when nobody listens any more.
-async fn watch_once(how: &config::Kubernetes, updates: &Sender<Event>) -> Result<(), String> {
+async fn watch_once(
+    how: &config::Kubernetes,
+    own: &str,
+    flannel: Option<&Flannel>,
+    updates: &Sender<Event>,
+) -> Result<(), String> {
     let client = connect(how).await?;
-    let objects = |kind| watcher(api(&client, kind), watcher::Config::default()).backoff(Patience(PAUSE / 2));
-    let (mut nodes, mut blocks) = (pin!(objects(NODE)), pin!(objects(BLOCK)));
-    let (mut all_nodes, mut all_blocks): (Heard, Heard) = (None, None);
-    let (mut new_nodes, mut new_blocks) = (BTreeMap::new(), BTreeMap::new());
+    let spec = |mut object: DynamicObject| Some(object.data["spec"].take());
+    let mut nodes = Heard::of(api(&client, NODE), spec);
+    let mut blocks = Heard::of(api(&client, BLOCK), spec);
+    let mut theirs = match flannel {
+        None => Heard::nothing(),
+        Some(flannel) => {
+            let api = Api::all_with(client.clone(), &ApiResource::erase::<Node>(&()));
+            Heard::of(api, move |node| read_flannel(flannel, own, &node))
+        }
+    };
     let mut lost = false;
     loop {
         let outcome = tokio::select! {
             // In a quiet cluster nothing else tells that the server is there again.
-            () = tokio::time::sleep(PAUSE), if lost && all_nodes.is_some() && all_blocks.is_some() => {
+            () = tokio::time::sleep(PAUSE), if lost && whole(&nodes, &theirs, &blocks).is_some() => {
                 let (api, one) = (api(&client, NODE), ListParams::default().limit(1));
                 match tokio::time::timeout(LIMIT, api.list(&one)).await {
                     Ok(Ok(_)) => {
                         lost = false;
-                        Ok(Some(whole(all_nodes.as_ref(), all_blocks.as_ref())))
+                        Ok(whole(&nodes, &theirs, &blocks))
                     }
                     _ => Ok(None),
                 }
             }
-            changed = hear(nodes.as_mut(), &mut all_nodes, &mut new_nodes) => {
-                changed.map(|changed| match changed {
-                    Changed::Nothing => None,
-                    Changed::Everything => Some(whole(all_nodes.as_ref(), all_blocks.as_ref())),
-                    Changed::One(name, value) => Some(Some(Update::Node(name.clone(), value.map(|value| record(&name, value))))),
-                })
-            }
-            changed = hear(blocks.as_mut(), &mut all_blocks, &mut new_blocks) => {
-                changed.map(|changed| match changed {
-                    Changed::Nothing => None,
-                    Changed::Everything => Some(whole(all_nodes.as_ref(), all_blocks.as_ref())),
-                    Changed::One(name, value) => Some(block(&name, value)),
-                })
-            }
+            changed = nodes.hear() => changed.map(|changed| match changed {
+                Changed::Nothing => None,
+                Changed::Everything => whole(&nodes, &theirs, &blocks),
+                Changed::One(name) => Some(node(&nodes, &theirs, name)),
+            }),
+            changed = theirs.hear() => changed.map(|changed| match changed {
+                Changed::Nothing => None,
+                Changed::Everything => whole(&nodes, &theirs, &blocks),
+                Changed::One(name) => Some(node(&nodes, &theirs, name)),
+            }),
+            changed = blocks.hear() => changed.map(|changed| match changed {
+                Changed::Nothing => None,
+                Changed::Everything => whole(&nodes, &theirs, &blocks),
+                Changed::One(name) => block(&name, blocks.get(&name)),
+            }),
         };
         let update = match outcome {
-            Ok(update) => update.flatten().filter(|_| all_nodes.is_some() && all_blocks.is_some()),
+            // Until everything is known of each there is nothing to tell.
+            Ok(update) => {
+                update.filter(|_| [&nodes, &theirs, &blocks].iter().all(|heard| heard.all.is_some()))
+            }
             Err(why) => {
                 lost = true;
                 Some(Update::Lost(why))
@@ -326,71 +376,105 @@ async fn watch_once(how: &config::Kubernetes, updates: &Sender<Event>) -> Result
 enum Changed {
     Nothing,
     Everything,
-    /// Of this name; none when it is gone.
-    One(String, Option<Value>),
+    /// What has this name.
+    One(String),
 }
 
-/// Hears the next of what happens to one kind of objects.
-async fn hear(
-    mut stream: std::pin::Pin<&mut impl Stream<Item = Result<watcher::Event<DynamicObject>, watcher::Error>>>,
-    all: &mut Heard,
-    new: &mut BTreeMap<String, Value>,
-) -> Result<Changed, String> {
-    let name = |object: &DynamicObject| object.metadata.name.clone().unwrap_or_default();
-    let spec = |mut object: DynamicObject| object.data["spec"].take();
-    Ok(match stream.next().await {
-        None => return Err("the watch has ended".into()),
-        Some(Err(error)) => {
-            let mut text = error.to_string();
-            if let watcher::Error::InitialListFailed(error)
-            | watcher::Error::WatchStartFailed(error)
-            | watcher::Error::WatchFailed(error) = &error
-            {
-                text = explain(error);
+impl<'a> Heard<'a> {
+    fn of(api: Api<DynamicObject>, read: impl Fn(DynamicObject) -> Option<Value> + Send + 'a) -> Self {
+        let stream = watcher(api, watcher::Config::default()).backoff(Patience(PAUSE / 2)).boxed();
+        Self { stream, read: Box::new(read), all: None, new: BTreeMap::new() }
+    }
+
+    /// Where there is nothing to hear of.
+    fn nothing() -> Self {
+        let (stream, all) = (futures::stream::pending().boxed(), Some(BTreeMap::new()));
+        Self { stream, read: Box::new(|_| None), all, new: BTreeMap::new() }
+    }
+
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.all.as_ref()?.get(name)
+    }
+
+    /// Hears the next of what happens.
+    async fn hear(&mut self) -> Result<Changed, String> {
+        let name = |object: &DynamicObject| object.metadata.name.clone().unwrap_or_default();
+        Ok(match self.stream.next().await {
+            None => return Err("the watch has ended".into()),
+            Some(Err(error)) => {
+                let mut text = error.to_string();
+                if let watcher::Error::InitialListFailed(error)
+                | watcher::Error::WatchStartFailed(error)
+                | watcher::Error::WatchFailed(error) = &error
+                {
+                    text = explain(error);
+                }
+                return Err(text);
             }
-            return Err(text);
-        }
-        Some(Ok(watcher::Event::Init)) => {
-            new.clear();
-            Changed::Nothing
-        }
-        Some(Ok(watcher::Event::InitApply(object))) => {
-            new.insert(name(&object), spec(object));
-            Changed::Nothing
-        }
-        Some(Ok(watcher::Event::InitDone)) => {
-            *all = Some(std::mem::take(new));
-            Changed::Everything
-        }
-        Some(Ok(watcher::Event::Apply(object))) => {
-            let (name, spec) = (name(&object), spec(object));
-            if let Some(all) = all {
-                all.insert(name.clone(), spec.clone());
+            Some(Ok(watcher::Event::Init)) => {
+                self.new.clear();
+                Changed::Nothing
             }
-            Changed::One(name, Some(spec))
-        }
-        Some(Ok(watcher::Event::Delete(object))) => {
-            let name = name(&object);
-            if let Some(all) = all {
-                all.remove(&name);
+            Some(Ok(watcher::Event::InitApply(object))) => {
+                let name = name(&object);
+                self.new.extend((self.read)(object).map(|it| (name, it)));
+                Changed::Nothing
             }
-            Changed::One(name, None)
+            Some(Ok(watcher::Event::InitDone)) => {
+                self.all = Some(std::mem::take(&mut self.new));
+                Changed::Everything
+            }
+            Some(Ok(watcher::Event::Apply(object))) => {
+                let name = name(&object);
+                let now = (self.read)(object);
+                self.becomes(name, now)
+            }
+            Some(Ok(watcher::Event::Delete(object))) => self.becomes(name(&object), None),
+        })
+    }
+
+    /// A heartbeat changes nothing that matters.
+    fn becomes(&mut self, name: String, now: Option<Value>) -> Changed {
+        let Some(all) = &mut self.all else { return Changed::Nothing };
+        if all.get(&name) == now.as_ref() {
+            return Changed::Nothing;
         }
-    })
+        match now {
+            Some(now) => drop(all.insert(name.clone(), now)),
+            None => drop(all.remove(&name)),
+        }
+        Changed::One(name)
+    }
+}
+
+/// Reads what flannel says of another node.
+fn read_flannel(flannel: &Flannel, own: &str, node: &DynamicObject) -> Option<Value> {
+    if node.metadata.name.as_deref() == Some(own) {
+        return None;
+    }
+    let cidrs = node.data["spec"]["podCIDRs"].as_array();
+    let blocks: Vec<IpNet> =
+        cidrs.into_iter().flatten().filter_map(|cidr| cidr.as_str()?.parse().ok()).collect();
+    annotations::read(flannel, node.metadata.annotations.as_ref()?, &blocks)
+}
+
+/// Gives what a node is: what it says of itself, or else what flannel says of it.
+fn node(nodes: &Heard<'_>, theirs: &Heard<'_>, name: String) -> Update {
+    let now = nodes.get(&name).or_else(|| theirs.get(&name)).map(|now| record(&name, now.clone()));
+    Update::Node(name, now)
 }
 
 /// Gives everything, once it is known.
-fn whole(
-    nodes: Option<&BTreeMap<String, Value>>,
-    blocks: Option<&BTreeMap<String, Value>>,
-) -> Option<Update> {
-    let (nodes, blocks) = (nodes?, blocks?);
-    let owned = |(name, spec): (&String, &Value)| match block(name, Some(spec.clone())) {
+fn whole(nodes: &Heard<'_>, theirs: &Heard<'_>, blocks: &Heard<'_>) -> Option<Update> {
+    let (nodes, theirs, blocks) = (nodes.all.as_ref()?, theirs.all.as_ref()?, blocks.all.as_ref()?);
+    let owned = |(name, spec): (&String, &Value)| match block(name, Some(spec)) {
         Some(Update::Block(block, Some(owner))) => Some((block, owner)),
         _ => None,
     };
+    // What a node says of itself counts before what flannel says of it.
+    let nodes = theirs.iter().chain(nodes);
     Some(Update::All(Contents {
-        nodes: nodes.iter().map(|(name, spec)| (name.clone(), record(name, spec.clone()))).collect(),
+        nodes: nodes.map(|(name, spec)| (name.clone(), record(name, spec.clone()))).collect(),
         blocks: blocks.iter().filter_map(owned).collect(),
     }))
 }
@@ -402,7 +486,7 @@ fn record(name: &str, mut spec: Value) -> Vec<u8> {
 }
 
 /// Reads a block; none when the object is not called as its prefix is, and so may not be the only one of that.
-fn block(name: &str, spec: Option<Value>) -> Option<Update> {
+fn block(name: &str, spec: Option<&Value>) -> Option<Update> {
     let Some(spec) = spec else {
         let (address, length) = name.rsplit_once('-')?;
         let address =
@@ -411,5 +495,5 @@ fn block(name: &str, spec: Option<Value>) -> Option<Update> {
         return Some(Update::Block(block, None));
     };
     let prefix: IpNet = spec["prefix"].as_str()?.parse().ok()?;
-    (block_name(prefix) == name).then(|| Update::Block(prefix, spec["node"].as_str().map(Into::into)))
+    (plain_name(prefix) == name).then(|| Update::Block(prefix, spec["node"].as_str().map(Into::into)))
 }

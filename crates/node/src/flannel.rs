@@ -1,0 +1,293 @@
+//! flannel's nodes beside this cluster's: what it writes in etcd, in annotations of Kubernetes' nodes, and in a file on each host.
+//!
+//! Nodes of flannel's are nodes here, and this node's blocks stand where flannel's nodes look for them, as they write their own: so
+//! the two reach each other, and a cluster goes from one to the other node by node.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{
+    config::{Config, Flannel},
+    file,
+    record::Record,
+};
+
+/// What flannel knows of a node (`LeaseAttrs`): each family of pods has a tunnel of that family.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lease {
+    #[serde(rename = "PublicIP", default)]
+    address4: Option<Ipv4Addr>,
+    #[serde(rename = "PublicIPv6", default)]
+    address6: Option<Ipv6Addr>,
+    #[serde(rename = "BackendType")]
+    backend: String,
+    #[serde(rename = "BackendData", default)]
+    data4: Option<Data>,
+    #[serde(rename = "BackendV6Data", default)]
+    data6: Option<Data>,
+    /// The node of this cluster's that wrote it; flannel does not look at it.
+    #[serde(rename = "Netloom", default, skip_serializing_if = "Option::is_none")]
+    netloom: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Data {
+    #[serde(rename = "VNI")]
+    vni: u32,
+    #[serde(rename = "VtepMAC")]
+    mac: String,
+}
+
+/// Nodes that tunnel.
+const VXLAN: &str = "vxlan";
+/// Nodes that route.
+const HOST_GATEWAY: &str = "host-gw";
+
+impl Lease {
+    /// Says of a node of this cluster's what flannel's nodes are to know.
+    pub(crate) fn of(node: &Record) -> Self {
+        let data = || node.tunnel.map(|tunnel| Data { vni: tunnel.vni, mac: node.mac(true).to_string() });
+        let (mut address4, mut address6) = (None, None);
+        for address in &node.addresses {
+            match address {
+                IpAddr::V4(ip) => address4 = Some(*ip),
+                IpAddr::V6(ip) => address6 = Some(*ip),
+            }
+        }
+        Self {
+            address4,
+            address6,
+            backend: if node.tunnel.is_some() { VXLAN } else { HOST_GATEWAY }.into(),
+            data4: address4.and_then(|_| data()),
+            data6: address6.and_then(|_| data()),
+            netloom: Some(node.name.clone()),
+        }
+    }
+
+    /// Writes what flannel says of a node of its own as a record, to be checked as any other.
+    fn record(self, how: &Flannel, name: &str, blocks: &[IpNet]) -> Value {
+        // What a tunnel leads to that is none is not reached, and says so.
+        let is_tunnel = self.backend == VXLAN;
+        let (data4, data6) = (self.data4.filter(|_| is_tunnel), self.data6.filter(|_| is_tunnel));
+        let addresses = [self.address4.map(IpAddr::V4), self.address6.map(IpAddr::V6)];
+        // flannel writes an address of zeroes for a family that it does not have.
+        let addresses = addresses.into_iter().flatten().filter(|ip| !ip.is_unspecified());
+        let vni = data4.as_ref().or(data6.as_ref()).map(|data| data.vni);
+        json!({
+            "name": name,
+            "addresses": addresses.collect::<Vec<_>>(),
+            "blocks": blocks,
+            "tunnel": vni.map(|vni| json!({"vni": vni, "port": how.port})),
+            "mac": data4.map(|data| data.mac),
+            "mac6": data6.map(|data| data.mac),
+            "flannel": true,
+        })
+    }
+
+    /// Tells whether it may be overwritten by a node: it wrote it itself, or flannel did on the same host.
+    pub(crate) fn is_own(&self, node: &Record) -> bool {
+        if let Some(name) = &self.netloom {
+            return *name == node.name;
+        }
+        let theirs = [self.address4.map(IpAddr::V4), self.address6.map(IpAddr::V6)];
+        node.addresses.iter().any(|ip| theirs.contains(&Some(*ip)))
+    }
+
+    /// Tells whether this node of this cluster's wrote it.
+    pub(crate) fn is_of(&self, node: &str) -> bool {
+        self.netloom.as_deref() == Some(node)
+    }
+}
+
+/// In etcd: `PREFIX/subnets/ADDRESS-LENGTH` is a node's lease, with both families `PREFIX/subnets/ADDRESS-LENGTH&ADDRESS-LENGTH`.
+pub(crate) mod keys {
+    use super::{Flannel, IpNet, Lease, Record, Value};
+    use crate::store::{block_name, parse_block, plain_name};
+
+    /// In the place of a subnet of IPv4 where there is none.
+    const NONE: &str = "0.0.0.0-0";
+
+    /// Gives the prefix of the subnets' keys.
+    pub(crate) fn prefix(how: &Flannel) -> String {
+        format!("{}/subnets/", how.place)
+    }
+
+    /// Gives the keys from which on, and before which, one is that has this block.
+    pub(crate) fn around(how: &Flannel, block: IpNet) -> (String, String) {
+        let prefix = prefix(how);
+        if block.addr().is_ipv4() {
+            let first = format!("{prefix}{}", block_name(block));
+            // Behind it comes nothing, or what begins with '&'.
+            let end = format!("{first}'");
+            (first, end)
+        } else {
+            let end = format!("{}0", prefix.trim_end_matches('/'));
+            (prefix, end)
+        }
+    }
+
+    /// Tells whether a key, behind the prefix, is of this block.
+    pub(crate) fn has(name: &str, block: IpNet) -> bool {
+        name.split('&').any(|part| parse_block(part) == Some(block))
+    }
+
+    /// Gives the keys of a node's blocks.
+    pub(crate) fn of(how: &Flannel, node: &Record) -> Vec<String> {
+        let (four, six): (Vec<IpNet>, Vec<IpNet>) =
+            node.blocks.iter().copied().partition(|block| block.addr().is_ipv4());
+        let pair = |index: usize| {
+            let four = four.get(index).map_or_else(|| NONE.to_owned(), |block| block_name(*block));
+            match six.get(index) {
+                Some(six) => format!("{}{four}&{}", prefix(how), block_name(*six)),
+                None => format!("{}{four}", prefix(how)),
+            }
+        };
+        (0..four.len().max(six.len())).map(pair).collect()
+    }
+
+    /// Reads what stands at a key, behind the prefix: the node's name here, and its record; none where a node of this cluster's wrote
+    /// it, or nothing stands there any more.
+    pub(crate) fn read(how: &Flannel, name: &str, value: Option<&[u8]>) -> Option<(String, Option<Vec<u8>>)> {
+        let blocks: Vec<IpNet> = name.split('&').map(parse_block).collect::<Option<_>>()?;
+        let blocks: Vec<IpNet> = blocks.into_iter().filter(|block| block.prefix_len() > 0).collect();
+        let name = format!("flannel-{}", plain_name(*blocks.first()?));
+        let Some(value) = value else { return Some((name, None)) };
+        let record = match serde_json::from_slice::<Lease>(value) {
+            Ok(lease) if lease.netloom.is_some() => None,
+            Ok(lease) => Some(Value::to_string(&lease.record(how, &name, &blocks)).into_bytes()),
+            // It is refused, with what is wrong with it.
+            Err(_) => Some(value.to_vec()),
+        };
+        Some((name, record))
+    }
+}
+
+/// In Kubernetes: annotations of a `Node`, whose podCIDRs are its subnets.
+pub(crate) mod annotations {
+    use super::{BTreeMap, Flannel, IpNet, Lease, Record, Value, json};
+
+    type Annotations = BTreeMap<String, String>;
+
+    /// Gives the beginning of the annotations' names, as flannel's `-kube-annotation-prefix` makes it.
+    fn prefix(how: &Flannel) -> String {
+        let slash = if how.place.contains('/') { "" } else { "/" };
+        let place = format!("{}{slash}", how.place);
+        let dash = if place.ends_with(['/', '-']) { "" } else { "-" };
+        format!("{place}{dash}")
+    }
+
+    /// Reads what they say of a node, as a record without a name; nothing where flannel is not on it.
+    pub(crate) fn read(how: &Flannel, annotations: &Annotations, blocks: &[IpNet]) -> Option<Value> {
+        let prefix = prefix(how);
+        let of = |name: &str| annotations.get(&format!("{prefix}{name}"));
+        let data = |name: &str| match of(name) {
+            Some(text) => serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone())),
+            None => Value::Null,
+        };
+        of("kube-subnet-manager").filter(|managed| *managed == "true")?;
+        let lease = json!({
+            "PublicIP": of("public-ip"), "PublicIPv6": of("public-ipv6"), "BackendType": of("backend-type"),
+            "BackendData": data("backend-data"), "BackendV6Data": data("backend-v6-data"),
+        });
+        match serde_json::from_value::<Lease>(lease.clone()) {
+            Ok(lease) => Some(lease.record(how, "", blocks)),
+            // It is refused, with what is wrong with it.
+            Err(_) => Some(lease),
+        }
+    }
+
+    /// Gives those that are to be there for a node of this cluster's, and are not: of what is none any more, nothing. An address that
+    /// the operator had flannel say instead (`public-ip-overwrite`) is said here too.
+    pub(crate) fn missing(
+        how: &Flannel,
+        node: &Record,
+        there: &Annotations,
+    ) -> BTreeMap<String, Option<String>> {
+        let prefix = prefix(how);
+        let lease = Lease::of(node);
+        let address = |name: &str, own: Option<String>| {
+            own.map(|own| there.get(&format!("{prefix}{name}-overwrite")).cloned().unwrap_or(own))
+        };
+        let text = |data: Option<&super::Data>| data.map(|data| json!(data).to_string());
+        let wanted = [
+            ("kube-subnet-manager", Some("true".to_owned())),
+            ("backend-type", Some(lease.backend)),
+            ("public-ip", address("public-ip", lease.address4.map(|ip| ip.to_string()))),
+            ("public-ipv6", address("public-ipv6", lease.address6.map(|ip| ip.to_string()))),
+            ("backend-data", text(lease.data4.as_ref())),
+            ("backend-v6-data", text(lease.data6.as_ref())),
+        ];
+        let named = wanted.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value));
+        named.filter(|(name, value)| there.get(name) != value.as_ref()).collect()
+    }
+
+    /// Gives the names of those that are to go with a node of this cluster's, if it wrote them: with its own hardware address.
+    pub(crate) fn own(how: &Flannel, mac: &str, there: &Annotations) -> BTreeMap<String, Option<String>> {
+        let prefix = prefix(how);
+        let names = ["backend-data", "backend-v6-data"];
+        if !names
+            .iter()
+            .any(|name| there.get(&format!("{prefix}{name}")).is_some_and(|data| data.contains(mac)))
+        {
+            return BTreeMap::new();
+        }
+        let all = ["kube-subnet-manager", "backend-type", "public-ip", "public-ipv6"];
+        all.iter().chain(&names).map(|name| (format!("{prefix}{name}"), None)).collect()
+    }
+}
+
+/// In a file on each host (`subnet.env`): the host's subnets, which flannel's own plugin makes networks of.
+pub(crate) mod subnet_file {
+    use super::{Config, Flannel, IpNet, file, io};
+
+    /// Marks the file as this daemon's, which says nothing that it did not know.
+    const MARK: &str = "NETLOOM=true";
+
+    /// Reads which subnets flannel had on this host: `FLANNEL_SUBNET=10.244.3.1/24`, `FLANNEL_IPV6_SUBNET=fd44:0:0:3::1/64`.
+    pub(crate) fn read(how: &Flannel) -> Vec<IpNet> {
+        let text = std::fs::read_to_string(&how.subnet_file).unwrap_or_default();
+        if text.lines().any(|line| line == MARK) {
+            return Vec::new();
+        }
+        let subnet = |line: &str| {
+            let (name, subnet) = line.split_once('=')?;
+            let is_subnet = ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].contains(&name);
+            subnet.trim().parse::<IpNet>().ok().filter(|_| is_subnet).map(|net| net.trunc())
+        };
+        text.lines().filter_map(subnet).collect()
+    }
+
+    /// Writes it, so that a network of flannel's plugin is still one: of the first block of each family.
+    pub(crate) fn write(how: &Flannel, config: &Config, own: &[IpNet], mtu: u32) -> io::Result<bool> {
+        let Some(network) = config.networks.first() else { return Ok(false) };
+        let mut text = String::new();
+        for (v4, family) in [(true, ""), (false, "IPV6_")] {
+            let block = own.iter().find(|block| network.has(block) && block.addr().is_ipv4() == v4);
+            let prefix = block.and_then(|block| network.prefixes(v4).find(|prefix| prefix.contains(block)));
+            let (Some(block), Some(prefix)) = (block, prefix) else { continue };
+            // The address before the first that pods get, as in flannel's own.
+            let gateway = block.hosts().next().filter(|ip| *ip != block.network());
+            let gateway = gateway.or_else(|| block.hosts().nth(1)).unwrap_or(block.addr());
+            text += &format!(
+                "FLANNEL_{family}NETWORK={prefix}\nFLANNEL_{family}SUBNET={gateway}/{}\n",
+                block.prefix_len()
+            );
+        }
+        // What leaves the cluster is the daemon's concern, not the plugin's.
+        text += &format!("FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n{MARK}\n");
+        file::write(&how.subnet_file, text.as_bytes(), 0o644)
+    }
+
+    /// Removes it, if it is this daemon's.
+    pub(crate) fn remove(how: &Flannel) -> io::Result<()> {
+        let text = std::fs::read_to_string(&how.subnet_file).unwrap_or_default();
+        if text.lines().any(|line| line == MARK) { file::remove(&how.subnet_file) } else { Ok(()) }
+    }
+}
