@@ -7,8 +7,10 @@
 mod index;
 pub mod pick;
 pub mod range;
+mod rest;
 pub mod store;
 
 pub use pick::Candidates;
 pub use range::{Range, RangeError, RangeSet};
+pub use rest::Rest;
 pub use store::{Locked, Owner, Store, StoreError};

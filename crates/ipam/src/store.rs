@@ -25,6 +25,7 @@ use crate::{
     index::{self, Entry, Index, Outdated},
     pick::Candidates,
     range::{Range, RangeSet},
+    rest::Rest,
 };
 
 /// Names who has an address.
@@ -60,6 +61,7 @@ type Result<T> = std::result::Result<T, StoreError>;
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
+    rest: Option<Rest>,
 }
 
 /// Holds the lock of the folder, and with it the right to read and change.
@@ -68,6 +70,7 @@ pub struct Locked<'a> {
     dir: &'a Path,
     /// None where it cannot be had, as on a disk that is full: then every file is read.
     index: Option<Index>,
+    rest: Option<Rest>,
     _lock: File,
 }
 
@@ -77,7 +80,13 @@ const TRIED: usize = 64;
 impl Store {
     /// Names the folder of a network below `data_dir`.
     pub fn new(data_dir: &Path, network: &str) -> Self {
-        Self { dir: data_dir.join(network) }
+        Self { dir: data_dir.join(network), rest: None }
+    }
+
+    /// Has addresses that are given back rest, while there are others.
+    #[must_use]
+    pub fn with_rest(self, rest: Option<Rest>) -> Self {
+        Self { rest, ..self }
     }
 
     /// Gives the folder.
@@ -117,7 +126,7 @@ impl Store {
             Ok(index) => Ok(index),
             Err(outdated) => reindex(&self.dir, &outdated),
         });
-        Ok(Locked { dir: &self.dir, index: index.ok(), _lock: lock })
+        Ok(Locked { dir: &self.dir, index: index.ok(), rest: self.rest, _lock: lock })
     }
 
     /// Takes the lock if there is a folder; none if there is not, since then nothing is reserved.
@@ -162,7 +171,8 @@ impl Locked<'_> {
         Ok(true)
     }
 
-    /// Reserves the next free address of a set; none if every one is taken.
+    /// Reserves the next free address of a set; none if every one is taken. One that was given back just now is taken only
+    /// where there is no other.
     ///
     /// # Errors
     /// As [`Self::reserve`].
@@ -172,14 +182,19 @@ impl Locked<'_> {
         owner: Owner<'_>,
         range_set: usize,
     ) -> Result<Option<(&'s Range, IpAddr)>> {
-        let mut candidates = Candidates::new(set, self.last_reserved(range_set)).into_iter().flatten();
+        let resting = self.rest.and_then(|rest| rest.resting(self.dir));
+        let rests = |ip: &IpAddr| resting.as_ref().is_some_and(|resting| resting.has(*ip));
+        let all = Candidates::new(set, self.last_reserved(range_set)).into_iter().flatten();
+        let mut candidates = all.clone();
         for (range, ip) in candidates.by_ref().take(TRIED) {
-            if self.reserve(ip, owner, range_set)? {
+            if !rests(&ip) && self.reserve(ip, owner, range_set)? {
                 return Ok(Some((range, ip)));
             }
         }
         let taken = self.reserved()?;
-        for (range, ip) in candidates.filter(|(_, ip)| !taken.contains(ip)) {
+        let rested = candidates.filter(|(_, ip)| !taken.contains(ip) && !rests(ip));
+        let tired = all.filter(|(_, ip)| !taken.contains(ip) && rests(ip));
+        for (range, ip) in rested.chain(tired) {
             if self.reserve(ip, owner, range_set)? {
                 return Ok(Some((range, ip)));
             }
@@ -293,7 +308,13 @@ impl Locked<'_> {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     outcome = outcome.and(Err(StoreError { doing: "remove reservation", path, source }));
                 }
-                _ => self.indexed(|index| index.remove(entry(&container, ip))),
+                _ => {
+                    if let Some(rest) = self.rest {
+                        // Without it the address is given out by its turn.
+                        drop(rest.begin(self.dir, ip));
+                    }
+                    self.indexed(|index| index.remove(entry(&container, ip)));
+                }
             }
         }
         outcome

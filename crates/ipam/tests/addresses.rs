@@ -1,9 +1,14 @@
 //! Which addresses are tried, in which order, and what is written down of them.
 #![expect(clippy::unwrap_used, reason = "a test is to fail where this fails")]
 
-use std::{collections::BTreeSet, fs, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
 
-use ipam::{Candidates, Owner, Range, RangeSet, Store};
+use ipam::{Candidates, Owner, Range, RangeSet, Rest, Store};
 use proptest::prelude::*;
 
 fn set(subnets: &[&str]) -> RangeSet {
@@ -86,4 +91,55 @@ fn reservations_are_the_reference_plugins_files() {
         fs::read_dir(dir.path().join("lab")).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, [".netloom-index", "10.1.2.9", "last_reserved_ip.0", "last_reserved_ip.1", "lock"]);
+}
+
+/// What was given back just now is given again only where nothing else is left, or when it has rested; a clock that was wrong keeps
+/// nothing back.
+#[test]
+fn what_is_given_back_rests() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set(&["10.1.2.0/29"]);
+    let began = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let at = |seconds: u64| {
+        let rest = Rest { cooldown: Duration::from_mins(1), now: began + Duration::from_secs(seconds) };
+        Store::new(dir.path(), "lab").with_rest(Some(rest))
+    };
+    let owner = |container| Owner { container, ifname: "eth0" };
+    let add = |seconds, container| {
+        let store = at(seconds);
+        let given = store.lock().unwrap().reserve_next(&set, owner(container), 0).unwrap();
+        given.map(|(_, ip)| ip.to_string())
+    };
+    let give = |seconds, container| at(seconds).lock().unwrap().release(owner(container)).unwrap();
+    let is = |ip: &str| Some(ip.to_owned());
+    assert_eq!(add(0, "a"), is("10.1.2.2"));
+    assert_eq!(add(0, "b"), is("10.1.2.3"));
+    assert_eq!(add(0, "c"), is("10.1.2.4"));
+    give(1, "c");
+    // By turns it would be the next but one, and then the next.
+    assert_eq!(add(2, "d"), is("10.1.2.5"));
+    give(3, "d");
+    assert_eq!(add(4, "e"), is("10.1.2.6"));
+    give(5, "e");
+    give(6, "a");
+    // Nothing but what rests is left: by turns.
+    assert_eq!(add(7, "f"), is("10.1.2.2"));
+    assert_eq!(add(8, "g"), is("10.1.2.4"));
+    give(9, "b");
+    // The two that still rest at this time come after the one that does not any more.
+    give(10, "f");
+    assert_eq!(add(64, "h"), is("10.1.2.5"));
+    assert_eq!(add(64, "i"), is("10.1.2.6"));
+    // The clock went back, by more than anything rests.
+    assert_eq!(Store::new(dir.path(), "lab").lock().unwrap().reserved().unwrap().len(), 3);
+    let store = at(0).with_rest(Some(Rest { cooldown: Duration::from_mins(1), now: SystemTime::UNIX_EPOCH }));
+    let given = store.lock().unwrap().reserve_next(&set, owner("j"), 0).unwrap();
+    assert_eq!(given.map(|(_, ip)| ip.to_string()), is("10.1.2.2"));
+    // Whoever asks for none has none.
+    give(2_000, "j");
+    let plain = Store::new(dir.path(), "lab");
+    let last = dir.path().join("lab/last_reserved_ip.0");
+    fs::write(last, "10.1.2.6").unwrap();
+    let given = plain.lock().unwrap().reserve_next(&set, owner("k"), 0).unwrap();
+    assert_eq!(given.map(|(_, ip)| ip.to_string()), is("10.1.2.2"));
 }

@@ -37,6 +37,41 @@ pub struct Route {
     pub protocol: u8,
     /// What goes there is dropped without a word (`RTN_BLACKHOLE`); it has no link then.
     pub blackhole: bool,
+    /// To which host the link carries what goes there, where it takes that from its routes; none for other links.
+    pub carried: Option<Carried>,
+}
+
+/// How a tunnel carries a packet that a route gives it (`LWTUNNEL_ENCAP_IP`, `LWTUNNEL_ENCAP_IP6`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Carried {
+    /// The network identifier.
+    pub vni: u32,
+    /// The outer source, an address of this host.
+    pub from: IpAddr,
+    /// The outer destination, of the same family.
+    pub to: IpAddr,
+}
+
+impl Carried {
+    fn write(self, message: &mut Message) {
+        let kind = if self.to.is_ipv4() { LWTUNNEL_ENCAP_IP } else { LWTUNNEL_ENCAP_IP6 };
+        message.nest(RTA_ENCAP, |encap| {
+            encap.attr(LWTUNNEL_IP_ID, &u64::from(self.vni).to_be_bytes());
+            encap.ip(LWTUNNEL_IP_DST, self.to).ip(LWTUNNEL_IP_SRC, self.from);
+            // With checksums, as other tunnels have them: without, IPv6 is dropped and IPv4 is not put together on arrival.
+            encap.attr(LWTUNNEL_IP_FLAGS, &TUNNEL_CSUM.to_be_bytes());
+        });
+        message.attr(RTA_ENCAP_TYPE, &kind.to_ne_bytes());
+    }
+
+    fn read(data: &[u8]) -> Option<Self> {
+        let id = Attrs(data).find(LWTUNNEL_IP_ID)?;
+        Some(Self {
+            vni: u32::try_from(u64::from_be_bytes(*id.first_chunk()?)).ok()?,
+            from: Attrs(data).find(LWTUNNEL_IP_SRC).and_then(read_ip)?,
+            to: Attrs(data).find(LWTUNNEL_IP_DST).and_then(read_ip)?,
+        })
+    }
 }
 
 impl Route {
@@ -54,6 +89,7 @@ impl Route {
             source: None,
             protocol: 0,
             blackhole: false,
+            carried: None,
         }
     }
 }
@@ -152,6 +188,9 @@ fn message(kind: u16, flags: u16, route: &Route) -> Message {
     }
     if route.table > 255 {
         message.u32(libc::RTA_TABLE, route.table);
+    }
+    if let Some(carried) = route.carried {
+        carried.write(&mut message);
     }
     if route.mtu != 0 || route.advmss != 0 {
         message.nest(libc::RTA_METRICS, |metrics| {
@@ -289,6 +328,7 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Route> {
             libc::RTA_PREFSRC => route.source = read_ip(data),
             libc::RTA_PRIORITY => route.priority = read_u32(data)?,
             libc::RTA_TABLE => route.table = read_u32(data)?,
+            RTA_ENCAP => route.carried = Carried::read(data),
             libc::RTA_METRICS => {
                 for (kind, data) in Attrs(data) {
                     match kind {
@@ -307,5 +347,15 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Route> {
 const RTMSG: usize = 12;
 const REPLACE: u16 = libc::NLM_F_REPLACE as u16;
 const RTA_VIA: u16 = 18;
+const RTA_ENCAP_TYPE: u16 = 21;
+const RTA_ENCAP: u16 = 22;
+const LWTUNNEL_ENCAP_IP: u16 = 2;
+const LWTUNNEL_ENCAP_IP6: u16 = 4;
+/// The same numbers in both families (`LWTUNNEL_IP_*`, `LWTUNNEL_IP6_*`).
+const LWTUNNEL_IP_ID: u16 = 1;
+const LWTUNNEL_IP_DST: u16 = 2;
+const LWTUNNEL_IP_SRC: u16 = 3;
+const LWTUNNEL_IP_FLAGS: u16 = 6;
+const TUNNEL_CSUM: u16 = 1;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;

@@ -1,6 +1,10 @@
 //! `/proc/sys/net` of the calling thread's namespace.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use crate::{
     error::{Error, Kind, Result},
@@ -34,10 +38,17 @@ impl Setting<'_> {
             Self::Ipv6Neighbour(link, key) => ["ipv6", "neigh", link, key],
             Self::Net(path) => [path, "", "", ""],
         };
-        let mut path = PathBuf::from("/proc/sys/net");
+        let mut path = ROOT.get().map_or_else(|| PathBuf::from("/proc/sys/net"), Clone::clone);
         path.extend(tail.iter().filter(|part| !part.is_empty()));
         path
     }
+}
+
+static ROOT: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has the process find `/proc/sys/net` elsewhere: in a container it can only be read, but for a mount of the host's. Once.
+pub fn found_at(dir: &Path) {
+    drop(ROOT.set(dir.to_owned()));
 }
 
 /// Reads a setting, without the newline; none when the kernel does not have it (IPv6 may be off).

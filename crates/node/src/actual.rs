@@ -15,7 +15,7 @@ use kernel::{
 
 use crate::{
     config::Config,
-    desired::{BESIDE, DEVICE4, DEVICE6, Uplink, Uplinks},
+    desired::{BESIDE, DEVICE4, DEVICE6, GPE, Uplink, Uplinks},
 };
 
 /// The number by which routes of ours are known (`RTPROT_*`): nobody else's in `linux/rtnetlink.h`.
@@ -49,7 +49,7 @@ pub struct Actual {
 /// When the kernel refuses.
 pub fn read(socket: &Socket) -> kernel::Result<Actual> {
     let mut actual = Actual::default();
-    for name in [DEVICE4, DEVICE6, BESIDE] {
+    for name in [DEVICE4, DEVICE6, GPE, BESIDE] {
         let Some(link) = link::find(socket, name)? else { continue };
         let any6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let neighbours = neigh::list(socket, &link, any6)?.into_iter().filter(|it| it.permanent);
@@ -58,10 +58,10 @@ pub fn read(socket: &Socket) -> kernel::Result<Actual> {
         let device = Device {
             addresses: addresses.filter(is_own).collect(),
             neighbours: neighbours.filter_map(|it| Some((it.ip, it.mac?))).collect(),
-            forwards: if name == BESIDE {
-                BTreeSet::new()
-            } else {
+            forwards: if [DEVICE4, DEVICE6].contains(&name) {
                 neigh::forwards(socket, &link)?.into_iter().collect()
+            } else {
+                BTreeSet::new()
             },
             link,
         };

@@ -95,7 +95,7 @@ fn ensure_device<'a>(
         {
             done.note(link::remove(socket, &other))?;
         }
-        let new = New { mtu: Some(device.mtu), mac: Some(device.mac), ..new(device) };
+        let new = New { mtu: Some(device.mtu), mac: device.mac, ..new(device) };
         done.note(link::create(socket, &new))?;
         done.changes += 1;
         for (setting, value) in settings(device) {
@@ -109,7 +109,7 @@ fn ensure_device<'a>(
     let change = Change {
         up: Some(true).filter(|_| !link.up),
         mtu: Some(device.mtu).filter(|mtu| link.mtu != *mtu),
-        mac: Some(device.mac).filter(|mac| link.mac != Some(*mac)),
+        mac: device.mac.filter(|mac| link.mac != Some(*mac)),
         alias: Some(ALIAS).filter(|alias| link.alias.as_deref() != Some(*alias)),
         ..Change::default()
     };
@@ -143,6 +143,7 @@ fn ensure_device<'a>(
 fn new(device: &Device) -> New<'_> {
     match device.kind {
         Kind::Tunnel { vni, port, local } => New::of(device.name, Driver::Vxlan { vni, port, local }),
+        Kind::Gpe { port } => New::of(device.name, Driver::VxlanGpe { port }),
         Kind::Beside { link } => {
             let driver = Driver::Macvlan { mode: MacvlanMode::Bridge, broadcasts: None };
             New { over: Some(link), ..New::of(device.name, driver) }
@@ -154,6 +155,7 @@ fn new(device: &Device) -> New<'_> {
 fn is(link: &Link, device: &Device) -> bool {
     match (device.kind, link.driver) {
         (Kind::Tunnel { vni, port, local }, driver) => driver == Some(Driver::Vxlan { vni, port, local }),
+        (Kind::Gpe { port }, driver) => driver == Some(Driver::VxlanGpe { port }),
         (Kind::Beside { link: over }, Some(Driver::Macvlan { mode, .. })) => {
             mode == MacvlanMode::Bridge && link.peer == Some(over)
         }
@@ -170,6 +172,10 @@ fn settings(device: &Device) -> Vec<(Setting<'_>, &'static str)> {
         // Packets of pods come by it whose way back may be another; nobody is on it who could have its addresses.
         Kind::Tunnel { .. } => {
             vec![(Setting::Ipv4(name, "rp_filter"), "2"), (Setting::Ipv6(name, "accept_dad"), "0")]
+        }
+        // No next hop is on it, and so no link-local address.
+        Kind::Gpe { .. } => {
+            vec![(Setting::Ipv4(name, "rp_filter"), "2"), (Setting::Ipv6(name, "addr_gen_mode"), "1")]
         }
         // It answers for the host's addresses to those alone that it leads to, this host's pods: others hear of the link
         // itself. Its own link-local address follows from its hardware address, whatever the host's default is.
@@ -236,6 +242,7 @@ fn same(there: &route::Route, wanted: &route::Route) -> bool {
     there.link == wanted.link
         && there.gateway == wanted.gateway
         && there.blackhole == wanted.blackhole
+        && there.carried == wanted.carried
         && (wanted.source.is_none() || there.source == wanted.source)
 }
 
@@ -257,6 +264,7 @@ fn as_kernel_has_it(route: &Route, devices: &BTreeMap<&str, u32>) -> Option<rout
         table: route.table,
         protocol: PROTOCOL,
         blackhole,
+        carried: route.carried,
         ..route::Route::new(route.dst, route.gateway, link)
     })
 }

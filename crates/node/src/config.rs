@@ -23,6 +23,16 @@ pub enum StoreKind {
     Kubernetes,
 }
 
+/// How packets are put into tunnels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// In Ethernet frames (VXLAN), with a neighbour and a forwarding entry to each node: as flannel's.
+    Vxlan,
+    /// As they are (VXLAN-GPE), by routes that say to which host: no hardware address is in it.
+    VxlanGpe,
+}
+
 /// The configuration as written: every value may be left out. A flag counts before the environment, and that before the file.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -51,10 +61,13 @@ pub struct Written {
     /// Prefixes outside the cluster that pods reach with their own address
     #[arg(long, env = "NETLOOMD_UNMASQUERADED", value_name = "PREFIX", value_delimiter = ',', global = true)]
     pub unmasqueraded: Option<Vec<IpNet>>,
+    /// How packets are put into tunnels, by all nodes [default: vxlan]
+    #[arg(long, env = "NETLOOMD_TUNNEL", value_name = "FORM", global = true)]
+    pub tunnel: Option<Form>,
     /// VXLAN network identifier [default: 4242]
     #[arg(long, env = "NETLOOMD_VNI", global = true)]
     pub vni: Option<u32>,
-    /// UDP port of tunnelled packets [default: 4789]
+    /// UDP port of tunnelled packets [default: 4789, with vxlan-gpe 4790]
     #[arg(long, env = "NETLOOMD_PORT", global = true)]
     pub port: Option<u16>,
     /// Checksums of tunnelled packets are left to the network card [default: from Linux 5.8 on, true]
@@ -126,6 +139,9 @@ pub struct Written {
     /// Folder in which the daemon remembers the cluster [default: /var/lib/netloom/node]
     #[arg(long, env = "NETLOOMD_STATE_DIR", value_name = "DIR", global = true)]
     pub state_dir: Option<PathBuf>,
+    /// Folder of the kernel's settings, in a container a mount of the host's [default: /proc/sys/net]
+    #[arg(long, env = "NETLOOMD_SYSCTL_DIR", value_name = "DIR", global = true)]
+    pub sysctl_dir: Option<PathBuf>,
     /// Socket at which `netloom cluster` asks [default: /run/netloom/netloomd.sock]
     #[arg(long, env = "NETLOOMD_SOCKET", value_name = "PATH", global = true)]
     pub socket: Option<PathBuf>,
@@ -150,6 +166,8 @@ pub struct Config {
     pub masquerade: bool,
     /// Where pods keep their own.
     pub unmasqueraded: Vec<IpNet>,
+    /// How packets are put into tunnels.
+    pub tunnel: Form,
     /// VXLAN network identifier.
     pub vni: u32,
     /// UDP port of tunnelled packets.
@@ -174,6 +192,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Folder of the daemon's memory.
     pub state_dir: PathBuf,
+    /// Folder of the kernel's settings.
+    pub sysctl_dir: PathBuf,
     /// Socket for `netloom cluster`.
     pub socket: PathBuf,
     /// Where metrics, health and the page are.
@@ -305,6 +325,7 @@ impl Written {
             addresses,
             masquerade,
             unmasqueraded,
+            tunnel,
             vni,
             port,
             checksum_offload,
@@ -330,6 +351,7 @@ impl Written {
             plugins,
             data_dir,
             state_dir,
+            sysctl_dir,
             socket,
             listen,
             networks
@@ -389,10 +411,15 @@ impl Written {
             return Err(wrong("lease", format!("{lease} must be between 5 and 86400 seconds")));
         }
         let path = |given: Option<PathBuf>, default: &str| given.unwrap_or_else(|| default.into());
-        let port = self.port.unwrap_or(4789);
+        let tunnel = self.tunnel.unwrap_or(Form::Vxlan);
+        // Those of RFC 7348 and of VXLAN-GPE.
+        let port = self.port.unwrap_or(if tunnel == Form::Vxlan { 4789 } else { 4790 });
         let kind = self.store.unwrap_or(StoreKind::File);
         if self.flannel.is_some() && kind == StoreKind::File {
             return Err(wrong("flannel", "it is in etcd or in Kubernetes: `store` is to be that too"));
+        }
+        if self.flannel.is_some() && tunnel != Form::Vxlan {
+            return Err(wrong("tunnel", "flannel's nodes hear `vxlan` alone"));
         }
         let flannel = self.flannel.map(|place| Flannel {
             place: place.trim_end_matches('/').to_owned(),
@@ -442,6 +469,7 @@ impl Written {
             addresses,
             masquerade: self.masquerade.unwrap_or(true),
             unmasqueraded: self.unmasqueraded.unwrap_or_default(),
+            tunnel,
             vni,
             port,
             checksum_offload: self.checksum_offload.unwrap_or_else(offload_is_sound),
@@ -453,6 +481,7 @@ impl Written {
             plugins: self.plugins,
             data_dir: path(self.data_dir, "/var/lib/cni/networks"),
             state_dir: path(self.state_dir, "/var/lib/netloom/node"),
+            sysctl_dir: path(self.sysctl_dir, "/proc/sys/net"),
             socket: path(self.socket, "/run/netloom/netloomd.sock"),
             listen: self.listen,
         })

@@ -54,6 +54,9 @@ pub fn remove(config: &Config) -> io::Result<()> {
     })
 }
 
+/// So many seconds an address of a pod that is gone is nobody's, if there are others: what still speaks to it has noticed by then.
+const COOLDOWN: u32 = 60;
+
 /// Makes the network's configuration.
 pub fn render(config: &Config, attach: &Attach, own: &BTreeMap<IpNet, Pieces>) -> Value {
     let mut ranges = Vec::new();
@@ -84,7 +87,7 @@ pub fn render(config: &Config, attach: &Attach, own: &BTreeMap<IpNet, Pieces>) -
     }
     let ipam = json!({
         "type": "host-local", "dataDir": config.data_dir, "ranges": ranges, "routes": routes,
-        "readyFile": ready_path(config, &attach.network),
+        "readyFile": ready_path(config, &attach.network), "cooldown": COOLDOWN,
     });
     let mtu = attach.mtu;
     let plugins = match &attach.segment {

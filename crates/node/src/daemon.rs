@@ -102,6 +102,7 @@ pub fn run(
 ) -> Result<(), StartError> {
     let _lock = lock(&config.state_dir)?;
     let incarnation = incarnation(&config.state_dir)?;
+    sysctl::found_at(&config.sysctl_dir);
     if let Some(dir) = &config.plugins {
         install_plugins(dir).map_err(start_error(format!("put the plugins into {}", dir.display())))?;
     }
@@ -122,7 +123,7 @@ pub fn run(
         name: config.node.clone(),
         addresses: Vec::new(),
         blocks: remembered_blocks(&config.state_dir),
-        tunnel: config.tunnels().then_some(Tunnel { vni: config.vni, port: config.port }),
+        tunnel: config.tunnels().then_some(Tunnel::of(&config)),
         mac: None,
         mac6: None,
         flannel: false,

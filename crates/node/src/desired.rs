@@ -6,13 +6,13 @@ use std::{
 };
 
 use ipnet::IpNet;
-use kernel::link::Mac;
+use kernel::{link::Mac, route::Carried};
 use ruleset::cluster::Cluster;
 
 use crate::{
     blocks,
-    config::{Config, Mode, Network},
-    record::{Record, hop_of, mac_of},
+    config::{Config, Form, Mode, Network},
+    record::{Record, Tunnel, hop_of, mac_of},
 };
 
 /// How this host is connected to the others, in one family.
@@ -104,8 +104,8 @@ pub struct Device {
     pub checksum_offload: bool,
     /// MTU in bytes: for a tunnel what is left of the uplink's.
     pub mtu: u32,
-    /// Its hardware address.
-    pub mac: Mac,
+    /// Its hardware address, where it has one.
+    pub mac: Option<Mac>,
     /// Its own addresses, by which the host itself speaks to pods.
     pub addresses: Vec<IpNet>,
 }
@@ -121,6 +121,11 @@ pub enum Kind {
         port: u16,
         /// The outer source, by whose family packets are sent.
         local: IpAddr,
+    },
+    /// A VXLAN-GPE, to which routes say where to.
+    Gpe {
+        /// The UDP port.
+        port: u16,
     },
     /// A macvlan of the host's own, beside those of the pods: a link and its macvlans do not hear each other.
     Beside {
@@ -155,6 +160,15 @@ pub struct Route {
     pub priority: u32,
     /// Its table.
     pub table: u32,
+    /// To which host the device carries what goes there, where it has no entries that say so.
+    pub carried: Option<Carried>,
+}
+
+impl Route {
+    /// Makes a route of the table that packets are routed by.
+    fn new(dst: IpNet, by: By, gateway: Option<IpAddr>, source: Option<IpAddr>) -> Self {
+        Self { dst, by, gateway, source, priority: 0, table: MAIN, carried: None }
+    }
 }
 
 /// The table that packets are routed by.
@@ -208,6 +222,8 @@ pub struct Desired {
 /// Bytes that a tunnel puts around a packet: Ethernet, VXLAN, UDP, and the outer header.
 const OVERHEAD4: u32 = 50;
 const OVERHEAD6: u32 = 70;
+/// Of which a tunnel without frames saves as much.
+const ETHERNET: u32 = 14;
 /// Of the route that drops what no node has: any other comes before it.
 pub const LAST: u32 = 0xffff_0000;
 
@@ -239,7 +255,11 @@ pub fn desired(
             nodes: nodes.values().flat_map(|node| node.addresses.iter().copied()).collect(),
         }),
         peers: BTreeMap::new(),
-        attach: config.networks.iter().map(|network| attach(network, nodes, uplinks, &devices)).collect(),
+        attach: config
+            .networks
+            .iter()
+            .map(|network| attach(config, network, nodes, uplinks, &devices))
+            .collect(),
         devices,
     };
     let owners = owners(own, nodes);
@@ -249,22 +269,15 @@ pub fn desired(
     }
     // What no node has leaves by no default route.
     for prefix in routed().flat_map(|network| &network.pods) {
-        desired.routes.entry(*prefix).or_insert(Route {
-            dst: *prefix,
-            by: By::Nothing,
-            gateway: None,
-            source: None,
-            priority: LAST,
-            table: MAIN,
-        });
+        let last = Route { priority: LAST, ..Route::new(*prefix, By::Nothing, None, None) };
+        desired.routes.entry(*prefix).or_insert(last);
     }
     desired.reach_own_pods(config, own, uplinks);
     // What is announced leads nowhere by that table: it says what there is, and nobody routes by it.
     let behind = own.blocks.iter().filter(|block| routed().any(|network| network.has(block)));
     let exported = behind.filter_map(|block| Some((*block, config.export_table?)));
-    desired.exported = exported
-        .map(|(dst, table)| Route { dst, by: By::Nothing, gateway: None, source: None, priority: 0, table })
-        .collect();
+    desired.exported =
+        exported.map(|(dst, table)| Route { table, ..Route::new(dst, By::Nothing, None, None) }).collect();
     desired
 }
 
@@ -283,34 +296,44 @@ fn owners<'a>(own: &'a Record, nodes: &'a BTreeMap<String, Record>) -> BTreeMap<
 fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
     let mut devices: Vec<Device> = Vec::new();
     let tunnelled = || config.networks.iter().filter(|network| network.mode.tunnels());
-    let uplinks_of_tunnels = [(true, DEVICE4, OVERHEAD4), (false, DEVICE6, OVERHEAD6)]
-        .into_iter()
-        .filter(|_| config.tunnels())
-        .filter_map(|(v4, name, overhead)| Some((v4, uplinks.of(v4)?, name, overhead)));
-    for (v4, uplink, name, overhead) in uplinks_of_tunnels {
-        let own_blocks = own.blocks.iter().filter(|block| tunnelled().any(|network| network.has(block)));
-        let configured = tunnelled().map(|network| network.mtu).collect::<Option<Vec<u32>>>();
+    let own_blocks = own.blocks.iter().filter(|block| tunnelled().any(|network| network.has(block)));
+    let mut addresses: Vec<IpNet> =
+        own_blocks.map(|block| IpNet::from(blocks::own_address(*block))).collect();
+    let configured = tunnelled().map(|network| network.mtu).collect::<Option<Vec<u32>>>();
+    let configured = configured.and_then(|mtus| mtus.into_iter().max());
+    let (gpe, replaces) =
+        (config.tunnel == Form::VxlanGpe, |v4| config.flannel.as_ref().map(|how| how.device(v4)));
+    let outer = [(true, DEVICE4), (false, DEVICE6)].into_iter().filter(|_| config.tunnels());
+    let outer: Vec<_> = outer.filter_map(|(v4, name)| Some((v4, uplinks.of(v4)?, name))).collect();
+    for (v4, uplink, name) in outer.iter().filter(|_| !gpe) {
         devices.push(Device {
             name,
             kind: Kind::Tunnel { vni: config.vni, port: config.port, local: uplink.address },
             checksum_offload: config.checksum_offload,
-            replaces: config.flannel.as_ref().map(|how| how.device(v4)),
-            mtu: configured
-                .and_then(|mtus| mtus.into_iter().max())
-                .unwrap_or(uplink.mtu.saturating_sub(overhead)),
-            mac: own.mac(v4),
+            replaces: replaces(*v4),
+            mtu: configured.unwrap_or(uplink.mtu.saturating_sub(overhead(config, *v4))),
+            mac: Some(own.mac(*v4)),
             // On one of them: an address is on one link.
-            addresses: if devices.is_empty() {
-                own_blocks.map(|block| IpNet::from(blocks::own_address(*block))).collect()
-            } else {
-                Vec::new()
-            },
+            addresses: std::mem::take(&mut addresses),
+        });
+    }
+    // One carries by both families.
+    let left = outer.iter().map(|(v4, uplink, _)| uplink.mtu.saturating_sub(overhead(config, *v4))).min();
+    if let Some(left) = left.filter(|_| gpe) {
+        devices.push(Device {
+            name: GPE,
+            kind: Kind::Gpe { port: config.port },
+            checksum_offload: config.checksum_offload,
+            replaces: None,
+            mtu: configured.unwrap_or(left),
+            mac: None,
+            addresses,
         });
     }
     let on_segment = config.networks.iter().find(|network| !network.mode.routes());
     let uplink = on_segment.and_then(|network| uplink_of(network, uplinks));
     if let Some(uplink) = uplink.filter(|uplink| !uplink.bridge) {
-        let mac = mac_of(&format!("{} beside", own.name));
+        let mac = Some(mac_of(&format!("{} beside", own.name)));
         let kind = Kind::Beside { link: uplink.link };
         let (mtu, addresses) = (uplink.mtu, Vec::new());
         devices.push(Device {
@@ -326,6 +349,12 @@ fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
     devices
 }
 
+/// Gives the bytes that a tunnel of an outer family puts around a packet.
+fn overhead(config: &Config, v4: bool) -> u32 {
+    let frame = if config.tunnel == Form::VxlanGpe { ETHERNET } else { 0 };
+    (if v4 { OVERHEAD4 } else { OVERHEAD6 }) - frame
+}
+
 /// Finds the link by which this host is on the segment of a network.
 fn uplink_of<'a>(network: &Network, uplinks: &'a Uplinks) -> Option<&'a Uplink> {
     network.families().find_map(|v4| uplinks.of(v4))
@@ -335,11 +364,14 @@ fn uplink_of<'a>(network: &Network, uplinks: &'a Uplinks) -> Option<&'a Uplink> 
 pub const DEVICE4: &str = "netloom4";
 /// With IPv6 around the packets.
 pub const DEVICE6: &str = "netloom6";
+/// With either, without frames.
+pub const GPE: &str = "netloom-gpe";
 /// The host's own macvlan, beside those of its pods.
 pub const BESIDE: &str = "netloom0";
 
 /// Says how pods are attached to a network.
 fn attach(
+    config: &Config,
     network: &Network,
     nodes: &BTreeMap<String, Record>,
     uplinks: &Uplinks,
@@ -348,12 +380,9 @@ fn attach(
     let name = network.name.clone();
     let uplink_mtu = uplinks.all().map(|uplink| uplink.mtu).min().unwrap_or(1500);
     if network.mode.routes() {
-        let tunnels = devices.iter().filter_map(|device| match device.kind {
-            Kind::Tunnel { local, .. } => Some(if local.is_ipv4() { OVERHEAD4 } else { OVERHEAD6 }),
-            Kind::Beside { .. } => None,
-        });
-        let overhead = tunnels.filter(|_| network.mode.tunnels()).max().unwrap_or_default();
-        let mtu = network.mtu.unwrap_or(uplink_mtu.saturating_sub(overhead));
+        let families = [true, false].into_iter().filter(|v4| uplinks.of(*v4).is_some());
+        let tunnels = families.filter(|_| network.mode.tunnels()).map(|v4| overhead(config, v4));
+        let mtu = network.mtu.unwrap_or(uplink_mtu.saturating_sub(tunnels.max().unwrap_or_default()));
         return Ok(Attach { network: name, mtu, segment: None });
     }
     let not = |why: String| Err(format!("network {name:?}: {why}"));
@@ -384,7 +413,7 @@ fn attach(
         if v4 {
             segment.reserved.insert(whole.broadcast());
         } else if let Some(beside) = devices.iter().find(|device| device.name == BESIDE) {
-            segment.host6 = Some((uplink.address, hop_of(beside.mac)));
+            segment.host6 = beside.mac.map(|mac| (uplink.address, hop_of(mac)));
         }
     }
     Ok(Attach { network: name.clone(), mtu: network.mtu.unwrap_or(uplink.mtu), segment: Some(segment) })
@@ -425,27 +454,26 @@ impl Desired {
                         ));
                         continue;
                     };
-                    let (by, gateway) = (By::Link(uplink.link), Some(gateway));
-                    Route { dst: *block, by, gateway, source: None, priority: 0, table: MAIN }
+                    Route::new(*block, By::Link(uplink.link), Some(gateway), None)
                 }
                 Some(Way::Tunnel { v4: outer }) => {
                     let outer = if node.flannel { v4 } else { *outer };
-                    let Some(address) = node.address(outer).filter(|_| uplinks.of(outer).is_some()) else {
+                    let (Some(address), Some(uplink)) = (node.address(outer), uplinks.of(outer)) else {
                         problems.push(format!(
                             "block {block}: flannel's tunnel is of its family, and it and this host have no address of that in common"
                         ));
                         continue;
                     };
-                    self.heard.insert((tunnel(outer), node.mac(outer), address));
                     let mut of_network = own.blocks.iter().filter(|own| network.has(own));
                     let source = of_network.find(|own| own.addr().is_ipv4() == v4);
-                    Route {
-                        dst: *block,
-                        by: By::Device(tunnel(outer)),
-                        gateway: Some(hop_of(node.mac(outer)).into()),
-                        source: source.map(|block| blocks::own_address(*block)),
-                        priority: 0,
-                        table: MAIN,
+                    let source = source.map(|block| blocks::own_address(*block));
+                    if config.tunnel == Form::VxlanGpe {
+                        let carried = Carried { vni: config.vni, from: uplink.address, to: address };
+                        Route { carried: Some(carried), ..Route::new(*block, By::Device(GPE), None, source) }
+                    } else {
+                        self.heard.insert((tunnel(outer), node.mac(outer), address));
+                        let hop = hop_of(node.mac(outer)).into();
+                        Route::new(*block, By::Device(tunnel(outer)), Some(hop), source)
                     }
                 }
             };
@@ -465,9 +493,7 @@ impl Desired {
             .filter(|block| config.network_of(block).is_some_and(|network| !network.mode.routes()));
         for block in on_segment {
             let source = uplinks.of(block.addr().is_ipv4()).map(|uplink| uplink.address);
-            let (by, gateway) = (By::Device(BESIDE), None);
-            let route = Route { dst: *block, by, gateway, source, priority: 0, table: MAIN };
-            self.routes.insert(*block, route);
+            self.routes.insert(*block, Route::new(*block, By::Device(BESIDE), None, source));
         }
     }
 }
@@ -501,10 +527,12 @@ fn way(mode: Mode, config: &Config, node: &Record, uplinks: &Uplinks) -> Result<
             Err(format!("node {} is not on this L2 segment: use mode overlay, auto or bgp", node.name))
         }
         (Mode::Overlay, _) | (Mode::Auto, false) => match node.tunnel {
-            Some(tunnel) if tunnel.vni == config.vni && tunnel.port == config.port => Ok(Way::Tunnel { v4 }),
+            Some(tunnel) if tunnel == Tunnel::of(config) => Ok(Way::Tunnel { v4 }),
+            // It is on its way from one form to another.
+            Some(_) if direct && !node.flannel => Ok(Way::Direct),
             Some(tunnel) => Err(format!(
-                "it hears VXLAN network {} at port {}, and this host network {} at port {}: set them alike",
-                tunnel.vni, tunnel.port, config.vni, config.port
+                "it hears {tunnel}, and this host {}: set them alike (`tunnel`, `vni`, `port`)",
+                Tunnel::of(config)
             )),
             // It is on its way from one mode to another: both can route.
             None if direct => Ok(Way::Direct),

@@ -10,6 +10,8 @@ use kernel::link::Mac;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::config::{Config, Form};
+
 /// Describes a node. Some 300 bytes of JSON, written when something of it changes and at no other time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -52,6 +54,26 @@ pub struct Tunnel {
     pub vni: u32,
     /// The UDP port.
     pub port: u16,
+    /// Packets come as they are (VXLAN-GPE), not in Ethernet frames.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub gpe: bool,
+}
+
+impl Tunnel {
+    /// Says how a node with this configuration hears.
+    pub fn of(config: &Config) -> Self {
+        Self { vni: config.vni, port: config.port, gpe: config.tunnel == Form::VxlanGpe }
+    }
+
+    fn form(self) -> &'static str {
+        if self.gpe { "VXLAN-GPE" } else { "VXLAN" }
+    }
+}
+
+impl std::fmt::Display for Tunnel {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} network {} at port {}", self.form(), self.vni, self.port)
+    }
 }
 
 /// Says why a record is not used.

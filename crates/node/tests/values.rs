@@ -67,7 +67,7 @@ fn record(name: &str, addresses: &[&str], blocks: &[&str]) -> Record {
         name: name.into(),
         addresses: addresses.iter().map(|it| ip(it)).collect(),
         blocks: blocks.iter().map(|it| net(it)).collect(),
-        tunnel: Some(Tunnel { vni: 4242, port: 4789 }),
+        tunnel: Some(Tunnel { vni: 4242, port: 4789, gpe: false }),
         mac: None,
         mac6: None,
         flannel: false,
@@ -103,7 +103,7 @@ fn ways() {
     let mut mute = record("mute", &["198.51.100.6"], &["10.244.6.0/24"]);
     mute.tunnel = None;
     let mut other = record("other", &["198.51.100.7"], &["10.244.7.0/24"]);
-    other.tunnel = Some(Tunnel { vni: 1, port: 8472 });
+    other.tunnel = Some(Tunnel { vni: 1, port: 8472, gpe: false });
     let nowhere = record("nowhere", &[], &["10.244.8.0/24"]);
     // flannel looks at packets of a tunnel's family alone, and may drop what comes by another way than the one back.
     let mut flannels =

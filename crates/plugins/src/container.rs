@@ -240,19 +240,15 @@ impl Duplicates {
 const LINK_SCOPE: u8 = 253;
 
 fn route_of(wanted: &netloom_plugin::result::Route, link: &Link, gateway: Option<IpAddr>) -> route::Route {
+    // What is on the link goes by nobody.
+    let gateway = wanted.gw.or(gateway.filter(|_| wanted.scope != Some(LINK_SCOPE)));
     route::Route {
-        dst: wanted.dst,
-        // What is on the link goes by nobody.
-        gateway: wanted.gw.or(gateway.filter(|_| wanted.scope != Some(LINK_SCOPE))),
-        link: link.index,
         priority: wanted.priority,
         table: wanted.table.unwrap_or(0),
         scope: wanted.scope.unwrap_or(0),
         mtu: wanted.mtu,
         advmss: wanted.advmss,
-        source: None,
-        protocol: 0,
-        blackhole: false,
+        ..route::Route::new(wanted.dst, gateway, link.index)
     }
 }
 

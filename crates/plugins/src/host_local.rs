@@ -4,9 +4,10 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
-use ipam::{Locked, Owner, Range, RangeSet, Store};
+use ipam::{Locked, Owner, Range, RangeSet, Rest, Store};
 use netloom_plugin::{
     Attachment, Code, Error, Plugin, Request, Sandbox, Undo,
     capability::IpRange,
@@ -64,6 +65,19 @@ pub(crate) struct Ipam {
     /// A file of whoever keeps the network (`netloomd`), which says `ready` when it is, and else why not: STATUS fails without that
     #[schemars(example = &"/run/netloom/netloom.ready")]
     ready_file: String,
+    /// How long an address that was given back rests, in seconds, while there are others; 0 for not at all
+    #[schemars(example = 60)]
+    cooldown: u32,
+}
+
+impl Ipam {
+    /// Names the folder of a network.
+    fn store(&self, request: &Request) -> Store {
+        let data_dir = if self.data_dir.is_empty() { DATA_DIR } else { &self.data_dir };
+        let cooldown = Duration::from_secs(self.cooldown.into());
+        let rest = (!cooldown.is_zero()).then(|| Rest { cooldown, now: SystemTime::now() });
+        Store::new(Path::new(data_dir), request.config.name.as_str()).with_rest(rest)
+    }
 }
 
 /// The configuration as meant.
@@ -80,6 +94,7 @@ impl Conf {
     fn of(request: &Request) -> Result<Self, Error> {
         let written: Asked<Ipam> = Asked::of(request)?;
         let ipam = written.ipam;
+        let store = ipam.store(request);
 
         let mut requested = Vec::new();
         if let Some(text) = request.args.value("IP").filter(|text| !text.is_empty()) {
@@ -121,14 +136,13 @@ impl Conf {
                 }
             }
         }
-        let data_dir = if ipam.data_dir.is_empty() { DATA_DIR } else { &ipam.data_dir };
         Ok(Self {
             sets,
             requested,
             routes: ipam.routes,
             resolv_conf: Some(ipam.resolv_conf).filter(|path| !path.is_empty()).map(PathBuf::from),
             ready_file: Some(ipam.ready_file).filter(|path| !path.is_empty()).map(PathBuf::from),
-            store: Store::new(Path::new(data_dir), request.config.name.as_str()),
+            store,
         })
     }
 
@@ -139,9 +153,7 @@ impl Conf {
             #[serde(default)]
             ipam: Ipam,
         }
-        let data_dir = request.read::<Part>()?.ipam.data_dir;
-        let data_dir = if data_dir.is_empty() { DATA_DIR } else { &data_dir };
-        Ok(Store::new(Path::new(data_dir), request.config.name.as_str()))
+        Ok(request.read::<Part>()?.ipam.store(request))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     Outcome,
     bench::Host,
     cluster::{Running, built, fresh_dir, plugins, until},
-    root, say,
+    say,
 };
 
 /// Two hosts on a wire, with a pod each.
@@ -34,13 +34,13 @@ pub(crate) fn datapath(arguments: &[String]) -> Outcome {
         arguments.first().map_or(Ok(5), |text| text.parse()).map_err(|_| "how many rounds?")?;
     let (built, dir) = (built()?, fresh_dir("datapath")?);
     plugins(&built, &dir)?;
-    for (mode, forms) in
-        [("overlay", &[Form::Vxlan, Form::CollectMetadata][..]), ("routing", &[Form::HostGateway][..])]
-    {
-        let mut pairs = vec![netloom(mode, &built, &dir)?];
-        for form in forms {
-            pairs.push(by_hand(*form)?);
-        }
+    for (mode, flags, form) in [
+        ("overlay", &[][..], Form::Vxlan),
+        ("overlay", &["--tunnel", "vxlan-gpe"], Form::Vxlan),
+        ("routing", &[], Form::HostGateway),
+    ] {
+        let how = Daemon { mode, flags, built: &built, dir: &dir };
+        let mut pairs = [netloom(&how)?, by_hand(form)?];
         let mut found: Vec<(Vec<f64>, Vec<f64>)> = pairs.iter().map(|_| Default::default()).collect();
         for _ in 0..rounds {
             for (pair, found) in pairs.iter().zip(&mut found) {
@@ -58,11 +58,12 @@ pub(crate) fn datapath(arguments: &[String]) -> Outcome {
             say(&format!("{:<18} {gbit:>6.2} Gbit/s   {rate:>7.0} requests/s", pair.name));
         }
         say(&format!(
-            "{mode} of flannel's:  {:.3} throughput, {:.3} requests",
+            "{} of flannel's:  {:.3} throughput, {:.3} requests",
+            how.name(),
             found[0][0] / found[1][0],
             found[0][1] / found[1][1]
         ));
-        restart(&mut pairs[0], mode, &built)?;
+        restart(&mut pairs[0], &how)?;
     }
     Ok(())
 }
@@ -86,22 +87,35 @@ fn hosts() -> Result<(Host, Vec<Host>), String> {
     Ok((wire, hosts))
 }
 
-fn daemon(host: &Host, number: usize, mode: &str, built: &Path, dir: &Path) -> Result<Running, String> {
-    let mut command = host.command(&built.join("netloomd").display().to_string());
-    command
-        .args(["--node", &format!("host{number}"), "--mode", mode, "--store-dir"])
-        .arg(dir.join("store").join(mode));
-    command.args(["--conf-dir", "/run/net.d", "--config", "/nowhere"]).stderr(Stdio::null());
-    command.spawn().map(Running).map_err(|error| error.to_string())
+/// How the daemons of a pair are started.
+struct Daemon<'a> {
+    mode: &'static str,
+    flags: &'a [&'static str],
+    built: &'a Path,
+    dir: &'a Path,
 }
 
-fn netloom(mode: &'static str, built: &Path, dir: &Path) -> Result<Pair, String> {
+impl Daemon<'_> {
+    fn name(&self) -> &'static str {
+        self.flags.last().copied().unwrap_or(self.mode)
+    }
+
+    fn start(&self, host: &Host, number: usize) -> Result<Running, String> {
+        let mut command = host.command(&self.built.join("netloomd").display().to_string());
+        command.args(["--node", &format!("host{number}"), "--mode", self.mode, "--store-dir"]);
+        command.arg(self.dir.join("store").join(self.name())).args(self.flags);
+        command.args(["--conf-dir", "/run/net.d", "--config", "/nowhere"]).stderr(Stdio::null());
+        command.spawn().map(Running).map_err(|error| error.to_string())
+    }
+}
+
+fn netloom(how: &Daemon<'_>) -> Result<Pair, String> {
     let (wire, mut hosts) = hosts()?;
     let mut daemons = Vec::new();
     for (index, host) in hosts.iter().enumerate() {
-        daemons.push(daemon(host, index + 1, mode, built, dir)?);
+        daemons.push(how.start(host, index + 1)?);
     }
-    let bin = dir.join("bin").display().to_string();
+    let bin = how.dir.join("bin").display().to_string();
     let mut to = String::new();
     for host in &hosts {
         let ready = format!(
@@ -113,7 +127,7 @@ fn netloom(mode: &'static str, built: &Path, dir: &Path) -> Result<Pair, String>
         ))?;
     }
     hosts.push(wire);
-    Ok(Pair { name: mode, hosts, to: to.trim().to_owned(), daemons })
+    Ok(Pair { name: how.name(), hosts, to: to.trim().to_owned(), daemons })
 }
 
 /// What is built by hand.
@@ -123,8 +137,6 @@ enum Form {
     Vxlan,
     /// flannel's routes.
     HostGateway,
-    /// A device that takes the other host from the route, without Ethernet inside (VXLAN-GPE): one route to each other node.
-    CollectMetadata,
 }
 
 /// A bridge with the pods, as flannel has it, and the way to the other host.
@@ -132,7 +144,6 @@ fn by_hand(form: Form) -> Result<Pair, String> {
     let name = match form {
         Form::Vxlan => "flannel's vxlan",
         Form::HostGateway => "flannel's host-gw",
-        Form::CollectMetadata => "collect-metadata",
     };
     let (wire, mut hosts) = hosts()?;
     let mac = |number: usize| format!("02:00:00:00:00:0{number}");
@@ -160,10 +171,6 @@ fn by_hand(form: Form) -> Result<Pair, String> {
                 mac(own)
             ),
             Form::HostGateway => format!("ip route add 10.244.{other}.0/24 via 192.0.2.{other}"),
-            Form::CollectMetadata => format!(
-                "ip link add vx0 type vxlan external gpe dstport 4790; ip link set vx0 mtu {mtu} up
-                 ip route add 10.244.{other}.0/24 encap ip id 4242 dst 192.0.2.{other} dev vx0"
-            ),
         })?;
     }
     hosts.push(wire);
@@ -220,8 +227,7 @@ fn requests(pair: &Pair) -> Result<f64, String> {
 }
 
 /// Kills and starts a daemon under a stream, and looks for a tenth of a second in which nothing came.
-fn restart(pair: &mut Pair, mode: &'static str, built: &Path) -> Outcome {
-    let dir = root().join("target/datapath");
+fn restart(pair: &mut Pair, how: &Daemon<'_>) -> Outcome {
     let first = pair.daemons.remove(0);
     let said = std::thread::scope(|scope| {
         let restarted = scope.spawn({
@@ -229,7 +235,7 @@ fn restart(pair: &mut Pair, mode: &'static str, built: &Path) -> Outcome {
             move || {
                 std::thread::sleep(Duration::from_secs(2));
                 drop(first);
-                let again = daemon(host, 1, mode, built, &dir);
+                let again = how.start(host, 1);
                 std::thread::sleep(Duration::from_secs(2));
                 again
             }

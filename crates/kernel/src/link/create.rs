@@ -51,6 +51,12 @@ pub enum Driver {
         /// The address of this host, by whose family others are sent to.
         local: IpAddr,
     },
+    /// Carries packets, without Ethernet, to the host that the route says ([`crate::route::Carried`]), in UDP (VXLAN-GPE,
+    /// draft-ietf-nvo3-vxlan-gpe).
+    VxlanGpe {
+        /// The UDP port, of all hosts.
+        port: u16,
+    },
 }
 
 /// Says which macvlans of one link hear each other (`IFLA_MACVLAN_MODE`).
@@ -94,7 +100,7 @@ impl Driver {
             Self::Macvlan { .. } => "macvlan",
             Self::Ipvlan { .. } => "ipvlan",
             Self::Vlan { .. } => "vlan",
-            Self::Vxlan { .. } => "vxlan",
+            Self::Vxlan { .. } | Self::VxlanGpe { .. } => "vxlan",
         }
     }
 
@@ -120,6 +126,10 @@ impl Driver {
                 data.u32(VXLAN_ID, vni).attr(VXLAN_PORT, &port.to_be_bytes()).u8(VXLAN_LEARNING, 0);
                 data.ip(if local.is_ipv4() { VXLAN_LOCAL } else { VXLAN_LOCAL6 }, local);
             }
+            Self::VxlanGpe { port } => {
+                data.attr(VXLAN_PORT, &port.to_be_bytes()).u8(VXLAN_LEARNING, 0);
+                data.u8(VXLAN_COLLECT_METADATA, 1).attr(VXLAN_GPE, &[]);
+            }
         }
     }
 
@@ -140,6 +150,9 @@ impl Driver {
                 Self::Ipvlan { mode }
             }
             "vlan" => Self::Vlan { id: data.find(VLAN_ID).and_then(read_u16)? },
+            "vxlan" if data.find(VXLAN_GPE).is_some() => {
+                Self::VxlanGpe { port: data.find(VXLAN_PORT).and_then(read_u16).map(u16::from_be)? }
+            }
             "vxlan" => Self::Vxlan {
                 vni: data.find(VXLAN_ID).and_then(read_u32)?,
                 port: data.find(VXLAN_PORT).and_then(read_u16).map(u16::from_be)?,
@@ -270,3 +283,5 @@ const VXLAN_LOCAL: u16 = 4;
 const VXLAN_LEARNING: u16 = 7;
 const VXLAN_PORT: u16 = 15;
 const VXLAN_LOCAL6: u16 = 17;
+const VXLAN_COLLECT_METADATA: u16 = 25;
+const VXLAN_GPE: u16 = 27;

@@ -72,6 +72,8 @@ pub(crate) struct Plan {
     pub(crate) file: &'static str,
     /// What is done on the wire before there are daemons.
     pub(crate) first: &'static str,
+    /// Daemons are as in a container without privileges.
+    pub(crate) bare: bool,
     /// The first three octets of the hosts' addresses, and how long their prefix is.
     pub(crate) segment: (&'static str, u8),
 }
@@ -89,10 +91,16 @@ impl Default for Plan {
             flags: &[],
             file: "",
             first: "true",
+            bare: false,
             segment: ("192.0.2", 24),
         }
     }
 }
+
+/// Starts a daemon with the two capabilities that it is said to need, where `/proc/sys` can only be read, but for a mount of the host's.
+const BARE: &str = "mkdir -p /run/sysctl && mount --bind /proc/sys/net /run/sysctl && mount --bind /proc/sys /proc/sys \
+     && mount -o remount,ro,bind /proc/sys \
+     && exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,+net_admin,+net_raw -- \"$0\" \"$@\"";
 
 /// Where etcd is, on the host that is the wire.
 const ETCD: &str = "192.0.2.254";
@@ -170,7 +178,11 @@ impl Lab {
 
     /// The daemon's command on a host, with everything but a verb.
     pub(crate) fn daemon(&self, index: usize) -> Command {
-        let mut command = self.hosts[index].command(NETLOOMD);
+        let host = &self.hosts[index];
+        let mut command = if self.plan.bare { host.command("unshare") } else { host.command(NETLOOMD) };
+        if self.plan.bare {
+            command.args(["--mount", "sh", "-c", BARE, NETLOOMD, "--sysctl-dir", "/run/sysctl"]);
+        }
         command.args(["--mode", self.plan.mode]);
         command.env("NETLOOMD_NODE", format!("host{}", index + 1));
         command.args(["--pods", self.plan.pods]);
@@ -211,6 +223,10 @@ impl Lab {
 
     fn log(&self, index: usize) -> PathBuf {
         self.dir.path().join(format!("log{}", index + 1))
+    }
+
+    pub(crate) fn daemon_pid(&self, index: usize) -> u32 {
+        self.daemons[index].as_ref().unwrap().id()
     }
 
     /// Kills a daemon, without a word.

@@ -15,6 +15,7 @@ const UNDERLAY: Plan = Plan {
     flags: &[],
     file: "",
     first: "true",
+    bare: false,
     segment: ("192.0.2", 24),
 };
 
