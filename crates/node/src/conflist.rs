@@ -27,6 +27,27 @@ pub fn write(config: &Config, attach: &Attach, own: &BTreeMap<IpNet, Pieces>) ->
     file::write(&path(config, &attach.network), text.as_bytes(), 0o644)
 }
 
+/// Lists the files that a runtime takes before the first network's: pods would be on another network.
+///
+/// # Errors
+/// When the folder is there and cannot be read.
+pub fn before(config: &Config) -> io::Result<Vec<PathBuf>> {
+    let Some(own) = config.networks.first().map(|network| path(config, &network.name)) else {
+        return Ok(Vec::new());
+    };
+    let entries = match fs::read_dir(&config.conf_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()?;
+    let is_network = |path: &PathBuf| {
+        path.extension().is_some_and(|kind| ["conf", "conflist", "json"].iter().any(|known| kind == *known))
+    };
+    let mut before: Vec<PathBuf> = paths.into_iter().filter(|path| is_network(path) && *path < own).collect();
+    before.sort();
+    Ok(before)
+}
+
 /// Gives the file that says whether a network is ready: beside the daemon's socket, where nothing stays over a reboot.
 fn ready_path(config: &Config, network: &str) -> PathBuf {
     config.socket.with_file_name(format!("{network}.ready"))

@@ -11,7 +11,7 @@ use std::{
     io,
     mem::MaybeUninit,
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -444,6 +444,18 @@ impl Daemon {
         problems
     }
 
+    /// Says what is in nobody's way, and may not be meant.
+    fn notes(&self) -> Vec<String> {
+        let before = conflist::before(&self.config).unwrap_or_default();
+        let note = |path: &PathBuf| {
+            format!(
+                "{} comes before this cluster's network: a runtime that takes the first one starts pods there. Move it away, or give it a later name",
+                path.display()
+            )
+        };
+        before.iter().map(note).collect()
+    }
+
     fn show(&mut self, problems: Vec<String>, log: &mut dyn FnMut(&str)) {
         let ready = self.view.whole && problems.is_empty();
         if ready != self.status.ready || problems != self.status.problems {
@@ -455,10 +467,13 @@ impl Daemon {
         if let Err(error) = conflist::tell_ready(&self.config, &problems) {
             log(&format!("cannot say whether the networks are ready: {error}"));
         }
+        let notes = self.notes();
+        notes.iter().filter(|it| !self.status.notes.contains(it)).for_each(|note| log(note));
         let blocks = self.config.networks.iter().flat_map(|network| self.filled(network)).collect();
         let status = &mut self.status;
         status.ready = ready;
         status.problems = problems;
+        status.notes = notes;
         status.addresses.clone_from(&self.own.addresses);
         status.blocks = blocks;
         status.store = status::Store {

@@ -13,8 +13,10 @@ pub struct Status {
     pub node: String,
     /// Pods can be started and reach the others.
     pub ready: bool,
-    /// Why not, or what an operator should know.
+    /// Why not.
     pub problems: Vec<String>,
+    /// What an operator should know all the same.
+    pub notes: Vec<String>,
     /// The networks.
     pub networks: Vec<Network>,
     /// This node's addresses.

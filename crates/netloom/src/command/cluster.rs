@@ -71,7 +71,7 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
         ]);
     }
     say(format!("\n{}", table.trim_fmt()));
-    for problem in [&status["problems"], &status["store"]["refused"]] {
+    for problem in [&status["problems"], &status["notes"], &status["store"]["refused"]] {
         problem.as_array().into_iter().flatten().for_each(|problem| note(text(problem)));
     }
     Ok(())

@@ -1,10 +1,14 @@
 //! Pods of three hosts reach each other, whatever happens to daemons, store and kernel.
 
-use std::{fs, process::Stdio, time::Duration};
+use std::{
+    fs,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
-use crate::lab::{Lab, NETLOOMD, Plan, Wire, netloom, write};
+use crate::lab::{Kind, Lab, NETLOOMD, Plan, Wire, netloom, write};
 
 /// Everything that is ours in a host's kernel, for comparing.
 pub(crate) fn dump(lab: &Lab, index: usize) -> String {
@@ -203,7 +207,7 @@ fn harm_is_repaired(lab: &Lab, harm: &[&str]) {
     let before = dump(lab, 0);
     for line in harm {
         lab.hosts[0].sh(line);
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         while dump_or_nothing(lab).as_deref() != Some(before.as_str()) {
             let took = started.elapsed();
             assert!(
@@ -250,6 +254,37 @@ fn a_restart_adopts_what_is_there() {
     assert_eq!(lab.status(0)["counters"]["changes"], 0, "a restart touched what was right");
 }
 
+/// A node that joins is reached by all others, and one that leaves is gone, within a second.
+#[test]
+fn who_comes_and_goes_is_known_at_once() {
+    if !testkit::is_root() || !testkit::has("etcd") {
+        return;
+    }
+    let mut lab = Lab::of(Plan { store: Kind::Etcd, started: 2, ..Plan::default() });
+    let pods = [lab.pod(0, "a1"), lab.pod(1, "a2")];
+    let second = Duration::from_secs(1);
+    lab.start(2);
+    lab.wait(2, "ready with both others", |status| {
+        status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 2)
+    });
+    let ready = Instant::now();
+    let new = lab.pod(2, "a3");
+    for index in [0, 1] {
+        for to in &new {
+            lab.until(index, &format!("ip netns exec a{} ping -c 1 -W 1 {to}", index + 1));
+        }
+    }
+    assert!(ready.elapsed() < second, "reached {:?} after it was ready", ready.elapsed());
+    assert!(lab.pings(2, "a3", "", &pods[0][0]) && lab.pings(2, "a3", "", &pods[1][1]));
+    lab.kill(2);
+    assert!(lab.daemon(2).arg("uninstall").status().unwrap().success());
+    let left = Instant::now();
+    for index in [0, 1] {
+        lab.until(index, "! bridge fdb show dev netloom4 | grep -q 192.0.2.3");
+    }
+    assert!(left.elapsed() < second, "gone {:?} after it left", left.elapsed());
+}
+
 /// etcd: nodes learn of each other, and lose nothing while it is away; one that is gone is gone within its lease.
 #[test]
 fn etcd_may_be_away() {
@@ -289,7 +324,7 @@ fn etcd_may_be_away() {
         "etcdctl --endpoints http://192.0.2.254:2379 get --prefix /netloom/nodes --keys-only | grep -c host";
     lab.wire.sh("export ETCDCTL_API=3; for lease in $(etcdctl --endpoints http://192.0.2.254:2379 lease list | tail -n +2); do
                      etcdctl --endpoints http://192.0.2.254:2379 lease revoke $lease; done");
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while !lab.wire.succeeds(&format!("test $(ETCDCTL_API=3 {nodes}) = 3")) {
         assert!(
             started.elapsed() < Duration::from_secs(15),
@@ -404,7 +439,7 @@ fn there_is_one_daemon_and_one_of_each_name() {
     command.args(["--config", "/nowhere", "--store-dir", lab.store_dir().to_str().unwrap()]);
     let log = second.path("/run/log");
     let mut daemon = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while !fs::read_to_string(&log).unwrap().contains("another node is called \"host2\"") {
         assert!(started.elapsed() < Duration::from_secs(10), "{}", fs::read_to_string(&log).unwrap());
     }
@@ -499,6 +534,14 @@ fn what_is_shown() {
     );
     let lines = lab.hosts[1].command(netloom()).args(["cluster", "--socket", "/nowhere"]).output().unwrap();
     assert!(String::from_utf8_lossy(&lines.stderr).contains("is it running"), "{lines:?}");
+    // What a runtime would take instead of this network is said, also to who looks, and is no reason not to be ready.
+    lab.hosts[0].sh("touch /run/net.d/05-other.conflist /run/net.d/04-none.txt /run/net.d/30-later.conf; ip link add x type veth; ip link del x");
+    lab.wait(0, "told of another network", |status| {
+        status["notes"].as_array().is_some_and(|notes| notes.len() == 1) && status["ready"] == true
+    });
+    let shown = lab.hosts[0].sh(&format!("{} cluster 2>&1", netloom().display()));
+    assert!(shown.contains("/run/net.d/05-other.conflist comes before"), "{shown}");
+    lab.hosts[0].sh("rm /run/net.d/05-other.conflist");
     // Not ready, and why: no host has an address any more that others could reach.
     lab.hosts[0].sh("ip route del default; ip -6 route del default");
     lab.wait(0, "not ready", |status| status["ready"] == false);

@@ -26,7 +26,15 @@ fn pods_and_hosts_are_one_segment() {
     if !testkit::is_root() {
         return;
     }
-    let lab = Lab::of(Plan { mtu: 9000, ..UNDERLAY });
+    std::thread::scope(|scope| {
+        for mtu in [1400, 1500, 9000] {
+            scope.spawn(move || one_segment(mtu));
+        }
+    });
+}
+
+fn one_segment(mtu: u32) {
+    let lab = Lab::of(Plan { mtu, ..UNDERLAY });
     let pods = lab.pods();
     lab.all_reach_all(&pods);
     let hosts = [1, 2, 3].map(|number| [format!("192.0.2.{number}"), format!("2001:db8:a::{number}")]);
@@ -45,8 +53,13 @@ fn pods_and_hosts_are_one_segment() {
         assert!(lab.pings(*of_pod, pod, "", "198.51.100.254"), "{pod}");
         assert!(lab.pings(*of_pod, pod, "", "2001:db8:b::fe"), "{pod}");
     }
-    for (to, headers) in pods[4].2.iter().zip([28, 48]) {
-        assert!(lab.pings(0, "a1", &format!("-M do -s {}", 9000 - headers), to), "full size to {to}");
+    // Packets of full size, both ways, and not a byte more.
+    for (from, pod, to) in [(0, "a1", 4), (2, "a3", 0)] {
+        for (to, headers) in pods[to].2.iter().zip([28, 48]) {
+            let size = |more: u32| format!("-M do -s {}", mtu - headers + more);
+            assert!(lab.pings(from, pod, &size(0), to), "{mtu}: full size to {to}");
+            assert!(!lab.pings(from, pod, &size(1), to), "{mtu}: more to {to}");
+        }
     }
     // Others hear of a host's address from its link alone.
     let mac = lab.hosts[0].sh("cat /sys/class/net/up0/address");
