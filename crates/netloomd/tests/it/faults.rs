@@ -157,3 +157,40 @@ fn checksums_are_not_left_to_the_card() {
     let usual = Lab::of(Plan { hosts: 2, ..Plan::default() });
     assert!(usual.hosts[0].succeeds("ethtool --show-features netloom4 | grep -q 'tx-checksumming: on'"));
 }
+
+/// An uplink's MTU that becomes smaller: tunnels follow, pods that are there go on by what their host tells them, new ones fit.
+#[test]
+fn an_uplinks_mtu_changes() {
+    if !testkit::is_root() || !testkit::has("nc") {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, ..Plan::default() });
+    lab.pod(0, "a1");
+    let to = lab.pod(1, "a2");
+    let sent = |from: &str| {
+        for (ip, any) in to.iter().zip(["0.0.0.0", "::"]) {
+            let file = format!("/run/{from}-{}", if any == "::" { 6 } else { 4 });
+            lab.hosts[1].sh(&format!(
+                "ip netns exec a2 timeout 30 nc -l {any} 9 </dev/null >{file} 2>/dev/null &
+                 until ip netns exec a2 ss -ltnH | grep -q :9; do :; done"
+            ));
+            lab.hosts[0]
+                .sh(&format!("head -c 300000 /dev/zero | ip netns exec {from} timeout 20 nc -N {ip} 9"));
+            lab.until(1, &format!("test $(stat -c %s {file}) = 300000"));
+        }
+    };
+    sent("a1");
+    let smaller = "for link in $(ls /sys/class/net | grep -E '^(n[0-9]|seg[ab]|up0)$'); do ip link set $link mtu 1400; done";
+    for host in [&lab.wire, &lab.hosts[0], &lab.hosts[1]] {
+        host.sh(smaller);
+    }
+    for index in [0, 1] {
+        lab.until(index, "test $(cat /sys/class/net/netloom4/mtu) = 1350 && grep -q '\"mtu\": 1330' /run/net.d/10-netloom.conflist");
+    }
+    // Larger than the tunnel takes, from a pod that does not know.
+    assert_eq!(lab.hosts[0].sh("ip netns exec a1 cat /sys/class/net/eth0/mtu"), "1430\n");
+    sent("a1");
+    lab.pod(0, "b1");
+    assert_eq!(lab.hosts[0].sh("ip netns exec b1 cat /sys/class/net/eth0/mtu"), "1330\n");
+    sent("b1");
+}
