@@ -301,8 +301,7 @@ fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
         own_blocks.map(|block| IpNet::from(blocks::own_address(*block))).collect();
     let configured = tunnelled().map(|network| network.mtu).collect::<Option<Vec<u32>>>();
     let configured = configured.and_then(|mtus| mtus.into_iter().max());
-    let (gpe, replaces) =
-        (config.tunnel == Form::VxlanGpe, |v4| config.flannel.as_ref().map(|how| how.device(v4)));
+    let gpe = config.tunnel == Form::VxlanGpe;
     let outer = [(true, DEVICE4), (false, DEVICE6)].into_iter().filter(|_| config.tunnels());
     let outer: Vec<_> = outer.filter_map(|(v4, name)| Some((v4, uplinks.of(v4)?, name))).collect();
     for (v4, uplink, name) in outer.iter().filter(|_| !gpe) {
@@ -310,7 +309,7 @@ fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
             name,
             kind: Kind::Tunnel { vni: config.vni, port: config.port, local: uplink.address },
             checksum_offload: config.checksum_offload,
-            replaces: replaces(*v4),
+            replaces: config.flannel.as_ref().map(|how| how.device(*v4)),
             mtu: configured.unwrap_or(uplink.mtu.saturating_sub(overhead(config, *v4))),
             mac: Some(own.mac(*v4)),
             // On one of them: an address is on one link.

@@ -54,31 +54,39 @@ impl Lease {
     /// Says of a node of this cluster's what flannel's nodes are to know.
     pub(crate) fn of(node: &Record) -> Self {
         let data = || node.tunnel.map(|tunnel| Data { vni: tunnel.vni, mac: node.mac(true).to_string() });
-        let (mut address4, mut address6) = (None, None);
+        let mut lease = Self {
+            address4: None,
+            address6: None,
+            backend: if node.tunnel.is_some() { VXLAN } else { HOST_GATEWAY }.into(),
+            data4: None,
+            data6: None,
+            netloom: Some(node.name.clone()),
+        };
         for address in &node.addresses {
             match address {
-                IpAddr::V4(ip) => address4 = Some(*ip),
-                IpAddr::V6(ip) => address6 = Some(*ip),
+                IpAddr::V4(ip) => (lease.address4, lease.data4) = (Some(*ip), data()),
+                IpAddr::V6(ip) => (lease.address6, lease.data6) = (Some(*ip), data()),
             }
         }
-        Self {
-            address4,
-            address6,
-            backend: if node.tunnel.is_some() { VXLAN } else { HOST_GATEWAY }.into(),
-            data4: address4.and_then(|_| data()),
-            data6: address6.and_then(|_| data()),
-            netloom: Some(node.name.clone()),
-        }
+        lease
+    }
+
+    /// Reads what stands at a key; none where it is no lease.
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok()
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        [self.address4.map(IpAddr::V4), self.address6.map(IpAddr::V6)].into_iter().flatten()
     }
 
     /// Writes what flannel says of a node of its own as a record, to be checked as any other.
     fn record(self, how: &Flannel, name: &str, blocks: &[IpNet]) -> Value {
         // What a tunnel leads to that is none is not reached, and says so.
         let is_tunnel = self.backend == VXLAN;
-        let (data4, data6) = (self.data4.filter(|_| is_tunnel), self.data6.filter(|_| is_tunnel));
-        let addresses = [self.address4.map(IpAddr::V4), self.address6.map(IpAddr::V6)];
         // flannel writes an address of zeroes for a family that it does not have.
-        let addresses = addresses.into_iter().flatten().filter(|ip| !ip.is_unspecified());
+        let addresses = self.addresses().filter(|ip| !ip.is_unspecified());
+        let (data4, data6) = (self.data4.filter(|_| is_tunnel), self.data6.filter(|_| is_tunnel));
         let vni = data4.as_ref().or(data6.as_ref()).map(|data| data.vni);
         json!({
             "name": name,
@@ -96,8 +104,7 @@ impl Lease {
         if let Some(name) = &self.netloom {
             return *name == node.name;
         }
-        let theirs = [self.address4.map(IpAddr::V4), self.address6.map(IpAddr::V6)];
-        node.addresses.iter().any(|ip| theirs.contains(&Some(*ip)))
+        self.addresses().any(|ip| node.addresses.contains(&ip))
     }
 
     /// Tells whether this node of this cluster's wrote it.
@@ -253,7 +260,7 @@ pub(crate) mod subnet_file {
     /// Reads which subnets flannel had on this host: `FLANNEL_SUBNET=10.244.3.1/24`, `FLANNEL_IPV6_SUBNET=fd44:0:0:3::1/64`.
     pub(crate) fn read(how: &Flannel) -> Vec<IpNet> {
         let text = std::fs::read_to_string(&how.subnet_file).unwrap_or_default();
-        if text.lines().any(|line| line == MARK) {
+        if is_own(&text) {
             return Vec::new();
         }
         let subnet = |line: &str| {
@@ -273,8 +280,7 @@ pub(crate) mod subnet_file {
             let prefix = block.and_then(|block| network.prefixes(v4).find(|prefix| prefix.contains(block)));
             let (Some(block), Some(prefix)) = (block, prefix) else { continue };
             // The address before the first that pods get, as in flannel's own.
-            let gateway = block.hosts().next().filter(|ip| *ip != block.network());
-            let gateway = gateway.or_else(|| block.hosts().nth(1)).unwrap_or(block.addr());
+            let gateway = block.hosts().find(|ip| *ip != block.network()).unwrap_or(block.addr());
             text += &format!(
                 "FLANNEL_{family}NETWORK={prefix}\nFLANNEL_{family}SUBNET={gateway}/{}\n",
                 block.prefix_len()
@@ -288,6 +294,10 @@ pub(crate) mod subnet_file {
     /// Removes it, if it is this daemon's.
     pub(crate) fn remove(how: &Flannel) -> io::Result<()> {
         let text = std::fs::read_to_string(&how.subnet_file).unwrap_or_default();
-        if text.lines().any(|line| line == MARK) { file::remove(&how.subnet_file) } else { Ok(()) }
+        if is_own(&text) { file::remove(&how.subnet_file) } else { Ok(()) }
+    }
+
+    fn is_own(text: &str) -> bool {
+        text.lines().any(|line| line == MARK)
     }
 }

@@ -174,7 +174,7 @@ async fn nobodys_of_flannel(
     let is_other = |kv: &etcd_client::KeyValue| {
         let name = kv.key_str().ok().and_then(|key| key.strip_prefix(&keys::prefix(how)));
         name.is_some_and(|name| keys::has(name, block))
-            && !serde_json::from_slice::<flannel::Lease>(kv.value()).is_ok_and(|lease| lease.is_of(node))
+            && !flannel::Lease::parse(kv.value()).is_some_and(|lease| lease.is_of(node))
     };
     let revision = there.header().map_or(0, etcd_client::ResponseHeader::revision);
     let unchanged = || Compare::mod_revision(first, CompareOp::Less, revision + 1).with_range(end);
@@ -195,8 +195,8 @@ async fn publish_to_flannel(
         let (version, is_own) = match there.kvs().first() {
             None => (0, true),
             Some(kv) => {
-                let theirs = serde_json::from_slice::<flannel::Lease>(kv.value());
-                (kv.mod_revision(), theirs.is_ok_and(|lease| lease.is_own(node)))
+                let theirs = flannel::Lease::parse(kv.value());
+                (kv.mod_revision(), theirs.is_some_and(|lease| lease.is_own(node)))
             }
         };
         if is_own {
@@ -217,7 +217,7 @@ async fn withdraw_from_flannel(
 ) -> Result<(), etcd_client::Error> {
     let all = client.get(keys::prefix(how), Some(GetOptions::new().with_prefix())).await?;
     for kv in all.kvs() {
-        let is_of = serde_json::from_slice::<flannel::Lease>(kv.value()).is_ok_and(|lease| lease.is_of(node));
+        let is_of = flannel::Lease::parse(kv.value()).is_some_and(|lease| lease.is_of(node));
         if is_of && !but.iter().any(|key| key.as_bytes() == kv.key()) {
             client.delete(kv.key(), None).await?;
         }
