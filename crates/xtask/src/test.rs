@@ -8,7 +8,7 @@ use std::{
 use crate::{Outcome, bench, kernel, root, run, run_with, say, tidy};
 
 /// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 29] = [
+const PACKAGES: [(&str, &str); 30] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -34,6 +34,7 @@ const PACKAGES: [(&str, &str); 29] = [
     ("systemd-socket-activate", "systemd"),
     ("valgrind", "valgrind"),
     ("protoc", "protobuf-compiler"),
+    ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
     ("bird", "bird2"),
