@@ -54,9 +54,8 @@ pub fn read(socket: &Socket) -> kernel::Result<Actual> {
         let any6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let neighbours = neigh::list(socket, &link, any6)?.into_iter().filter(|it| it.permanent);
         let addresses = addr::list(socket, &link)?.into_iter().map(|address| address.net);
-        let is_own = |net: &IpNet| !matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
         let device = Device {
-            addresses: addresses.filter(is_own).collect(),
+            addresses: addresses.collect(),
             neighbours: neighbours.filter_map(|it| Some((it.ip, it.mac?))).collect(),
             forwards: if [DEVICE4, DEVICE6].contains(&name) {
                 neigh::forwards(socket, &link)?.into_iter().collect()

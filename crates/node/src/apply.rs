@@ -5,10 +5,11 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use kernel::{
     Socket, addr,
     addr::Detection,
-    link::{self, Change, Driver, Link, MacvlanMode, New},
+    link::{self, Change, Driver, IpvlanMode, Link, MacvlanMode, New},
     neigh::{self, Forward},
     offload, route,
     sysctl::{self, Setting},
@@ -16,7 +17,8 @@ use kernel::{
 
 use crate::{
     actual::{self, Actual, PROTOCOL},
-    desired::{By, Desired, Device, Kind, Route},
+    config::Underlay,
+    desired::{By, Desired, Device, Kind, Route, Uplinks},
     record::hop_of,
 };
 
@@ -131,7 +133,9 @@ fn ensure_device<'a>(
             done.changes += 1;
         }
     }
-    for net in there.difference(&wanted) {
+    // The kernel gives links addresses of its own.
+    let by_kernel = |net: &IpNet| matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+    for net in there.difference(&wanted).filter(|net| !by_kernel(net)) {
         if done.note(addr::remove(socket, &link, *net)).is_some() {
             done.changes += 1;
         }
@@ -144,8 +148,11 @@ fn new(device: &Device) -> New<'_> {
     match device.kind {
         Kind::Tunnel { vni, port, local } => New::of(device.name, Driver::Vxlan { vni, port, local }),
         Kind::Gpe { port } => New::of(device.name, Driver::VxlanGpe { port }),
-        Kind::Beside { link } => {
-            let driver = Driver::Macvlan { mode: MacvlanMode::Bridge, broadcasts: None };
+        Kind::Beside { underlay, link } => {
+            let driver = match underlay {
+                Underlay::Macvlan => Driver::Macvlan { mode: MacvlanMode::Bridge, broadcasts: None },
+                Underlay::Ipvlan => Driver::Ipvlan { mode: IpvlanMode::L2 },
+            };
             New { over: Some(link), ..New::of(device.name, driver) }
         }
     }
@@ -156,10 +163,16 @@ fn is(link: &Link, device: &Device) -> bool {
     match (device.kind, link.driver) {
         (Kind::Tunnel { vni, port, local }, driver) => driver == Some(Driver::Vxlan { vni, port, local }),
         (Kind::Gpe { port }, driver) => driver == Some(Driver::VxlanGpe { port }),
-        (Kind::Beside { link: over }, Some(Driver::Macvlan { mode, .. })) => {
-            mode == MacvlanMode::Bridge && link.peer == Some(over)
+        (Kind::Beside { underlay, link: over }, driver) => {
+            let is = match driver {
+                Some(Driver::Macvlan { mode, .. }) => {
+                    underlay == Underlay::Macvlan && mode == MacvlanMode::Bridge
+                }
+                Some(Driver::Ipvlan { mode }) => underlay == Underlay::Ipvlan && mode == IpvlanMode::L2,
+                _ => false,
+            };
+            is && link.peer == Some(over)
         }
-        (Kind::Beside { .. }, _) => false,
     }
 }
 
@@ -178,12 +191,20 @@ fn settings(device: &Device) -> Vec<(Setting<'_>, &'static str)> {
             vec![(Setting::Ipv4(name, "rp_filter"), "2"), (Setting::Ipv6(name, "addr_gen_mode"), "1")]
         }
         // It answers for the host's addresses to those alone that it leads to, this host's pods: others hear of the link
-        // itself. Its own link-local address follows from its hardware address, whatever the host's default is.
-        Kind::Beside { .. } => vec![
-            (Setting::Ipv4(name, "arp_filter"), "1"),
-            (Setting::Ipv6(name, "addr_gen_mode"), "0"),
-            (Setting::Ipv6(name, "accept_dad"), "0"),
-        ],
+        // itself. The link-local address of a macvlan follows from its hardware address, whatever the host's default is; an ipvlan
+        // is given one, and asks by its own address, for it does not hear what is answered to the host's.
+        Kind::Beside { underlay, .. } => {
+            let (announce, generated) = match underlay {
+                Underlay::Macvlan => ("0", "0"),
+                Underlay::Ipvlan => ("2", "1"),
+            };
+            vec![
+                (Setting::Ipv4(name, "arp_filter"), "1"),
+                (Setting::Ipv4(name, "arp_announce"), announce),
+                (Setting::Ipv6(name, "addr_gen_mode"), generated),
+                (Setting::Ipv6(name, "accept_dad"), "0"),
+            ]
+        }
     });
     settings
 }
@@ -278,19 +299,38 @@ const LOOPBACK: u32 = 1;
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn forward(desired: &Desired, uplink: Option<&str>) -> kernel::Result<()> {
+pub fn forward(desired: &Desired, uplinks: &Uplinks) -> kernel::Result<()> {
     let pods = desired.ruleset.iter().flat_map(|ruleset| &ruleset.pods);
     let families: BTreeSet<bool> = pods.map(|net| net.addr().is_ipv4()).collect();
     if families.contains(&true) {
         sysctl::ensure(Setting::Ipv4Forward, "1")?;
     }
     if families.contains(&false) {
-        if let Some(uplink) = uplink
-            && sysctl::read(Setting::Ipv6(uplink, "accept_ra"))?.as_deref() == Some("1")
+        let accept = uplinks.v6.as_ref().map(|uplink| Setting::Ipv6(&uplink.name, "accept_ra"));
+        if let Some(accept) = accept
+            && sysctl::read(accept)?.as_deref() == Some("1")
         {
-            sysctl::ensure(Setting::Ipv6(uplink, "accept_ra"), "2")?;
+            sysctl::ensure(accept, "2")?;
         }
         sysctl::ensure(Setting::Ipv6Forward, "1")?;
+    }
+    Ok(())
+}
+
+/// Has the uplink hear this host's own pods that are ipvlans over it: what they send to the host comes by it, and the way to
+/// them is another, which a strict filter of sources takes for a lie (`rp_filter`, RFC 3704).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn hear_ipvlans(desired: &Desired, uplinks: &Uplinks) -> kernel::Result<()> {
+    let is_ipvlan = |device: &Device| matches!(device.kind, Kind::Beside { underlay: Underlay::Ipvlan, .. });
+    let Some(uplink) = uplinks.v4.as_ref().filter(|_| desired.devices.iter().any(is_ipvlan)) else {
+        return Ok(());
+    };
+    // The greater of the two counts: 0 is no filter, 1 a strict one, 2 a loose one.
+    let of = |link| sysctl::read(Setting::Ipv4(link, "rp_filter"));
+    if of("all")?.max(of(&uplink.name)?).as_deref() == Some("1") {
+        sysctl::ensure(Setting::Ipv4(&uplink.name, "rp_filter"), "2")?;
     }
     Ok(())
 }

@@ -33,6 +33,26 @@ pub enum Form {
     VxlanGpe,
 }
 
+/// What pods have on a segment that they share with the hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Underlay {
+    /// Links with hardware addresses of their own.
+    Macvlan,
+    /// Links with the host's own, for segments that let no other in.
+    Ipvlan,
+}
+
+impl Underlay {
+    /// Gives the name, of the kernel's links and of the plugin.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Macvlan => "macvlan",
+            Self::Ipvlan => "ipvlan",
+        }
+    }
+}
+
 /// The configuration as written: every value may be left out. A flag counts before the environment, and that before the file.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -64,6 +84,9 @@ pub struct Written {
     /// How packets are put into tunnels, by all nodes [default: vxlan]
     #[arg(long, env = "NETLOOMD_TUNNEL", value_name = "FORM", global = true)]
     pub tunnel: Option<Form>,
+    /// What pods on the hosts' own segment have, where the uplink is no bridge [default: macvlan]
+    #[arg(long, env = "NETLOOMD_UNDERLAY", value_name = "LINK", global = true)]
+    pub underlay: Option<Underlay>,
     /// VXLAN network identifier [default: 4242]
     #[arg(long, env = "NETLOOMD_VNI", global = true)]
     pub vni: Option<u32>,
@@ -168,6 +191,8 @@ pub struct Config {
     pub unmasqueraded: Vec<IpNet>,
     /// How packets are put into tunnels.
     pub tunnel: Form,
+    /// What pods on the hosts' own segment have.
+    pub underlay: Underlay,
     /// VXLAN network identifier.
     pub vni: u32,
     /// UDP port of tunnelled packets.
@@ -326,6 +351,7 @@ impl Written {
             masquerade,
             unmasqueraded,
             tunnel,
+            underlay,
             vni,
             port,
             checksum_offload,
@@ -470,6 +496,7 @@ impl Written {
             masquerade: self.masquerade.unwrap_or(true),
             unmasqueraded: self.unmasqueraded.unwrap_or_default(),
             tunnel,
+            underlay: self.underlay.unwrap_or(Underlay::Macvlan),
             vni,
             port,
             checksum_offload: self.checksum_offload.unwrap_or_else(offload_is_sound),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     blocks::{self, Pieces},
-    config::{Config, Network},
+    config::{Config, Network, Underlay},
     desired::{Attach, Segment},
     file,
 };
@@ -121,9 +121,13 @@ pub fn render(config: &Config, attach: &Attach, own: &BTreeMap<IpNet, Pieces>) -
             {"type": "bridge", "bridge": link, "mtu": mtu, "ipam": ipam},
             {"type": "bandwidth", "capabilities": {"bandwidth": true}},
         ]),
-        Some(Segment { link, .. }) => json!([
-            {"type": "macvlan", "master": link, "mode": "bridge", "mtu": mtu, "ipam": ipam},
-        ]),
+        Some(Segment { link, .. }) => {
+            let mode = match config.underlay {
+                Underlay::Macvlan => "bridge",
+                Underlay::Ipvlan => "l2",
+            };
+            json!([{"type": config.underlay.as_str(), "master": link, "mode": mode, "mtu": mtu, "ipam": ipam}])
+        }
     };
     json!({
         "cniVersion": "1.0.0",

@@ -419,10 +419,10 @@ impl Daemon {
             });
         let done = apply::apply(socket, wanted, &there);
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&done.devices);
-        let uplink6 =
-            uplinks.v6.as_ref().and_then(|uplink| link::find_index(socket, uplink.link).ok().flatten());
-        if let Err(error) = apply::forward(wanted, uplink6.as_ref().map(|link| link.name.as_str())) {
-            problems.push(error.to_string());
+        for set in [apply::forward, apply::hear_ipvlans] {
+            if let Err(error) = set(wanted, uplinks) {
+                problems.push(error.to_string());
+            }
         }
         let mut changes = done.changes;
         match rules {

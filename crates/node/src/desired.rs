@@ -2,16 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kernel::{link::Mac, route::Carried};
 use ruleset::cluster::Cluster;
 
 use crate::{
     blocks,
-    config::{Config, Form, Mode, Network},
+    config::{Config, Form, Mode, Network, Underlay},
     record::{Record, Tunnel, hop_of, mac_of},
 };
 
@@ -127,8 +127,10 @@ pub enum Kind {
         /// The UDP port.
         port: u16,
     },
-    /// A macvlan of the host's own, beside those of the pods: a link and its macvlans do not hear each other.
+    /// A macvlan or ipvlan of the host's own, beside those of the pods: a link and those over it do not hear each other.
     Beside {
+        /// What it is, as they are.
+        underlay: Underlay,
         /// The index of the link that they share.
         link: u32,
     },
@@ -258,7 +260,7 @@ pub fn desired(
         attach: config
             .networks
             .iter()
-            .map(|network| attach(config, network, nodes, uplinks, &devices))
+            .map(|network| attach(config, network, own, nodes, uplinks, &devices))
             .collect(),
         devices,
     };
@@ -332,20 +334,36 @@ fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
     let on_segment = config.networks.iter().find(|network| !network.mode.routes());
     let uplink = on_segment.and_then(|network| uplink_of(network, uplinks));
     if let Some(uplink) = uplink.filter(|uplink| !uplink.bridge) {
-        let mac = Some(mac_of(&format!("{} beside", own.name)));
-        let kind = Kind::Beside { link: uplink.link };
-        let (mtu, addresses) = (uplink.mtu, Vec::new());
+        let mac = beside_mac(own);
+        let (mac, addresses) = match config.underlay {
+            Underlay::Macvlan => (Some(mac), Vec::new()),
+            // It has the uplink's hardware address, and what goes to that is told apart by its IP address: to be answered it needs some.
+            Underlay::Ipvlan => {
+                (None, vec![link_local4(mac).into(), Ipv6Net::new_assert(hop_of(mac), 64).into()])
+            }
+        };
         devices.push(Device {
             name: BESIDE,
-            kind,
+            kind: Kind::Beside { underlay: config.underlay, link: uplink.link },
             replaces: None,
             checksum_offload: true,
-            mtu,
+            mtu: uplink.mtu,
             mac,
             addresses,
         });
     }
     devices
+}
+
+/// The hardware address of the host's own link beside its pods', or what its addresses follow from.
+fn beside_mac(own: &Record) -> Mac {
+    mac_of(&format!("{} beside", own.name))
+}
+
+/// Gives an IPv4 address that is of no use but to be answered to (RFC 3927): the host's own hardware is asked in vain for others'
+/// of a part that neither clouds nor name servers on nodes have theirs in.
+fn link_local4(mac: Mac) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 224 + mac.0[4] % 16, mac.0[5]), 32)
 }
 
 /// Gives the bytes that a tunnel of an outer family puts around a packet.
@@ -365,13 +383,14 @@ pub const DEVICE4: &str = "netloom4";
 pub const DEVICE6: &str = "netloom6";
 /// With either, without frames.
 pub const GPE: &str = "netloom-gpe";
-/// The host's own macvlan, beside those of its pods.
+/// The host's own macvlan or ipvlan, beside those of its pods.
 pub const BESIDE: &str = "netloom0";
 
 /// Says how pods are attached to a network.
 fn attach(
     config: &Config,
     network: &Network,
+    own: &Record,
     nodes: &BTreeMap<String, Record>,
     uplinks: &Uplinks,
     devices: &[Device],
@@ -411,8 +430,8 @@ fn attach(
         segment.reserved.insert(whole.network());
         if v4 {
             segment.reserved.insert(whole.broadcast());
-        } else if let Some(beside) = devices.iter().find(|device| device.name == BESIDE) {
-            segment.host6 = beside.mac.map(|mac| (uplink.address, hop_of(mac)));
+        } else if devices.iter().any(|device| device.name == BESIDE) {
+            segment.host6 = Some((uplink.address, hop_of(beside_mac(own))));
         }
     }
     Ok(Attach { network: name.clone(), mtu: network.mtu.unwrap_or(uplink.mtu), segment: Some(segment) })

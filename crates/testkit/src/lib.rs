@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, clippy::missing_panics_doc, reason = "a test is to fail where this fails")]
 
+mod machine;
 mod talk;
 mod trace;
 
+pub use machine::on_other_kernel;
 pub use talk::{Server, Transport};
 pub use trace::{Fate, Syscall, Traced, can_trace};
 

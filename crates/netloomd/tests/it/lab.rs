@@ -119,7 +119,7 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let bin = dir.path().join("bin");
         fs::create_dir_all(&bin).unwrap();
-        for name in ["ptp", "macvlan", "bridge", "host-local", "portmap", "bandwidth", "netloom"] {
+        for name in ["ptp", "macvlan", "ipvlan", "bridge", "host-local", "portmap", "bandwidth", "netloom"] {
             fs::hard_link(netloom(), bin.join(name))
                 .or_else(|_| fs::copy(netloom(), bin.join(name)).map(drop))
                 .unwrap();
@@ -145,9 +145,9 @@ impl Lab {
                 "ip link add n{number} mtu {mtu} type veth peer name up0 mtu {mtu} netns {}; ip link set n{number} master {segment} up",
                 host.pid()
             ));
-            // The host's own firewall drops what it forwards.
+            // The host's own firewall drops what it forwards, and what comes by another link than its answer would go by is a lie.
             host.sh(&format!(
-                "echo 0 >/proc/sys/net/ipv6/conf/up0/accept_dad; ip link set up0 up; ip addr add {v4}.{number}/{length} dev up0; ip -6 addr add {v6}:{number}/64 dev up0 nodad
+                "for c in default up0; do echo 1 >/proc/sys/net/ipv4/conf/$c/rp_filter; done; echo 0 >/proc/sys/net/ipv6/conf/up0/accept_dad; ip link set up0 up; ip addr add {v4}.{number}/{length} dev up0; ip -6 addr add {v6}:{number}/64 dev up0 nodad
                  ip route add default via {v4}.254; ip -6 route add default via {v6}:fe
                  nft 'table inet own {{ chain f {{ type filter hook forward priority 0; policy drop; }}; }}'"
             ));

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
+use testkit::Host;
+
 use crate::lab::{Kind, Lab, Plan};
 
 const UNDERLAY: Plan = Plan {
@@ -37,22 +39,7 @@ fn one_segment(mtu: u32) {
     let lab = Lab::of(Plan { mtu, ..UNDERLAY });
     let pods = lab.pods();
     lab.all_reach_all(&pods);
-    let hosts = [1, 2, 3].map(|number| [format!("192.0.2.{number}"), format!("2001:db8:a::{number}")]);
-    for (of_pod, pod, addresses) in &pods {
-        for (host, own) in hosts.iter().enumerate() {
-            for (to, own) in addresses.iter().zip(own) {
-                assert!(
-                    lab.hosts[host].succeeds(&format!("ping -c 1 -W 2 {to}")),
-                    "host {host} to {pod} at {to}"
-                );
-                assert!(lab.pings(*of_pod, pod, "", own), "{pod} to host {host} at {own}");
-            }
-        }
-        // Whoever else is there, without a route of its own, and out by the hosts' router.
-        assert!(lab.wire.succeeds(&format!("ping -c 1 -W 2 {}", addresses[0])), "{pod}");
-        assert!(lab.pings(*of_pod, pod, "", "198.51.100.254"), "{pod}");
-        assert!(lab.pings(*of_pod, pod, "", "2001:db8:b::fe"), "{pod}");
-    }
+    reach_hosts(&lab, &pods);
     // Packets of full size, both ways, and not a byte more.
     for (from, pod, to) in [(0, "a1", 4), (2, "a3", 0)] {
         for (to, headers) in pods[to].2.iter().zip([28, 48]) {
@@ -70,6 +57,28 @@ fn one_segment(mtu: u32) {
     }
     for (index, pod, _) in &pods {
         lab.end(*index, pod);
+    }
+}
+
+/// Hosts, the own one too, and whoever else is there reach pods, and are reached by them.
+fn reach_hosts(lab: &Lab, pods: &[(usize, String, Vec<String>)]) {
+    let hosts = (1..=lab.hosts.len())
+        .map(|number| [format!("192.0.2.{number}"), format!("2001:db8:a::{number}")])
+        .collect::<Vec<_>>();
+    for (of_pod, pod, addresses) in pods {
+        for (host, own) in hosts.iter().enumerate() {
+            for (to, own) in addresses.iter().zip(own) {
+                assert!(
+                    lab.hosts[host].succeeds(&format!("ping -c 1 -W 2 {to}")),
+                    "host {host} to {pod} at {to}"
+                );
+                assert!(lab.pings(*of_pod, pod, "", own), "{pod} to host {host} at {own}");
+            }
+        }
+        // Whoever else is there, without a route of its own, and out by the hosts' router.
+        assert!(lab.wire.succeeds(&format!("ping -c 1 -W 2 {}", addresses[0])), "{pod}");
+        assert!(lab.pings(*of_pod, pod, "", "198.51.100.254"), "{pod}");
+        assert!(lab.pings(*of_pod, pod, "", "2001:db8:b::fe"), "{pod}");
     }
 }
 
@@ -258,4 +267,34 @@ fn pods_are_plugged_into_a_bridged_uplink() {
     }
     assert!(lab.pings(0, "a1", "", "192.0.2.1") && lab.pings(0, "a1", "", "2001:db8:a::2"));
     assert!(!lab.hosts[0].succeeds("ip link show netloom0"));
+}
+
+/// As macvlans do, ipvlans reach each other, hosts, and whoever else is on the segment, by the host's own hardware address.
+#[test]
+fn pods_are_ipvlans() {
+    if !testkit::is_root() || !Host::new().succeeds(HAS_IPVLAN) {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, flags: &["--underlay", "ipvlan"], ..UNDERLAY });
+    let pods = lab.pods();
+    lab.all_reach_all(&pods);
+    reach_hosts(&lab, &pods);
+    // Of each host one hardware address is on the segment, and others hear of its own address from its link alone.
+    let macs = lab.wire.sh("bridge fdb show br sega dynamic | grep -c 'dev n1 '");
+    assert_eq!(macs.trim(), "1");
+    for (index, pod, _) in &pods {
+        lab.end(*index, pod);
+    }
+    println!("compared {} ipvlans", pods.len());
+}
+
+const HAS_IPVLAN: &str = "ip link add d0 type veth peer name d1 && ip link add i0 link d0 type ipvlan";
+
+/// The same where this machine's kernel has none.
+#[test]
+fn pods_are_ipvlans_on_another_kernel() {
+    let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let tests = ["underlay::pods_are_ipvlans"];
+    let Some(said) = testkit::on_other_kernel(HAS_IPVLAN, scratch.path(), &[], &tests) else { return };
+    assert!(said.contains("compared 4 ipvlans"), "{said}");
 }
