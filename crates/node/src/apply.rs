@@ -38,7 +38,8 @@ impl Done {
         match outcome {
             Ok(done) => Some(done),
             Err(error) => {
-                self.refused.push(error.to_string());
+                let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                self.refused.push(format!("{error}{hint}"));
                 None
             }
         }

@@ -12,7 +12,7 @@ use crate::{Host, is_root, say_skipped};
 const INIT: &str = r#"#!/bin/sh
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t tmpfs none /run; mount -t tmpfs none /var/lib
 mount -t devtmpfs none /dev; mount -t cgroup2 none /sys/fs/cgroup
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+export PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 # Modules come as the kernel asks for them, by a program that has to know where they are.
 printf '#!/bin/sh\nexec /sbin/modprobe -d @KERNEL@ "$@"\n' >/usr/local/sbin/modprobe-here
 chmod +x /usr/local/sbin/modprobe-here
