@@ -1,6 +1,10 @@
-//! What a link leaves to the network card (ethtool(8)): the checksums of what it sends.
+//! Who makes the checksums of what is sent: the kernel, the network card to which a link leaves them (ethtool(8)), or nobody.
 
-use std::{ffi::c_ulong, os::fd::OwnedFd};
+use std::{
+    ffi::{c_int, c_ulong},
+    net::UdpSocket,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 use rustix::{
     io::Errno,
@@ -28,6 +32,44 @@ pub fn checksums(name: &str) -> Result<bool> {
 #[doc(alias = "ETHTOOL_STXCSUM")]
 pub fn set_checksums(name: &str, on: bool) -> Result<()> {
     ask(name, ETHTOOL_STXCSUM, on.into()).map(drop)
+}
+
+/// Has a socket send datagrams without a checksum from now on, or with one (RFC 768; in IPv6 RFC 6935).
+///
+/// # Errors
+/// When the kernel refuses.
+#[doc(alias = "SO_NO_CHECK")]
+pub fn send_unchecked(socket: &UdpSocket, on: bool) -> Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, on)?;
+    set(socket, libc::SOL_UDP, libc::UDP_NO_CHECK6_TX, on)
+}
+
+/// Has a socket hear datagrams without a checksum in IPv6 too.
+///
+/// # Errors
+/// When the kernel refuses.
+#[doc(alias = "UDP_NO_CHECK6_RX")]
+pub fn hear_unchecked(socket: &UdpSocket) -> Result<()> {
+    set(socket, libc::SOL_UDP, libc::UDP_NO_CHECK6_RX, true)
+}
+
+fn set(socket: &UdpSocket, level: c_int, option: c_int, on: bool) -> Result<()> {
+    let value = c_int::from(on);
+    // SAFETY: the value is an int, which lives until the call returns.
+    let answer = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of::<c_int>() as u32,
+        )
+    };
+    if answer < 0 {
+        let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO);
+        return Err(Error::new("say who makes the checksums of", "a socket", errno));
+    }
+    Ok(())
 }
 
 fn ask(name: &str, command: u32, value: u32) -> Result<u32> {

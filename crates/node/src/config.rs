@@ -93,7 +93,7 @@ pub struct Written {
     /// UDP port of tunnelled packets [default: 4789, with vxlan-gpe 4790]
     #[arg(long, env = "NETLOOMD_PORT", global = true)]
     pub port: Option<u16>,
-    /// Checksums of tunnelled packets are left to the network card [default: from Linux 5.8 on, true]
+    /// Checksums of tunnelled packets are left to the network card [default: true where that goes well]
     #[arg(long, env = "NETLOOMD_CHECKSUM_OFFLOAD", value_name = "BOOL", global = true)]
     pub checksum_offload: Option<bool>,
     /// UDP port at which daemons ask each other whether they are there [default: 9471]
@@ -197,8 +197,8 @@ pub struct Config {
     pub vni: u32,
     /// UDP port of tunnelled packets.
     pub port: u16,
-    /// Checksums of tunnelled packets are left to the network card.
-    pub checksum_offload: bool,
+    /// Checksums of tunnelled packets are left to the network card; none for where that is found to go well.
+    pub checksum_offload: Option<bool>,
     /// UDP port of probes.
     pub probe_port: u16,
     /// Routing table with this node's blocks; none for none.
@@ -499,7 +499,7 @@ impl Written {
             underlay: self.underlay.unwrap_or(Underlay::Macvlan),
             vni,
             port,
-            checksum_offload: self.checksum_offload.unwrap_or_else(offload_is_sound),
+            checksum_offload: self.checksum_offload.or((!offload_is_sound()).then_some(false)),
             probe_port: self.probe_port.unwrap_or(9471),
             store,
             flannel,

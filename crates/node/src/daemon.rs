@@ -4,6 +4,7 @@
 //! view of the cluster: from the store, or (where that cannot be reached) the last one, which is kept on disk.
 
 mod addresses;
+mod show;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +12,7 @@ use std::{
     io,
     mem::MaybeUninit,
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -33,16 +34,16 @@ use rustix::{
 };
 
 use crate::{
-    actual, apply,
+    actual, apply, blocks,
     config::Config,
     conflist,
-    desired::{self, Desired, Uplinks},
+    desired::{self, Desired, Uplinks, Way},
     file,
     flannel::subnet_file,
     probe::Probes,
     record::{Record, Tunnel},
     serve,
-    status::{self, Status},
+    status::Status,
     store::{self, Store, Update},
     view::{VIEW, View, lease},
 };
@@ -58,6 +59,8 @@ pub enum Event {
     Pods(String),
     /// Who answered for addresses of a block of the hosts' segment.
     Asked(IpNet, kernel::Result<BTreeSet<IpAddr>>),
+    /// Checksums of what is tunnelled to this node come out wrong.
+    Checksums(String),
     /// It is to end, and leave everything as it is.
     Stop,
 }
@@ -112,7 +115,10 @@ pub fn run(
     let devices = Devices::default();
     listen_to_kernel(sender.clone(), Arc::clone(&devices));
     listen_to_pods(&config, &sender).map_err(start_error("watch the reservations of pods' addresses"))?;
-    let probes = Probes::start(config.probe_port).map_err(start_error(format!(
+    let teller = sender.clone();
+    // It ends with the daemon.
+    let tell = move |node| drop(teller.send(Event::Checksums(node)));
+    let probes = Probes::start(config.probe_port, tell).map_err(start_error(format!(
         "listen at UDP port {} for the probes of other nodes",
         config.probe_port
     )))?;
@@ -136,6 +142,7 @@ pub fn run(
         to_be_told: true,
         unpublished: None,
         assigned: None,
+        wrong_checksums: None,
         resting: BTreeMap::new(),
         sought: BTreeMap::new(),
         asked: BTreeMap::new(),
@@ -167,6 +174,8 @@ struct Daemon {
     unpublished: Option<Instant>,
     /// Blocks that somebody else assigns to this node; none until that is known.
     assigned: Option<Vec<IpNet>>,
+    /// The node to which checksums of tunnelled packets come out wrong, if the card makes them.
+    wrong_checksums: Option<String>,
     /// Blocks that are empty and not needed, out of which nothing is given any more, and since when.
     resting: BTreeMap<IpNet, Instant>,
     /// When an address was last looked for, by network.
@@ -211,6 +220,12 @@ impl Daemon {
                     Event::Asked(block, answer) => {
                         by_kernel_alone = false;
                         self.answered(block, answer, log);
+                    }
+                    Event::Checksums(node) => {
+                        by_kernel_alone = false;
+                        self.wrong_checksums.get_or_insert(node);
+                        // What the operator says counts.
+                        self.config.checksum_offload.get_or_insert(false);
                     }
                     Event::Store(update) => {
                         by_kernel_alone = false;
@@ -292,9 +307,20 @@ impl Daemon {
         }
         // Of those that are gone it is found out whether they are only cut off from the store.
         let others = nodes.values().filter(|node| node.name != self.own.name);
-        self.probes.set(others.chain(self.view.former.values()));
+        let others = others.map(|node| (node, self.through(&wanted, node)));
+        self.probes.set(others.chain(self.view.former.values().map(|node| (node, None))));
         self.last = Some(wanted);
         problems
+    }
+
+    /// Gives a node's own address behind its tunnel: that of its first block there, by which it answers.
+    fn through(&self, wanted: &Desired, node: &Record) -> Option<IpAddr> {
+        let ways = &wanted.peers.get(&node.name).filter(|_| !node.flannel)?.ways;
+        let is_tunnelled = |block: &&IpNet| {
+            let network = self.config.network_of(block);
+            network.is_some_and(|it| matches!(ways.get(&it.name), Some(Way::Tunnel { .. })))
+        };
+        node.blocks.iter().find(is_tunnelled).map(|block| blocks::own_address(*block))
     }
 
     /// Writes the file of each network whose pods can be given addresses; gives what is in the way of others.
@@ -442,75 +468,6 @@ impl Daemon {
         }
         problems.extend(done.refused.into_iter().take(3));
         problems
-    }
-
-    /// Says what is in nobody's way, and may not be meant.
-    fn notes(&self) -> Vec<String> {
-        let before = conflist::before(&self.config).unwrap_or_default();
-        let note = |path: &PathBuf| {
-            format!(
-                "{} comes before this cluster's network: a runtime that takes the first one starts pods there. Move it away, or give it a later name",
-                path.display()
-            )
-        };
-        before.iter().map(note).collect()
-    }
-
-    fn show(&mut self, problems: Vec<String>, log: &mut dyn FnMut(&str)) {
-        let ready = self.view.whole && problems.is_empty();
-        if ready != self.status.ready || problems != self.status.problems {
-            if ready {
-                log("ready");
-            }
-            problems.iter().filter(|it| !self.status.problems.contains(it)).for_each(|problem| log(problem));
-        }
-        if let Err(error) = conflist::tell_ready(&self.config, &problems) {
-            log(&format!("cannot say whether the networks are ready: {error}"));
-        }
-        let notes = self.notes();
-        notes.iter().filter(|it| !self.status.notes.contains(it)).for_each(|note| log(note));
-        let blocks = self.config.networks.iter().flat_map(|network| self.filled(network)).collect();
-        let status = &mut self.status;
-        status.ready = ready;
-        status.problems = problems;
-        status.notes = notes;
-        status.addresses.clone_from(&self.own.addresses);
-        status.blocks = blocks;
-        status.store = status::Store {
-            kind: self.config.store.kind().into(),
-            connected: self.view.live && self.view.lost.is_none(),
-            problem: self.view.lost.clone(),
-            refused: self.view.refused.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
-        };
-        if let Some(desired) = &self.last {
-            let networks = self.config.networks.iter().zip(&desired.attach);
-            status.networks = networks
-                .map(|(network, attach)| status::Network {
-                    name: network.name.clone(),
-                    mode: network.mode.as_str().into(),
-                    mtu: attach.as_ref().map_or(0, |attach| attach.mtu),
-                })
-                .collect();
-            let peers = desired.peers.iter().filter_map(|(name, peer)| {
-                let node = self.view.nodes.get(name)?;
-                let ways: BTreeSet<&str> = peer.ways.values().map(|way| way.as_str()).collect();
-                let ways: Vec<&str> = ways.into_iter().collect();
-                Some(status::Peer {
-                    name: name.clone(),
-                    addresses: node.addresses.clone(),
-                    blocks: node.blocks.clone(),
-                    way: Some(ways.join(" ")).filter(|ways| !ways.is_empty()),
-                    problem: peer.problem.clone(),
-                    // Filled in when it is looked at.
-                    answers: None,
-                    rtt_us: None,
-                })
-            });
-            status.peers = peers.collect();
-        }
-        if let Ok(mut shown) = self.shown.lock() {
-            shown.clone_from(status);
-        }
     }
 }
 

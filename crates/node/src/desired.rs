@@ -310,7 +310,7 @@ fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
         devices.push(Device {
             name,
             kind: Kind::Tunnel { vni: config.vni, port: config.port, local: uplink.address },
-            checksum_offload: config.checksum_offload,
+            checksum_offload: config.checksum_offload.unwrap_or(true),
             replaces: config.flannel.as_ref().map(|how| how.device(*v4)),
             mtu: configured.unwrap_or(uplink.mtu.saturating_sub(overhead(config, *v4))),
             mac: Some(own.mac(*v4)),
@@ -324,7 +324,7 @@ fn devices(config: &Config, own: &Record, uplinks: &Uplinks) -> Vec<Device> {
         devices.push(Device {
             name: GPE,
             kind: Kind::Gpe { port: config.port },
-            checksum_offload: config.checksum_offload,
+            checksum_offload: config.checksum_offload.unwrap_or(true),
             replaces: None,
             mtu: configured.unwrap_or(left),
             mac: None,

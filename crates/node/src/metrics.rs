@@ -40,6 +40,8 @@ pub(crate) fn render(status: &Status) -> String {
     flag(&mut registry, "store_connected", "The store is heard of", status.store.connected.into());
     let refused = i64::try_from(status.store.refused.len()).unwrap_or(i64::MAX);
     flag(&mut registry, "records_refused", "Records of nodes that are not used", refused);
+    let notes = i64::try_from(status.notes.len()).unwrap_or(i64::MAX);
+    flag(&mut registry, "notes", "What is in nobody's way, and may not be meant, in number", notes);
     let mtus: Family<OfNetwork, Gauge> = Family::default();
     for network in &status.networks {
         mtus.get_or_create(&OfNetwork { network: network.name.clone() }).set(network.mtu.into());

@@ -1,4 +1,5 @@
-//! Asking other nodes' daemons whether they are there: a datagram that is sent back, every few seconds.
+//! Asking other nodes' daemons whether they are there: a datagram that is sent back, every few seconds. And by some of the
+//! tunnels two more, one of them without a checksum: if that one arrives alone, checksums come out wrong on the way.
 
 use std::{
     collections::BTreeMap,
@@ -7,6 +8,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+use kernel::offload;
 
 use crate::record::Record;
 
@@ -24,6 +27,31 @@ struct Probed {
     address: IpAddr,
     sent: Option<(u64, Instant)>,
     seen: Option<Seen>,
+    through: Option<Through>,
+}
+
+/// What is known of the checksums of packets that go to a node through a tunnel.
+#[derive(Debug)]
+struct Through {
+    /// The node's own address there.
+    address: IpAddr,
+    /// The last questions, with a checksum and without, as long as they are not answered.
+    sent: Option<(Option<u64>, Option<u64>)>,
+    /// So often in a row the one without was answered, and the one with a checksum was not.
+    wrong: u32,
+}
+
+impl Through {
+    /// Judges by what has been answered; tells whether that is enough to say that checksums are wrong.
+    fn judge(&mut self) -> bool {
+        match self.sent {
+            Some((Some(_), None)) => self.wrong += 1,
+            Some((None, _)) => self.wrong = 0,
+            // Nothing comes through at all.
+            Some((Some(_), Some(_))) | None => {}
+        }
+        self.wrong == WRONG
+    }
 }
 
 /// The nodes that are asked, by name.
@@ -33,28 +61,39 @@ pub(crate) struct Probes(Arc<Mutex<BTreeMap<String, Probed>>>);
 const EVERY: Duration = Duration::from_secs(2);
 /// As many are asked in one round, the others in the next ones.
 const AT_ONCE: usize = 64;
+/// Through the tunnels of as many is asked: a card is the same for all.
+const THROUGH: usize = 16;
+/// A datagram may be lost; as many in a row are not, while those without a checksum arrive.
+const WRONG: u32 = 5;
 const ASK: &[u8; 8] = b"netloom?";
 const ANSWER: &[u8; 8] = b"netloom!";
 
 impl Probes {
-    /// Answers and asks from now on, at a UDP port of all addresses.
-    pub(crate) fn start(port: u16) -> io::Result<Self> {
+    /// Answers and asks from now on, at a UDP port of all addresses; tells of a node to which checksums come out wrong.
+    pub(crate) fn start(port: u16, tell: impl Fn(String) + Send + 'static) -> io::Result<Self> {
         let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))
             .or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+        // Without it what comes in IPv6 without a checksum is lost, and nothing is found out by that.
+        drop(offload::hear_unchecked(&socket));
         let probes = Self(Arc::default());
         let shared = probes.clone();
-        std::thread::spawn(move || shared.go_on(&socket, port));
+        std::thread::spawn(move || shared.go_on(&socket, port, &tell));
         Ok(probes)
     }
 
-    /// Says which nodes there are.
-    pub(crate) fn set<'a>(&self, nodes: impl Iterator<Item = &'a Record>) {
+    /// Says which nodes there are, and their own addresses behind their tunnels.
+    pub(crate) fn set<'a>(&self, nodes: impl Iterator<Item = (&'a Record, Option<IpAddr>)>) {
         let mut probed = self.lock();
-        let nodes: BTreeMap<&str, IpAddr> =
-            nodes.filter_map(|node| Some((node.name.as_str(), *node.addresses.first()?))).collect();
-        probed.retain(|name, probed| nodes.get(name.as_str()) == Some(&probed.address));
-        for (name, address) in nodes {
-            probed.entry(name.to_owned()).or_insert(Probed { address, sent: None, seen: None });
+        let nodes: BTreeMap<&str, (IpAddr, Option<IpAddr>)> = nodes
+            .filter_map(|(node, through)| Some((node.name.as_str(), (*node.addresses.first()?, through))))
+            .collect();
+        probed.retain(|name, probed| {
+            let through = probed.through.as_ref().map(|it| it.address);
+            nodes.get(name.as_str()) == Some(&(probed.address, through))
+        });
+        for (name, (address, through)) in nodes {
+            let through = through.map(|address| Through { address, sent: None, wrong: 0 });
+            probed.entry(name.to_owned()).or_insert(Probed { address, sent: None, seen: None, through });
         }
     }
 
@@ -67,7 +106,7 @@ impl Probes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn go_on(&self, socket: &UdpSocket, port: u16) {
+    fn go_on(&self, socket: &UdpSocket, port: u16, tell: &impl Fn(String)) {
         let mut next = Instant::now();
         let (mut number, mut from) = (0_u64, String::new());
         loop {
@@ -75,6 +114,7 @@ impl Probes {
             if now >= next {
                 next = now + EVERY;
                 from = self.ask(socket, port, &from, &mut number);
+                self.ask_through(socket, port, &mut number, tell);
             }
             let wait = next.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             drop(socket.set_read_timeout(Some(wait)));
@@ -83,8 +123,13 @@ impl Probes {
             let (what, nonce) = datagram[..16].split_at(8);
             if what == ASK {
                 // As long as the question, and to nobody but other nodes: nobody is flooded by it.
-                if self.lock().values().any(|probed| same(probed.address, sender.ip())) {
-                    drop(socket.send_to(&[&ANSWER[..], nonce].concat(), sender));
+                let answer = [&ANSWER[..], nonce].concat();
+                let probed = self.lock();
+                if probed.values().any(|probed| same(probed.address, sender.ip())) {
+                    drop(socket.send_to(&answer, sender));
+                } else if probed.values().any(|it| it.through_is(sender.ip())) {
+                    // What it asks is whether its own checksums are right.
+                    send_unchecked(socket, &answer, sender);
                 }
             } else if what == ANSWER {
                 self.heard(u64::from_be_bytes(nonce.try_into().unwrap_or_default()), sender.ip());
@@ -105,29 +150,70 @@ impl Probes {
                 probed.seen = Some(Seen::default());
             }
             *number += 1;
-            let to = match probed.address {
-                // By the socket of both families.
-                IpAddr::V4(ip) if socket.local_addr().is_ok_and(|own| own.is_ipv6()) => {
-                    ip.to_ipv6_mapped().into()
-                }
-                other => other,
-            };
             probed.sent = Some((*number, Instant::now()));
-            drop(socket.send_to(&[&ASK[..], &number.to_be_bytes()].concat(), SocketAddr::new(to, port)));
+            drop(socket.send_to(&question(*number), by(socket, probed.address, port)));
             last.clone_from(name);
         }
         last
     }
 
-    fn heard(&self, number: u64, from: IpAddr) {
+    /// Asks through tunnels, with a checksum and without.
+    fn ask_through(&self, socket: &UdpSocket, port: u16, number: &mut u64, tell: &impl Fn(String)) {
         let mut probed = self.lock();
-        let asked = probed.values_mut().find(|it| it.sent.is_some_and(|(sent, _)| sent == number));
-        if let Some(probed) = asked.filter(|probed| same(probed.address, from))
-            && let Some((_, at)) = probed.sent.take()
-        {
-            probed.seen = Some(Seen { answered: true, rtt: Some(at.elapsed()) });
+        let through = probed.iter_mut().filter_map(|(name, it)| Some((name, it.through.as_mut()?)));
+        for (name, through) in through.take(THROUGH) {
+            if through.judge() {
+                tell(name.clone());
+            }
+            *number += 2;
+            through.sent = Some((Some(*number - 1), Some(*number)));
+            let to = by(socket, through.address, port);
+            drop(socket.send_to(&question(*number - 1), to));
+            send_unchecked(socket, &question(*number), to);
         }
     }
+
+    fn heard(&self, number: u64, from: IpAddr) {
+        for probed in self.lock().values_mut() {
+            if same(probed.address, from)
+                && let Some((_, at)) = probed.sent.take_if(|(sent, _)| *sent == number)
+            {
+                probed.seen = Some(Seen { answered: true, rtt: Some(at.elapsed()) });
+            }
+            if probed.through_is(from)
+                && let Some((with, without)) = probed.through.as_mut().and_then(|it| it.sent.as_mut())
+            {
+                with.take_if(|sent| *sent == number);
+                without.take_if(|sent| *sent == number);
+            }
+        }
+    }
+}
+
+impl Probed {
+    fn through_is(&self, ip: IpAddr) -> bool {
+        self.through.as_ref().is_some_and(|through| same(through.address, ip))
+    }
+}
+
+fn question(number: u64) -> Vec<u8> {
+    [&ASK[..], &number.to_be_bytes()].concat()
+}
+
+/// Gives an address as the socket of both families wants it.
+fn by(socket: &UdpSocket, ip: IpAddr, port: u16) -> SocketAddr {
+    let ip = match ip {
+        IpAddr::V4(ip) if socket.local_addr().is_ok_and(|own| own.is_ipv6()) => ip.to_ipv6_mapped().into(),
+        other => other,
+    };
+    SocketAddr::new(ip, port)
+}
+
+fn send_unchecked(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) {
+    if offload::send_unchecked(socket, true).is_ok() {
+        drop(socket.send_to(datagram, to));
+    }
+    drop(offload::send_unchecked(socket, false));
 }
 
 /// An IPv4 address may come in IPv6's clothes.

@@ -8,7 +8,7 @@ use std::{
 use crate::{Outcome, bench, kernel, root, run, run_with, say, tidy};
 
 /// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 30] = [
+const PACKAGES: [(&str, &str); 31] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -39,6 +39,7 @@ const PACKAGES: [(&str, &str); 30] = [
     ("etcdctl", "etcd-client"),
     ("bird", "bird2"),
     ("ethtool", "ethtool"),
+    ("socat", "socat"),
 ];
 
 pub(crate) fn test() -> Outcome {

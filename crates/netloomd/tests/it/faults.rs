@@ -158,6 +158,82 @@ fn checksums_are_not_left_to_the_card() {
     assert!(usual.hosts[0].succeeds("ethtool --show-features netloom4 | grep -q 'tx-checksumming: on'"));
 }
 
+/// A card that gets checksums of tunnelled packets wrong is found out, by pods of both families and both forms of tunnels, and they
+/// are made before: streams arrive. One that gets them right keeps them, and so does one that is to have them.
+#[test]
+fn wrong_checksums_are_found_out() {
+    if !testkit::is_root() || !testkit::has("ethtool") || !testkit::has("socat") || !testkit::has("nc") {
+        return;
+    }
+    let right = Lab::of(Plan { hosts: 2, ..Plan::default() });
+    std::thread::scope(|scope| {
+        for (pods, flags) in [
+            ("10.244.0.0/16", &[][..]),
+            ("fd44::/48", &[]),
+            ("10.244.0.0/16", &["--tunnel", "vxlan-gpe"]),
+            ("10.244.0.0/16", &["--checksum-offload", "true"]),
+        ] {
+            scope.spawn(move || wrong_checksums(pods, flags));
+        }
+    });
+    assert!(right.hosts[0].succeeds("ethtool --show-features netloom4 | grep -q 'tx-checksumming: on'"));
+    assert_eq!(right.status(0)["notes"], serde_json::json!([]));
+}
+
+fn wrong_checksums(pods: &'static str, flags: &'static [&'static str]) {
+    let mut lab = Lab::of(Plan { hosts: 2, started: 0, pods, flags, ..Plan::default() });
+    // What comes off a link by a packet socket is as it is in memory: without the checksums that were left to be made. Those around
+    // the tunnelled packets cards get right; here they need none.
+    lab.wire.sh(
+        "ip link set n1 nomaster; ip link add x1 type veth peer name y1; ip link set y1 master sega up; ip link set x1 up
+         nft 'table netdev card { chain c { type filter hook egress devices = { n1, x1 } priority 0;
+                                            udp dport { 4789, 4790 } @th,48,16 set 0; }; }'",
+    );
+    let mut card = lab.wire.command("socat").args(["INTERFACE:n1", "INTERFACE:x1"]).spawn().unwrap();
+    for index in [0, 1] {
+        lab.start(index);
+    }
+    for index in [0, 1] {
+        lab.wait(index, "ready with its peer", |status| {
+            status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 1)
+        });
+    }
+    lab.pod(0, "a1");
+    let to = lab.pod(1, "a2");
+    let device = if flags.contains(&"vxlan-gpe") { "netloom-gpe" } else { "netloom4" };
+    let off = format!("ethtool --show-features {device} | grep -q 'tx-checksumming: off'");
+    let is_to_have_them = flags.contains(&"--checksum-offload");
+    let said =
+        if is_to_have_them { "set `checksum-offload` to false" } else { "this host makes them itself" };
+    for index in [0, 1] {
+        lab.wait(index, "aware of wrong checksums", |status| status["notes"][0].to_string().contains(said));
+        assert_eq!(lab.hosts[index].succeeds(&off), !is_to_have_them);
+    }
+    // They were wrong indeed, and are right.
+    if is_to_have_them {
+        let line = format!("ip netns exec a2 timeout 30 nc -l {} 9 </dev/null >/dev/null 2>&1 &", to[0]);
+        lab.hosts[1].sh(&format!("{line} until ip netns exec a2 ss -ltnH | grep -q :9; do :; done"));
+        assert!(!lab.hosts[0].succeeds(&format!("ip netns exec a1 timeout 3 nc -N {} 9 </dev/null", to[0])));
+    } else {
+        stream(&lab, "a1", &to);
+    }
+    card.kill().unwrap();
+    card.wait().unwrap();
+}
+
+/// Sends what fills many packets from a pod of the first host to the one of the second, at each of its addresses.
+fn stream(lab: &Lab, from: &str, to: &[String]) {
+    for ip in to {
+        let file = format!("/run/{from}-{ip}");
+        lab.hosts[1].sh(&format!(
+            "ip netns exec a2 timeout 30 nc -l {ip} 9 </dev/null >{file} 2>/dev/null &
+             until ip netns exec a2 ss -ltnH | grep -q :9; do :; done"
+        ));
+        lab.hosts[0].sh(&format!("head -c 300000 /dev/zero | ip netns exec {from} timeout 20 nc -N {ip} 9"));
+        lab.until(1, &format!("test $(stat -c %s {file}) = 300000"));
+    }
+}
+
 /// An uplink's MTU that becomes smaller: tunnels follow, pods that are there go on by what their host tells them, new ones fit.
 #[test]
 fn an_uplinks_mtu_changes() {
@@ -167,19 +243,7 @@ fn an_uplinks_mtu_changes() {
     let lab = Lab::of(Plan { hosts: 2, ..Plan::default() });
     lab.pod(0, "a1");
     let to = lab.pod(1, "a2");
-    let sent = |from: &str| {
-        for (ip, any) in to.iter().zip(["0.0.0.0", "::"]) {
-            let file = format!("/run/{from}-{}", if any == "::" { 6 } else { 4 });
-            lab.hosts[1].sh(&format!(
-                "ip netns exec a2 timeout 30 nc -l {any} 9 </dev/null >{file} 2>/dev/null &
-                 until ip netns exec a2 ss -ltnH | grep -q :9; do :; done"
-            ));
-            lab.hosts[0]
-                .sh(&format!("head -c 300000 /dev/zero | ip netns exec {from} timeout 20 nc -N {ip} 9"));
-            lab.until(1, &format!("test $(stat -c %s {file}) = 300000"));
-        }
-    };
-    sent("a1");
+    stream(&lab, "a1", &to);
     let smaller = "for link in $(ls /sys/class/net | grep -E '^(n[0-9]|seg[ab]|up0)$'); do ip link set $link mtu 1400; done";
     for host in [&lab.wire, &lab.hosts[0], &lab.hosts[1]] {
         host.sh(smaller);
@@ -189,8 +253,8 @@ fn an_uplinks_mtu_changes() {
     }
     // Larger than the tunnel takes, from a pod that does not know.
     assert_eq!(lab.hosts[0].sh("ip netns exec a1 cat /sys/class/net/eth0/mtu"), "1430\n");
-    sent("a1");
+    stream(&lab, "a1", &to);
     lab.pod(0, "b1");
     assert_eq!(lab.hosts[0].sh("ip netns exec b1 cat /sys/class/net/eth0/mtu"), "1330\n");
-    sent("b1");
+    stream(&lab, "b1", &to);
 }
