@@ -67,6 +67,40 @@ fn the_configuration_in_it_is_valid() {
     assert!(ok && says.contains("store kubernetes"), "{says}");
 }
 
+/// The init container's command puts the plugins there, with the rights and in the places that the manifest gives it.
+#[test]
+fn the_init_container_puts_the_plugins_there() {
+    if !testkit::is_root() {
+        return;
+    }
+    let object = manifests().into_iter().find(|object| object["kind"] == "DaemonSet").unwrap();
+    let container = &object["spec"]["template"]["spec"]["initContainers"][0];
+    let rights = &container["securityContext"];
+    assert_eq!(rights["capabilities"], serde_json::json!({"drop": ["ALL"]}));
+    assert!(rights["readOnlyRootFilesystem"] == true && rights["allowPrivilegeEscalation"] == false);
+    let places = container["volumeMounts"].as_array().unwrap().iter();
+    let places: Vec<&str> = places.map(|mount| mount["mountPath"].as_str().unwrap()).collect();
+    let command = container["command"].as_array().unwrap().iter();
+    let command: Vec<&str> = command.map(|word| word.as_str().unwrap()).collect();
+    assert_eq!(command[0], "/usr/local/bin/netloom");
+    let host = testkit::Host::new();
+    // Somebody else's plugin is there, which is kept.
+    host.sh(
+        "mkdir -p /opt/cni/bin /var/lib/cni; echo other >/opt/cni/bin/bridge; chmod +x /opt/cni/bin/bridge",
+    );
+    host.sh(&format!(
+        "for place in {}; do mount --bind $place $place; done; for place in / /opt /var/lib; do mount -o remount,ro,bind $place; done
+         ! touch /opt/forbidden 2>/dev/null || exit 1
+         exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all {} {}",
+        places.join(" "),
+        crate::lab::netloom().display(),
+        command[1..].join(" ")
+    ));
+    let version = host.sh("echo {} | CNI_COMMAND=VERSION /opt/cni/bin/bridge");
+    assert!(version.contains("1.1.0"), "{version}");
+    assert_eq!(host.sh("/opt/cni/bin/netloom uninstall >&2; cat /opt/cni/bin/bridge"), "other\n");
+}
+
 /// What daemons wrote fits the definitions of their kinds, and garbage does not.
 pub(crate) fn objects_fit<'a>(objects: impl Iterator<Item = &'a Value>) {
     let schemas: BTreeMap<String, Value> = manifests()
