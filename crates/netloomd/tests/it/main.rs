@@ -8,5 +8,6 @@ mod flannel;
 mod kubernetes;
 mod lab;
 mod manifests;
+mod other_kernel;
 mod streams;
 mod underlay;

@@ -289,12 +289,3 @@ fn pods_are_ipvlans() {
 }
 
 const HAS_IPVLAN: &str = "ip link add d0 type veth peer name d1 && ip link add i0 link d0 type ipvlan";
-
-/// The same where this machine's kernel has none.
-#[test]
-fn pods_are_ipvlans_on_another_kernel() {
-    let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let tests = ["underlay::pods_are_ipvlans"];
-    let Some(said) = testkit::on_other_kernel(HAS_IPVLAN, scratch.path(), &[], &tests) else { return };
-    assert!(said.contains("compared 4 ipvlans"), "{said}");
-}
