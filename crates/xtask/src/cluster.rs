@@ -109,7 +109,7 @@ fn show(mode: &str, behind_router: bool, built: &Path, dir: &Path, bin: &Path) -
     let netloom = bin.join("netloom");
     for host in &hosts {
         let ready = format!(
-            "test \"$({} cluster --json 2>/dev/null | jq '.ready and (.peers | length) == 2')\" = true",
+            "test \"$({} cluster --json 2>/dev/null | jq '.ready and (.peers | length) == 2 and all(.peers[]; .answers)')\" = true",
             netloom.display()
         );
         until(&ready, || host.succeeds(&ready))?;
