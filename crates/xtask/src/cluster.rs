@@ -9,7 +9,14 @@ use std::{
 
 use crate::{Outcome, bench::Host, root, run_with, say, test};
 
-const MODES: [(&str, bool); 3] = [("overlay", true), ("routing", false), ("auto", true)];
+const BEHIND: &str = "10.244.0.0/16,fd44::/48";
+/// Each mode, whether one host is behind a router, and the pods' prefixes.
+const MODES: [(&str, bool, &str); 4] = [
+    ("overlay", true, BEHIND),
+    ("routing", false, BEHIND),
+    ("auto", true, BEHIND),
+    ("underlay", false, "192.0.2.128/25,2001:db8:a::8000/113"),
+];
 pub(crate) const ETCD: &str = "192.0.2.254:2379";
 
 /// A process that ends with the value.
@@ -24,10 +31,10 @@ impl Drop for Running {
 
 pub(crate) fn cluster() -> Outcome {
     let built = built()?;
-    for (mode, behind_router) in MODES {
+    for (mode, behind_router, pods) in MODES {
         let dir = fresh_dir("cluster")?;
         let bin = plugins(&built, &dir)?;
-        show(mode, behind_router, &built, &dir, &bin)?;
+        show((mode, pods), behind_router, &built, &dir, &bin)?;
     }
     Ok(())
 }
@@ -48,17 +55,17 @@ pub(crate) fn fresh_dir(name: &str) -> Result<PathBuf, String> {
     Ok(dir)
 }
 
-/// Puts the plugins of a routed network into a folder of their own, and gives that.
+/// Puts the plugins that a daemon's networks name into a folder of their own, and gives that.
 pub(crate) fn plugins(built: &Path, dir: &Path) -> Result<PathBuf, String> {
     let bin = dir.join("bin");
     std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
-    for name in ["netloom", "ptp", "host-local", "portmap", "bandwidth"] {
+    for name in ["netloom", "ptp", "macvlan", "host-local", "portmap", "bandwidth"] {
         std::fs::hard_link(built.join("netloom"), bin.join(name)).map_err(|error| error.to_string())?;
     }
     Ok(bin)
 }
 
-fn show(mode: &str, behind_router: bool, built: &Path, dir: &Path, bin: &Path) -> Outcome {
+fn show((mode, pods): (&str, &str), behind_router: bool, built: &Path, dir: &Path, bin: &Path) -> Outcome {
     let third = if behind_router { ", the third behind a router" } else { "" };
     say(&format!("\n== mode {mode}: three hosts{third}, etcd, two pods on each host"));
     let wire = Host::new()?;
@@ -86,14 +93,7 @@ fn show(mode: &str, behind_router: bool, built: &Path, dir: &Path, bin: &Path) -
         let log =
             std::fs::File::create(dir.join(format!("log{number}"))).map_err(|error| error.to_string())?;
         let mut daemon = host.command(&built.join("netloomd").display().to_string());
-        daemon.args([
-            "--node",
-            &format!("host{number}"),
-            "--mode",
-            mode,
-            "--pods",
-            "10.244.0.0/16,fd44::/48",
-        ]);
+        daemon.args(["--node", &format!("host{number}"), "--mode", mode, "--pods", pods]);
         daemon.args([
             "--store",
             "etcd",
@@ -114,7 +114,7 @@ fn show(mode: &str, behind_router: bool, built: &Path, dir: &Path, bin: &Path) -
         );
         until(&ready, || host.succeeds(&ready))?;
     }
-    let mut pods: Vec<(usize, String, Vec<String>)> = Vec::new();
+    let mut started: Vec<(usize, String, Vec<String>)> = Vec::new();
     for (index, host) in hosts.iter().enumerate() {
         for letter in ["a", "b"] {
             let name = format!("{letter}{}", index + 1);
@@ -128,11 +128,11 @@ fn show(mode: &str, behind_router: bool, built: &Path, dir: &Path, bin: &Path) -
             if addresses.len() != 2 {
                 return Err(format!("pod {name} has no address of each family"));
             }
-            pods.push((index, name, addresses));
+            started.push((index, name, addresses));
         }
     }
     say(&hosts[0].output(&format!("{} cluster", netloom.display()))?);
-    ping_all(&hosts, &pods)
+    ping_all(&hosts, &started)
 }
 
 fn ping_all(hosts: &[Host], pods: &[(usize, String, Vec<String>)]) -> Outcome {
