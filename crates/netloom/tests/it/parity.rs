@@ -183,14 +183,14 @@ const NEXT: &str = "echo ===\n";
 pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value {
     // One program for everything: starting them is what takes the time.
     let script = format!(
-        "ip -j -d -b - <<X\nlink\naddr\nX\n{NEXT}ip -j -4 route show table all\n{NEXT}ip -j -6 route show table all\n{NEXT}\
-         bridge -j vlan show\n{NEXT}cd /proc/sys/net\ngrep -rs . ipv4/conf ipv6/conf ipv4/ip_forward\n{NEXT}"
+        "ip -j -d -b - <<X\nlink\naddr\nX\n{NEXT}\
+         ip -j -b - <<X\nroute show table all root 0/0\nroute show table all root ::/0\nX\n{NEXT}bridge -j vlan show\n{NEXT}cd /proc/sys/net\ngrep -rs . ipv4/conf ipv6/conf ipv4/ip_forward\n{NEXT}"
     );
     let seen = match container {
         None => host.sh(&format!(
             "{script}nft list ruleset\n{NEXT}cd /var/lib/cni/networks 2>/dev/null && grep -rs . . || true"
         )),
-        Some(name) => host.sh(&format!("ip netns exec {name} sh <<'Y'\n{script}Y")),
+        Some(name) => host.sh(&format!("nsenter --net=/run/netns/{name} sh <<'Y'\n{script}Y")),
     };
     let mut seen = seen.split("===\n");
     let mut next = || seen.next().unwrap_or_default();
@@ -243,7 +243,7 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
     }
     testkit::remove(&mut addresses, &["valid_life_time", "preferred_life_time", "tentative"]);
     testkit::drop_what_the_kernel_makes(&mut addresses);
-    let (mut routes, mut routes6) = (first(next()), first(next()));
+    let [mut routes, mut routes6]: [Value; 2] = parse(next()).try_into().unwrap();
     for list in [&mut routes, &mut routes6] {
         testkit::drop_what_the_kernel_makes(list);
         if let Some(list) = list.as_array_mut() {
