@@ -71,7 +71,6 @@ pub fn on_other_kernel(
         .arg(kernel.join("vmlinuz"))
         .arg("-initrd")
         .arg(kernel.join("initrd"))
-        // What guards a machine against its programs, and takes an emulated processor a tenth of its time.
         .arg("-append")
         .arg(format!("console=ttyS0 quiet panic=-1 then={}", init.display()))
         .stdin(Stdio::null())
