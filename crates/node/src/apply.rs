@@ -165,13 +165,11 @@ fn is(link: &Link, device: &Device) -> bool {
         (Kind::Tunnel { vni, port, local }, driver) => driver == Some(Driver::Vxlan { vni, port, local }),
         (Kind::Gpe { port }, driver) => driver == Some(Driver::VxlanGpe { port }),
         (Kind::Beside { underlay, link: over }, driver) => {
-            let is = match driver {
-                Some(Driver::Macvlan { mode, .. }) => {
-                    underlay == Underlay::Macvlan && mode == MacvlanMode::Bridge
-                }
-                Some(Driver::Ipvlan { mode }) => underlay == Underlay::Ipvlan && mode == IpvlanMode::L2,
-                _ => false,
-            };
+            let is = matches!(
+                (underlay, driver),
+                (Underlay::Macvlan, Some(Driver::Macvlan { mode: MacvlanMode::Bridge, .. }))
+                    | (Underlay::Ipvlan, Some(Driver::Ipvlan { mode: IpvlanMode::L2 }))
+            );
             is && link.peer == Some(over)
         }
     }

@@ -223,9 +223,11 @@ impl Daemon {
                     }
                     Event::Checksums(node) => {
                         by_kernel_alone = false;
-                        self.wrong_checksums.get_or_insert(node);
-                        // What the operator says counts.
-                        self.config.checksum_offload.get_or_insert(false);
+                        // What the operator says counts; and where they are not left to the card it is not the card.
+                        if self.config.checksum_offload != Some(false) {
+                            self.wrong_checksums.get_or_insert(node);
+                            self.config.checksum_offload.get_or_insert(false);
+                        }
                     }
                     Event::Store(update) => {
                         by_kernel_alone = false;

@@ -360,8 +360,8 @@ fn beside_mac(own: &Record) -> Mac {
     mac_of(&format!("{} beside", own.name))
 }
 
-/// Gives an IPv4 address that is of no use but to be answered to (RFC 3927): the host's own hardware is asked in vain for others'
-/// of a part that neither clouds nor name servers on nodes have theirs in.
+/// Gives an IPv4 address of the link alone (RFC 3927), from a part of the prefix in which neither clouds nor name servers on nodes
+/// have theirs.
 fn link_local4(mac: Mac) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 224 + mac.0[4] % 16, mac.0[5]), 32)
 }
