@@ -104,6 +104,14 @@ impl fmt::Display for Error {
     }
 }
 
+/// Says what the C library says of a call whose answer is negative when it is refused.
+pub(crate) fn checked<N: Default + PartialOrd>(answer: N) -> Result<N, Errno> {
+    if answer < N::default() {
+        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    Ok(answer)
+}
+
 /// Turns "not there" into none, for lookups and for removals that may come twice.
 pub(crate) fn absent_is_none<T>(result: Result<T>) -> Result<Option<T>> {
     match result {

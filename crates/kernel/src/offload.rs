@@ -12,7 +12,7 @@ use rustix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, checked},
     tun::call,
 };
 
@@ -65,11 +65,7 @@ fn set(socket: &UdpSocket, level: c_int, option: c_int, on: bool) -> Result<()> 
             size_of::<c_int>() as u32,
         )
     };
-    if answer < 0 {
-        let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO);
-        return Err(Error::new("say who makes the checksums of", "a socket", errno));
-    }
-    Ok(())
+    checked(answer).map(drop).map_err(|errno| Error::new("say who makes the checksums of", "a socket", errno))
 }
 
 fn ask(name: &str, command: u32, value: u32) -> Result<u32> {

@@ -8,7 +8,7 @@ use std::{
 use rustix::io::Errno;
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, checked},
     link::Link,
 };
 
@@ -30,17 +30,12 @@ impl PacketSocket {
         let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // Protocol 0: nothing comes before the filter is there.
         // SAFETY: a plain system call, whose descriptor is ours if it is one.
-        let fd = unsafe {
-            let fd = libc::socket(libc::AF_PACKET, flags, 0);
-            if fd < 0 {
-                return Err(error(last_errno()));
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
+        let fd =
+            unsafe { OwnedFd::from_raw_fd(checked(libc::socket(libc::AF_PACKET, flags, 0)).map_err(error)?) };
         let mut filter = for_port(port);
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
         // SAFETY: the program and what it points to live until the call returns.
-        check(unsafe {
+        checked(unsafe {
             libc::setsockopt(
                 fd.as_raw_fd(),
                 libc::SOL_SOCKET,
@@ -60,7 +55,7 @@ impl PacketSocket {
             sll_addr: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         };
         // SAFETY: the address is a whole `sockaddr_ll`.
-        check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const to).cast(), LENGTH) }).map_err(error)?;
+        checked(unsafe { libc::bind(fd.as_raw_fd(), (&raw const to).cast(), LENGTH) }).map_err(error)?;
         Ok(Self { fd, to })
     }
 
@@ -80,10 +75,7 @@ impl PacketSocket {
                 LENGTH,
             )
         };
-        if sent < 0 {
-            return Err(Error::new("send a packet", "to everybody", last_errno()));
-        }
-        Ok(())
+        checked(sent).map(drop).map_err(|errno| Error::new("send a packet", "to everybody", errno))
     }
 
     /// Gives a packet that has come, from its IPv4 header on; none when there is none.
@@ -121,12 +113,4 @@ fn for_port(port: u16) -> [libc::sock_filter; 9] {
         op(0x06, 0, 0, 0xffff),
         op(0x06, 0, 0, 0),
     ]
-}
-
-fn check(answer: libc::c_int) -> Result<(), Errno> {
-    if answer < 0 { Err(last_errno()) } else { Ok(()) }
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -9,7 +9,7 @@ use std::{
 use rustix::io::Errno;
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, checked},
     fault,
 };
 
@@ -95,11 +95,7 @@ impl Drop for Context {
 pub(crate) unsafe fn call(device: &impl AsRawFd, request: c_ulong, argument: c_ulong) -> Result<(), Errno> {
     // SAFETY: the descriptor is open; the caller vouches for the argument.
     let answer: c_int = unsafe { libc::ioctl(device.as_raw_fd(), request as _, argument) };
-    if answer < 0 {
-        let error = std::io::Error::last_os_error();
-        return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
-    }
-    Ok(())
+    checked(answer).map(drop)
 }
 
 /// `_IOW('T', …, int)` of `linux/if_tun.h`.

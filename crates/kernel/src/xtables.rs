@@ -21,7 +21,7 @@ use rustix::{
 pub use entry::{Rule, Target};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, checked},
     fault,
 };
 
@@ -366,7 +366,7 @@ fn get(socket: &OwnedFd, family: Family, option: i32, buffer: &mut [u8]) -> Resu
             &raw mut length,
         )
     };
-    last_error(done)
+    checked(done).map(drop)
 }
 
 fn set(socket: &OwnedFd, family: Family, option: i32, buffer: &[u8]) -> Result<(), Errno> {
@@ -376,15 +376,7 @@ fn set(socket: &OwnedFd, family: Family, option: i32, buffer: &[u8]) -> Result<(
     let done = unsafe {
         libc::setsockopt(socket.as_raw_fd(), family.level(), option, buffer.as_ptr().cast(), length)
     };
-    last_error(done)
-}
-
-fn last_error(done: i32) -> Result<(), Errno> {
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
-    }
+    checked(done).map(drop)
 }
 
 const GET_INFO: i32 = 64;
