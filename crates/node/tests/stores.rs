@@ -5,7 +5,8 @@ use std::{
     collections::BTreeMap,
     fs,
     net::TcpListener,
-    process::{Command, Stdio},
+    path::Path,
+    process::{Child, Command, Stdio},
     sync::{Mutex, mpsc::channel},
     time::{Duration, Instant},
 };
@@ -47,31 +48,117 @@ fn a_folder_has_one_owner_of_a_block() {
     }
 }
 
+/// An etcd on loopback, which ends with the value.
+struct Etcd {
+    process: Child,
+    flags: Vec<String>,
+    endpoint: String,
+}
+
+impl Etcd {
+    /// Starts one, by TLS where there are certificates; none where it is not installed.
+    fn start(dir: &Path, tls: &[&str]) -> Option<Self> {
+        let found = std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("etcd").is_file()));
+        let scheme = if tls.is_empty() { "http" } else { "https" };
+        let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let endpoint = format!("{scheme}://127.0.0.1:{}", port());
+        let peers = format!("http://127.0.0.1:{}", port());
+        let data = dir.join("data").display().to_string();
+        let cluster = format!("default={peers}");
+        let flags = [
+            ["--data-dir", &data],
+            ["--listen-client-urls", &endpoint],
+            ["--advertise-client-urls", &endpoint],
+            ["--listen-peer-urls", &peers],
+            ["--initial-advertise-peer-urls", &peers],
+            ["--initial-cluster", &cluster],
+        ];
+        let flags = flags.as_flattened().iter().chain(tls).map(|flag| (*flag).to_owned()).collect();
+        found.then(|| Self { process: Self::run(&flags), flags, endpoint })
+    }
+
+    fn run(flags: &Vec<String>) -> Child {
+        let mut command = Command::new("etcd");
+        command.args(flags).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn restart(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.process = Self::run(&self.flags);
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
 #[test]
 fn etcd_has_one_owner_of_a_block() {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("etcd").is_file()));
-    if !found {
-        return;
-    }
     let dir = tempfile::tempdir().unwrap();
-    let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (clients, peers) = (format!("http://127.0.0.1:{}", port()), format!("http://127.0.0.1:{}", port()));
-    let mut command = Command::new("etcd");
-    command.arg("--data-dir").arg(dir.path()).args([
-        "--listen-client-urls",
-        &clients,
-        "--advertise-client-urls",
-        &clients,
-    ]);
-    command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
-    command.args(["--initial-cluster", &format!("default={peers}")]);
-    let mut etcd = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let written = format!("store = \"etcd\"\netcd-endpoints = [\"{clients}\"]");
-    let outcome = std::panic::catch_unwind(|| model(&written, 60));
-    etcd.kill().unwrap();
-    etcd.wait().unwrap();
-    assert!(!outcome.unwrap().is_empty());
+    let Some(etcd) = Etcd::start(dir.path(), &[]) else { return };
+    let written = format!("store = \"etcd\"\netcd-endpoints = [\"{}\"]", etcd.endpoint);
+    assert!(!model(&written, 60).is_empty());
+}
+
+/// An etcd that wants a certificate and a password of whoever asks gets both, also after it was started anew; who has another
+/// certificate authority, no certificate or another password is told.
+#[test]
+fn etcd_is_asked_by_tls_and_with_a_password() {
+    let dir = tempfile::tempdir().unwrap();
+    let sh = |script: &str| {
+        let output = Command::new("sh").args(["-euc", script]).current_dir(dir.path()).output().unwrap();
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    sh("key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
+        for ca in ca other; do openssl req -x509 $key -days 2 -subj /CN=$ca -keyout $ca.key -out $ca.pem; done
+        for name in server node; do
+            openssl req $key -subj /CN=$name -addext subjectAltName=IP:127.0.0.1 -keyout $name.key -out $name.csr
+            openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -copy_extensions copy -out $name.pem
+        done
+        echo secret >password; echo wrong >other-password");
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
+    let tls = ["--cert-file", &cert, "--key-file", &key, "--trusted-ca-file", &ca, "--client-cert-auth"];
+    let Some(mut etcd) = Etcd::start(dir.path(), &tls) else { return };
+    sh(&format!(
+        "export ETCDCTL_API=3
+         ctl() {{ etcdctl --endpoints {} --cacert ca.pem --cert node.pem --key node.key \"$@\"; }}
+         until ctl endpoint health; do :; done
+         ctl role add netloom; ctl role grant-permission netloom --prefix=true readwrite /netloom/
+         ctl user add netloom:secret; ctl user grant-role netloom netloom
+         ctl user add root:root; ctl role add root || true; ctl user grant-role root root; ctl auth enable",
+        etcd.endpoint
+    ));
+    let written = |ca: &str, identity: &str, password: &str| {
+        let place =
+            format!("store = \"etcd\"\netcd-endpoints = [{:?}]\netcd-ca = {:?}", etcd.endpoint, file(ca));
+        format!("{place}\n{identity}\netcd-user = \"netloom\"\netcd-password-file = {:?}", file(password))
+    };
+    let identity = format!("etcd-cert = {:?}\netcd-key = {:?}", file("node.pem"), file("node.key"));
+    let right = written("ca.pem", &identity, "password");
+    model(&right, 10);
+    let block = "10.1.0.0/24".parse().unwrap();
+    for (wrong, says) in [
+        (written("other.pem", &identity, "password"), "invalid peer certificate"),
+        (written("ca.pem", "", "password"), "fatal alert"),
+        (written("ca.pem", &identity, "other-password"), "authentication failed"),
+    ] {
+        let error = open(&wrong, "stranger").claim(block, "stranger").unwrap_err();
+        assert!(error.why.contains(says), "{error:?}");
+    }
+    // What it gave whoever had the password is forgotten.
+    let mut store = open(&right, "node");
+    assert!(store.claim(block, "node").unwrap());
+    etcd.restart();
+    let started = Instant::now();
+    while !store.claim(block, "node").is_ok_and(|is_own| is_own) {
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", store.claim(block, "node"));
+    }
 }
 
 /// Eight nodes claim, give back, and take what a dead one had, all at once, of a dozen blocks. Who is told that a block is its own is

@@ -8,7 +8,7 @@ use std::{
 use crate::{Outcome, bench, kernel, root, run, run_with, say, tidy};
 
 /// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 31] = [
+const PACKAGES: [(&str, &str); 32] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -40,6 +40,7 @@ const PACKAGES: [(&str, &str); 31] = [
     ("bird", "bird2"),
     ("ethtool", "ethtool"),
     ("socat", "socat"),
+    ("openssl", "openssl"),
 ];
 
 pub(crate) fn test() -> Outcome {
