@@ -268,9 +268,7 @@ fn who_comes_and_goes_is_known_at_once() {
     let pods = [lab.pod(0, "a1"), lab.pod(1, "a2")];
     let second = Duration::from_secs(1);
     lab.start(2);
-    lab.wait(2, "ready with both others", |status| {
-        status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 2)
-    });
+    lab.wait_for_peers(2, 2);
     let ready = Instant::now();
     let new = lab.pod(2, "a3");
     for index in [0, 1] {
@@ -305,9 +303,7 @@ fn etcd_may_be_away() {
     // A daemon that starts meanwhile goes on with what it knew.
     lab.kill(1);
     lab.start(1);
-    lab.wait(1, "on with what it knew", |status| {
-        status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 2)
-    });
+    lab.wait_for_peers(1, 2);
     lab.all_reach_all(&pods);
     lab.start_store();
     for index in 0..3 {
@@ -410,9 +406,7 @@ fn thousands_come_at_once() {
             "blocks": [format!("10.{}.{}.0/24", 200 + number / 256, number % 256)], "tunnel": {"vni": 4242, "port": 4789}});
         fs::write(nodes.join(format!("n{number}.json")), record.to_string()).unwrap();
     }
-    lab.wait(0, "all are there", |status| {
-        status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == COUNT + 1)
-    });
+    lab.wait_for_peers(0, COUNT + 1);
     for set in ["nodes4", "nodes6"] {
         let elements = lab.hosts[0].sh(&format!(
             "nft -j list set inet netloom-cluster {set} | tr , '\\n' | grep -c '\"[0-9a-f.:]*\"'"

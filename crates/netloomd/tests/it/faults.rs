@@ -194,9 +194,7 @@ fn wrong_checksums(pods: &'static str, flags: &'static [&'static str]) {
         lab.start(index);
     }
     for index in [0, 1] {
-        lab.wait(index, "ready with its peer", |status| {
-            status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 1)
-        });
+        lab.wait_for_peers(index, 1);
     }
     lab.pod(0, "a1");
     let to = lab.pod(1, "a2");

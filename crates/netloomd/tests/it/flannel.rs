@@ -152,9 +152,7 @@ fn a_cluster_goes_from_flannel<P: Place>() {
         lab.start(index);
     }
     for index in [0, 1] {
-        lab.wait(index, "ready with the other", |status| {
-            status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 1)
-        });
+        lab.wait_for_peers(index, 1);
     }
     let pods = [(0, "a1".to_owned(), lab.pod(0, "a1")), (1, "a2".to_owned(), lab.pod(1, "a2"))];
     lab.all_reach_all(&pods);

@@ -168,10 +168,7 @@ impl Lab {
             lab.start(index);
         }
         for index in 0..started {
-            lab.wait(index, "ready with all peers", |status| {
-                let peers = status["peers"].as_array();
-                status["ready"] == true && peers.is_some_and(|peers| peers.len() == started - 1)
-            });
+            lab.wait_for_peers(index, started - 1);
         }
         lab
     }
@@ -289,6 +286,13 @@ impl Lab {
             );
             std::thread::yield_now();
         }
+    }
+
+    /// Waits until a daemon is ready and knows so many other nodes.
+    pub(crate) fn wait_for_peers(&self, index: usize, count: usize) -> Duration {
+        self.wait(index, &format!("ready with {count} other nodes"), |status| {
+            status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == count)
+        })
     }
 
     /// Waits for something that a host shows.

@@ -49,9 +49,7 @@ fn a_clock_that_is_wrong_changes_nothing() {
         lab.all_reach_all(&pods);
         lab.kill(1);
         lab.start(1);
-        lab.wait(1, "ready with its peer", |status| {
-            status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 1)
-        });
+        lab.wait_for_peers(1, 1);
         assert_eq!(dump(&lab, 0), before, "{clock}");
     }
     println!("{} clocks", clocks.len());

@@ -254,9 +254,7 @@ fn pods_are_plugged_into_a_bridged_uplink() {
         lab.start(index);
     }
     for index in 0..2 {
-        lab.wait(index, "ready with its peer", |status| {
-            status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == 1)
-        });
+        lab.wait_for_peers(index, 1);
     }
     let pods = lab.pods();
     lab.all_reach_all(&pods);
@@ -279,7 +277,7 @@ fn pods_are_ipvlans() {
     let pods = lab.pods();
     lab.all_reach_all(&pods);
     reach_hosts(&lab, &pods);
-    // Of each host one hardware address is on the segment, and others hear of its own address from its link alone.
+    // Of a host and its pods one hardware address is on the segment.
     let macs = lab.wire.sh("bridge fdb show br sega dynamic | grep -c 'dev n1 '");
     assert_eq!(macs.trim(), "1");
     for (index, pod, _) in &pods {
