@@ -145,7 +145,7 @@ fn etcd_is_asked_by_tls_and_with_a_password() {
     let block = "10.1.0.0/24".parse().unwrap();
     for (wrong, says) in [
         (written("other.pem", &identity, "password"), "invalid peer certificate"),
-        (written("ca.pem", "", "password"), "fatal alert"),
+        (written("ca.pem", "", "password"), "give etcd-cert and etcd-key"),
         (written("ca.pem", &identity, "other-password"), "authentication failed"),
     ] {
         let error = open(&wrong, "stranger").claim(block, "stranger").unwrap_err();

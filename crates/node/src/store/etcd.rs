@@ -59,7 +59,9 @@ impl Etcd {
         work: impl AsyncFnOnce(&mut Client) -> Result<T, etcd_client::Error>,
     ) -> Result<T, StoreError> {
         let config = &self.config;
-        self.remote.with(doing, async || connect(config).await, work)
+        let told = |error| why(config, &error);
+        let work = async |client: &mut Client| work(client).await.map_err(told);
+        self.remote.with(doing, async || connect(config).await.map_err(told), work)
     }
 
     fn node_key(&self, name: &str) -> String {
@@ -249,6 +251,21 @@ async fn connect(config: &config::Etcd) -> Result<Client, etcd_client::Error> {
     Client::connect(&config.endpoints, Some(options)).await
 }
 
+/// What an error says, and what to try. A server that wants a certificate refuses whoever has none after that one takes the
+/// connection for made (TLS 1.3), so all there is to see may be that it closed.
+fn why(config: &config::Etcd, error: &etcd_client::Error) -> String {
+    let is_transport = match error {
+        etcd_client::Error::TransportError(_) => true,
+        etcd_client::Error::GRpcStatus(status) => status.message() == "transport error",
+        _ => false,
+    };
+    let hint = match (is_transport, &config.ca, &config.identity) {
+        (true, Some(_), None) => "; if etcd asks for a client certificate, give etcd-cert and etcd-key",
+        _ => "",
+    };
+    format!("{error}{hint}")
+}
+
 /// Tells of everything, then of what changes, for as long as somebody listens.
 async fn watch(config: config::Etcd, flannel: Option<Flannel>, updates: Sender<Event>) {
     loop {
@@ -266,7 +283,7 @@ async fn watch_once(
     flannel: Option<&Flannel>,
     updates: &Sender<Event>,
 ) -> Result<(), String> {
-    let text = |error: etcd_client::Error| error.to_string();
+    let text = |error| why(config, &error);
     let prefix = format!("{}/", config.prefix);
     let limited = async |config| tokio::time::timeout(LIMIT, connect(config)).await;
     let mut client = limited(config).await.map_err(|_| "no answer from etcd".to_owned())?.map_err(text)?;
