@@ -9,7 +9,7 @@
 use std::{
     collections::HashSet,
     fs::{self, File},
-    io,
+    io::{self, Read},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -69,7 +69,10 @@ struct Host {
 impl Host {
     fn this() -> io::Result<Self> {
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Ok(Self { name, boot: fs::read_to_string(BOOT_ID)?.trim().to_owned() })
+        // One read gives all, and asks for no size.
+        let mut boot = [0; 64];
+        let length = File::open(BOOT_ID)?.read(&mut boot)?;
+        Ok(Self { name, boot: String::from_utf8_lossy(&boot[..length]).trim().to_owned() })
     }
 }
 
@@ -92,18 +95,19 @@ impl Index {
         let host = Host::this()?;
         let mut head = [0; PAGE];
         let read = file.read_at(&mut head, 0)?;
-        let text = String::from_utf8_lossy(&head[..read]);
+        let end = head[..read].iter().position(|byte| *byte == 0).unwrap_or(read);
+        let text = String::from_utf8_lossy(&head[..end]);
         let line = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
         let pages = line("pages ").and_then(|pages| pages.parse().ok()).filter(|pages| *pages > 0);
         // Reservations are released on what it says of the boot: not on a head that was damaged.
-        let whole = text.trim_end_matches('\0').rsplit_once("sum ");
+        let whole = text.rsplit_once("sum ");
         let whole = whole.is_some_and(|(head, sum)| sum.trim_end() == format!("{:016x}", hash(head)));
         let (Some(pages), true) = (pages, whole && text.starts_with(FORMAT)) else {
             return Ok(Err(Outdated::default()));
         };
         let index = Self { dir: dir.to_owned(), file, host, pages, changed: false };
         let meta = fs::metadata(dir)?;
-        if text.trim_end_matches('\0') == index.head(&meta, meta.mtime(), meta.mtime_nsec()) {
+        if text == index.head(&meta, meta.mtime(), meta.mtime_nsec()) {
             return Ok(Ok(index));
         }
         let same = |key: &str, now: &str| line(key) == Some(now);
@@ -179,8 +183,8 @@ impl Index {
 
     fn write_head(&self, folder: &fs::Metadata, seconds: i64, nanoseconds: i64) -> io::Result<()> {
         let mut head = self.head(folder, seconds, nanoseconds).into_bytes();
-        // A shorter text than the one that stood there must not end in that one's tail.
-        head.resize(PAGE, 0);
+        // Its end, as the one that stood there may have been longer.
+        head.push(0);
         self.file.write_all_at(&head, 0)
     }
 

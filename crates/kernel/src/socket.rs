@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustix::{
+    buffer::spare_capacity,
     io::Errno,
     net::{
         AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink,
@@ -79,7 +80,7 @@ impl Socket {
             // Dumps are limited to what is asked for: the addresses of one link among thousands (5.0).
             set_option(&fd, libc::NETLINK_GET_STRICT_CHK);
         }
-        Ok(Self(Rc::new(Inner { fd, sequence: Cell::new(1), buffer: RefCell::new(vec![0; RECEIVE]) })))
+        Ok(Self(Rc::new(Inner { fd, sequence: Cell::new(1), buffer: RefCell::new(Vec::with_capacity(RECEIVE)) })))
     }
 
     /// Asks for a change and waits for the kernel's word on it.
@@ -224,12 +225,15 @@ impl Socket {
     /// Reads one datagram and hands its messages to `read` until that says it has seen enough.
     pub(crate) fn receive(&self, mut read: impl FnMut(Received<'_>) -> bool) -> Result<bool, Errno> {
         let mut buffer = self.0.buffer.borrow_mut();
-        let (length, _) =
-            rustix::io::retry_on_intr(|| rustix::net::recv(&self.0.fd, &mut **buffer, RecvFlags::TRUNC))?;
+        buffer.clear();
+        // Into memory that nothing has touched yet: most answers need one page of it.
+        let (_, length) = rustix::io::retry_on_intr(|| {
+            rustix::net::recv(&self.0.fd, spare_capacity(&mut buffer), RecvFlags::TRUNC)
+        })?;
         if length > buffer.len() {
             return Err(Errno::MSGSIZE);
         }
-        for message in Messages(&buffer[..length]) {
+        for message in Messages(&buffer) {
             if read(message) {
                 return Ok(true);
             }
