@@ -21,7 +21,7 @@ use crate::{
     events::Events,
     fault,
     link::{self, Link},
-    socket::Socket,
+    socket::{Protocol, Socket},
 };
 
 static WAIT: AtomicBool = AtomicBool::new(false);
@@ -87,13 +87,22 @@ pub fn remove_link(socket: &Socket, link: &Link) -> Result<()> {
     }
 }
 
-/// Leaves it to a child to be the last to close a socket, after something was removed by it.
+/// Opens a netfilter socket whose last close is left to a child. It waits, with the ruleset's lock held, for whatever was
+/// removed by anybody a moment ago, so this is as good for who adds and who looks as it is for who removes.
 ///
 /// Where no child can be made the caller is the last, and only waits.
-pub fn leave(socket: &Socket) {
-    if WAIT.load(Ordering::Relaxed) {
-        return;
+///
+/// # Errors
+/// When the kernel has no netfilter, or file descriptors or memory have run out.
+pub fn netfilter() -> Result<Socket> {
+    let socket = Socket::open(Protocol::Netfilter)?;
+    if !WAIT.load(Ordering::Relaxed) {
+        leave(&socket);
     }
+    Ok(socket)
+}
+
+fn leave(socket: &Socket) {
     let Ok((parent_lives, held)) = pipe_with(PipeFlags::CLOEXEC) else { return };
     // SAFETY: the child makes system calls alone, on what was made ready before, and does not return.
     if unsafe { libc::fork() } == 0 {
@@ -105,7 +114,9 @@ pub fn leave(socket: &Socket) {
             libc::close(held.as_raw_fd());
             keep_only(&mut [fd, parent]);
             libc::poll(&raw mut end, 1, PATIENCE);
-            libc::poll(std::ptr::null_mut(), 0, GRACE);
+            let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now);
+            libc::poll(std::ptr::null_mut(), 0, until_close(&now));
             libc::_exit(0);
         }
     }
@@ -113,9 +124,21 @@ pub fn leave(socket: &Socket) {
     std::mem::forget(held);
 }
 
-/// How long a child keeps the socket after its parent's end, in milliseconds: until what was removed has been freed. The
-/// last close would wait for that with the ruleset's lock held (`commit_mutex`), and with it the next plugin's change.
-const GRACE: libc::c_int = 50;
+/// How long a child keeps the socket after its parent's end, in milliseconds: until what was removed has been freed, and on
+/// to a time at which all children close theirs. The first close waits, with the ruleset's lock held (`commit_mutex`), for
+/// what is removed all the time on a busy host, and any other change of the ruleset and any new link with it; the others
+/// then find nothing to wait for. Each at its own time, it is that wait that limits how many containers come and go.
+fn until_close(now: &libc::timespec) -> libc::c_int {
+    let now = now.tv_sec * 1000 + now.tv_nsec / 1_000_000;
+    let freed = now + GRACE;
+    let close = (freed / TOGETHER + 1) * TOGETHER;
+    libc::c_int::try_from(close - now).unwrap_or(0)
+}
+
+/// How long it takes at most, most of the time, until what was removed has been freed, in milliseconds.
+const GRACE: i64 = 50;
+/// How often sockets are closed, in milliseconds of the monotonic clock.
+const TOGETHER: i64 = 200;
 
 /// How long a child waits for its parent's end, in milliseconds. A parent that lives longer waits itself.
 const PATIENCE: libc::c_int = 30_000;

@@ -3,6 +3,7 @@
 mod create;
 
 use std::{
+    collections::HashSet,
     fmt,
     os::fd::{AsFd, AsRawFd},
     str::FromStr,
@@ -239,6 +240,35 @@ pub fn remove(socket: &Socket, link: &Link) -> Result<()> {
     absent_is_none(socket.change(message, "remove link", &format_args!("`{}`", link.name))).map(drop)
 }
 
+/// Removes links of one namespace together, so that the kernel waits for its grace periods once. Absent is fine. Gives the refusals.
+///
+/// Until they are gone they are in a group that nobody else's link is in.
+#[doc(alias = "RTM_DELLINK")]
+pub fn remove_all(socket: &Socket, links: &[Link]) -> Vec<Error> {
+    if let [] | [_] = links {
+        return links.iter().filter_map(|link| remove(socket, link).err()).collect();
+    }
+    match remove_by_group(socket, links) {
+        Ok(refused) => refused,
+        // One that cannot be removed keeps all of its group: the others go one by one.
+        Err(_) => links.iter().filter_map(|link| remove(socket, link).err()).collect(),
+    }
+}
+
+fn remove_by_group(socket: &Socket, links: &[Link]) -> Result<Vec<Error>> {
+    let taken: HashSet<u32> = list(socket)?.iter().map(|link| link.group).collect();
+    let group = (FIRST_DOOMED..).find(|group| !taken.contains(group)).unwrap_or(FIRST_DOOMED);
+    let refused = socket.change_all(links.iter().map(|link| {
+        let mut message = Message::new(libc::RTM_SETLINK, REQUEST | ACK, &ifinfo(0, link.index, 0, 0));
+        message.u32(libc::IFLA_GROUP, group);
+        (message, "remove link", format!("`{}`", link.name))
+    }));
+    let mut message = Message::new(libc::RTM_DELLINK, REQUEST | ACK, &ifinfo(0, 0, 0, 0));
+    message.u32(libc::IFLA_GROUP, group);
+    absent_is_none(socket.change(message, "remove", &format_args!("{} links", links.len())))?;
+    Ok(refused)
+}
+
 /// Makes the request to remove a link, which is answered only if it is refused.
 pub(crate) fn removal(link: &Link) -> Message {
     Message::new(libc::RTM_DELLINK, REQUEST, &ifinfo(0, link.index, 0, 0))
@@ -313,6 +343,9 @@ pub(crate) fn ifinfo(family: u8, index: u32, flags: u32, mask: u32) -> [u8; IFIN
 }
 
 const OPER_UP: u8 = 6;
+/// The first of the numbers of groups that links are in while they are removed: below those that owners have, above those
+/// that people use.
+const FIRST_DOOMED: u32 = 0x7f00_0000;
 const SKIP_STATS: u32 = 1 << 3;
 const RTM_NEWLINKPROP: u16 = 108;
 const RTM_DELLINKPROP: u16 = 109;

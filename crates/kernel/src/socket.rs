@@ -80,7 +80,11 @@ impl Socket {
             // Dumps are limited to what is asked for: the addresses of one link among thousands (5.0).
             set_option(&fd, libc::NETLINK_GET_STRICT_CHK);
         }
-        Ok(Self(Rc::new(Inner { fd, sequence: Cell::new(1), buffer: RefCell::new(Vec::with_capacity(RECEIVE)) })))
+        Ok(Self(Rc::new(Inner {
+            fd,
+            sequence: Cell::new(1),
+            buffer: RefCell::new(Vec::with_capacity(RECEIVE)),
+        })))
     }
 
     /// Asks for a change and waits for the kernel's word on it.

@@ -4,7 +4,7 @@ mod firewalld;
 
 use std::net::IpAddr;
 
-use kernel::{Protocol, Socket, linger};
+use kernel::linger;
 use netloom_plugin::{
     Attachment, Code, Error, Plugin, Request, Sandbox, SpecVersion, Undo, result::v100::Success,
 };
@@ -137,7 +137,7 @@ impl Plugin for Firewall {
         let owner = Owner::of(request, sandbox);
         let admission = admission(&conf, &prev, sandbox)?;
         let bus = conf.bus()?;
-        let netfilter = Socket::open(Protocol::Netfilter).explain()?;
+        let netfilter = linger::netfilter().explain()?;
         if conf.policy != Policy::Open {
             let bridge = bridge(&prev, conf.policy)?;
             let together = conf.policy == Policy::SameBridge;
@@ -167,9 +167,6 @@ impl Plugin for Firewall {
         let owner = Owner::of(request, sandbox);
         let Some(netfilter) = owned::netfilter()? else { return Ok(()) };
         let mut gone = firewall::remove(&netfilter, &owner.mark()).explain()?;
-        if !gone.is_empty() {
-            linger::leave(&netfilter);
-        }
         // What the reference plugins let through, and firewalld, know containers by their addresses alone.
         if let Some(prev) = &request.prev_result {
             gone.extend(prev.ips.iter().map(|ip| ip.address.addr()));
@@ -195,7 +192,7 @@ impl Plugin for Firewall {
         let conf = Conf::of(request)?;
         let owner = Owner::of(request, sandbox);
         let admission = admission(&conf, &prev, sandbox)?;
-        let netfilter = Socket::open(Protocol::Netfilter).explain()?;
+        let netfilter = linger::netfilter().explain()?;
         if !firewall::is_set(&netfilter, &owner.mark(), &admission).explain()? {
             return Err(differs("the firewall does not know the container's addresses"));
         }

@@ -14,10 +14,8 @@ use crate::{
 pub(crate) fn remove_rules(owner: &Owner<'_>) -> Result<(), Error> {
     let Some(netfilter) = netfilter()? else { return Ok(()) };
     let mark = owner.mark();
-    let masqueraded = masquerade::remove(&netfilter, &mark).explain()?;
-    if masqueraded | spoof::remove(&netfilter, &mark).explain()? {
-        linger::leave(&netfilter);
-    }
+    masquerade::remove(&netfilter, &mark).explain()?;
+    spoof::remove(&netfilter, &mark).explain()?;
     remove_reference_masquerade(&netfilter, owner)
 }
 
@@ -31,7 +29,7 @@ fn remove_reference_masquerade(netfilter: &Socket, owner: &Owner<'_>) -> Result<
 
 /// Opens netfilter; none on a kernel without, where there is nothing to remove.
 pub(crate) fn netfilter() -> Result<Option<Socket>, Error> {
-    match Socket::open(Protocol::Netfilter) {
+    match linger::netfilter() {
         Ok(socket) => Ok(Some(socket)),
         Err(error) if error.kind() == Kind::Unsupported => Ok(None),
         Err(error) => Err(error).explain(),
@@ -40,12 +38,10 @@ pub(crate) fn netfilter() -> Result<Option<Socket>, Error> {
 
 /// Says with the code of STATUS when the kernel has no nftables.
 pub(crate) fn require_nftables() -> Result<(), Error> {
-    Socket::open(Protocol::Netfilter).and_then(|socket| kernel::nft::generation(&socket)).map(drop).map_err(
-        |error| {
-            Error::new(Code::NotAvailable, error.to_string())
-                .details("this plugin needs nftables in the kernel (module nf_tables)")
-        },
-    )
+    linger::netfilter().and_then(|socket| kernel::nft::generation(&socket)).map(drop).map_err(|error| {
+        Error::new(Code::NotAvailable, error.to_string())
+            .details("this plugin needs nftables in the kernel (module nf_tables)")
+    })
 }
 
 /// Removes links of this network that belong to no valid attachment.
@@ -54,11 +50,20 @@ pub(crate) fn gc_links(request: &Request, valid: &[Attachment]) -> Result<(), Er
     let mut errors = Errors::default();
     let host = Socket::open(Protocol::Route).explain()?;
     let group = Owner { network, container: "", ifname: "" }.unmarked_group();
+    let (mut stale, mut unmarked) = (Vec::new(), Vec::new());
     for link in link::list(&host).explain()? {
-        let unmarked = link.group == group && link.kind.as_deref() == Some("veth") && link.alias.is_none();
-        if unmarked || link.alias.as_deref().is_some_and(|mark| is_stale(mark, network, valid)) {
-            errors.note(link::remove(&host, &link).explain());
+        match &link.alias {
+            Some(mark) if is_stale(mark, network, valid) => stale.push(link),
+            None if link.group == group && link.kind.as_deref() == Some("veth") => unmarked.push(link),
+            _ => {}
         }
+    }
+    // One by one what nothing but its group tells.
+    for link in unmarked {
+        errors.note(link::remove(&host, &link).explain());
+    }
+    for error in link::remove_all(&host, &stale) {
+        errors.note(Err(error).explain());
     }
     errors.into_result()
 }

@@ -130,7 +130,7 @@ impl Plugin for Portmap {
             return Ok(result);
         }
         let mark = Owner::of(request, sandbox).mark();
-        let netfilter = Socket::open(Netlink::Netfilter).explain()?;
+        let netfilter = linger::netfilter().explain()?;
         portmap::add(&netfilter, &mark, &conf.mappings, &conf.terms)
             .map_err(|error| taken(error, &conf.mappings))?;
         let socket = netfilter.clone();
@@ -146,9 +146,6 @@ impl Plugin for Portmap {
         let owner = Owner::of(request, sandbox);
         let Some(netfilter) = owned::netfilter()? else { return Ok(()) };
         let removed = portmap::remove(&netfilter, &owner.mark()).explain()?;
-        if !removed.is_empty() {
-            linger::leave(&netfilter);
-        }
         forget_connections(&netfilter, &removed, &|mapping, to| to == mapping.container)?;
         let chains =
             ["DN-", "SN-"].map(|prefix| Owner::reference_chain(owner.network, owner.container, prefix));
@@ -162,7 +159,7 @@ impl Plugin for Portmap {
             return Ok(());
         }
         let mark = Owner::of(request, sandbox).mark();
-        let netfilter = Socket::open(Netlink::Netfilter).explain()?;
+        let netfilter = linger::netfilter().explain()?;
         let absent = portmap::absent(&netfilter, &mark, &conf.mappings, &conf.terms).explain()?;
         match absent.first().map(|index| conf.mappings.get(*index)) {
             None => Ok(()),

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use kernel::{
     Protocol, Socket,
     addr::{self, Detection},
+    linger,
     link::{self, Link},
     route::{self, Route},
     sysctl::{self, Setting},
@@ -108,7 +109,7 @@ impl Plugin for Ptp {
         }
         if conf.masquerade {
             let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
-            let netfilter = Socket::open(Protocol::Netfilter).explain()?;
+            let netfilter = linger::netfilter().explain()?;
             masquerade::add(&netfilter, &mark, &addresses).explain()?;
             undo.push("remove masquerade", move || {
                 masquerade::remove(&netfilter, &mark).map(drop).explain()
@@ -144,7 +145,7 @@ impl Plugin for Ptp {
         }
         if conf.masquerade {
             let addresses: Vec<IpNet> = prev.ips.iter().map(|ip| ip.address).collect();
-            let netfilter = Socket::open(Protocol::Netfilter).explain()?;
+            let netfilter = linger::netfilter().explain()?;
             let mark = Owner::of(request, sandbox).mark();
             if let Some(net) = masquerade::absent(&netfilter, &mark, &addresses).explain()?.first() {
                 return Err(differs(format!("address {net} is not masqueraded")));

@@ -244,8 +244,14 @@ pub struct Veth<'a> {
 /// # Errors
 /// [`crate::Kind::Exists`] when one of the two names is taken, [`crate::Kind::Unsupported`] without the driver.
 pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<()> {
+    // One queue is what the kernel has a pair use. Unasked it makes one for each processor all the same, then waits a grace
+    // period for the others to be out of use.
+    let one_queue = |end: &mut Message| {
+        end.u32(libc::IFLA_NUM_TX_QUEUES, 1).u32(libc::IFLA_NUM_RX_QUEUES, 1);
+    };
     let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | ACK | CREATE | EXCL, &ifinfo(0, 0, 0, 0));
     message.text(libc::IFLA_IFNAME, veth.name);
+    one_queue(&mut message);
     if let Some(mtu) = veth.mtu {
         message.u32(libc::IFLA_MTU, mtu);
     }
@@ -256,6 +262,7 @@ pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<()> {
         info.text(libc::IFLA_INFO_KIND, "veth").nest(libc::IFLA_INFO_DATA, |data| {
             data.nest(VETH_INFO_PEER, |peer| {
                 peer.raw(&ifinfo(0, 0, 0, 0)).text(libc::IFLA_IFNAME, veth.peer_name);
+                one_queue(peer);
                 if let Some(mtu) = veth.mtu {
                     peer.u32(libc::IFLA_MTU, mtu);
                 }

@@ -102,9 +102,11 @@ fn gc_removes_what_is_stale_and_nothing_else() {
     let host = Host::new();
     let mut conf = dual_stack();
     conf["macspoofchk"] = json!(true);
-    for name in ["warm", "stays", "goes"] {
+    for name in ["warm", "stays", "goes", "too"] {
         host.container(name);
     }
+    // What goes together goes by a group; somebody else's link may be in the first one that is thought of.
+    host.sh("ip link add theirs type veth peer name other; ip link set theirs group 2130706432");
     let warm = Call::new(&host, &OURS, "warm");
     let result = warm.add(&conf);
     warm.del(&conf, &result);
@@ -119,6 +121,7 @@ fn gc_removes_what_is_stale_and_nothing_else() {
     let other = of_other.add(&other_network);
     let before = host.snapshot();
     goes.add(&conf);
+    Call::new(&host, &OURS, "too").add(&conf);
     let mut gc = conf.clone();
     gc["cni.dev/valid-attachments"] = json!([{"containerID": "stays", "ifname": "eth0"}]);
     stays.call("GC", &gc).result("GC");

@@ -7,6 +7,7 @@ use kernel::{
     Kind, Protocol, Socket, addr,
     bridge::{self, Side, Vlan},
     events::Events,
+    linger,
     link::{self, Change, Link, Veth},
     sysctl::{self, Setting},
 };
@@ -369,7 +370,7 @@ fn set_up_rules(
     if masqueraded.is_empty() && sender.is_none() {
         return Ok(());
     }
-    let netfilter = Socket::open(Protocol::Netfilter).explain()?;
+    let netfilter = linger::netfilter().explain()?;
     let mark = owner.mark();
     if let Some(sender) = &sender {
         spoof::add(&netfilter, &mark, sender).explain()?;
@@ -395,7 +396,7 @@ fn check_rules(
     if masqueraded.is_empty() && sender.is_none() {
         return Ok(());
     }
-    let netfilter = Socket::open(Protocol::Netfilter).explain()?;
+    let netfilter = linger::netfilter().explain()?;
     let mark = owner.mark();
     if let Some(net) = masquerade::absent(&netfilter, &mark, &masqueraded).explain()?.first() {
         return Err(differs(format!("address {net} is not masqueraded")));
