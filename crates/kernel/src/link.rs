@@ -257,7 +257,10 @@ pub fn remove_all(socket: &Socket, links: &[Link]) -> Vec<Error> {
 
 fn remove_by_group(socket: &Socket, links: &[Link]) -> Result<Vec<Error>> {
     let taken: HashSet<u32> = list(socket)?.iter().map(|link| link.group).collect();
-    let group = (FIRST_DOOMED..).find(|group| !taken.contains(group)).unwrap_or(FIRST_DOOMED);
+    let group = DOOMED
+        .into_iter()
+        .find(|group| !taken.contains(group))
+        .ok_or_else(|| Error::new("find a group for", "links to remove", Errno::BUSY))?;
     let refused = socket.change_all(links.iter().map(|link| {
         let mut message = Message::new(libc::RTM_SETLINK, REQUEST | ACK, &ifinfo(0, link.index, 0, 0));
         message.u32(libc::IFLA_GROUP, group);
@@ -343,9 +346,8 @@ pub(crate) fn ifinfo(family: u8, index: u32, flags: u32, mask: u32) -> [u8; IFIN
 }
 
 const OPER_UP: u8 = 6;
-/// The first of the numbers of groups that links are in while they are removed: below those that owners have, above those
-/// that people use.
-const FIRST_DOOMED: u32 = 0x7f00_0000;
+/// The numbers of groups that links are in while they are removed: below those that owners have, above those that people use.
+const DOOMED: std::ops::Range<u32> = 0x7f00_0000..0x8000_0000;
 const SKIP_STATS: u32 = 1 << 3;
 const RTM_NEWLINKPROP: u16 = 108;
 const RTM_DELLINKPROP: u16 = 109;

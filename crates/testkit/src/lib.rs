@@ -39,7 +39,7 @@ const HOLD: &str = "\
     mkdir /run/cgroup; mount --rbind /sys/fs/cgroup /run/cgroup; \
     mount -t sysfs none /sys; mount --rbind /run/cgroup /sys/fs/cgroup; \
     ip link set lo up; \
-    echo ready; exec cat";
+    echo ready; read -r end";
 
 /// Tells whether tests that need root can run. Says so if not; with `CI=true` it fails instead.
 pub fn is_root() -> bool {

@@ -102,7 +102,9 @@ fn seen(bin: &Path, conf: &Value) -> Seen {
     let host = Host::new();
     host.sh("printf '# comment\\nnameserver 1.2.3.4\\nsearch a.b c.d\\ndomain e\\noptions ndots:2 x\\n' >/run/resolv.conf");
     host.container("c1");
-    host.sh(&on_host.unwrap_or_default());
+    if let Some(lines) = on_host {
+        host.sh(&lines);
+    }
     if let Some(lines) = in_container {
         host.sh(&format!("ip netns exec c1 sh -c '{lines}'"));
     }
@@ -183,8 +185,7 @@ const NEXT: &str = "echo ===\n";
 pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value {
     // One program for everything: starting them is what takes the time.
     let script = format!(
-        "ip -j -d -b - <<X\nlink\naddr\nX\n{NEXT}\
-         ip -j -b - <<X\nroute show table all root 0/0\nroute show table all root ::/0\nX\n{NEXT}bridge -j vlan show\n{NEXT}cd /proc/sys/net\ngrep -rs . ipv4/conf ipv6/conf ipv4/ip_forward\n{NEXT}"
+        "ip -j -d -b - <<X\nlink\naddr\nroute show table all root 0/0\nroute show table all root ::/0\nX\n{NEXT}bridge -j vlan show\n{NEXT}cd /proc/sys/net\ngrep -rs . ipv4/conf ipv6/conf ipv4/ip_forward\n{NEXT}"
     );
     let seen = match container {
         None => host.sh(&format!(
@@ -199,7 +200,7 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
         serde_json::Deserializer::from_str(&text).into_iter().map(Result::unwrap).collect()
     };
     let first = |text: &str| parse(text).into_iter().next().unwrap_or_default();
-    let [mut links, mut addresses]: [Value; 2] = parse(next()).try_into().unwrap();
+    let [mut links, mut addresses, mut routes, mut routes6]: [Value; 4] = parse(next()).try_into().unwrap();
     let volatile = [
         "ifindex",
         "link_index",
@@ -243,7 +244,6 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
     }
     testkit::remove(&mut addresses, &["valid_life_time", "preferred_life_time", "tentative"]);
     testkit::drop_what_the_kernel_makes(&mut addresses);
-    let [mut routes, mut routes6]: [Value; 2] = parse(next()).try_into().unwrap();
     for list in [&mut routes, &mut routes6] {
         testkit::drop_what_the_kernel_makes(list);
         if let Some(list) = list.as_array_mut() {
