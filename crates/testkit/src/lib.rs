@@ -114,6 +114,27 @@ impl Host {
         command
     }
 
+    /// Runs a shell line on this host, in the network of one of its containers.
+    pub fn sh_in(&self, container: &str, line: &str) -> String {
+        // One program that enters both, as tests that look at much start many.
+        let netns = format!("--net={}", self.path(&format!("/run/netns/{container}")).display());
+        let mut command = Command::new("nsenter");
+        command.args([
+            "--target",
+            &self.pid().to_string(),
+            "--mount",
+            &netns,
+            "--wd=/",
+            "--",
+            "sh",
+            "-c",
+            line,
+        ]);
+        let output = command.output().expect("sh runs");
+        require_success(&output, line);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// Prepares a program that runs in a container of this host.
     pub fn command_in(&self, container: &str, program: &str) -> Command {
         let mut command = self.command("ip");
@@ -147,7 +168,8 @@ impl Host {
 
     /// Makes a container (a named network namespace) and gives its path on the host.
     pub fn container(&self, name: &str) -> String {
-        self.sh(&format!("ip netns add {name}"));
+        let output = self.command("ip").args(["netns", "add", name]).output().expect("ip runs");
+        require_success(&output, "ip netns add");
         format!("/run/netns/{name}")
     }
 

@@ -100,7 +100,8 @@ fn seen(bin: &Path, conf: &Value) -> Seen {
     let [on_host, in_container, args] = ["@host", "@container", "@args"]
         .map(|key| object.remove(key).and_then(|it| Some(it.as_str()?.to_owned())));
     let host = Host::new();
-    host.sh("printf '# comment\\nnameserver 1.2.3.4\\nsearch a.b c.d\\ndomain e\\noptions ndots:2 x\\n' >/run/resolv.conf");
+    let resolver = "# comment\nnameserver 1.2.3.4\nsearch a.b c.d\ndomain e\noptions ndots:2 x\n";
+    std::fs::write(host.path("/run/resolv.conf"), resolver).unwrap();
     host.container("c1");
     if let Some(lines) = on_host {
         host.sh(&lines);
@@ -134,7 +135,8 @@ pub(crate) struct Names(Vec<(String, String)>);
 impl Names {
     /// Numbers the veth ends of the host by what they are for: a VLAN gateway's before a container's.
     pub(crate) fn of(host: &Host) -> Self {
-        let links = host.json("ip -j link");
+        let links = host.command("ip").args(["-j", "link"]).output().unwrap().stdout;
+        let links: Value = serde_json::from_slice(&links).unwrap();
         let mut names = Vec::new();
         for link in links.as_array().unwrap() {
             let name = link["ifname"].as_str().unwrap();
@@ -184,14 +186,15 @@ const NEXT: &str = "echo ===\n";
 
 pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value {
     // One program for everything: starting them is what takes the time.
-    let script = format!(
-        "ip -j -d -b - <<X\nlink\naddr\nroute show table all root 0/0\nroute show table all root ::/0\nX\n{NEXT}bridge -j vlan show\n{NEXT}cd /proc/sys/net\ngrep -rs . ipv4/conf ipv6/conf ipv4/ip_forward\n{NEXT}"
-    );
+    let ip =
+        "ip -j -d -b - <<X\nlink\naddr\nroute show table all root 0/0\nroute show table all root ::/0\nX";
+    let sysctls = "cd /proc/sys/net\ngrep -rs . ipv4/conf ipv6/conf ipv4/ip_forward || true";
     let seen = match container {
         None => host.sh(&format!(
-            "{script}nft list ruleset\n{NEXT}cd /var/lib/cni/networks 2>/dev/null && grep -rs . . || true"
+            "{ip}\n{NEXT}{sysctls}\n{NEXT}bridge -j vlan show\n{NEXT}nft list ruleset\n{NEXT}\
+             cd /var/lib/cni/networks 2>/dev/null && grep -rs . . || true"
         )),
-        Some(name) => host.sh(&format!("nsenter --net=/run/netns/{name} sh <<'Y'\n{script}Y")),
+        Some(name) => host.sh_in(name, &format!("{ip}\n{NEXT}{sysctls}")),
     };
     let mut seen = seen.split("===\n");
     let mut next = || seen.next().unwrap_or_default();
@@ -199,7 +202,6 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
         let text = names.normalise(text);
         serde_json::Deserializer::from_str(&text).into_iter().map(Result::unwrap).collect()
     };
-    let first = |text: &str| parse(text).into_iter().next().unwrap_or_default();
     let [mut links, mut addresses, mut routes, mut routes6]: [Value; 4] = parse(next()).try_into().unwrap();
     let volatile = [
         "ifindex",
@@ -253,7 +255,6 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
             }
         }
     }
-    let vlans = first(next());
     let mut sysctls: Vec<&str> = next().lines().collect();
     sysctls.retain(|line| !line.contains("stable_secret") && !line.contains("mc_forwarding"));
     let sysctls: serde_json::Map<String, Value> = names
@@ -267,10 +268,10 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
         "addresses": by_name(addresses, "ifname"),
         "routes": by_name(routes, "route"),
         "routes6": by_name(routes6, "route"),
-        "vlans": vlans,
         "sysctls": sysctls,
     });
     if container.is_none() {
+        value["vlans"] = parse(next()).into_iter().next().unwrap_or_default();
         value["nft"] = next().into();
         let mut reservations: Vec<&str> = next().lines().map(str::trim_end).collect();
         reservations.sort_unstable();
