@@ -245,14 +245,13 @@ pub fn remove(socket: &Socket, link: &Link) -> Result<()> {
 /// Until they are gone they are in a group that nobody else's link is in.
 #[doc(alias = "RTM_DELLINK")]
 pub fn remove_all(socket: &Socket, links: &[Link]) -> Vec<Error> {
-    if let [] | [_] = links {
-        return links.iter().filter_map(|link| remove(socket, link).err()).collect();
+    if links.len() > 1
+        && let Ok(refused) = remove_by_group(socket, links)
+    {
+        return refused;
     }
-    match remove_by_group(socket, links) {
-        Ok(refused) => refused,
-        // One that cannot be removed keeps all of its group: the others go one by one.
-        Err(_) => links.iter().filter_map(|link| remove(socket, link).err()).collect(),
-    }
+    // One alone; or one of them cannot be removed, which keeps all of its group.
+    links.iter().filter_map(|link| remove(socket, link).err()).collect()
 }
 
 fn remove_by_group(socket: &Socket, links: &[Link]) -> Result<Vec<Error>> {

@@ -130,9 +130,7 @@ impl Host {
             "-c",
             line,
         ]);
-        let output = command.output().expect("sh runs");
-        require_success(&output, line);
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        said(&mut command, line)
     }
 
     /// Prepares a program that runs in a container of this host.
@@ -144,9 +142,7 @@ impl Host {
 
     /// Runs a shell line on this host and gives what it prints; the test fails if the line does.
     pub fn sh(&self, line: &str) -> String {
-        let output = self.command("sh").args(["-c", line]).output().expect("sh runs");
-        require_success(&output, line);
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        said(self.command("sh").args(["-c", line]), line)
     }
 
     /// Tells whether a shell line succeeds on this host.
@@ -168,8 +164,7 @@ impl Host {
 
     /// Makes a container (a named network namespace) and gives its path on the host.
     pub fn container(&self, name: &str) -> String {
-        let output = self.command("ip").args(["netns", "add", name]).output().expect("ip runs");
-        require_success(&output, "ip netns add");
+        said(self.command("ip").args(["netns", "add", name]), "ip netns add");
         format!("/run/netns/{name}")
     }
 
@@ -310,6 +305,13 @@ impl Snapshot {
             assert!(before == after, "{when}: {kind} differ\nbefore: {before}\nafter:  {after}");
         }
     }
+}
+
+/// Gives what a program prints, which must succeed.
+fn said(command: &mut Command, line: &str) -> String {
+    let output = command.output().expect("it runs");
+    require_success(&output, line);
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Fails with what a program printed, if it failed.
