@@ -186,15 +186,15 @@ const NEXT: &str = "echo ===\n";
 
 pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value {
     // One program for everything: starting them is what takes the time.
-    let ip =
-        "ip -j -d -b - <<X\nlink\naddr\nroute show table all root 0/0\nroute show table all root ::/0\nX";
-    let sysctls = "cd /proc/sys/net\ngrep -rs . ipv4/conf ipv6/conf ipv4/ip_forward || true";
+    let script = format!(
+        "ip -j -d -b - <<X\nlink\naddr\nroute show table all root 0/0\nroute show table all root ::/0\nX\n{NEXT}\
+         bridge -j vlan show\n{NEXT}cd /proc/sys/net\ngrep -rs . ipv4/conf ipv6/conf ipv4/ip_forward\n{NEXT}"
+    );
     let seen = match container {
         None => host.sh(&format!(
-            "{ip}\n{NEXT}{sysctls}\n{NEXT}bridge -j vlan show\n{NEXT}nft list ruleset\n{NEXT}\
-             cd /var/lib/cni/networks 2>/dev/null && grep -rs . . || true"
+            "{script}nft list ruleset\n{NEXT}cd /var/lib/cni/networks 2>/dev/null && grep -rs . . || true"
         )),
-        Some(name) => host.sh_in(name, &format!("{ip}\n{NEXT}{sysctls}")),
+        Some(name) => host.sh_in(name, &script),
     };
     let mut seen = seen.split("===\n");
     let mut next = || seen.next().unwrap_or_default();
@@ -255,6 +255,7 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
             }
         }
     }
+    let vlans = parse(next()).into_iter().next().unwrap_or_default();
     let mut sysctls: Vec<&str> = next().lines().collect();
     sysctls.retain(|line| !line.contains("stable_secret") && !line.contains("mc_forwarding"));
     let sysctls: serde_json::Map<String, Value> = names
@@ -268,10 +269,10 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
         "addresses": by_name(addresses, "ifname"),
         "routes": by_name(routes, "route"),
         "routes6": by_name(routes6, "route"),
+        "vlans": vlans,
         "sysctls": sysctls,
     });
     if container.is_none() {
-        value["vlans"] = parse(next()).into_iter().next().unwrap_or_default();
         value["nft"] = next().into();
         let mut reservations: Vec<&str> = next().lines().map(str::trim_end).collect();
         reservations.sort_unstable();
