@@ -81,7 +81,7 @@ impl Container {
             .explain()
     }
 
-    /// Gives the interface the addresses and routes of a result, up.
+    /// Gives the interface the addresses and routes of a result, up, and has the kernel tell neighbours where the sysctls say so.
     ///
     /// Where it is asked for it waits until IPv6 addresses are the container's for sure.
     pub(crate) fn configure(&self, link: &Link, result: &Success, settings: Settings) -> Result<(), Error> {
@@ -97,7 +97,12 @@ impl Container {
             let gateway = &mut gateways[usize::from(ip.address.addr().is_ipv6())];
             *gateway = gateway.or(ip.gateway);
         }
-        link::change(&self.socket, link, &Change { up: Some(true), ..Change::default() }).explain()?;
+        // Neighbours are told when a link comes up, and when one that is up gets a hardware address, be it its own.
+        let told = match link.mac.filter(|_| link.up) {
+            Some(mac) => Change { mac: Some(mac), ..Change::default() },
+            None => Change { up: Some(true), ..Change::default() },
+        };
+        link::change(&self.socket, link, &told).explain()?;
         if detect {
             self.settle(link)?;
         }

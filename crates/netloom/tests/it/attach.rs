@@ -61,6 +61,32 @@ fn a_container_reaches_host_and_neighbour_and_leaves_nothing() {
     before.assert_same(&host.snapshot(), "after DEL");
 }
 
+/// Whoever had the addresses before is forgotten as ADD returns: by the host, and by the other containers of the bridge.
+#[test]
+fn neighbours_learn_of_a_new_container_at_once() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let conf = dual_stack();
+    host.container("c1");
+    host.container("c2");
+    Call::new(&host, &OURS, "c1").add(&conf);
+    let remember = |place: &str, link: &str| {
+        for address in ["10.88.0.3", "fd88::3"] {
+            let entry = format!("{address} lladdr 02:00:00:00:00:66 dev {link} nud reachable");
+            host.sh(&format!("ip {place} neigh replace {entry}"));
+        }
+    };
+    remember("", "br0");
+    remember("-n c1", "eth0");
+    Call::new(&host, &OURS, "c2").add(&conf);
+    for address in ["10.88.0.3", "fd88::3"] {
+        assert!(host.succeeds(&format!("ping -c 1 -W 2 {address}")), "the host to {address}");
+        assert!(pings(&host, "c1", address), "the other container to {address}");
+    }
+}
+
 /// R35, R37: DEL of what never was, twice, without namespace, without prevResult, without configuration that ADD
 /// would take: all succeed, and free the address.
 #[test]

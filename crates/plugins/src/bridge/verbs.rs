@@ -48,20 +48,34 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     // The bridge first, so that it is the last to be taken away again, when nobody is on it any more.
     let mut bridge = ensure_bridge(&host, &conf, undo)?;
     let new = veth::New { mtu: conf.mtu, mac: conf.mac };
-    let (outside, inside) = veth::create(&host, &container, sandbox, &owner, new, undo)?;
+    let (outside, mut inside) = veth::create(&host, &container, sandbox, &owner, new, undo)?;
     bridge = connect(&host, bridge, &outside, &conf, &owner, undo)?;
 
+    let duplicates = if conf.detect_duplicates { Duplicates::Detect } else { Duplicates::Ignore };
+    if conf.ipam.is_some() {
+        container.set_sysctls(&inside.name, Settings { ipv6: false, duplicates, announce: false })?;
+    }
+    // Before there are addresses: the kernel finds the carrier and has the port forward while IPAM is at work. Neighbours that
+    // were told of addresses earlier than that would not hear it.
+    if !conf.leave_down {
+        link::change(&container.socket, &inside, &Change { up: Some(true), ..Change::default() })
+            .explain()?;
+        inside.up = true;
+    }
     let mut result = Success::default();
     if let Some(ipam) = &conf.ipam {
         result = addresses(request, sandbox, &conf, ipam, undo)?;
+    }
+    if !conf.leave_down {
+        wait_until_operational(&host, &outside)?;
+    }
+    if conf.ipam.is_some() {
         let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
-        let duplicates = if conf.detect_duplicates { Duplicates::Detect } else { Duplicates::Ignore };
-        let settings = Settings { ipv6, duplicates, announce: false };
-        container.set_sysctls(sandbox.ifname.as_str(), settings)?;
-        container.configure(&inside, &result, settings)?;
-    } else if !conf.leave_down {
-        link::change(&container.socket, &inside, &Change { up: Some(true), ..Change::default() })
-            .explain()?;
+        if ipv6 {
+            let settings = Settings { ipv6, duplicates: Duplicates::Unasked, announce: true };
+            container.set_sysctls(&inside.name, settings)?;
+        }
+        container.configure(&inside, &result, Settings { ipv6, duplicates, announce: true })?;
     }
 
     let mut gateway_link = None;
@@ -69,9 +83,6 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
         gateway_link = set_up_gateway(&host, &bridge, &conf, &result, undo)?;
     }
     set_up_rules(&conf, &owner, &outside, &inside, &result, undo)?;
-    if !conf.leave_down {
-        wait_until_operational(&host, &outside)?;
-    }
 
     // Only now is the bridge's hardware address final: it follows the ports until a gateway address pins it.
     bridge = link::require(&host, &bridge.name).explain()?;
