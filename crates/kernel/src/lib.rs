@@ -18,6 +18,7 @@ mod error;
 pub mod events;
 pub mod fault;
 pub mod file;
+mod ioctl;
 pub mod linger;
 pub mod link;
 mod message;

@@ -4,6 +4,7 @@ mod create;
 
 use std::{
     collections::HashSet,
+    ffi::c_ulong,
     fmt,
     os::fd::{AsFd, AsRawFd},
     str::FromStr,
@@ -13,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::{
     error::{Error, Result, absent_is_none},
+    ioctl::LinkRequest,
     message::{Attrs, Message, Received, read_text, read_u32},
     netns::Netns,
     socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
@@ -152,6 +154,24 @@ pub fn find_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
 /// When it is not there.
 pub fn require(socket: &Socket, name: &str) -> Result<Link> {
     find(socket, name)?.ok_or_else(|| Error::new("find link", name, Errno::NODEV))
+}
+
+/// Reads the hardware address of a link that has one of Ethernet.
+///
+/// Unlike [`require`] it waits for no lock of the kernel's, and for nothing that is to be done of a changed carrier.
+///
+/// # Errors
+/// When the link is not there.
+#[doc(alias = "SIOCGIFHWADDR")]
+pub fn mac(socket: &Socket, name: &str) -> Result<Mac> {
+    let error = |errno| Error::new("read hardware address of link", format!("`{name}`"), errno);
+    let mut request = LinkRequest::of(name).map_err(error)?;
+    // SAFETY: this request takes nothing but the name.
+    unsafe { request.ask(&socket.as_fd(), SIOCGIFHWADDR) }.map_err(error)?;
+    // `struct sockaddr`, of which the family is 2 bytes.
+    let mut octets = [0; 6];
+    octets.copy_from_slice(&request.subject()[2..8]);
+    Ok(Mac(octets))
 }
 
 /// Lists all links of the namespace.
@@ -348,6 +368,8 @@ const OPER_UP: u8 = 6;
 /// The numbers of groups that links are in while they are removed: below those that owners have, above those that people use.
 const DOOMED: std::ops::Range<u32> = 0x7f00_0000..0x8000_0000;
 const SKIP_STATS: u32 = 1 << 3;
+/// `linux/sockios.h`.
+const SIOCGIFHWADDR: c_ulong = 0x8927;
 const RTM_NEWLINKPROP: u16 = 108;
 const RTM_DELLINKPROP: u16 = 109;
 const IFLA_PROP_LIST: u16 = 52;

@@ -6,14 +6,11 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use rustix::{
-    io::Errno,
-    net::{AddressFamily, SocketFlags, SocketType, socket_with},
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::{
     error::{Error, Result, checked},
-    tun::call,
+    ioctl::LinkRequest,
 };
 
 /// Tells whether a link of the calling thread's namespace leaves checksums to the card.
@@ -70,19 +67,15 @@ fn set(socket: &UdpSocket, level: c_int, option: c_int, on: bool) -> Result<()> 
 
 fn ask(name: &str, command: u32, value: u32) -> Result<u32> {
     let error = |errno| Error::new("set the offloads of", format!("`{name}`"), errno);
-    if name.len() >= libc::IFNAMSIZ {
-        return Err(error(Errno::NAMETOOLONG));
-    }
+    let mut request = LinkRequest::of(name).map_err(error)?;
     let socket: OwnedFd =
         socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).map_err(error)?;
-    // `struct ethtool_value`: the command and its value; and `struct ifreq`: the name, and here where that is.
+    // `struct ethtool_value`: the command and its value; behind the name is where that is.
     let mut pair = [command, value];
-    let mut request = [0_u8; 40];
-    request[..name.len()].copy_from_slice(name.as_bytes());
     let at = pair.as_mut_ptr() as usize;
-    request[libc::IFNAMSIZ..libc::IFNAMSIZ + size_of::<usize>()].copy_from_slice(&at.to_ne_bytes());
-    // SAFETY: the kernel reads and writes a `struct ifreq`, which is 40 bytes, and the two numbers it leads to; both live on.
-    unsafe { call(&socket, SIOCETHTOOL, request.as_mut_ptr() as c_ulong) }.map_err(error)?;
+    request.subject()[..size_of::<usize>()].copy_from_slice(&at.to_ne_bytes());
+    // SAFETY: this request takes where the two numbers are, which live on.
+    unsafe { request.ask(&socket, SIOCETHTOOL) }.map_err(error)?;
     Ok(std::hint::black_box(pair)[1])
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -9,7 +10,15 @@ use std::{
 use crate::{
     error::{Error, Kind, Result},
     fault,
+    message::{Attrs, Message, Received, read_u32},
+    socket::{REQUEST, Socket},
 };
+
+/// `linux/netconf.h`.
+const RTM_GETNETCONF: u16 = 82;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
 
 /// Names one of the settings that plugins use. Interface names may contain dots, so parts are kept apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +101,30 @@ pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
             other => other,
         },
         _ => Ok(()),
+    }
+}
+
+/// Has the calling thread's namespace, the socket's too, forward packets of an address's family. The socket is asked
+/// whether it does, which takes less than to open the setting.
+///
+/// # Errors
+/// When the kernel refuses.
+#[doc(alias = "RTM_GETNETCONF")]
+pub fn ensure_forwarding(socket: &Socket, address: IpAddr) -> Result<()> {
+    let (family, setting) = match address {
+        IpAddr::V4(_) => (libc::AF_INET as u8, Setting::Ipv4Forward),
+        IpAddr::V6(_) => (libc::AF_INET6 as u8, Setting::Ipv6Forward),
+    };
+    let mut message = Message::new(RTM_GETNETCONF, REQUEST, &[family, 0, 0, 0]);
+    message.u32(NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL);
+    let mut forwards = None;
+    let read = |received: Received<'_>| {
+        forwards = Attrs::after(received.payload, 4).find(NETCONFA_FORWARDING).and_then(read_u32);
+    };
+    // Where IPv6 is off the answer is a refusal, and there is nothing to be set.
+    match socket.ask(message, "read", &"whether the host forwards", read) {
+        Ok(()) if forwards.is_some_and(|forwards| forwards != 0) => Ok(()),
+        _ => ensure(setting, "1"),
     }
 }
 

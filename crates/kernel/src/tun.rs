@@ -1,16 +1,14 @@
 //! TAP links: what is sent by them, a program reads, and the other way round (Documentation/networking/tuntap.rst).
 
 use std::{
-    ffi::{c_int, c_ulong},
+    ffi::c_ulong,
     fs::{self, OpenOptions},
-    os::fd::AsRawFd,
 };
 
-use rustix::io::Errno;
-
 use crate::{
-    error::{Error, Result, checked},
+    error::{Error, Result},
     fault,
+    ioctl::{LinkRequest, call},
 };
 
 /// Describes a TAP link to be made.
@@ -44,21 +42,14 @@ pub fn create(tap: &Tap<'_>) -> Result<()> {
     // It gets the context of the thread that makes it. A process with one thread may change that where the policy says
     // so (`process dyntransition`), without running a program for it.
     let _back = tap.context.map(Context::enter).transpose()?;
-    let name = tap.name.as_bytes();
-    if name.len() >= libc::IFNAMSIZ {
-        return Err(error(Errno::NAMETOOLONG));
-    }
+    let mut request = LinkRequest::of(tap.name).map_err(error)?;
     let mut flags: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
     if tap.multi_queue {
         flags |= libc::IFF_MULTI_QUEUE;
     }
-    // `struct ifreq`: the name, and here the flags behind it.
-    let mut request = [0_u8; 40];
-    request[..name.len()].copy_from_slice(name);
-    request[libc::IFNAMSIZ..libc::IFNAMSIZ + 2]
-        .copy_from_slice(&(flags.cast_unsigned() as u16).to_ne_bytes());
-    // SAFETY: the kernel reads and writes a `struct ifreq`, which is 40 bytes, and the buffer lives on.
-    unsafe { call(&device, TUNSETIFF, request.as_mut_ptr() as c_ulong) }.map_err(error)?;
+    request.subject()[..2].copy_from_slice(&(flags.cast_unsigned() as u16).to_ne_bytes());
+    // SAFETY: this request takes the flags behind the name.
+    unsafe { request.ask(&device, TUNSETIFF) }.map_err(error)?;
     let numbers = [(TUNSETOWNER, tap.owner), (TUNSETGROUP, tap.group), (TUNSETPERSIST, Some(1))];
     for (request, number) in numbers {
         if let Some(number) = number {
@@ -88,14 +79,6 @@ impl Drop for Context {
         // Whoever may not come back can do no more than this one work.
         drop(fs::write(CONTEXT, &self.0));
     }
-}
-
-/// # Safety
-/// The argument must be what the request takes.
-pub(crate) unsafe fn call(device: &impl AsRawFd, request: c_ulong, argument: c_ulong) -> Result<(), Errno> {
-    // SAFETY: the descriptor is open; the caller vouches for the argument.
-    let answer: c_int = unsafe { libc::ioctl(device.as_raw_fd(), request as _, argument) };
-    checked(answer).map(drop)
 }
 
 /// `_IOW('T', …, int)` of `linux/if_tun.h`.

@@ -62,7 +62,10 @@ fn links_are_read_as_they_are() {
         assert!(link::find(socket, "none").unwrap().is_none());
         assert!(link::find(socket, "a-name-that-no-link-can-have").unwrap().is_none());
         assert!(link::find_index(socket, 9999).unwrap().is_none());
-        link::require(socket, "a0").unwrap()
+        let a0 = link::require(socket, "a0").unwrap();
+        assert_eq!(Some(link::mac(socket, "a0").unwrap()), a0.mac);
+        assert!(link::mac(socket, "none").is_err());
+        a0
     });
     assert_eq!(a0.peer, found.iter().find(|link| link.name == "b0").map(|link| link.index));
 }
@@ -123,6 +126,13 @@ fn changes_are_what_was_asked_for() {
         sysctl::write(Setting::Ipv4("a0", "arp_notify"), "1").unwrap();
         assert_eq!(sysctl::read(Setting::Ipv4("a0", "arp_notify")).unwrap().as_deref(), Some("1"));
         assert_eq!(sysctl::read(Setting::Ipv4("none", "arp_notify")).unwrap(), None);
+        for (setting, of) in [(Setting::Ipv4Forward, "10.0.0.1"), (Setting::Ipv6Forward, "fd00::1")] {
+            sysctl::write(setting, "0").unwrap();
+            for _ in 0..2 {
+                sysctl::ensure_forwarding(socket, ip(of)).unwrap();
+                assert_eq!(sysctl::read(setting).unwrap().as_deref(), Some("1"));
+            }
+        }
     });
     let port = &host.json("ip -j -d link show b0")[0];
     assert_eq!((&port["master"], &port["ifalias"]), (&"br9".into(), &"port".into()));

@@ -43,42 +43,43 @@ impl Container {
 
     /// Removes a link of the container, and returns once it is gone for everybody.
     pub(crate) fn remove_link(&self, link: &Link) -> Result<(), Error> {
-        self.netns
-            .run_from(&self.host, || linger::remove_link(&self.socket, link))
-            .and_then(|done| done)
-            .explain()
+        self.run(|| linger::remove_link(&self.socket, link))
     }
 
     /// Sets the interface's sysctls for the addresses that it gets, as the reference plugins leave them.
     pub(crate) fn set_sysctls(&self, ifname: &str, settings: Settings) -> Result<(), Error> {
-        self.netns
-            .run_from(&self.host, || {
-                match settings.duplicates {
-                    Duplicates::Detect => {
-                        sysctl::ensure(Setting::Ipv6(ifname, "enhanced_dad"), "1")?;
-                        sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "1")?;
-                        sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
-                    }
-                    Duplicates::Ignore => {
-                        sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?;
-                        sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
-                    }
-                    Duplicates::Impossible => sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?,
-                    Duplicates::Quick | Duplicates::Unasked => {}
-                }
-                if settings.announce {
+        self.run(|| {
+            match settings.duplicates {
+                Duplicates::Detect => {
+                    sysctl::ensure(Setting::Ipv6(ifname, "enhanced_dad"), "1")?;
+                    sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "1")?;
                     sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
-                    sysctl::set(Setting::Ipv6(ifname, "ndisc_notify"), "1")?;
                 }
-                if settings.ipv6 {
-                    sysctl::ensure(Setting::Ipv6("lo", "disable_ipv6"), "0")?;
-                    sysctl::ensure(Setting::Ipv6(ifname, "disable_ipv6"), "0")?;
-                    sysctl::ensure(Setting::Ipv6(ifname, "keep_addr_on_down"), "1")?;
+                Duplicates::Ignore => {
+                    sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?;
+                    sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
                 }
-                Ok(())
-            })
-            .and_then(|done| done)
-            .explain()
+                Duplicates::Impossible => sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?,
+                Duplicates::Quick | Duplicates::Unasked => {}
+            }
+            if settings.announce {
+                sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
+                sysctl::set(Setting::Ipv6(ifname, "ndisc_notify"), "1")?;
+            }
+            if settings.ipv6 { allow_ipv6(ifname) } else { Ok(()) }
+        })
+    }
+
+    /// Sets the sysctls of an interface that turns out to get IPv6 addresses; neighbours are told of them.
+    pub(crate) fn set_ipv6_sysctls(&self, ifname: &str) -> Result<(), Error> {
+        self.run(|| {
+            sysctl::set(Setting::Ipv6(ifname, "ndisc_notify"), "1")?;
+            allow_ipv6(ifname)
+        })
+    }
+
+    fn run<T>(&self, work: impl FnOnce() -> kernel::Result<T>) -> Result<T, Error> {
+        self.netns.run_from(&self.host, work).and_then(|done| done).explain()
     }
 
     /// Gives the interface the addresses and routes of a result, up, and has the kernel tell neighbours where the sysctls say so.
@@ -170,7 +171,7 @@ impl Container {
             }
             Ok(before)
         };
-        self.netns.run_from(&self.host, write).and_then(|done| done).explain()
+        self.run(write)
     }
 
     /// Waits until the interface's addresses can be used.
@@ -187,8 +188,7 @@ impl Container {
             }
             let Some(events) = &events else {
                 // From here on nothing is missed; what came before is looked at once more.
-                events =
-                    Some(self.netns.run_from(&self.host, Events::of_addresses).and_then(|e| e).explain()?);
+                events = Some(self.run(Events::of_addresses)?);
                 continue;
             };
             events
@@ -198,6 +198,12 @@ impl Container {
                 .explain()?;
         }
     }
+}
+
+fn allow_ipv6(ifname: &str) -> kernel::Result<()> {
+    sysctl::ensure(Setting::Ipv6("lo", "disable_ipv6"), "0")?;
+    sysctl::ensure(Setting::Ipv6(ifname, "disable_ipv6"), "0")?;
+    sysctl::set(Setting::Ipv6(ifname, "keep_addr_on_down"), "1")
 }
 
 fn in_use(link: &Link, net: IpNet) -> Error {

@@ -184,8 +184,7 @@ fn route_to_container(host: &Socket, outside: &Link, address: IpAddr, gateway: I
     addr::add(host, outside, IpNet::from(gateway), Detection::Skip).explain()?;
     let route = Route { scope: HOST_SCOPE, ..Route::new(IpNet::from(address), None, outside.index) };
     route::add(host, &route).explain()?;
-    let forward = if address.is_ipv4() { Setting::Ipv4Forward } else { Setting::Ipv6Forward };
-    sysctl::ensure(forward, "1").explain()
+    sysctl::ensure_forwarding(host, address).explain()
 }
 
 /// `RT_SCOPE_LINK` and `RT_SCOPE_HOST` of `linux/rtnetlink.h`.

@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::{Read, Seek, Write},
     os::fd::AsFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
         Mutex,
@@ -26,6 +26,18 @@ use crate::{Outcome, root, run_with, say, test};
 pub(crate) struct Side {
     pub(crate) name: String,
     bin: PathBuf,
+    /// A program, with arguments, that runs a plugin; none where that is run itself.
+    starter: Vec<String>,
+}
+
+impl Side {
+    fn of(name: &str, bin: PathBuf) -> Self {
+        Self::started_by(name, bin, &[])
+    }
+
+    pub(crate) fn started_by(name: &str, bin: PathBuf, starter: &[String]) -> Self {
+        Self { name: name.to_owned(), bin, starter: starter.to_vec() }
+    }
 }
 
 /// The plugin calls of a case, in the order of ADD: configurations without version and name.
@@ -58,7 +70,7 @@ impl Case {
     }
 }
 
-fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let ipam =
         |ranges: Value| json!({"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]});
     let bridge = |more: Value| {
@@ -252,7 +264,7 @@ pub(crate) fn sides(arguments: &[String], mut count: usize) -> Result<(Vec<Side>
         match argument.as_str() {
             "--side" => {
                 let (name, dir) = value.split_once('=').ok_or("write --side NAME=DIR")?;
-                sides.push(Side { name: name.to_owned(), bin: dir.into() });
+                sides.push(Side::of(name, dir.into()));
             }
             "-n" => count = value.parse().map_err(|_| format!("-n {value} is no number"))?,
             other => return Err(format!("unknown option {other}")),
@@ -260,12 +272,12 @@ pub(crate) fn sides(arguments: &[String], mut count: usize) -> Result<(Vec<Side>
     }
     if sides.is_empty() {
         match test::peers() {
-            Some(dir) => sides.push(Side { name: "go".into(), bin: dir }),
+            Some(dir) => sides.push(Side::of("go", dir)),
             None => say("SKIPPED: no Go reference plugins to compare with; name a folder by --side NAME=DIR"),
         }
     }
     let (binary, bin) = build()?;
-    sides.push(Side { name: "netloom".into(), bin });
+    sides.push(Side::of("netloom", bin));
     let size = std::fs::metadata(&binary).map_err(|error| error.to_string())?.len();
     say(&format!("{}: {:.2} MiB\n", binary.display(), mebibytes(size)));
     Ok((sides, count))
@@ -274,6 +286,12 @@ pub(crate) fn sides(arguments: &[String], mut count: usize) -> Result<(Vec<Side>
 /// Builds the release binary and a folder of links to it.
 fn build() -> Result<(PathBuf, PathBuf), String> {
     let binary = dist()?;
+    let bin = links_to(&binary)?;
+    Ok((binary, bin))
+}
+
+/// Makes a folder of plugins of a binary.
+pub(crate) fn links_to(binary: &Path) -> Result<PathBuf, String> {
     let bin = root().join("target/bench-bin");
     drop(std::fs::remove_dir_all(&bin));
     std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
@@ -281,9 +299,9 @@ fn build() -> Result<(PathBuf, PathBuf), String> {
         "loopback bridge ptp macvlan tap host-device host-local static portmap firewall tuning bandwidth"
             .split(' ')
     {
-        std::fs::hard_link(&binary, bin.join(name)).map_err(|error| error.to_string())?;
+        std::fs::hard_link(binary, bin.join(name)).map_err(|error| error.to_string())?;
     }
-    Ok((binary, bin))
+    Ok(bin)
 }
 
 /// Builds the binary that is to be installed and gives its path.
@@ -292,6 +310,11 @@ fn build() -> Result<(PathBuf, PathBuf), String> {
 /// hypervisor in a virtual machine; together they take longer than all else that a plugin does at its start). Where
 /// the toolchain does not have that target and cannot get it, for the toolchain's own.
 pub(crate) fn dist() -> Result<PathBuf, String> {
+    dist_with(&[])
+}
+
+/// Builds it with more arguments to the compiler.
+pub(crate) fn dist_with(more: &[String]) -> Result<PathBuf, String> {
     let linux = format!("{}-unknown-linux", std::env::consts::ARCH);
     let musl = format!("{linux}-musl");
     let sysroot = Command::new("rustc")
@@ -308,9 +331,8 @@ pub(crate) fn dist() -> Result<PathBuf, String> {
     let target = if has_musl() { musl.clone() } else { format!("{linux}-gnu") };
     // At a fixed address: nothing has to be relocated at each start, which is a tenth of it, and 200 KiB stay untouched.
     let fixed = format!("target.{target}.rustflags=[\"-Crelocation-model=static\"]");
-    let arguments =
-        ["build", "--release", "--quiet", "--package", "netloom", "--target", &target, "--config", &fixed];
-    run_with(Command::new("cargo").args(arguments))?;
+    let arguments = ["--release", "--quiet", "--package", "netloom", "--bin", "netloom", "--target", &target];
+    run_with(Command::new("cargo").arg("rustc").args(arguments).args(["--config", &fixed, "--"]).args(more))?;
     Ok(root().join("target").join(target).join("release/netloom"))
 }
 
@@ -426,8 +448,10 @@ impl Call<'_> {
         let stdout = temporary()?;
         let mut answer = stdout.try_clone().map_err(|error| error.to_string())?;
         let root = format!("/proc/{}/root", self.host.holder.id());
-        let mut command = Command::new(&plugin);
+        let mut line = self.side.starter.iter().map(AsRef::as_ref).chain([plugin.as_os_str()]);
+        let mut command = Command::new(line.next().unwrap_or_default());
         command
+            .args(line)
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("CNI_COMMAND", verb)
@@ -461,7 +485,7 @@ fn temporary() -> Result<File, String> {
     Ok(File::from(fd))
 }
 
-fn version(sides: &[Side], hosts: &[Host], count: usize) -> Outcome {
+pub(crate) fn version(sides: &[Side], hosts: &[Host], count: usize) -> Outcome {
     let conf = json!({"cniVersion": "1.0.0", "name": "bench", "type": "bridge"});
     let mut rows = vec![Vec::new(); sides.len()];
     for _ in 0..count {

@@ -6,6 +6,7 @@ mod cluster;
 mod datapath;
 mod fuzz;
 mod growth;
+mod hot;
 mod kernel;
 mod pages;
 mod scale;
@@ -36,6 +37,7 @@ cargo xtask CHORE
   scale [NODES]        one daemon in a cluster of thousands of nodes: time, memory, CPU
   cluster              three hosts, a daemon and two pods on each, and pings between all, in each mode
   dist                 build the binary to install, and say where it is
+  hot                  write down which functions plugins' calls run, for the linker to put them side by side
   fuzz [SECONDS [NAME...]]
                        look for input that breaks a door by which others' bytes come in (default 60 s each)
   soak [COUNT]         20,000 containers in and out, counting what is left; then the crash tests with every error
@@ -56,6 +58,8 @@ fn main() -> ExitCode {
         Some("deny") => test::deny(),
         Some("kernel") => kernel::kernel(&arguments[1..]),
         Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
+        Some("hot") => hot::hot(),
+        Some("hot-call") if arguments.len() == 3 => hot::call(&arguments[1], &arguments[2]),
         Some("bench") => bench::bench(&arguments[1..]),
         Some("fuzz") => fuzz::fuzz(&arguments[1..]),
         Some("cluster") => cluster::cluster(),

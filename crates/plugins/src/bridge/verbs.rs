@@ -72,8 +72,7 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     if conf.ipam.is_some() {
         let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
         if ipv6 {
-            let settings = Settings { ipv6, duplicates: Duplicates::Unasked, announce: true };
-            container.set_sysctls(&inside.name, settings)?;
+            container.set_ipv6_sysctls(&inside.name)?;
         }
         container.configure(&inside, &result, Settings { ipv6, duplicates, announce: true })?;
     }
@@ -85,7 +84,12 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     set_up_rules(&conf, &owner, &outside, &inside, &result, undo)?;
 
     // Only now is the bridge's hardware address final: it follows the ports until a gateway address pins it.
-    bridge = link::require(&host, &bridge.name).explain()?;
+    if bridge.is_operational() {
+        bridge.mac = Some(link::mac(&host, &bridge.name).explain()?);
+    } else {
+        // To look at it has the kernel do what it does for a first carrier: until then the host could send nothing by it.
+        bridge = link::require(&host, &bridge.name).explain()?;
+    }
     result.interfaces = vec![
         interface::on_host(&bridge),
         interface::on_host(&outside),
@@ -313,12 +317,10 @@ fn set_up_gateway(
                 remove_address_if_unused(&socket, &of, net)
             })?;
             // The same address again makes it permanent: otherwise it changes as ports come and go.
-            if let Some(mac) = link::require(host, &link.name).explain()?.mac {
-                link::change(host, link, &Change { mac: Some(mac), ..Change::default() }).explain()?;
-            }
+            let mac = Some(link::mac(host, &link.name).explain()?);
+            link::change(host, link, &Change { mac, ..Change::default() }).explain()?;
         }
-        let forward = if gateway.is_ipv4() { Setting::Ipv4Forward } else { Setting::Ipv6Forward };
-        sysctl::ensure(forward, "1").explain()?;
+        sysctl::ensure_forwarding(host, gateway).explain()?;
     }
     vlan_link.map(|link| link::require(host, &link.name).explain()).transpose()
 }
