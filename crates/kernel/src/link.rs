@@ -120,6 +120,8 @@ pub struct Change<'a> {
     pub alias: Option<&'a str>,
     /// A new name.
     pub name: Option<&'a str>,
+    /// Neighbours are told of IPv4 addresses that come later, when the link's state changes (`arp_notify`).
+    pub announce: Option<bool>,
     /// Another namespace. If the link's name is taken there, it gets the new name at once.
     pub netns: Option<&'a Netns>,
 }
@@ -222,6 +224,15 @@ pub fn change(socket: &Socket, link: &Link, change: &Change<'_>) -> Result<()> {
     }
     if let Some(netns) = change.netns {
         message.attr(libc::IFLA_NET_NS_FD, &netns.as_fd().as_raw_fd().to_ne_bytes());
+    }
+    if let Some(announce) = change.announce {
+        message.nest(libc::IFLA_AF_SPEC, |families| {
+            families.nest(libc::AF_INET as u16, |ipv4| {
+                ipv4.nest(IFLA_INET_CONF, |conf| {
+                    conf.u32(IPV4_DEVCONF_ARP_NOTIFY, announce.into());
+                });
+            });
+        });
     }
     if let Some(alias) = change.alias {
         // The kernel takes at most 255 bytes.
@@ -370,6 +381,9 @@ const DOOMED: std::ops::Range<u32> = 0x7f00_0000..0x8000_0000;
 const SKIP_STATS: u32 = 1 << 3;
 /// `linux/sockios.h`.
 const SIOCGIFHWADDR: c_ulong = 0x8927;
+/// `linux/if_link.h` and `linux/ip.h`.
+const IFLA_INET_CONF: u16 = 1;
+const IPV4_DEVCONF_ARP_NOTIFY: u16 = 22;
 const RTM_NEWLINKPROP: u16 = 108;
 const RTM_DELLINKPROP: u16 = 109;
 const IFLA_PROP_LIST: u16 = 52;

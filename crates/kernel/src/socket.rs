@@ -1,7 +1,7 @@
 //! One netlink socket: sends a request, reads its answer, keeps the kernel's explanation of an error.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     fmt,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     rc::Rc,
@@ -39,7 +39,11 @@ pub struct Socket(Rc<Inner>);
 struct Inner {
     fd: OwnedFd,
     sequence: Cell<u32>,
-    buffer: RefCell<Vec<u8>>,
+}
+
+thread_local! {
+    /// Where answers are read to, of all sockets, one after the other.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// What a dump sends per message fits; the kernel uses up to 32 KiB when the reader offers as much.
@@ -80,11 +84,7 @@ impl Socket {
             // Dumps are limited to what is asked for: the addresses of one link among thousands (5.0).
             set_option(&fd, libc::NETLINK_GET_STRICT_CHK);
         }
-        Ok(Self(Rc::new(Inner {
-            fd,
-            sequence: Cell::new(1),
-            buffer: RefCell::new(Vec::with_capacity(RECEIVE)),
-        })))
+        Ok(Self(Rc::new(Inner { fd, sequence: Cell::new(1) })))
     }
 
     /// Asks for a change and waits for the kernel's word on it.
@@ -228,21 +228,20 @@ impl Socket {
 
     /// Reads one datagram and hands its messages to `read` until that says it has seen enough.
     pub(crate) fn receive(&self, mut read: impl FnMut(Received<'_>) -> bool) -> Result<bool, Errno> {
-        let mut buffer = self.0.buffer.borrow_mut();
+        let mut buffer = BUFFER.take();
         buffer.clear();
+        buffer.reserve_exact(RECEIVE);
         // Into memory that nothing has touched yet: most answers need one page of it.
-        let (_, length) = rustix::io::retry_on_intr(|| {
+        let received = rustix::io::retry_on_intr(|| {
             rustix::net::recv(&self.0.fd, spare_capacity(&mut buffer), RecvFlags::TRUNC)
-        })?;
-        if length > buffer.len() {
-            return Err(Errno::MSGSIZE);
-        }
-        for message in Messages(&buffer) {
-            if read(message) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        });
+        let enough = match received {
+            Ok((_, length)) if length > buffer.len() => Err(Errno::MSGSIZE),
+            Ok(_) => Ok(Messages(&buffer).any(&mut read)),
+            Err(errno) => Err(errno),
+        };
+        BUFFER.set(buffer);
+        enough
     }
 
     /// Sends a message and reads until its acknowledgement, its refusal, the end of a dump, or until `read` has enough.

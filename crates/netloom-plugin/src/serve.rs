@@ -126,9 +126,10 @@ fn add(
         let result = CniResult::V100(SpecVersion::NEWEST, result)
             .convert(request.version)
             .map_err(|error| CniError::new(Code::Internal, error.to_string()))?;
+        // With its last line ended all of it is one write.
         console
             .stdout
-            .write_all(result.to_json().as_bytes())
+            .write_all(format!("{}\n", result.to_json()).as_bytes())
             .and_then(|()| console.stdout.flush())
             .map_err(|error| CniError::new(Code::Io, format!("cannot write the result to stdout: {error}")))
     }));

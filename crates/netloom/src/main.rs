@@ -22,7 +22,9 @@ fn main() -> ExitCode {
             if std::env::var_os("NETLOOM_WAIT").is_some_and(|value| value == "1") {
                 kernel::linger::wait_always();
             }
-            netloom_plugin::main_with(&plugins::Patient(plugin), plugins::LINKED)
+            let code = netloom_plugin::main_with(&plugins::Patient(plugin), plugins::LINKED);
+            drop(std::io::Write::flush(&mut std::io::stdout()));
+            kernel::linger::end((code != ExitCode::SUCCESS).into())
         }
         None => command::main(name == "cnitool"),
     }

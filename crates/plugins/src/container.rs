@@ -53,13 +53,10 @@ impl Container {
                 Duplicates::Detect => {
                     sysctl::ensure(Setting::Ipv6(ifname, "enhanced_dad"), "1")?;
                     sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "1")?;
-                    sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
                 }
-                Duplicates::Ignore => {
+                Duplicates::Ignore | Duplicates::Impossible => {
                     sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?;
-                    sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
                 }
-                Duplicates::Impossible => sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?,
                 Duplicates::Quick | Duplicates::Unasked => {}
             }
             if settings.announce {

@@ -58,8 +58,8 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     // Before there are addresses: the kernel finds the carrier and has the port forward while IPAM is at work. Neighbours that
     // were told of addresses earlier than that would not hear it.
     if !conf.leave_down {
-        link::change(&container.socket, &inside, &Change { up: Some(true), ..Change::default() })
-            .explain()?;
+        let up = Change { up: Some(true), announce: conf.ipam.as_ref().map(|_| true), ..Change::default() };
+        link::change(&container.socket, &inside, &up).explain()?;
         inside.up = true;
     }
     let mut result = Success::default();
