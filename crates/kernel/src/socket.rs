@@ -2,9 +2,10 @@
 
 use std::{
     cell::Cell,
-    fmt,
+    fmt, mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     rc::Rc,
+    sync::Mutex,
 };
 
 use rustix::{
@@ -41,10 +42,8 @@ struct Inner {
     sequence: Cell<u32>,
 }
 
-thread_local! {
-    /// Where answers are read to, of all sockets, one after the other.
-    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
+/// Where answers are read to, of all sockets, one after the other; while one thread reads, another makes do with its own.
+static BUFFER: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 /// What a dump sends per message fits; the kernel uses up to 32 KiB when the reader offers as much.
 const RECEIVE: usize = 32 * 1024;
@@ -228,7 +227,7 @@ impl Socket {
 
     /// Reads one datagram and hands its messages to `read` until that says it has seen enough.
     pub(crate) fn receive(&self, mut read: impl FnMut(Received<'_>) -> bool) -> Result<bool, Errno> {
-        let mut buffer = BUFFER.take();
+        let mut buffer = BUFFER.try_lock().map_or_else(|_| Vec::new(), |mut buffer| mem::take(&mut *buffer));
         buffer.clear();
         buffer.reserve_exact(RECEIVE);
         // Into memory that nothing has touched yet: most answers need one page of it.
@@ -240,7 +239,9 @@ impl Socket {
             Ok(_) => Ok(Messages(&buffer).any(&mut read)),
             Err(errno) => Err(errno),
         };
-        BUFFER.set(buffer);
+        if let Ok(mut spare) = BUFFER.try_lock() {
+            *spare = buffer;
+        }
         enough
     }
 
