@@ -7,21 +7,28 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, clippy::missing_panics_doc, reason = "a test is to fail where this fails")]
 
+mod look;
 mod machine;
 mod talk;
 mod trace;
 
+pub use look::{ip, run, sysctls};
 pub use machine::on_other_kernel;
 pub use talk::{Server, Transport};
 pub use trace::{Fate, Syscall, Traced, can_trace};
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader, Write},
+    io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
 
+use nix::{
+    errno::Errno,
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 use serde_json::Value;
 
 /// Holds a throwaway host.
@@ -30,16 +37,27 @@ pub struct Host {
     holder: Child,
 }
 
-/// What the holder does: empties the folders that plugins write to, then waits for its standard input to end.
-const HOLD: &str = "\
-    set -e; \
-    mount -t tmpfs none /run; mkdir -p /run/netns /run/etc/up /run/etc/work; \
-    mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/up,workdir=/run/etc/work none /etc; \
-    mount -t tmpfs none /var/lib; mount -t tmpfs none /opt; \
-    mkdir /run/cgroup; mount --rbind /sys/fs/cgroup /run/cgroup; \
-    mount -t sysfs none /sys; mount --rbind /run/cgroup /sys/fs/cgroup; \
-    ip link set lo up; \
-    echo ready; read -r end";
+/// Gives the calling thread a network and a mount namespace, with nothing in the folders that plugins write to.
+fn become_host() -> nix::Result<()> {
+    const NONE: Option<&str> = None;
+    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    let bound = MsFlags::MS_REC | MsFlags::MS_BIND;
+    let plain = MsFlags::empty();
+    mount(NONE, "/", NONE, private, NONE)?;
+    mount(NONE, "/run", Some("tmpfs"), plain, NONE)?;
+    for dir in ["/run/netns", "/run/etc/up", "/run/etc/work", "/run/cgroup"] {
+        std::fs::create_dir_all(dir)
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
+    }
+    let layers = "lowerdir=/etc,upperdir=/run/etc/up,workdir=/run/etc/work";
+    mount(Some("none"), "/etc", Some("overlay"), plain, Some(layers))?;
+    mount(Some("none"), "/var/lib", Some("tmpfs"), plain, NONE)?;
+    mount(Some("none"), "/opt", Some("tmpfs"), plain, NONE)?;
+    mount(Some("/sys/fs/cgroup"), "/run/cgroup", NONE, bound, NONE)?;
+    mount(Some("none"), "/sys", Some("sysfs"), plain, NONE)?;
+    mount(Some("/run/cgroup"), "/sys/fs/cgroup", NONE, bound, NONE)
+}
 
 /// Tells whether tests that need root can run. Says so if not; with `CI=true` it fails instead.
 pub fn is_root() -> bool {
@@ -83,16 +101,14 @@ pub fn say_skipped(reason: &str) {
 impl Host {
     /// Makes a host.
     pub fn new() -> Self {
-        let mut holder = Command::new("unshare")
-            .args(["--mount", "--net", "--propagation", "private", "sh", "-c", HOLD])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("unshare runs");
-        let mut line = String::new();
-        let stdout = holder.stdout.take().expect("stdout is piped");
-        BufReader::new(stdout).read_line(&mut line).expect("the holder speaks");
-        assert_eq!(line, "ready\n", "the host could not be set up");
+        // The thread ends; its namespaces are held by the program that it started, which waits for its input to end.
+        let thread = std::thread::spawn(|| {
+            become_host().expect("root may make namespaces and mounts");
+            let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip runs");
+            assert!(up.success(), "`lo` cannot be set up");
+            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat runs")
+        });
+        let holder = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Self { holder }
     }
 
@@ -170,20 +186,25 @@ impl Host {
 
     /// Looks at everything that a plugin may leave behind, by kind.
     pub fn snapshot(&self) -> Snapshot {
-        let seen = self.sh(LOOK);
-        let parts: Vec<&str> = seen.split(PART).collect();
-        let json = |at: usize| -> Value {
-            let text = parts[at].trim();
-            if text.is_empty() {
+        let parsed = |text: &str| -> Value {
+            if text.trim().is_empty() {
                 Value::Null
             } else {
                 serde_json::from_str(text).expect("the program prints JSON")
             }
         };
-        let lines = |at: usize| -> Value { parts[at].lines().collect::<Vec<_>>().into() };
+        let (seen, rules6, mut rules, mut queues, legacy) = self.inside(None, || {
+            (
+                ip(&[], &["link", "addr", "route show table all", "rule"]),
+                ip(&["-6"], &["rule"]),
+                parsed(&run("nft", &["-j", "list", "ruleset"])),
+                parsed(&run("tc", &["-j", "qdisc"])),
+                look::legacy_tables(),
+            )
+        });
+        let [mut links, mut addresses, mut routes, rules4]: [Value; 4] =
+            seen.try_into().expect("as many answers as questions");
         let mut kinds = BTreeMap::new();
-        let mut links = json(0);
-        let mut addresses = json(1);
         let volatile = [
             "stats64",
             "stats",
@@ -207,34 +228,18 @@ impl Host {
         drop_what_the_kernel_makes(&mut addresses);
         kinds.insert("links".to_owned(), links);
         kinds.insert("addresses".to_owned(), addresses);
-        let mut routes = json(2);
         drop_what_the_kernel_makes(&mut routes);
         kinds.insert("routes".to_owned(), routes);
-        let mut rules = json(3);
         remove(&mut rules, &["handle", "metainfo", "packets", "bytes"]);
         kinds.insert("ruleset".to_owned(), rules);
-        let mut queues = json(4);
         remove(&mut queues, &["refcnt"]);
         kinds.insert("queues".to_owned(), queues);
-        kinds.insert("routing rules".to_owned(), lines(5));
-        kinds.insert("legacy".to_owned(), lines(6));
-        kinds.insert("files".to_owned(), lines(7));
+        kinds.insert("routing rules".to_owned(), serde_json::json!([rules4, rules6]));
+        kinds.insert("legacy".to_owned(), legacy.into());
+        kinds.insert("files".to_owned(), self.files().into());
         Snapshot(kinds)
     }
 }
-
-/// Between the parts of what [`LOOK`] prints.
-const PART: &str = "\n=====\n";
-
-/// Looks at a host. Saying which tables of iptables-legacy there are makes none; a network's locks, its index, and
-/// what it gave out last, stay when its containers go.
-const LOOK: &str = "\
-    set -e; part() { printf '\\n=====\\n'; }; \
-    ip -j -d link; part; ip -j addr; part; ip -j route show table all; part; nft -j list ruleset; part; tc -j qdisc; \
-    part; ip rule; ip -6 rule; part; \
-    for ip in ip ip6; do test ! -s /proc/net/${ip}_tables_names || ${ip}tables-legacy-save | grep -v '^#' | sed 's/\\[.*//'; done; \
-    part; find /var/lib /run/netns /run/cni -type f ! -name lock ! -path '*/locks/network-*' ! -name 'last_reserved_ip.*' \
-        ! -name .netloom-index 2>/dev/null | sort || true";
 
 impl Default for Host {
     fn default() -> Self {
@@ -255,6 +260,29 @@ impl Drop for Host {
 }
 
 impl Host {
+    /// Lists what plugins keep in files. A network's locks, its index, and what it gave out last, stay when its containers
+    /// go.
+    fn files(&self) -> Vec<String> {
+        let mut files = Vec::new();
+        for folder in ["/var/lib", "/run/netns", "/run/cni"] {
+            look::files_below(&self.path(folder), &mut files);
+        }
+        let root = self.path("").display().to_string();
+        let stays = |path: &str| {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            ["lock", ".netloom-index"].contains(&name)
+                || name.starts_with("last_reserved_ip.")
+                || path.contains("/locks/network-")
+        };
+        let mut files: Vec<String> = files
+            .iter()
+            .map(|path| path.trim_start_matches(&root).to_owned())
+            .filter(|it| !stays(it))
+            .collect();
+        files.sort();
+        files
+    }
+
     /// Lists the processes that live in this host's mount namespace, and their descendants, but for the holder.
     fn processes(&self) -> Vec<String> {
         let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();

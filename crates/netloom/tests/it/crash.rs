@@ -187,12 +187,12 @@ impl Lab {
         testkit::remove(links, &["ifindex"]);
         testkit::remove(seen.0.get_mut("addresses").unwrap(), &["ifindex"]);
         if then == Then::Del {
-            let inside = self
-                .host
-                .sh("ip -n c1 -j link; echo; ip -n c1 -j addr; echo; ip -n c1 -j route show table all; echo
-                 ip -n c1 -j rule; echo; nsenter --net=/run/netns/c1 cat /proc/sys/net/core/somaxconn");
-            for (at, part) in inside.lines().filter(|line| !line.is_empty()).enumerate() {
-                let mut part: Value = serde_json::from_str(part).unwrap();
+            let inside = self.host.inside(Some("c1"), || {
+                let mut inside = testkit::ip(&[], &["link", "addr", "route show table all", "rule"]);
+                inside.push(testkit::sysctls(&["core/somaxconn"]).into());
+                inside
+            });
+            for (at, mut part) in inside.into_iter().enumerate() {
                 testkit::remove(&mut part, &["operstate", "ifindex", "flags", "qdisc"]);
                 testkit::drop_what_the_kernel_makes(&mut part);
                 seen.0.insert(format!("inside {at}"), part);

@@ -135,8 +135,7 @@ pub(crate) struct Names(Vec<(String, String)>);
 impl Names {
     /// Numbers the veth ends of the host by what they are for: a VLAN gateway's before a container's.
     pub(crate) fn of(host: &Host) -> Self {
-        let links = host.command("ip").args(["-j", "link"]).output().unwrap().stdout;
-        let links: Value = serde_json::from_slice(&links).unwrap();
+        let links = host.ip(None, &["link"]).swap_remove(0);
         let mut names = Vec::new();
         for link in links.as_array().unwrap() {
             let name = link["ifname"].as_str().unwrap();
@@ -181,28 +180,20 @@ pub(crate) fn take_out_random_macs(result: &mut Value) {
     }
 }
 
-/// Stands between what one program after the other says.
-const NEXT: &str = "echo ===\n";
-
 pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value {
-    // One program for everything: starting them is what takes the time.
-    let script = format!(
-        "ip -j -d -b - <<X\nlink\naddr\nroute show table all root 0/0\nroute show table all root ::/0\nX\n{NEXT}\
-         bridge -j vlan show\n{NEXT}cd /proc/sys/net\ngrep -rs . ipv4/conf ipv6/conf ipv4/ip_forward\n{NEXT}"
-    );
-    let seen = match container {
-        None => host.sh(&format!(
-            "{script}nft list ruleset\n{NEXT}cd /var/lib/cni/networks 2>/dev/null && grep -rs . . || true"
-        )),
-        Some(name) => host.sh_in(name, &script),
-    };
-    let mut seen = seen.split("===\n");
-    let mut next = || seen.next().unwrap_or_default();
-    let parse = |text: &str| -> Vec<Value> {
-        let text = names.normalise(text);
-        serde_json::Deserializer::from_str(&text).into_iter().map(Result::unwrap).collect()
-    };
-    let [mut links, mut addresses, mut routes, mut routes6]: [Value; 4] = parse(next()).try_into().unwrap();
+    let parse = |text: &str| -> Value { serde_json::from_str(&names.normalise(text)).unwrap() };
+    let asked = ["link", "addr", "route show table all root 0/0", "route show table all root ::/0"];
+    let (seen, vlans, sysctls, nft) = host.inside(container, || {
+        let seen = testkit::ip(&[], &asked);
+        // Only what filters VLANs has any.
+        let filters = seen[0].to_string().contains("vlan_filtering");
+        let vlans = if filters { testkit::run("bridge", &["-j", "vlan", "show"]) } else { "[]".to_owned() };
+        let sysctls = testkit::sysctls(&["ipv4/conf", "ipv6/conf", "ipv4/ip_forward"]);
+        let nft = container.is_none().then(|| testkit::run("nft", &["list", "ruleset"]));
+        (seen, vlans, sysctls, nft)
+    });
+    let [mut links, mut addresses, mut routes, mut routes6]: [Value; 4] =
+        seen.iter().map(|it| parse(&it.to_string())).collect::<Vec<_>>().try_into().unwrap();
     let volatile = [
         "ifindex",
         "link_index",
@@ -255,8 +246,7 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
             }
         }
     }
-    let vlans = parse(next()).into_iter().next().unwrap_or_default();
-    let mut sysctls: Vec<&str> = next().lines().collect();
+    let mut sysctls = sysctls;
     sysctls.retain(|line| !line.contains("stable_secret") && !line.contains("mc_forwarding"));
     let sysctls: serde_json::Map<String, Value> = names
         .normalise(&sysctls.join("\n"))
@@ -269,16 +259,32 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
         "addresses": by_name(addresses, "ifname"),
         "routes": by_name(routes, "route"),
         "routes6": by_name(routes6, "route"),
-        "vlans": vlans,
+        "vlans": parse(&vlans),
         "sysctls": sysctls,
     });
-    if container.is_none() {
-        value["nft"] = next().into();
-        let mut reservations: Vec<&str> = next().lines().map(str::trim_end).collect();
-        reservations.sort_unstable();
-        value["reservations"] = reservations.into();
+    if let Some(nft) = nft {
+        value["nft"] = nft.into();
+        value["reservations"] = reservations(host).into();
     }
     value
+}
+
+/// Lists what the files of host-local say, line by line; but for our table beside them, which is hidden.
+fn reservations(host: &Host) -> Vec<String> {
+    let networks = host.path("/var/lib/cni/networks");
+    let mut lines = Vec::new();
+    for network in std::fs::read_dir(networks).into_iter().flatten().flatten() {
+        for file in std::fs::read_dir(network.path()).into_iter().flatten().flatten() {
+            let name = format!("{}/{}", network.file_name().display(), file.file_name().display());
+            if name.contains("/.") {
+                continue;
+            }
+            let text = std::fs::read(file.path()).unwrap_or_default();
+            lines.extend(String::from_utf8_lossy(&text).lines().map(|line| format!("{name}:{line}")));
+        }
+    }
+    lines.sort();
+    lines
 }
 
 fn by_name(list: Value, key: &str) -> Value {

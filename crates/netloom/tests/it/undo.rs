@@ -67,9 +67,11 @@ impl Lab {
     fn state(&self) -> Value {
         let host = serde_json::to_value(&self.host.snapshot().0).unwrap();
         let mut inside = json!([]);
-        for line in ["ip -j link", "ip -j addr", "ip -j route show table all", "ip -j rule", "ip -j -6 rule"]
-        {
-            let mut seen = self.host.json(&format!("ip netns exec c1 {line}"));
+        let seen = self.host.inside(Some("c1"), || {
+            let seen = testkit::ip(&[], &["link", "addr", "route show table all", "rule"]);
+            [seen, testkit::ip(&["-6"], &["rule"])].concat()
+        });
+        for mut seen in seen {
             testkit::remove(&mut seen, &["operstate"]);
             testkit::drop_what_the_kernel_makes(&mut seen);
             inside.as_array_mut().unwrap().push(seen);
