@@ -27,7 +27,7 @@ use std::{
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
 };
 use serde_json::Value;
 
@@ -130,6 +130,24 @@ impl Host {
         command
     }
 
+    /// Starts a program on this host, without another one that enters it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn spawn(&self, command: &mut Command) -> Child {
+        let inside = || {
+            // A thread whose root and working folder are its own may enter a mount namespace.
+            unshare(CloneFlags::CLONE_FS).expect("a thread may have its own root");
+            for (name, kind) in [("net", CloneFlags::CLONE_NEWNET), ("mnt", CloneFlags::CLONE_NEWNS)] {
+                let path = format!("/proc/{}/ns/{name}", self.pid());
+                let namespace = std::fs::File::open(path).expect("the namespace is there");
+                setns(namespace, kind).expect("the namespace can be entered");
+            }
+            command.spawn().expect("the program is there")
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().expect("it starts"))
+    }
+
     /// Runs a shell line on this host, in the network of one of its containers.
     pub fn sh_in(&self, container: &str, line: &str) -> String {
         // One program that enters both, as tests that look at much start many.
@@ -158,14 +176,21 @@ impl Host {
 
     /// Runs a shell line on this host and gives what it prints; the test fails if the line does.
     pub fn sh(&self, line: &str) -> String {
-        said(self.command("sh").args(["-c", line]), line)
+        self.said(Command::new("sh").args(["-c", line]), line)
+    }
+
+    fn said(&self, command: &mut Command, line: &str) -> String {
+        let child = self.spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let output = child.wait_with_output().expect("it is waited for");
+        require_success(&output, line);
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Tells whether a shell line succeeds on this host.
     pub fn succeeds(&self, line: &str) -> bool {
-        let mut command = self.command("sh");
+        let mut command = Command::new("sh");
         command.args(["-c", line]).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().expect("sh runs").success()
+        self.spawn(&mut command).wait().expect("sh is waited for").success()
     }
 
     /// Runs a program that prints JSON.
@@ -180,7 +205,7 @@ impl Host {
 
     /// Makes a container (a named network namespace) and gives its path on the host.
     pub fn container(&self, name: &str) -> String {
-        said(self.command("ip").args(["netns", "add", name]), "ip netns add");
+        self.said(Command::new("ip").args(["netns", "add", name]), "ip netns add");
         format!("/run/netns/{name}")
     }
 

@@ -189,7 +189,7 @@ impl Lab {
         if then == Then::Del {
             let inside = self.host.inside(Some("c1"), || {
                 let mut inside = testkit::ip(&[], &["link", "addr", "route show table all", "rule"]);
-                inside.push(testkit::sysctls(&["core/somaxconn"]).into());
+                inside.push(testkit::sysctls(&["core/somaxconn"]).concat().into());
                 inside
             });
             for (at, mut part) in inside.into_iter().enumerate() {

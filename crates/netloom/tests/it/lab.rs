@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
     sync::LazyLock,
 };
 
@@ -98,9 +98,8 @@ impl<'a> Call<'a> {
     }
 
     pub(crate) fn run(&self, verb: &str, plugin: &str, stdin: &[u8]) -> Answer {
-        let mut child = self
-            .host
-            .command(self.bin.join(plugin))
+        let mut command = Command::new(self.bin.join(plugin));
+        command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", &self.id)
             .env("CNI_NETNS", &self.netns)
@@ -109,9 +108,8 @@ impl<'a> Call<'a> {
             .env("CNI_PATH", self.bin)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        let mut child = self.host.spawn(&mut command);
         let mut pipe = child.stdin.take().unwrap();
         let output: Output = std::thread::scope(|scope| {
             // A plugin need not read all of it.
