@@ -285,8 +285,9 @@ impl Plugin for Bandwidth {
         });
         if !nameless.is_empty() {
             let in_use = qdisc::redirect_targets(&host).explain()?;
-            for ifb in nameless.iter().filter(|ifb| !in_use.contains(&ifb.index)) {
-                errors.note(link::remove(&host, ifb).explain());
+            nameless.retain(|ifb| !in_use.contains(&ifb.index));
+            for refused in link::remove_all(&host, &nameless) {
+                errors.note(Err::<(), _>(refused).explain());
             }
         }
         errors.into_result()

@@ -111,9 +111,7 @@ impl Plugin for Ptp {
             let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
             let netfilter = linger::netfilter().explain()?;
             masquerade::add(&netfilter, &mark, &addresses).explain()?;
-            undo.push("remove masquerade", move || {
-                masquerade::remove(&netfilter, &mark).map(drop).explain()
-            })?;
+            undo.push("remove masquerade", move || masquerade::remove(&netfilter, &mark).explain())?;
         }
         result.interfaces = vec![interface::on_host(&outside), interface::in_container(&inside, sandbox)];
         if !conf.dns.is_empty() {

@@ -42,13 +42,12 @@ pub fn absent(socket: &Socket, owner: &str, addresses: &[IpNet]) -> Result<Vec<I
     Ok(absent.into_iter().map(|index| addresses[index]).collect())
 }
 
-/// Removes what an owner has, and tells whether there was anything.
+/// Removes what an owner has; fine when that is nothing.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn remove(socket: &Socket, owner: &str) -> Result<bool, RulesetError> {
-    let removed = elements::remove(socket, Share { purpose: PURPOSE, owner }, &[NAT4, NAT6])?;
-    Ok(!removed.is_empty())
+pub fn remove(socket: &Socket, owner: &str) -> Result<(), RulesetError> {
+    elements::remove(socket, Share { purpose: PURPOSE, owner }, &[NAT4, NAT6]).map(drop)
 }
 
 fn placed(owner: &str, addresses: &[IpNet]) -> Vec<Placed> {

@@ -62,13 +62,12 @@ pub fn is_set(socket: &Socket, owner: &str, sender: &Sender<'_>) -> Result<bool,
     elements::absent(socket, &placed(owner, sender)).map(|absent| absent.is_empty())
 }
 
-/// Removes an owner's checks, and tells whether there were any.
+/// Removes an owner's checks; fine when there are none.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn remove(socket: &Socket, owner: &str) -> Result<bool, RulesetError> {
-    let share = Share { purpose: PURPOSE, owner };
-    elements::remove(socket, share, &[BRIDGE]).map(|removed| !removed.is_empty())
+pub fn remove(socket: &Socket, owner: &str) -> Result<(), RulesetError> {
+    elements::remove(socket, Share { purpose: PURPOSE, owner }, &[BRIDGE]).map(drop)
 }
 
 fn placed(owner: &str, sender: &Sender<'_>) -> Vec<Placed> {

@@ -388,11 +388,11 @@ fn set_up_rules(
     if let Some(sender) = &sender {
         spoof::add(&netfilter, &mark, sender).explain()?;
         let (socket, mark) = (netfilter.clone(), mark.clone());
-        undo.push("remove the spoof check", move || spoof::remove(&socket, &mark).map(drop).explain())?;
+        undo.push("remove the spoof check", move || spoof::remove(&socket, &mark).explain())?;
     }
     if !masqueraded.is_empty() {
         masquerade::add(&netfilter, &mark, &masqueraded).explain()?;
-        undo.push("remove masquerade", move || masquerade::remove(&netfilter, &mark).map(drop).explain())?;
+        undo.push("remove masquerade", move || masquerade::remove(&netfilter, &mark).explain())?;
     }
     Ok(())
 }
