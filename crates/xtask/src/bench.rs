@@ -46,10 +46,27 @@ pub(crate) struct Case {
     chain: Vec<Value>,
 }
 
+/// Kinds of links that a kernel may lack, by the case that needs them, and how one is made on a host.
+const KINDS: [(&str, &str); 3] = [
+    ("ipvlan", "ip link add link up0 name try0 type ipvlan"),
+    ("vlan", "ip link add link up0 name try0 type vlan id 9"),
+    ("dummy", "ip link add try0 type dummy"),
+];
+
 impl Case {
     /// Finds a case.
     pub(crate) fn named(name: &str) -> Result<Self, String> {
         cases().into_iter().find(|case| case.name == name).ok_or_else(|| format!("there is no case {name:?}"))
+    }
+
+    /// Tells whether a host's kernel has what the case needs; says so if not.
+    pub(crate) fn can_run(&self, host: &Host) -> bool {
+        let Some((_, make)) = KINDS.iter().find(|(case, _)| *case == self.name) else { return true };
+        let can = host.succeeds(&format!("{make} && ip link del try0"));
+        if !can {
+            say(&format!("SKIPPED: {}: this kernel has none", self.name));
+        }
+        can
     }
 
     /// Gives the configurations for a host: state goes to folders of that host's own, through its root.
@@ -109,6 +126,21 @@ pub(crate) fn cases() -> Vec<Case> {
             chain: vec![json!({"type": "macvlan", "master": "up0",
                 "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}], [{"subnet": "fd20::/64"}]]))})],
         },
+        Case {
+            name: "ipvlan",
+            chain: vec![
+                json!({"type": "ipvlan", "master": "up0", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))}),
+            ],
+        },
+        Case {
+            name: "vlan",
+            chain: vec![json!({"type": "vlan", "master": "up0", "vlanId": 5,
+                "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))})],
+        },
+        Case {
+            name: "dummy",
+            chain: vec![json!({"type": "dummy", "ipam": ipam(json!([[{"subnet": "10.20.0.0/14"}]]))})],
+        },
         Case { name: "tap", chain: vec![json!({"type": "tap"})] },
         Case {
             name: "host-device",
@@ -162,7 +194,7 @@ pub(crate) fn bench(arguments: &[String]) -> Outcome {
     if is_wanted("VERSION") {
         version(&sides, &hosts, count)?;
     }
-    for case in cases().iter().filter(|case| is_wanted(case.name)) {
+    for case in cases().iter().filter(|case| is_wanted(case.name) && case.can_run(&hosts[0])) {
         measure(&sides, &hosts, case, count)?;
     }
     if !is_wanted("churn") {
@@ -296,7 +328,7 @@ pub(crate) fn links_to(binary: &Path) -> Result<PathBuf, String> {
     drop(std::fs::remove_dir_all(&bin));
     std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
     for name in
-        "loopback bridge ptp macvlan tap host-device host-local static portmap firewall tuning bandwidth"
+        "loopback bridge ptp macvlan ipvlan vlan dummy tap host-device host-local static portmap firewall tuning bandwidth"
             .split(' ')
     {
         std::fs::hard_link(binary, bin.join(name)).map_err(|error| error.to_string())?;
