@@ -1,9 +1,9 @@
 //! Hosts and containers made of namespaces, for tests.
 //!
 //! A [`Host`] is a process that holds a network and a mount namespace: `/run`, `/var/lib`, `/opt` are empty, what
-//! is written to `/etc` goes nowhere else. Programs run in it by `nsenter`; when the test ends, however it ends,
-//! the process ends and everything with it. State is looked at through `ip -j` and `nft -j` and never through
-//! code of this project, so that a mistake there cannot hide itself.
+//! is written to `/etc` goes nowhere else. Programs are started in it by a thread that enters, or by `nsenter`; when the
+//! test ends, however it ends, the process ends and everything with it. State is looked at through `ip -j` and `nft -j`
+//! and never through code of this project, so that a mistake there cannot hide itself.
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, clippy::missing_panics_doc, reason = "a test is to fail where this fails")]
 
@@ -146,32 +146,6 @@ impl Host {
             command.spawn().expect("the program is there")
         };
         std::thread::scope(|scope| scope.spawn(inside).join().expect("it starts"))
-    }
-
-    /// Runs a shell line on this host, in the network of one of its containers.
-    pub fn sh_in(&self, container: &str, line: &str) -> String {
-        // One program that enters both, as tests that look at much start many.
-        let netns = format!("--net={}", self.path(&format!("/run/netns/{container}")).display());
-        let mut command = Command::new("nsenter");
-        command.args([
-            "--target",
-            &self.pid().to_string(),
-            "--mount",
-            &netns,
-            "--wd=/",
-            "--",
-            "sh",
-            "-c",
-            line,
-        ]);
-        said(&mut command, line)
-    }
-
-    /// Prepares a program that runs in a container of this host.
-    pub fn command_in(&self, container: &str, program: &str) -> Command {
-        let mut command = self.command("ip");
-        command.args(["netns", "exec", container, program]);
-        command
     }
 
     /// Runs a shell line on this host and gives what it prints; the test fails if the line does.
