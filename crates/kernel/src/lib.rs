@@ -4,7 +4,7 @@
 //! Everything is asked over netlink, `/proc/sys` or (iptables-legacy) `setsockopt`; no program is run. A [`Socket`] belongs to the namespace
 //! in which it was opened, so one socket for the host and one for the container are enough. Nothing here knows
 //! CNI, JSON or pods. This is the only crate of the workspace with `unsafe`: for `setsockopt`, `ioctl`, `unshare`,
-//! `fork`, packet sockets, and the tables of iptables-legacy.
+//! `fork`, `_exit`, packet sockets, and the tables of iptables-legacy.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "the C library's constants are wider than the fields of messages"
@@ -27,6 +27,7 @@ pub mod netns;
 pub mod nft;
 pub mod offload;
 pub mod packet;
+pub mod process;
 pub mod qdisc;
 pub mod route;
 pub mod rule;

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
             }
             let code = netloom_plugin::main_with(&plugins::Patient(plugin), plugins::LINKED);
             drop(std::io::Write::flush(&mut std::io::stdout()));
-            kernel::linger::end((code != ExitCode::SUCCESS).into())
+            kernel::process::end((code != ExitCode::SUCCESS).into())
         }
         None => command::main(name == "cnitool"),
     }

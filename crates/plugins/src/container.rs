@@ -54,9 +54,7 @@ impl Container {
                     sysctl::ensure(Setting::Ipv6(ifname, "enhanced_dad"), "1")?;
                     sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "1")?;
                 }
-                Duplicates::Ignore | Duplicates::Impossible => {
-                    sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?;
-                }
+                Duplicates::Ignore => sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?,
                 Duplicates::Quick | Duplicates::Unasked => {}
             }
             if settings.announce {
@@ -229,12 +227,10 @@ pub(crate) enum Duplicates {
     Detect,
     /// The interface asks at once, and the answer is waited for, but no longer than one on this segment takes.
     Quick,
-    /// The interface is set not to ask.
+    /// The interface is set not to ask, as where nobody else is on the link.
     Ignore,
     /// These addresses are not asked about, whatever the interface is set to.
     Unasked,
-    /// There is nobody else on the link.
-    Impossible,
 }
 
 impl Duplicates {

@@ -97,7 +97,7 @@ impl Plugin for Ptp {
         }
         result.ips.iter_mut().for_each(|ip| ip.interface = Some(INSIDE));
         let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
-        let settings = Settings { ipv6, duplicates: Duplicates::Impossible, announce: false };
+        let settings = Settings { ipv6, duplicates: Duplicates::Ignore, announce: false };
         container.set_sysctls(sandbox.ifname.as_str(), settings)?;
         container.configure(&inside, &result, settings)?;
         for ip in &result.ips {

@@ -155,9 +155,7 @@ impl Host {
 
     fn said(&self, command: &mut Command, line: &str) -> String {
         let child = self.spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()));
-        let output = child.wait_with_output().expect("it is waited for");
-        require_success(&output, line);
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        printed(&child.wait_with_output().expect("it is waited for"), line)
     }
 
     /// Tells whether a shell line succeeds on this host.
@@ -275,7 +273,7 @@ impl Host {
         };
         let mut files: Vec<String> = files
             .iter()
-            .map(|path| path.trim_start_matches(&root).to_owned())
+            .map(|path| path.strip_prefix(&root).unwrap_or(path).to_owned())
             .filter(|it| !stays(it))
             .collect();
         files.sort();
@@ -336,8 +334,11 @@ impl Snapshot {
 
 /// Gives what a program prints, which must succeed.
 fn said(command: &mut Command, line: &str) -> String {
-    let output = command.output().expect("it runs");
-    require_success(&output, line);
+    printed(&command.output().expect("it runs"), line)
+}
+
+fn printed(output: &Output, line: &str) -> String {
+    require_success(output, line);
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 

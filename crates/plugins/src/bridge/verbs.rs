@@ -52,8 +52,9 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     bridge = connect(&host, bridge, &outside, &conf, &owner, undo)?;
 
     let duplicates = if conf.detect_duplicates { Duplicates::Detect } else { Duplicates::Ignore };
+    let settings = Settings { ipv6: false, duplicates, announce: false };
     if conf.ipam.is_some() {
-        container.set_sysctls(&inside.name, Settings { ipv6: false, duplicates, announce: false })?;
+        container.set_sysctls(&inside.name, settings)?;
     }
     // Before there are addresses: the kernel finds the carrier and has the port forward while IPAM is at work. Neighbours that
     // were told of addresses earlier than that would not hear it.
@@ -74,7 +75,7 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
         if ipv6 {
             container.set_ipv6_sysctls(&inside.name)?;
         }
-        container.configure(&inside, &result, Settings { ipv6, duplicates, announce: true })?;
+        container.configure(&inside, &result, Settings { ipv6, ..settings })?;
     }
 
     let mut gateway_link = None;
