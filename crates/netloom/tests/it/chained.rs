@@ -235,8 +235,10 @@ fn behind_a_stranger() {
 
 /// Sends for a while from one to the other, and gives the rate that arrives in bits per second.
 fn rate(lab: &Lab, from: Option<&str>, to: Option<&str>, address: &str, time: Duration) -> f64 {
-    let listener = lab.host.inside(to, || TcpListener::bind(at("0.0.0.0", 5000))).unwrap();
-    let sender = lab.host.inside(from, || TcpStream::connect(at(address, 5000))).unwrap();
+    // A port of its own each time: a program that another test starts holds the last listener until it runs.
+    let listener = lab.host.inside(to, || TcpListener::bind(at("0.0.0.0", 0))).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let sender = lab.host.inside(from, || TcpStream::connect(at(address, port))).unwrap();
     let (mut receiver, _) = listener.accept().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(move || {
