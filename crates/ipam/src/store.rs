@@ -10,14 +10,13 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     net::IpAddr,
-    os::fd::AsRawFd,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags},
+    fs::{Mode, OFlags},
     io::Errno,
 };
 
@@ -159,7 +158,7 @@ impl Locked<'_> {
         }
         let error = |source| StoreError { doing: "write reservation", path: path.clone(), source };
         self.indexed(|index| index.insert(entry(owner.container, ip)));
-        match self.write_whole(&path, owner.render().as_bytes()) {
+        match write_whole(&path, owner.render().as_bytes()) {
             Err(taken) if taken.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             other => other.map_err(error)?,
         }
@@ -326,28 +325,19 @@ impl Locked<'_> {
     fn last_path(&self, range_set: usize) -> PathBuf {
         self.dir.join(format!("last_reserved_ip.{range_set}"))
     }
-
-    /// Writes a new file that appears only with its whole content.
-    fn write_whole(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-        let unnamed = match rustix::fs::open(self.dir, flags, Mode::from_raw_mode(0o600)) {
-            Ok(fd) => fd,
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-                return write_exclusive(path, content);
-            }
-            Err(errno) => return Err(errno.into()),
-        };
-        let mut file = File::from(unnamed);
-        file.write_all(content)?;
-        let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
-        Ok(rustix::fs::linkat(CWD, by_descriptor, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
-    }
 }
 
-/// Serves file systems without unnamed files: a failed write takes the file away again.
-fn write_exclusive(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(content).inspect_err(|_| drop(fs::remove_file(path)))
+/// Writes a new file that appears only with its whole content.
+fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let Err(error) = kernel::file::create_whole(path, content) else { return Ok(()) };
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        // The file system has no files without names: a failed write takes this one away again.
+        Some(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            file.write_all(content).inspect_err(|_| drop(fs::remove_file(path)))
+        }
+        _ => Err(error),
+    }
 }
 
 fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {

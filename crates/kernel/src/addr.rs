@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     error::{Result, absent_is_none},
-    link::Link,
+    link::Named,
     message::{Attrs, Message, Received, read_ip, read_u32},
     socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
 };
@@ -38,9 +38,9 @@ pub enum Detection {
 /// # Errors
 /// [`crate::Kind::Exists`] when it is there.
 #[doc(alias = "RTM_NEWADDR")]
-pub fn add(socket: &Socket, link: &Link, net: IpNet, detection: Detection) -> Result<()> {
+pub fn add(socket: &Socket, link: &dyn Named, net: IpNet, detection: Detection) -> Result<()> {
     let mut message =
-        Message::new(libc::RTM_NEWADDR, REQUEST | ACK | CREATE | EXCL, &ifaddr(net, link.index));
+        Message::new(libc::RTM_NEWADDR, REQUEST | ACK | CREATE | EXCL, &ifaddr(net, link.index()));
     message.ip(libc::IFA_LOCAL, net.addr()).ip(libc::IFA_ADDRESS, net.addr());
     if let IpNet::V4(v4) = net
         && v4.prefix_len() < 31
@@ -50,17 +50,17 @@ pub fn add(socket: &Socket, link: &Link, net: IpNet, detection: Detection) -> Re
     if net.addr().is_ipv6() && detection == Detection::Skip {
         message.u32(IFA_FLAGS, libc::IFA_F_NODAD);
     }
-    socket.change(message, "add address", &format_args!("{net} to `{}`", link.name))
+    socket.change(message, "add address", &format_args!("{net} to `{}`", link.name()))
 }
 
 /// Removes an address. Absent is fine.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn remove(socket: &Socket, link: &Link, net: IpNet) -> Result<()> {
-    let mut message = Message::new(libc::RTM_DELADDR, REQUEST | ACK, &ifaddr(net, link.index));
+pub fn remove(socket: &Socket, link: &dyn Named, net: IpNet) -> Result<()> {
+    let mut message = Message::new(libc::RTM_DELADDR, REQUEST | ACK, &ifaddr(net, link.index()));
     message.ip(libc::IFA_LOCAL, net.addr()).ip(libc::IFA_ADDRESS, net.addr());
-    absent_is_none(socket.change(message, "remove address", &format_args!("{net} from `{}`", link.name)))
+    absent_is_none(socket.change(message, "remove address", &format_args!("{net} from `{}`", link.name())))
         .map(drop)
 }
 
@@ -68,12 +68,12 @@ pub fn remove(socket: &Socket, link: &Link, net: IpNet) -> Result<()> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn list(socket: &Socket, link: &Link) -> Result<Vec<Address>> {
+pub fn list(socket: &Socket, link: &dyn Named) -> Result<Vec<Address>> {
     let mut fixed = [0; IFADDR];
-    fixed[4..8].copy_from_slice(&link.index.to_ne_bytes());
+    fixed[4..8].copy_from_slice(&link.index().to_ne_bytes());
     let message = Message::new(libc::RTM_GETADDR, REQUEST | DUMP, &fixed);
-    socket.dump(&message, "list addresses of", &format_args!("`{}`", link.name), |received| {
-        read(&received).filter(|address| address.link == link.index)
+    socket.dump(&message, "list addresses of", &format_args!("`{}`", link.name()), |received| {
+        read(&received).filter(|address| address.link == link.index())
     })
 }
 

@@ -1,10 +1,10 @@
 //! Links: look them up, make them, change and remove them.
 
 mod create;
+mod glance;
 
 use std::{
     collections::HashSet,
-    ffi::c_ulong,
     fmt,
     os::fd::{AsFd, AsRawFd},
     str::FromStr,
@@ -14,13 +14,13 @@ use rustix::io::Errno;
 
 use crate::{
     error::{Error, Result, absent_is_none},
-    ioctl::LinkRequest,
     message::{Attrs, Message, Received, read_text, read_u32},
     netns::Netns,
     socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
 pub use create::{Driver, IpvlanMode, MacvlanMode, New, Veth, create, create_veth};
+pub use glance::{Glance, glance, is_running, mac};
 
 /// Describes a link as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +63,24 @@ impl Link {
     /// Tells whether frames can pass.
     pub fn is_operational(&self) -> bool {
         self.operstate == OPER_UP
+    }
+}
+
+/// Whatever says which link is meant: to the kernel by its index, to people by its name.
+pub trait Named {
+    /// The number by which the kernel knows it, in its namespace.
+    fn index(&self) -> u32;
+    /// Its name.
+    fn name(&self) -> &str;
+}
+
+impl Named for Link {
+    fn index(&self) -> u32 {
+        self.index
+    }
+
+    fn name(&self) -> &str {
+        &self.name
     }
 }
 
@@ -158,24 +176,6 @@ pub fn require(socket: &Socket, name: &str) -> Result<Link> {
     find(socket, name)?.ok_or_else(|| Error::new("find link", name, Errno::NODEV))
 }
 
-/// Reads the hardware address of a link that has one of Ethernet.
-///
-/// Unlike [`require`] it waits for no lock of the kernel's, and for nothing that is to be done of a changed carrier.
-///
-/// # Errors
-/// When the link is not there.
-#[doc(alias = "SIOCGIFHWADDR")]
-pub fn mac(socket: &Socket, name: &str) -> Result<Mac> {
-    let error = |errno| Error::new("read hardware address of link", format!("`{name}`"), errno);
-    let mut request = LinkRequest::of(name).map_err(error)?;
-    // SAFETY: this request takes nothing but the name.
-    unsafe { request.ask(&socket.as_fd(), SIOCGIFHWADDR) }.map_err(error)?;
-    // `struct sockaddr`, of which the family is 2 bytes.
-    let mut octets = [0; 6];
-    octets.copy_from_slice(&request.subject()[2..8]);
-    Ok(Mac(octets))
-}
-
 /// Lists all links of the namespace.
 ///
 /// # Errors
@@ -191,7 +191,7 @@ pub fn list(socket: &Socket) -> Result<Vec<Link>> {
 /// # Errors
 /// When it is gone or the kernel refuses a value.
 #[doc(alias = "RTM_SETLINK")]
-pub fn change(socket: &Socket, link: &Link, change: &Change<'_>) -> Result<()> {
+pub fn change(socket: &Socket, link: &dyn Named, change: &Change<'_>) -> Result<()> {
     let (mut flags, mut mask) = (0, 0);
     for (wanted, flag) in [
         (change.up, libc::IFF_UP),
@@ -203,7 +203,7 @@ pub fn change(socket: &Socket, link: &Link, change: &Change<'_>) -> Result<()> {
             flags |= if wanted { flag.cast_unsigned() } else { 0 };
         }
     }
-    let mut message = Message::new(libc::RTM_SETLINK, REQUEST | ACK, &ifinfo(0, link.index, flags, mask));
+    let mut message = Message::new(libc::RTM_SETLINK, REQUEST | ACK, &ifinfo(0, link.index(), flags, mask));
     if let Some(mac) = change.mac {
         message.attr(libc::IFLA_ADDRESS, &mac.0);
     }
@@ -238,7 +238,7 @@ pub fn change(socket: &Socket, link: &Link, change: &Change<'_>) -> Result<()> {
         // The kernel takes at most 255 bytes.
         message.attr(libc::IFLA_IFALIAS, &alias.as_bytes()[..alias.len().min(255)]);
     }
-    socket.change(message, "change link", &format_args!("`{}`", link.name))
+    socket.change(message, "change link", &format_args!("`{}`", link.name()))
 }
 
 /// Gives a link another name beside its own, or takes that away. Fine when it is so already. Needs Linux 5.5.
@@ -265,10 +265,10 @@ pub fn set_other_name(socket: &Socket, link: &Link, name: &str, there: bool) -> 
 /// # Errors
 /// When the kernel refuses.
 #[doc(alias = "RTM_DELLINK")]
-pub fn remove(socket: &Socket, link: &Link) -> Result<()> {
+pub fn remove(socket: &Socket, link: &dyn Named) -> Result<()> {
     let mut message = removal(link);
     message.add_flags(ACK);
-    absent_is_none(socket.change(message, "remove link", &format_args!("`{}`", link.name))).map(drop)
+    absent_is_none(socket.change(message, "remove link", &format_args!("`{}`", link.name()))).map(drop)
 }
 
 /// Removes links of one namespace together, so that the kernel waits for its grace periods once. Absent is fine. Gives the refusals.
@@ -303,8 +303,8 @@ fn remove_by_group(socket: &Socket, links: &[Link]) -> Result<Vec<Error>> {
 }
 
 /// Makes the request to remove a link, which is answered only if it is refused.
-pub(crate) fn removal(link: &Link) -> Message {
-    Message::new(libc::RTM_DELLINK, REQUEST, &ifinfo(0, link.index, 0, 0))
+pub(crate) fn removal(link: &dyn Named) -> Message {
+    Message::new(libc::RTM_DELLINK, REQUEST, &ifinfo(0, link.index(), 0, 0))
 }
 
 /// Reads a link from a message; none when it is no link's.
@@ -379,8 +379,6 @@ const OPER_UP: u8 = 6;
 /// The numbers of groups that links are in while they are removed: below those that owners have, above those that people use.
 const DOOMED: std::ops::Range<u32> = 0x7f00_0000..0x8000_0000;
 const SKIP_STATS: u32 = 1 << 3;
-/// `linux/sockios.h`.
-const SIOCGIFHWADDR: c_ulong = 0x8927;
 /// `linux/if_link.h` and `linux/ip.h`.
 const IFLA_INET_CONF: u16 = 1;
 const IPV4_DEVCONF_ARP_NOTIFY: u16 = 22;

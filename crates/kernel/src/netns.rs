@@ -1,8 +1,9 @@
 //! Network namespaces: open one by its path, work in it, make and remove named ones.
 
 use std::{
+    ffi::c_ulong,
     fs,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -10,12 +11,13 @@ use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
     mount::{MountPropagationFlags, UnmountFlags},
+    net::{AddressFamily, SocketFlags, SocketType, socket_with},
     thread::{LinkNameSpaceType, UnshareFlags},
 };
 
 use crate::{
     error::{Error, Kind, Result},
-    fault,
+    fault, ioctl,
 };
 
 /// Holds an open network namespace.
@@ -51,9 +53,14 @@ impl Netns {
     /// Opens the calling thread's namespace.
     ///
     /// # Errors
-    /// When `/proc` is not mounted.
+    /// When the process may not administer it, and `/proc` is not mounted.
     pub fn own() -> Result<Self> {
-        Self::open(Path::new(OWN))
+        // A socket knows its namespace. To look it up in `/proc` has the kernel make five files there for this process,
+        // and forget them at its end.
+        match of_new_socket() {
+            Ok(fd) => Ok(Self { fd, path: OWN.into() }),
+            Err(_) => Self::open(Path::new(OWN)),
+        }
     }
 
     /// Gives the path that it was opened by.
@@ -216,6 +223,17 @@ pub fn mount_file(file: &Path, over: &Path) -> Result<()> {
 pub fn is_gone(error: &Error) -> bool {
     error.kind() == Kind::NotFound || error.errno == Errno::NOTDIR
 }
+
+/// Opens the namespace in which a socket is made now (`linux/sockios.h`, Linux 4.9).
+fn of_new_socket() -> Result<OwnedFd, Errno> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: this request takes nothing.
+    let fd = unsafe { ioctl::call(&socket, SIOCGSKNS, 0) }?;
+    // SAFETY: the kernel has made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+const SIOCGSKNS: c_ulong = 0x894c;
 
 struct Back<'a>(&'a Netns);
 

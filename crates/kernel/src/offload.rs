@@ -1,7 +1,7 @@
 //! Who makes the checksums of what is sent: the kernel, the network card to which a link leaves them (ethtool(8)), or nobody.
 
 use std::{
-    ffi::{c_int, c_ulong},
+    ffi::c_int,
     net::UdpSocket,
     os::fd::{AsRawFd, OwnedFd},
 };
@@ -70,15 +70,12 @@ fn ask(name: &str, command: u32, value: u32) -> Result<u32> {
     let mut request = LinkRequest::of(name).map_err(error)?;
     let socket: OwnedFd =
         socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).map_err(error)?;
-    // `struct ethtool_value`: the command and its value; behind the name is where that is.
+    // `struct ethtool_value`: the command and its value.
     let mut pair = [command, value];
-    let at = pair.as_mut_ptr() as usize;
-    request.subject()[..size_of::<usize>()].copy_from_slice(&at.to_ne_bytes());
-    // SAFETY: this request takes where the two numbers are, which live on.
-    unsafe { request.ask(&socket, SIOCETHTOOL) }.map_err(error)?;
-    Ok(std::hint::black_box(pair)[1])
+    // SAFETY: these commands take the two numbers.
+    unsafe { request.ask_driver(&socket, &mut pair) }.map_err(error)?;
+    Ok(pair[1])
 }
 
-const SIOCETHTOOL: c_ulong = 0x8946;
 const ETHTOOL_GTXCSUM: u32 = 0x16;
 const ETHTOOL_STXCSUM: u32 = 0x17;

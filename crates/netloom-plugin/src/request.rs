@@ -21,13 +21,22 @@ use crate::{Plugin, delegate::Delegates};
 pub struct Variables(BTreeMap<String, String>);
 
 impl Variables {
-    /// Reads the process's variables whose names begin with `CNI_`.
+    /// Reads the process's variables that the specification knows, and `CNI_NETNS_OVERRIDE`.
     pub fn of_process() -> Self {
-        let pairs = std::env::vars_os().filter_map(|(key, value)| {
-            let key = key.into_string().ok().filter(|key| key.starts_with("CNI_"))?;
-            Some((key, value.to_string_lossy().into_owned()))
-        });
-        Self(pairs.collect())
+        // One by one: a caller may have hundreds of others, all of which would be copied.
+        let known = [
+            "CNI_COMMAND",
+            "CNI_CONTAINERID",
+            "CNI_NETNS",
+            "CNI_IFNAME",
+            "CNI_ARGS",
+            "CNI_PATH",
+            "CNI_NETNS_OVERRIDE",
+        ];
+        known
+            .into_iter()
+            .filter_map(|key| Some((key, std::env::var_os(key)?.to_string_lossy().into_owned())))
+            .collect()
     }
 
     /// Finds a variable; one that is set and empty is none.

@@ -176,7 +176,7 @@ fn guard_netns(variables: &Variables, sandbox: &Sandbox) -> Result<(), CniError>
         .value("CNI_NETNS_OVERRIDE")
         .is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true"));
     let Some(netns) = sandbox.netns.as_deref().filter(|_| !allowed) else { return Ok(()) };
-    let own = FileId::of(Path::new("/proc/thread-self/ns/net"));
+    let own = FileId::of(Path::new("/proc/self/ns/net"));
     if own.is_none() {
         return Err(CniError::new(Code::InvalidNetns, "get plugin's netns failed: is /proc mounted?"));
     }

@@ -1,6 +1,7 @@
 //! `bridge`: a veth pair between the container and a bridge of the host.
 
 mod conf;
+mod gateway;
 mod verbs;
 
 pub(crate) use conf::Written;

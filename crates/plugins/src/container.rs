@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::Path, time::Duration};
 
 use ipnet::IpNet;
 use kernel::{
-    Kind, Netns, Protocol, Socket,
+    Netns, Protocol, Socket,
     addr::{self, Detection},
     events::Events,
     linger,
@@ -14,7 +14,7 @@ use kernel::{
 };
 use netloom_plugin::{Error, result::v100::Success};
 
-use crate::failure::{Explain, differs, invalid};
+use crate::failure::{Explain, differs};
 
 /// Holds an open sandbox.
 pub(crate) struct Container {
@@ -254,36 +254,4 @@ fn route_of(wanted: &netloom_plugin::result::Route, link: &Link, gateway: Option
         advmss: wanted.advmss,
         ..route::Route::new(wanted.dst, gateway, link.index)
     }
-}
-
-/// Gives a link an address unless it has it. Another address that stands in the way is removed with `force`:
-/// any other IPv4 address, or an IPv6 one of an overlapping subnet.
-///
-/// Tells whether the address is new.
-pub(crate) fn ensure_address(socket: &Socket, link: &Link, net: IpNet, force: bool) -> Result<bool, Error> {
-    let same_family = |other: &IpNet| other.addr().is_ipv4() == net.addr().is_ipv4();
-    for other in addr::list(socket, link).explain()?.into_iter().map(|address| address.net) {
-        if other == net {
-            return Ok(false);
-        }
-        let in_the_way = same_family(&other)
-            && !is_link_local(other.addr())
-            && (net.addr().is_ipv4() || other.contains(&net.addr()) || net.contains(&other.addr()));
-        if in_the_way && force {
-            addr::remove(socket, link, other).explain()?;
-        } else if in_the_way {
-            return Err(invalid(format!("{:?} already has an IP address different from {net}", link.name))
-                .details(format!(
-                    "it has {other}; set `forceAddress` to replace it, or give this network another bridge"
-                )));
-        }
-    }
-    match addr::add(socket, link, net, Detection::Skip) {
-        Err(error) if error.kind() == Kind::Exists => Ok(false),
-        other => other.explain().map(|()| true),
-    }
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }

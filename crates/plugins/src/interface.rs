@@ -1,6 +1,6 @@
 //! An interface as results list it, and as CHECK finds it by that.
 
-use kernel::link::{self, Link};
+use kernel::link::{self, Link, Mac};
 use netloom_plugin::{
     Error, Sandbox,
     result::v100::{Interface, Success},
@@ -13,7 +13,12 @@ use crate::{
 
 /// Describes a link of the host for a result.
 pub(crate) fn on_host(link: &Link) -> Interface {
-    Interface { name: link.name.clone(), mac: mac_of(link), ..Interface::default() }
+    listed(&link.name, link.mac)
+}
+
+/// Describes a link of the host of which no more is known than name and hardware address.
+pub(crate) fn listed(name: &str, mac: Option<Mac>) -> Interface {
+    Interface { name: name.to_owned(), mac: text_of(mac), ..Interface::default() }
 }
 
 /// Describes a link of the container for a result.
@@ -40,7 +45,7 @@ pub(crate) fn require_listed(
     if let Some(kind) = kind.filter(|kind| inside.kind.as_deref() != Some(kind)) {
         return Err(differs(format!("Container interface {} not of type {kind}", inside.name)));
     }
-    let mac = mac_of(&inside);
+    let mac = text_of(inside.mac);
     if !expected.mac.is_empty() && expected.mac != mac {
         return Err(differs(format!(
             "Interface {} Mac {} doesn't match container Mac: {mac}",
@@ -50,6 +55,6 @@ pub(crate) fn require_listed(
     Ok(inside)
 }
 
-fn mac_of(link: &Link) -> String {
-    link.mac.map(|mac| mac.to_string()).unwrap_or_default()
+fn text_of(mac: Option<Mac>) -> String {
+    mac.map(|mac| mac.to_string()).unwrap_or_default()
 }

@@ -52,7 +52,7 @@ impl<'a> Owner<'a> {
     /// Gives the group of links of the network that have no mark yet: in the upper half of the numbers, where people
     /// put none.
     pub(crate) fn unmarked_group(&self) -> u32 {
-        u32::from_str_radix(&network_hash(self.network)[..8], 16).unwrap_or_default() | 1 << 31
+        (hash(&[self.network]) >> 32) as u32 | 1 << 31
     }
 
     /// Gives the name of a chain that the reference plugins make for a container in iptables.
@@ -81,7 +81,7 @@ impl<'a> Owner<'a> {
     /// alone. Another attempt gives another name, for when the first is somebody else's.
     pub fn host_link(&self, attempt: u32) -> String {
         let hash = hash(&[self.network, self.container, self.ifname, &attempt.to_string()]);
-        format!("veth{}", &hash[..8])
+        format!("veth{:08x}", hash >> 32)
     }
 }
 
@@ -106,14 +106,17 @@ fn reference_hash(text: &str) -> String {
 }
 
 fn network_hash(network: &str) -> String {
-    hash(&[network])[..16].to_owned()
+    format!("{:016x}", hash(&[network]))
 }
 
 fn attachment_hash(container: &str, ifname: &str) -> String {
-    hash(&[container, ifname])[..16].to_owned()
+    format!("{:016x}", hash(&[container, ifname]))
 }
 
-fn hash(parts: &[&str]) -> String {
+/// Gives the first 8 bytes of the SHA-512 of some names.
+fn hash(parts: &[&str]) -> u64 {
     let digest = Sha512::digest(parts.join("\0"));
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    u64::from_be_bytes(first)
 }

@@ -4,18 +4,18 @@ use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use kernel::{
-    Kind, Protocol, Socket, addr,
-    bridge::{self, Side, Vlan},
+    Kind, Protocol, Socket,
+    bridge::{self, Side},
     events::Events,
     linger,
-    link::{self, Change, Link, Veth},
+    link::{self, Change, Glance, Link},
     sysctl::{self, Setting},
 };
 use netloom_plugin::{
     Attachment, Error, Request, Sandbox, Undo,
     result::{
         Route,
-        v100::{IpConfig, Success},
+        v100::{Interface, IpConfig, Success},
     },
 };
 use netloom_types::address::default_route;
@@ -24,9 +24,12 @@ use ruleset::{
     spoof::{self, Sender},
 };
 
-use super::conf::{Conf, Vlans};
+use super::{
+    conf::{Conf, Vlans},
+    gateway,
+};
 use crate::{
-    container::{Container, Duplicates, Settings, ensure_address},
+    container::{Container, Duplicates, Settings},
     failure::{Errors, Explain, differs, invalid},
     interface, owned,
     owner::Owner,
@@ -80,23 +83,19 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
 
     let mut gateway_link = None;
     if conf.gateway && conf.ipam.is_some() {
-        gateway_link = set_up_gateway(&host, &bridge, &conf, &result, undo)?;
+        gateway_link = gateway::set_up(&host, &bridge, &conf, &result, undo)?;
     }
     set_up_rules(&conf, &owner, &outside, &inside, &result, undo)?;
 
     // Only now is the bridge's hardware address final: it follows the ports until a gateway address pins it.
-    if bridge.is_operational() {
-        bridge.mac = Some(link::mac(&host, &bridge.name).explain()?);
-    } else {
-        // To look at it has the kernel do what it does for a first carrier: until then the host could send nothing by it.
-        bridge = link::require(&host, &bridge.name).explain()?;
-    }
     result.interfaces = vec![
-        interface::on_host(&bridge),
+        listed(&host, &bridge)?,
         interface::on_host(&outside),
         interface::in_container(&inside, sandbox),
     ];
-    result.interfaces.extend(gateway_link.map(|link| interface::on_host(&link)));
+    if let Some(link) = gateway_link {
+        result.interfaces.push(listed(&host, &link)?);
+    }
     if !conf.dns.is_empty() {
         result.dns = conf.dns;
     }
@@ -149,19 +148,19 @@ pub(super) fn gc(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
 pub(super) fn status(request: &Request) -> Result<(), Error> {
     let conf = Conf::of(request)?;
     let host = Socket::open(Protocol::Route).explain()?;
-    require_bridge(link::find(&host, conf.bridge.as_str()).explain()?.as_ref())?;
+    require_bridge(link::glance(&host, conf.bridge.as_str()).explain()?.as_ref())?;
     conf.ipam.map_or(Ok(()), |ipam| request.delegate_status(&ipam))
 }
 
 /// Makes the host's end a port of the bridge.
 fn connect(
     host: &Socket,
-    mut bridge: Link,
+    mut bridge: Glance,
     outside: &Link,
     conf: &Conf,
     owner: &Owner<'_>,
     undo: &mut Undo,
-) -> Result<Link, Error> {
+) -> Result<Glance, Error> {
     const ATTEMPTS: u32 = 4;
     let mark = owner.mark();
     for attempt in 0.. {
@@ -169,7 +168,7 @@ fn connect(
         match link::change(host, outside, &change) {
             Ok(()) => break,
             // Another ADD made the bridge, failed, and took it away again.
-            Err(_) if attempt < ATTEMPTS && link::find(host, &bridge.name).explain()?.is_none() => {
+            Err(_) if attempt < ATTEMPTS && link::glance(host, &bridge.name).explain()?.is_none() => {
                 bridge = ensure_bridge(host, conf, undo)?;
             }
             Err(error) => return Err(error).explain(),
@@ -185,7 +184,7 @@ fn connect(
     Ok(bridge)
 }
 
-fn set_vlans(host: &Socket, port: &Link, vlans: &Vlans) -> Result<(), Error> {
+pub(super) fn set_vlans(host: &Socket, port: &Link, vlans: &Vlans) -> Result<(), Error> {
     if !vlans.of_port.is_empty() && !vlans.keep_default {
         let there = bridge::vlans(host, port).explain()?;
         bridge::remove_vlans(host, port, Side::Port, &there).explain()?;
@@ -193,10 +192,10 @@ fn set_vlans(host: &Socket, port: &Link, vlans: &Vlans) -> Result<(), Error> {
     bridge::add_vlans(host, port, Side::Port, &vlans.of_port).explain()
 }
 
-fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link, Error> {
+fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Glance, Error> {
     let name = conf.bridge.as_str();
     let wanted = bridge::New { name, mtu: conf.mtu, vlan_filtering: conf.vlans.is_some() };
-    let there = link::find(host, name).explain()?;
+    let there = link::glance(host, name).explain()?;
     if there.is_none() {
         match bridge::create(host, &wanted) {
             Ok(()) => {
@@ -215,10 +214,10 @@ fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link, Er
     }
     let bridge = match there {
         Some(bridge) => bridge,
-        None => link::require(host, name).explain()?,
+        None => look(host, name)?,
     };
     require_bridge(Some(&bridge))?;
-    if !bridge.up || (conf.promiscuous && bridge.promiscuity == 0) {
+    if !bridge.up || (conf.promiscuous && !bridge.promiscuous) {
         let promiscuous = conf.promiscuous.then_some(true);
         link::change(host, &bridge, &Change { up: Some(true), promiscuous, ..Change::default() })
             .explain()?;
@@ -230,7 +229,7 @@ fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link, Er
 }
 
 /// Makes a link of the host a port of the bridge, to stay.
-fn connect_uplink(host: &Socket, bridge: &Link, name: &str) -> Result<(), Error> {
+fn connect_uplink(host: &Socket, bridge: &Glance, name: &str) -> Result<(), Error> {
     let uplink = link::require(host, name).explain()?;
     match uplink.master {
         Some(master) if master == bridge.index => Ok(()),
@@ -242,9 +241,27 @@ fn connect_uplink(host: &Socket, bridge: &Link, name: &str) -> Result<(), Error>
     }
 }
 
-fn require_bridge(link: Option<&Link>) -> Result<(), Error> {
-    match link {
-        Some(link) if link.kind.as_deref() != Some("bridge") => {
+/// Looks at a link of the host that is there.
+pub(super) fn look(host: &Socket, name: &str) -> Result<Glance, Error> {
+    link::glance(host, name)
+        .explain()?
+        .ok_or_else(|| Error::new(netloom_plugin::Code::Internal, format!("link {name:?} is gone again")))
+}
+
+/// Describes a link of the host for the result, when its hardware address is final and the host can send by it.
+fn listed(host: &Socket, link: &Glance) -> Result<Interface, Error> {
+    let mac = if link::is_running(host, &link.name).explain()? {
+        Some(link::mac(host, &link.name).explain()?)
+    } else {
+        // To ask for all of it has the kernel do what it does for a first carrier: until then nothing goes out.
+        link::require(host, &link.name).explain()?.mac
+    };
+    Ok(interface::listed(&link.name, mac))
+}
+
+fn require_bridge(there: Option<&Glance>) -> Result<(), Error> {
+    match there {
+        Some(link) if link.driver != "bridge" => {
             Err(invalid(format!("{:?} already exists but is not a bridge", link.name))
                 .details("set `bridge` to another name"))
         }
@@ -295,79 +312,6 @@ fn first_of(net: IpNet) -> Option<IpAddr> {
         IpAddr::V4(ip) => u32::from(ip).checked_add(1).map(|ip| IpAddr::V4(ip.into())),
         IpAddr::V6(ip) => u128::from(ip).checked_add(1).map(|ip| IpAddr::V6(ip.into())),
     }
-}
-
-/// Gives the bridge, or its interface for the VLAN, the gateways' addresses, and has the host forward.
-fn set_up_gateway(
-    host: &Socket,
-    bridge: &Link,
-    conf: &Conf,
-    result: &Success,
-    undo: &mut Undo,
-) -> Result<Option<Link>, Error> {
-    let access = conf.vlans.as_ref().and_then(|vlans| vlans.access);
-    let vlan_link = access.map(|vlan| ensure_vlan_link(host, bridge, conf, vlan, undo)).transpose()?;
-    let link = vlan_link.as_ref().unwrap_or(bridge);
-    for ip in &result.ips {
-        let Some(gateway) = ip.gateway else { continue };
-        let net = IpNet::new(gateway, ip.address.prefix_len())
-            .map_err(|_| invalid(format!("gateway {gateway} and address {} do not fit", ip.address)))?;
-        if ensure_address(host, link, net, conf.force_address)? {
-            let (socket, of) = (host.clone(), link.clone());
-            undo.push(format!("remove address {net} from `{}`", link.name), move || {
-                remove_address_if_unused(&socket, &of, net)
-            })?;
-            // The same address again makes it permanent: otherwise it changes as ports come and go.
-            let mac = Some(link::mac(host, &link.name).explain()?);
-            link::change(host, link, &Change { mac, ..Change::default() }).explain()?;
-        }
-        sysctl::ensure_forwarding(host, gateway).explain()?;
-    }
-    vlan_link.map(|link| link::require(host, &link.name).explain()).transpose()
-}
-
-/// Takes a gateway address away again, unless somebody else's port is there by now and counts on it.
-fn remove_address_if_unused(host: &Socket, link: &Link, net: IpNet) -> Result<(), Error> {
-    let ports = link::list(host).explain()?.iter().filter(|port| port.master == Some(link.index)).count();
-    if ports > 1 { Ok(()) } else { addr::remove(host, link, net).explain() }
-}
-
-/// Makes the host's own interface in a VLAN of the bridge: a veth pair whose other end is a port of it.
-fn ensure_vlan_link(
-    host: &Socket,
-    bridge: &Link,
-    conf: &Conf,
-    vlan: u16,
-    undo: &mut Undo,
-) -> Result<Link, Error> {
-    let name = format!("{}.{vlan}", bridge.name);
-    if name.len() > 15 {
-        return Err(invalid(format!("interface name {name:?} is longer than 15 characters"))
-            .details("the gateway of a VLAN needs an interface BRIDGE.VLAN: use a shorter `bridge`"));
-    }
-    if let Some(there) = link::find(host, &name).explain()? {
-        return Ok(there);
-    }
-    let port = Owner { network: &name, container: "", ifname: "" }.host_link(0);
-    let mtu = conf.mtu.or(Some(bridge.mtu));
-    let veth = Veth { name: &name, peer_name: &port, peer_netns: None, peer_group: None, mtu, mac: None };
-    match link::create_veth(host, &veth) {
-        // Another ADD of this VLAN is making it.
-        Err(error) if error.kind() == Kind::Exists => return link::require(host, &name).explain(),
-        other => other.explain()?,
-    }
-    let made = link::require(host, &name).explain()?;
-    let (socket, to_remove) = (host.clone(), made.clone());
-    undo.push(format!("remove `{name}`"), move || link::remove(&socket, &to_remove).explain())?;
-    let port = link::require(host, &port).explain()?;
-    let join = Change { up: Some(true), master: Some(bridge.index), ..Change::default() };
-    link::change(host, &port, &join).explain()?;
-    sysctl::set(Setting::Ipv6(&port.name, "accept_ra"), "0").explain()?;
-    let keep_default = conf.vlans.as_ref().is_some_and(|vlans| vlans.keep_default);
-    let of_port = vec![Vlan { id: vlan, pvid: true, untagged: true }];
-    set_vlans(host, &port, &Vlans { access: Some(vlan), of_port, keep_default })?;
-    link::change(host, &made, &Change { up: Some(true), ..Change::default() }).explain()?;
-    Ok(made)
 }
 
 /// Adds what nftables does for this container. Opens no socket when there is nothing to do.
