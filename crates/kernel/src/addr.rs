@@ -8,7 +8,7 @@ use crate::{
     error::{Result, absent_is_none},
     link::Named,
     message::{Attrs, Message, Received, read_ip, read_u32},
-    socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
+    socket::{CREATE, DUMP, EXCL, REQUEST, Request, Socket},
 };
 
 /// Describes an address as the kernel has it.
@@ -39,8 +39,12 @@ pub enum Detection {
 /// [`crate::Kind::Exists`] when it is there.
 #[doc(alias = "RTM_NEWADDR")]
 pub fn add(socket: &Socket, link: &dyn Named, net: IpNet, detection: Detection) -> Result<()> {
-    let mut message =
-        Message::new(libc::RTM_NEWADDR, REQUEST | ACK | CREATE | EXCL, &ifaddr(net, link.index()));
+    socket.make([addition(link, net, detection)])
+}
+
+/// Makes the request of [`add`], to be sent with others.
+pub fn addition(link: &dyn Named, net: IpNet, detection: Detection) -> Request {
+    let mut message = Message::new(libc::RTM_NEWADDR, REQUEST | CREATE | EXCL, &ifaddr(net, link.index()));
     message.ip(libc::IFA_LOCAL, net.addr()).ip(libc::IFA_ADDRESS, net.addr());
     if let IpNet::V4(v4) = net
         && v4.prefix_len() < 31
@@ -50,7 +54,7 @@ pub fn add(socket: &Socket, link: &dyn Named, net: IpNet, detection: Detection) 
     if net.addr().is_ipv6() && detection == Detection::Skip {
         message.u32(IFA_FLAGS, libc::IFA_F_NODAD);
     }
-    socket.change(message, "add address", &format_args!("{net} to `{}`", link.name()))
+    Request { message, doing: "add address", object: format!("{net} to `{}`", link.name()) }
 }
 
 /// Removes an address. Absent is fine.
@@ -58,7 +62,7 @@ pub fn add(socket: &Socket, link: &dyn Named, net: IpNet, detection: Detection) 
 /// # Errors
 /// When the kernel refuses.
 pub fn remove(socket: &Socket, link: &dyn Named, net: IpNet) -> Result<()> {
-    let mut message = Message::new(libc::RTM_DELADDR, REQUEST | ACK, &ifaddr(net, link.index()));
+    let mut message = Message::new(libc::RTM_DELADDR, REQUEST, &ifaddr(net, link.index()));
     message.ip(libc::IFA_LOCAL, net.addr()).ip(libc::IFA_ADDRESS, net.addr());
     absent_is_none(socket.change(message, "remove address", &format_args!("{net} from `{}`", link.name())))
         .map(drop)

@@ -4,9 +4,9 @@ use std::fmt;
 
 use crate::{
     error::Result,
-    link::{IFINFO, Link, ifinfo},
+    link::{IFINFO, Named, ifinfo},
     message::{Attrs, Message, read_u16, read_u32},
-    socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
+    socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
 /// Describes a bridge to be made.
@@ -54,7 +54,7 @@ pub enum Side {
 /// # Errors
 /// [`crate::Kind::Exists`] when the name is taken, [`crate::Kind::Unsupported`] without the driver.
 pub fn create(socket: &Socket, bridge: &New<'_>) -> Result<()> {
-    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | ACK | CREATE | EXCL, &ifinfo(0, 0, 0, 0));
+    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | CREATE | EXCL, &ifinfo(0, 0, 0, 0));
     message.text(libc::IFLA_IFNAME, bridge.name);
     if let Some(mtu) = bridge.mtu {
         message.u32(libc::IFLA_MTU, mtu);
@@ -74,14 +74,14 @@ pub fn create(socket: &Socket, bridge: &New<'_>) -> Result<()> {
 ///
 /// # Errors
 /// When the bridge is gone or the kernel has no VLAN filtering.
-pub fn set_vlan_filtering(socket: &Socket, bridge: &Link, on: bool) -> Result<()> {
-    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | ACK, &ifinfo(0, bridge.index, 0, 0));
+pub fn set_vlan_filtering(socket: &Socket, bridge: &dyn Named, on: bool) -> Result<()> {
+    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST, &ifinfo(0, bridge.index(), 0, 0));
     message.nest(libc::IFLA_LINKINFO, |info| {
         info.text(libc::IFLA_INFO_KIND, "bridge").nest(libc::IFLA_INFO_DATA, |data| {
             data.u8(BR_VLAN_FILTERING, u8::from(on));
         });
     });
-    socket.change(message, "set VLAN filtering of bridge", &format_args!("`{}`", bridge.name))
+    socket.change(message, "set VLAN filtering of bridge", &format_args!("`{}`", bridge.name()))
 }
 
 /// Sets a port's flags.
@@ -89,24 +89,24 @@ pub fn set_vlan_filtering(socket: &Socket, bridge: &Link, on: bool) -> Result<()
 /// # Errors
 /// When the link is no port of a bridge.
 #[doc(alias = "IFLA_PROTINFO")]
-pub fn set_port(socket: &Socket, link: &Link, port: Port) -> Result<()> {
-    let mut message = Message::new(libc::RTM_SETLINK, REQUEST | ACK, &ifinfo(AF_BRIDGE, link.index, 0, 0));
+pub fn set_port(socket: &Socket, link: &dyn Named, port: Port) -> Result<()> {
+    let mut message = Message::new(libc::RTM_SETLINK, REQUEST, &ifinfo(AF_BRIDGE, link.index(), 0, 0));
     message.nest(libc::IFLA_PROTINFO, |info| {
         info.u8(BRPORT_MODE, u8::from(port.hairpin)).u8(BRPORT_ISOLATED, u8::from(port.isolated));
     });
-    socket.change(message, "set bridge port flags of", &format_args!("`{}`", link.name))
+    socket.change(message, "set bridge port flags of", &format_args!("`{}`", link.name()))
 }
 
 /// Lists the VLANs of a port, or of the bridge itself.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn vlans(socket: &Socket, link: &Link) -> Result<Vec<Vlan>> {
+pub fn vlans(socket: &Socket, link: &dyn Named) -> Result<Vec<Vlan>> {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST | DUMP, &ifinfo(AF_BRIDGE, 0, 0, 0));
     message.u32(libc::IFLA_EXT_MASK, FILTER_VLAN);
-    let all = socket.dump(&message, "list VLANs of", &format_args!("`{}`", link.name), |received| {
+    let all = socket.dump(&message, "list VLANs of", &format_args!("`{}`", link.name()), |received| {
         let index = read_u32(received.payload.get(4..)?)?;
-        if index != link.index {
+        if index != link.index() {
             return None;
         }
         let spec = Attrs::after(received.payload, IFINFO).find(libc::IFLA_AF_SPEC)?;
@@ -127,7 +127,7 @@ pub fn vlans(socket: &Socket, link: &Link) -> Result<Vec<Vlan>> {
 ///
 /// # Errors
 /// When the link is no port, or the bridge does not filter VLANs.
-pub fn add_vlans(socket: &Socket, link: &Link, side: Side, vlans: &[Vlan]) -> Result<()> {
+pub fn add_vlans(socket: &Socket, link: &dyn Named, side: Side, vlans: &[Vlan]) -> Result<()> {
     set_vlans(socket, libc::RTM_SETLINK, "add VLANs to", link, side, vlans)
 }
 
@@ -135,7 +135,7 @@ pub fn add_vlans(socket: &Socket, link: &Link, side: Side, vlans: &[Vlan]) -> Re
 ///
 /// # Errors
 /// When the link is no port.
-pub fn remove_vlans(socket: &Socket, link: &Link, side: Side, vlans: &[Vlan]) -> Result<()> {
+pub fn remove_vlans(socket: &Socket, link: &dyn Named, side: Side, vlans: &[Vlan]) -> Result<()> {
     set_vlans(socket, libc::RTM_DELLINK, "remove VLANs from", link, side, vlans)
 }
 
@@ -146,12 +146,12 @@ fn set_vlans(
     socket: &Socket,
     kind: u16,
     doing: &'static str,
-    link: &Link,
+    link: &dyn Named,
     side: Side,
     vlans: &[Vlan],
 ) -> Result<()> {
     for chunk in vlans.chunks(VLANS_PER_MESSAGE) {
-        let mut message = Message::new(kind, REQUEST | ACK, &ifinfo(AF_BRIDGE, link.index, 0, 0));
+        let mut message = Message::new(kind, REQUEST, &ifinfo(AF_BRIDGE, link.index(), 0, 0));
         message.nest(libc::IFLA_AF_SPEC, |spec| {
             let flags: u16 = match side {
                 Side::Port => BRIDGE_FLAGS_MASTER,
@@ -167,7 +167,7 @@ fn set_vlans(
                 spec.attr(BRIDGE_VLAN_INFO, &[a, b, c, d]);
             }
         });
-        let object: &dyn fmt::Display = &format_args!("`{}`", link.name);
+        let object: &dyn fmt::Display = &format_args!("`{}`", link.name());
         socket.change(message, doing, object)?;
     }
     Ok(())

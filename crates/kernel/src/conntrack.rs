@@ -8,7 +8,7 @@ use crate::{
     addr::family,
     error::{Result, absent_is_none},
     message::{Attrs, Message, Received, read_ip},
-    socket::{ACK, DUMP, REQUEST, Socket},
+    socket::{DUMP, REQUEST, Socket},
     sysctl::{self, Setting},
 };
 
@@ -58,7 +58,7 @@ pub fn to_port(socket: &Socket, like: IpAddr, protocol: u8, port: u16) -> Result
 /// When the kernel refuses.
 pub fn forget(socket: &Socket, connection: &Connection) -> Result<()> {
     let family = family(connection.destination.0);
-    let mut message = Message::new(kind(DELETE), REQUEST | ACK, &[family, 0, 0, 0]);
+    let mut message = Message::new(kind(DELETE), REQUEST, &[family, 0, 0, 0]);
     message.attr(CTA_TUPLE_ORIG | NESTED, &connection.tuple);
     let (address, port) = connection.destination;
     let done = socket.change(message, "forget the connection to", &format_args!("{address} port {port}"));

@@ -39,4 +39,4 @@ pub mod xtables;
 pub use error::{Error, Kind, Result};
 pub use netns::Netns;
 pub use rustix::io::Errno;
-pub use socket::{Protocol, Socket};
+pub use socket::{Protocol, Request, Socket};

@@ -16,7 +16,7 @@ use crate::{
     error::{Error, Result, absent_is_none},
     message::{Attrs, Message, Received, read_text, read_u32},
     netns::Netns,
-    socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
+    socket::{CREATE, DUMP, EXCL, REQUEST, Request, Socket},
 };
 
 pub use create::{Driver, IpvlanMode, MacvlanMode, New, Veth, create, create_veth};
@@ -75,6 +75,25 @@ pub trait Named {
 }
 
 impl Named for Link {
+    fn index(&self) -> u32 {
+        self.index
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Holds what [`Named`] says, of a link of which no more is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handle {
+    /// The number by which the kernel knows it, in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+}
+
+impl Named for Handle {
     fn index(&self) -> u32 {
         self.index
     }
@@ -153,9 +172,7 @@ pub fn find(socket: &Socket, name: &str) -> Result<Option<Link>> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ {
         return Ok(None);
     }
-    let mut message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, 0, 0, 0));
-    message.u32(libc::IFLA_EXT_MASK, SKIP_STATS).text(libc::IFLA_IFNAME, name);
-    look_up(socket, message, &name)
+    look_up(socket, by_name(name), &name)
 }
 
 /// Finds a link by its index.
@@ -192,6 +209,11 @@ pub fn list(socket: &Socket) -> Result<Vec<Link>> {
 /// When it is gone or the kernel refuses a value.
 #[doc(alias = "RTM_SETLINK")]
 pub fn change(socket: &Socket, link: &dyn Named, change: &Change<'_>) -> Result<()> {
+    socket.make([changing(link, change)])
+}
+
+/// Makes the request of [`change`], to be sent with others.
+pub fn changing(link: &dyn Named, change: &Change<'_>) -> Request {
     let (mut flags, mut mask) = (0, 0);
     for (wanted, flag) in [
         (change.up, libc::IFF_UP),
@@ -203,7 +225,7 @@ pub fn change(socket: &Socket, link: &dyn Named, change: &Change<'_>) -> Result<
             flags |= if wanted { flag.cast_unsigned() } else { 0 };
         }
     }
-    let mut message = Message::new(libc::RTM_SETLINK, REQUEST | ACK, &ifinfo(0, link.index(), flags, mask));
+    let mut message = Message::new(libc::RTM_SETLINK, REQUEST, &ifinfo(0, link.index(), flags, mask));
     if let Some(mac) = change.mac {
         message.attr(libc::IFLA_ADDRESS, &mac.0);
     }
@@ -238,7 +260,7 @@ pub fn change(socket: &Socket, link: &dyn Named, change: &Change<'_>) -> Result<
         // The kernel takes at most 255 bytes.
         message.attr(libc::IFLA_IFALIAS, &alias.as_bytes()[..alias.len().min(255)]);
     }
-    socket.change(message, "change link", &format_args!("`{}`", link.name()))
+    Request { message, doing: "change link", object: format!("`{}`", link.name()) }
 }
 
 /// Gives a link another name beside its own, or takes that away. Fine when it is so already. Needs Linux 5.5.
@@ -251,7 +273,7 @@ pub fn set_other_name(socket: &Socket, link: &Link, name: &str, there: bool) -> 
         return Ok(());
     }
     let (kind, flags) = if there { (RTM_NEWLINKPROP, CREATE | EXCL) } else { (RTM_DELLINKPROP, 0) };
-    let mut message = Message::new(kind, REQUEST | ACK | flags, &ifinfo(0, link.index, 0, 0));
+    let mut message = Message::new(kind, REQUEST | flags, &ifinfo(0, link.index, 0, 0));
     message.nest(IFLA_PROP_LIST, |list| {
         list.text(IFLA_ALT_IFNAME, name);
     });
@@ -266,9 +288,7 @@ pub fn set_other_name(socket: &Socket, link: &Link, name: &str, there: bool) -> 
 /// When the kernel refuses.
 #[doc(alias = "RTM_DELLINK")]
 pub fn remove(socket: &Socket, link: &dyn Named) -> Result<()> {
-    let mut message = removal(link);
-    message.add_flags(ACK);
-    absent_is_none(socket.change(message, "remove link", &format_args!("`{}`", link.name()))).map(drop)
+    absent_is_none(socket.change(removal(link), "remove link", &format_args!("`{}`", link.name()))).map(drop)
 }
 
 /// Removes links of one namespace together, so that the kernel waits for its grace periods once. Absent is fine. Gives the refusals.
@@ -292,11 +312,11 @@ fn remove_by_group(socket: &Socket, links: &[Link]) -> Result<Vec<Error>> {
         .find(|group| !taken.contains(group))
         .ok_or_else(|| Error::new("find a group for", "links to remove", Errno::BUSY))?;
     let refused = socket.change_all(links.iter().map(|link| {
-        let mut message = Message::new(libc::RTM_SETLINK, REQUEST | ACK, &ifinfo(0, link.index, 0, 0));
+        let mut message = Message::new(libc::RTM_SETLINK, REQUEST, &ifinfo(0, link.index, 0, 0));
         message.u32(libc::IFLA_GROUP, group);
-        (message, "remove link", format!("`{}`", link.name))
+        Request { message, doing: "remove link", object: format!("`{}`", link.name) }
     }));
-    let mut message = Message::new(libc::RTM_DELLINK, REQUEST | ACK, &ifinfo(0, 0, 0, 0));
+    let mut message = Message::new(libc::RTM_DELLINK, REQUEST, &ifinfo(0, 0, 0, 0));
     message.u32(libc::IFLA_GROUP, group);
     absent_is_none(socket.change(message, "remove", &format_args!("{} links", links.len())))?;
     Ok(refused)
@@ -355,6 +375,13 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+/// Makes the question for a link by its name.
+fn by_name(name: &str) -> Message {
+    let mut message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, 0, 0, 0));
+    message.u32(libc::IFLA_EXT_MASK, SKIP_STATS).text(libc::IFLA_IFNAME, name);
+    message
 }
 
 fn look_up(socket: &Socket, message: Message, object: &dyn fmt::Display) -> Result<Option<Link>> {

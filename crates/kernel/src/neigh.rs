@@ -8,7 +8,7 @@ use crate::{
     events::Events,
     link::{Link, Mac},
     message::{Attrs, Message, Received, read_ip, read_u32},
-    socket::{ACK, CREATE, DUMP, Protocol, REQUEST, Socket},
+    socket::{CREATE, DUMP, Protocol, REQUEST, Request, Socket},
 };
 
 /// Describes a neighbour as the kernel has it.
@@ -90,9 +90,9 @@ pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTr
     drop(change_all(&socket, &forget));
     let refused = socket.change_all(ips.iter().map(|ip| {
         let mut message =
-            Message::new(libc::RTM_NEWNEIGH, REQUEST | ACK | CREATE, &ndmsg(family(*ip), link, 0, NTF_USE));
+            Message::new(libc::RTM_NEWNEIGH, REQUEST | CREATE, &ndmsg(family(*ip), link, 0, NTF_USE));
         message.ip(NDA_DST, *ip);
-        (message, "ask who has", ip.to_string())
+        Request { message, doing: "ask who has", object: ip.to_string() }
     }));
     if let Some(error) = refused.into_iter().next() {
         return Err(error);
@@ -118,30 +118,38 @@ pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
         Fate::Neighbour(link, ip, mac) => {
             let mut message = put(family(ip), link, PERMANENT, 0);
             message.ip(NDA_DST, ip).attr(NDA_LLADDR, &mac.0);
-            (message, "add neighbour", ip.to_string())
+            Request { message, doing: "add neighbour", object: ip.to_string() }
         }
         Fate::NoNeighbour(link, ip) => {
-            let mut message = Message::new(libc::RTM_DELNEIGH, REQUEST | ACK, &ndmsg(family(ip), link, 0, 0));
+            let mut message = Message::new(libc::RTM_DELNEIGH, REQUEST, &ndmsg(family(ip), link, 0, 0));
             message.ip(NDA_DST, ip);
-            (message, "remove neighbour", ip.to_string())
+            Request { message, doing: "remove neighbour", object: ip.to_string() }
         }
         Fate::Forward(forward) => {
             let mut message = put(AF_BRIDGE, forward.link, PERMANENT | NOARP, NTF_SELF);
             message.attr(NDA_LLADDR, &forward.mac.0).ip(NDA_DST, forward.to);
-            (message, "add forwarding entry", format!("{} at {}", forward.mac, forward.to))
+            Request {
+                message,
+                doing: "add forwarding entry",
+                object: format!("{} at {}", forward.mac, forward.to),
+            }
         }
         Fate::NoForward(forward) => {
             let fixed = ndmsg(AF_BRIDGE, forward.link, 0, NTF_SELF);
-            let mut message = Message::new(libc::RTM_DELNEIGH, REQUEST | ACK, &fixed);
+            let mut message = Message::new(libc::RTM_DELNEIGH, REQUEST, &fixed);
             message.attr(NDA_LLADDR, &forward.mac.0).ip(NDA_DST, forward.to);
-            (message, "remove forwarding entry", format!("{} at {}", forward.mac, forward.to))
+            Request {
+                message,
+                doing: "remove forwarding entry",
+                object: format!("{} at {}", forward.mac, forward.to),
+            }
         }
     }))
 }
 
 fn put(family: u8, link: u32, state: u16, flags: u8) -> Message {
     let replace = libc::NLM_F_REPLACE as u16;
-    Message::new(libc::RTM_NEWNEIGH, REQUEST | ACK | CREATE | replace, &ndmsg(family, link, state, flags))
+    Message::new(libc::RTM_NEWNEIGH, REQUEST | CREATE | replace, &ndmsg(family, link, state, flags))
 }
 
 pub(crate) fn read(received: &Received<'_>) -> Option<Neighbour> {

@@ -8,7 +8,7 @@ use crate::{
     error::Result,
     link::Link,
     message::{Attrs, Message, read_text, read_u32},
-    socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
+    socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
 /// Describes a token bucket.
@@ -178,7 +178,7 @@ pub fn redirect(socket: &Socket, from: &Link, to: &Link) -> Result<()> {
 /// When the kernel refuses.
 pub fn remove(socket: &Socket, link: &Link) -> Result<()> {
     for parent in [TC_H_ROOT, TC_H_INGRESS] {
-        let message = Message::new(libc::RTM_DELQDISC, REQUEST | ACK, &tcmsg(link, 0, parent, 0));
+        let message = Message::new(libc::RTM_DELQDISC, REQUEST, &tcmsg(link, 0, parent, 0));
         let done = socket.change(message, "remove the rate limit of", &format_args!("`{}`", link.name));
         match crate::error::absent_is_none(done) {
             // None is there: the kernel says so in several ways.
@@ -288,14 +288,14 @@ fn keys(subnet: IpNet, other_side: OtherSide) -> Vec<[u8; 16]> {
 }
 
 fn new(kind: u16, link: &Link, handle: u32, parent: u32, info: u32) -> Message {
-    Message::new(kind, REQUEST | ACK | CREATE | EXCL, &tcmsg(link, handle, parent, info))
+    Message::new(kind, REQUEST | CREATE | EXCL, &tcmsg(link, handle, parent, info))
 }
 
 fn filter(link: &Link, parent: u32, priority: u32, protocol: i32) -> Message {
     let protocol = u16::try_from(protocol).unwrap_or_default().to_be();
     // Another filter of the same priority stands beside it.
     let fixed = tcmsg(link, 0, parent, priority << 16 | u32::from(protocol));
-    Message::new(RTM_NEWTFILTER, REQUEST | ACK | CREATE | EXCL, &fixed)
+    Message::new(RTM_NEWTFILTER, REQUEST | CREATE | EXCL, &fixed)
 }
 
 /// Builds `struct tcmsg`.

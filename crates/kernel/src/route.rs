@@ -9,7 +9,7 @@ use crate::{
     addr::family,
     error::{Error, Result, absent_is_none},
     message::{Attrs, Message, Received, read_ip, read_u32},
-    socket::{ACK, CREATE, DUMP, REQUEST, Socket},
+    socket::{CREATE, DUMP, REQUEST, Request, Socket},
 };
 
 /// Describes a route by a link.
@@ -110,7 +110,12 @@ impl fmt::Display for Route {
 /// [`crate::Kind::Exists`] when the very same route is there.
 #[doc(alias = "RTM_NEWROUTE")]
 pub fn add(socket: &Socket, route: &Route) -> Result<()> {
-    change(socket, libc::RTM_NEWROUTE, CREATE, "add route", route)
+    socket.make([addition(route)])
+}
+
+/// Makes the request of [`add`], to be sent with others.
+pub fn addition(route: &Route) -> Request {
+    request(libc::RTM_NEWROUTE, CREATE, "add route", route)
 }
 
 /// Adds a route, or replaces the one to the same destination with the same metric.
@@ -118,7 +123,7 @@ pub fn add(socket: &Socket, route: &Route) -> Result<()> {
 /// # Errors
 /// When the kernel refuses.
 pub fn replace(socket: &Socket, route: &Route) -> Result<()> {
-    change(socket, libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route)
+    socket.make([request(libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route)])
 }
 
 /// Removes the very route. Absent is fine.
@@ -126,7 +131,7 @@ pub fn replace(socket: &Socket, route: &Route) -> Result<()> {
 /// # Errors
 /// When the kernel refuses.
 pub fn remove_exact(socket: &Socket, route: &Route) -> Result<()> {
-    absent_is_none(change(socket, libc::RTM_DELROUTE, 0, "remove route", route)).map(drop)
+    absent_is_none(socket.make([request(libc::RTM_DELROUTE, 0, "remove route", route)])).map(drop)
 }
 
 /// What is to become of a route.
@@ -141,16 +146,14 @@ pub enum Fate {
 /// Changes many routes, in as few sends as the kernel's answers fit, and gives what was refused.
 pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
     let changes = fates.iter().map(|fate| match fate {
-        Fate::Put(route) => {
-            (message(libc::RTM_NEWROUTE, CREATE | REPLACE, route), "add route", route.to_string())
-        }
-        Fate::Remove(route) => (message(libc::RTM_DELROUTE, 0, route), "remove route", route.to_string()),
+        Fate::Put(route) => request(libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route),
+        Fate::Remove(route) => request(libc::RTM_DELROUTE, 0, "remove route", route),
     });
     socket.change_all(changes)
 }
 
-fn change(socket: &Socket, kind: u16, flags: u16, doing: &'static str, route: &Route) -> Result<()> {
-    socket.change(message(kind, flags, route), doing, route)
+fn request(kind: u16, flags: u16, doing: &'static str, route: &Route) -> Request {
+    Request { message: message(kind, flags, route), doing, object: route.to_string() }
 }
 
 fn message(kind: u16, flags: u16, route: &Route) -> Message {
@@ -161,7 +164,7 @@ fn message(kind: u16, flags: u16, route: &Route) -> Message {
     fixed[5] = if route.protocol == 0 { libc::RTPROT_BOOT } else { route.protocol };
     fixed[6] = route.scope;
     fixed[7] = if route.blackhole { libc::RTN_BLACKHOLE } else { libc::RTN_UNICAST };
-    let mut message = Message::new(kind, REQUEST | ACK | flags, &fixed);
+    let mut message = Message::new(kind, REQUEST | flags, &fixed);
     if route.dst.prefix_len() > 0 {
         message.ip(libc::RTA_DST, route.dst.addr());
     }
@@ -216,7 +219,7 @@ pub fn remove(socket: &Socket, dst: IpNet, link: u32) -> Result<()> {
     fixed[4] = libc::RT_TABLE_MAIN;
     // Any scope.
     fixed[6] = libc::RT_SCOPE_NOWHERE;
-    let mut message = Message::new(libc::RTM_DELROUTE, REQUEST | ACK, &fixed);
+    let mut message = Message::new(libc::RTM_DELROUTE, REQUEST, &fixed);
     message.ip(libc::RTA_DST, dst.network()).u32(libc::RTA_OIF, link);
     absent_is_none(socket.change(message, "remove route", &dst)).map(drop)
 }

@@ -6,7 +6,7 @@ use crate::{
     addr::family,
     error::{Result, absent_is_none},
     message::{Attrs, Message, Received, read_ip, read_u32},
-    socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
+    socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
 /// Describes a rule; what it does not say of other people's rules is left out.
@@ -26,7 +26,7 @@ pub struct Rule {
 /// When the kernel refuses.
 #[doc(alias = "RTM_NEWRULE")]
 pub fn add(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
-    let message = change(libc::RTM_NEWRULE, REQUEST | ACK | CREATE | EXCL, source, table);
+    let message = change(libc::RTM_NEWRULE, REQUEST | CREATE | EXCL, source, table);
     socket.change(message, "add rule", &format_args!("from {source} lookup {table}"))
 }
 
@@ -36,7 +36,7 @@ pub fn add(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
 /// When the kernel refuses.
 #[doc(alias = "RTM_DELRULE")]
 pub fn remove(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
-    let message = change(libc::RTM_DELRULE, REQUEST | ACK, source, table);
+    let message = change(libc::RTM_DELRULE, REQUEST, source, table);
     let done = socket.change(message, "remove rule", &format_args!("from {source} lookup {table}"));
     absent_is_none(done).map(drop)
 }

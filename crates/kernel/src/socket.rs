@@ -42,6 +42,16 @@ struct Inner {
     sequence: Cell<u32>,
 }
 
+/// Holds a change that is yet to be asked for, alone or with others ([`Socket::make`]).
+#[derive(Debug)]
+pub struct Request {
+    pub(crate) message: Message,
+    /// The operation, as in [`Error::doing`].
+    pub(crate) doing: &'static str,
+    /// What it is done to.
+    pub(crate) object: String,
+}
+
 /// Where answers are read to, of all sockets, one after the other; while one thread reads, another makes do with its own.
 static BUFFER: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
@@ -93,25 +103,83 @@ impl Socket {
         doing: &'static str,
         object: &dyn fmt::Display,
     ) -> Result<()> {
-        let object = object.to_string();
+        self.make([Request { message, doing, object: object.to_string() }])
+    }
+
+    /// Has changes made in their order by one send, and waits for the kernel's word on the last. For what is useless
+    /// unless all of it succeeds: what stands behind a change that is refused is made all the same.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub fn make(&self, requests: impl IntoIterator<Item = Request>) -> Result<()> {
+        let (mut messages, whats) = split(requests.into_iter());
+        for (doing, object) in &whats {
+            fault::point(doing, object)?;
+        }
+        let Some(last) = messages.last_mut() else { return Ok(()) };
+        last.add_flags(ACK);
+        let of = |index: usize, refusal: Refusal| {
+            let (doing, object) = &whats[index];
+            refusal.into_error(doing, object.clone())
+        };
+        let first = self.send(&mut messages).map_err(|errno| of(0, errno.into()))?;
+        let mut outcome = Ok(());
+        while !self
+            .receive(|received| {
+                let index = received.sequence.wrapping_sub(first) as usize;
+                if index >= whats.len() || i32::from(received.kind) != libc::NLMSG_ERROR {
+                    return false;
+                }
+                if let Some(refusal) = Refusal::read(&received)
+                    && outcome.is_ok()
+                {
+                    outcome = Err(of(index, refusal));
+                }
+                index + 1 == whats.len()
+            })
+            .map_err(|errno| of(0, errno.into()))?
+        {}
+        outcome
+    }
+
+    /// Has a change made and asks for an object by the same send.
+    ///
+    /// # Errors
+    /// The first refusal, as the change's.
+    pub(crate) fn make_and_ask(
+        &self,
+        request: Request,
+        question: Message,
+        mut read: impl FnMut(Received<'_>),
+    ) -> Result<()> {
+        let Request { message, doing, object } = request;
         fault::point(doing, &object)?;
-        self.exchange(message, &mut |_| false).map_err(|refusal| refusal.into_error(doing, object))
+        let mut outcome = Ok(());
+        let answered = self.send(&mut [message, question]).and_then(|first| {
+            while !self.receive(|received| {
+                if i32::from(received.kind) != libc::NLMSG_ERROR {
+                    read(received);
+                } else if outcome.is_ok() {
+                    outcome = Refusal::read(&received).map_or(Ok(()), Err);
+                }
+                // The question's answer, or its refusal, is the end.
+                received.sequence == first.wrapping_add(1)
+            })? {}
+            Ok(())
+        });
+        answered.map_err(Refusal::from).and(outcome).map_err(|refusal| refusal.into_error(doing, object))
     }
 
     /// Asks for many changes, which need not all succeed, in as few sends as their answers fit into the socket's buffer.
     /// Gives the refusals; what is absent and was to be removed is none.
-    pub(crate) fn change_all(
-        &self,
-        changes: impl Iterator<Item = (Message, &'static str, String)>,
-    ) -> Vec<Error> {
+    pub(crate) fn change_all(&self, changes: impl Iterator<Item = Request>) -> Vec<Error> {
         const AT_ONCE: usize = 100;
         let mut changes = changes.peekable();
         let mut refused = Vec::new();
         while changes.peek().is_some() {
-            let (mut messages, mut whats) = (Vec::new(), Vec::new());
-            for (message, doing, object) in changes.by_ref().take(AT_ONCE) {
-                messages.push(message);
-                whats.push((doing, object));
+            let (mut messages, whats) = split(changes.by_ref().take(AT_ONCE));
+            for message in &mut messages {
+                message.add_flags(ACK);
             }
             let failed = |errno| Error::new("send changes over", "the socket", errno);
             let first = match self.send(&mut messages) {
@@ -272,6 +340,11 @@ impl Socket {
         })? {}
         outcome
     }
+}
+
+/// Parts changes into what is sent and what errors say.
+fn split(requests: impl Iterator<Item = Request>) -> (Vec<Message>, Vec<(&'static str, String)>) {
+    requests.map(|request| (request.message, (request.doing, request.object))).unzip()
 }
 
 impl AsFd for Socket {

@@ -87,9 +87,10 @@ impl Container {
             _ => Vec::new(),
         };
         let mut gateways: [Option<IpAddr>; 2] = [None, None];
+        let mut requests = Vec::new();
         for ip in &result.ips {
             let detection = if detect { Detection::AsSet } else { Detection::Skip };
-            addr::add(&self.socket, link, ip.address, detection).explain()?;
+            requests.push(addr::addition(link, ip.address, detection));
             let gateway = &mut gateways[usize::from(ip.address.addr().is_ipv6())];
             *gateway = gateway.or(ip.gateway);
         }
@@ -98,16 +99,17 @@ impl Container {
             Some(mac) => Change { mac: Some(mac), ..Change::default() },
             None => Change { up: Some(true), ..Change::default() },
         };
-        link::change(&self.socket, link, &told).explain()?;
+        requests.push(link::changing(link, &told));
         if detect {
+            self.socket.make(requests.drain(..)).explain()?;
             self.settle(link)?;
         }
         self.set_all(&hurried)?;
         for wanted in &result.routes {
             let on_link = route_of(wanted, link, gateways[usize::from(wanted.dst.addr().is_ipv6())]);
-            route::add(&self.socket, &on_link).explain()?;
+            requests.push(route::addition(&on_link));
         }
-        Ok(())
+        self.socket.make(requests).explain()
     }
 
     /// Compares the interface with a result (CHECK): its addresses, and the routes that it was given.

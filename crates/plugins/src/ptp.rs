@@ -7,7 +7,7 @@ use kernel::{
     Protocol, Socket,
     addr::{self, Detection},
     linger,
-    link::{self, Link},
+    link::{self, Handle, Link},
     route::{self, Route},
     sysctl::{self, Setting},
 };
@@ -113,7 +113,9 @@ impl Plugin for Ptp {
             masquerade::add(&netfilter, &mark, &addresses).explain()?;
             undo.push("remove masquerade", move || masquerade::remove(&netfilter, &mark).explain())?;
         }
-        result.interfaces = vec![interface::on_host(&outside), interface::in_container(&inside, sandbox)];
+        let mac = link::mac(&host, &outside.name).explain()?;
+        result.interfaces =
+            vec![interface::listed(&outside.name, Some(mac)), interface::in_container(&inside, sandbox)];
         if !conf.dns.is_empty() {
             result.dns = conf.dns;
         }
@@ -172,16 +174,20 @@ fn route_by_gateway(
     route::remove(&container.socket, subnet, inside.index).explain()?;
     let source = Some(address.addr());
     let on_link = Route { scope: LINK_SCOPE, source, ..Route::new(IpNet::from(gateway), None, inside.index) };
-    route::add(&container.socket, &on_link).explain()?;
     let by_gateway = Route { source, ..Route::new(subnet, Some(gateway), inside.index) };
-    route::add(&container.socket, &by_gateway).explain()
+    container.socket.make([route::addition(&on_link), route::addition(&by_gateway)]).explain()
 }
 
 /// Makes the host the gateway, and routes the container's address to it.
-fn route_to_container(host: &Socket, outside: &Link, address: IpAddr, gateway: IpAddr) -> Result<(), Error> {
-    addr::add(host, outside, IpNet::from(gateway), Detection::Skip).explain()?;
+fn route_to_container(
+    host: &Socket,
+    outside: &Handle,
+    address: IpAddr,
+    gateway: IpAddr,
+) -> Result<(), Error> {
     let route = Route { scope: HOST_SCOPE, ..Route::new(IpNet::from(address), None, outside.index) };
-    route::add(host, &route).explain()?;
+    let own = addr::addition(outside, IpNet::from(gateway), Detection::Skip);
+    host.make([own, route::addition(&route)]).explain()?;
     sysctl::ensure_forwarding(host, address).explain()
 }
 

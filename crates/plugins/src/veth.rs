@@ -2,13 +2,13 @@
 
 use kernel::{
     Kind, Protocol, Socket, linger,
-    link::{self, Change, Link, Mac, Veth},
+    link::{self, Change, Handle, Link, Mac, Veth},
 };
 use netloom_plugin::{Code, Error, Sandbox, Undo};
 
 use crate::{
     container::Container,
-    failure::{Explain, invalid},
+    failure::{Explain, differs, invalid},
     owner::Owner,
 };
 
@@ -29,34 +29,36 @@ pub(crate) fn create(
     owner: &Owner<'_>,
     new: New,
     undo: &mut Undo,
-) -> Result<(Link, Link), Error> {
+) -> Result<(Handle, Link), Error> {
     const ATTEMPTS: u32 = 8;
     let ifname = sandbox.ifname.as_str();
-    let mut outcome = Ok(());
     for attempt in 0..ATTEMPTS {
-        let outside = owner.host_link(attempt);
-        outcome = link::create_veth(
+        let name = owner.host_link(attempt);
+        let made = link::create_veth(
             &container.socket,
             &Veth {
                 name: ifname,
-                peer_name: &outside,
+                peer_name: &name,
                 peer_netns: Some(&container.host),
                 peer_group: Some(owner.unmarked_group()),
                 mtu: new.mtu,
                 mac: new.mac,
             },
         );
-        match &outcome {
-            Ok(()) => {
-                let (socket, name) = (host.clone(), outside.clone());
-                undo.push(format!("remove veth pair `{outside}`"), move || {
-                    match link::find(&socket, &name).explain()? {
+        match made {
+            Ok(inside) => {
+                let (socket, of) = (host.clone(), name.clone());
+                undo.push(format!("remove veth pair `{name}`"), move || {
+                    match link::find(&socket, &of).explain()? {
                         Some(link) => link::remove(&socket, &link).explain(),
                         None => Ok(()),
                     }
                 })?;
-                let inside = link::require(&container.socket, ifname).explain()?;
-                let outside = link::require(host, &outside).explain()?;
+                // The container's end says which link of the host is the other.
+                let outside = match inside.peer {
+                    Some(index) => Handle { index, name },
+                    None => return Err(differs(format!("`{ifname}` has no other end"))),
+                };
                 return Ok((outside, inside));
             }
             // One of the two names is taken: the container's is final, the host's is one of many.
@@ -69,10 +71,9 @@ pub(crate) fn create(
                     .details("delete the container before it is added again, or choose another CNI_IFNAME"));
                 }
             }
-            Err(_) => break,
+            Err(error) => return Err(error).explain(),
         }
     }
-    outcome.explain()?;
     Err(invalid("no name is free for the host's end of the veth pair"))
 }
 

@@ -5,12 +5,14 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-use super::{Mac, ifinfo};
+use rustix::io::Errno;
+
+use super::{Link, Mac, by_name, ifinfo, read};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     message::{Attrs, Message, read_ip, read_u16, read_u32},
     netns::Netns,
-    socket::{ACK, CREATE, EXCL, REQUEST, Socket},
+    socket::{CREATE, EXCL, REQUEST, Request, Socket},
 };
 
 /// Says what a virtual link is, with what its driver needs to know.
@@ -200,7 +202,7 @@ impl<'a> New<'a> {
 pub fn create(socket: &Socket, new: &New<'_>) -> Result<()> {
     let up = libc::IFF_UP.cast_unsigned();
     let fixed = ifinfo(0, 0, if new.up { up } else { 0 }, if new.up { up } else { 0 });
-    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | ACK | CREATE | EXCL, &fixed);
+    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | CREATE | EXCL, &fixed);
     message.text(libc::IFLA_IFNAME, new.name);
     for (kind, value) in
         [(libc::IFLA_LINK, new.over), (libc::IFLA_MTU, new.mtu), (libc::IFLA_TXQLEN, new.queue)]
@@ -239,17 +241,17 @@ pub struct Veth<'a> {
     pub mac: Option<Mac>,
 }
 
-/// Creates a veth pair; fails if a name is taken.
+/// Creates a veth pair and gives this end; fails if a name is taken.
 ///
 /// # Errors
 /// [`crate::Kind::Exists`] when one of the two names is taken, [`crate::Kind::Unsupported`] without the driver.
-pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<()> {
+pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<Link> {
     // One queue is what the kernel has a pair use. Unasked it makes one for each processor all the same, then waits a grace
     // period for the others to be out of use.
     let one_queue = |end: &mut Message| {
         end.u32(libc::IFLA_NUM_TX_QUEUES, 1).u32(libc::IFLA_NUM_RX_QUEUES, 1);
     };
-    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | ACK | CREATE | EXCL, &ifinfo(0, 0, 0, 0));
+    let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | CREATE | EXCL, &ifinfo(0, 0, 0, 0));
     message.text(libc::IFLA_IFNAME, veth.name);
     one_queue(&mut message);
     if let Some(mtu) = veth.mtu {
@@ -276,7 +278,11 @@ pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<()> {
             });
         });
     });
-    socket.change(message, "create veth pair", &format_args!("`{}` and `{}`", veth.name, veth.peer_name))
+    let object = format!("`{}` and `{}`", veth.name, veth.peer_name);
+    let mut made = None;
+    let request = Request { message, doing: "create veth pair", object };
+    socket.make_and_ask(request, by_name(veth.name), |received| made = read(&received))?;
+    made.ok_or_else(|| Error::new("find link", veth.name, Errno::NODEV))
 }
 
 const VETH_INFO_PEER: u16 = 1;

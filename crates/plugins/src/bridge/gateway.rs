@@ -125,7 +125,7 @@ fn ensure_vlan_link(
     match link::create_veth(host, &veth) {
         // Another ADD of this VLAN is making it.
         Err(error) if error.kind() == Kind::Exists => return look(host, &name),
-        other => other.explain()?,
+        other => drop(other.explain()?),
     }
     let made = look(host, &name)?;
     let (socket, to_remove) = (host.clone(), made.clone());

@@ -8,7 +8,7 @@ use kernel::{
     bridge::{self, Side},
     events::Events,
     linger,
-    link::{self, Change, Glance, Link},
+    link::{self, Change, Glance, Handle, Link, Named},
     sysctl::{self, Setting},
 };
 use netloom_plugin::{
@@ -85,12 +85,12 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     if conf.gateway && conf.ipam.is_some() {
         gateway_link = gateway::set_up(&host, &bridge, &conf, &result, undo)?;
     }
-    set_up_rules(&conf, &owner, &outside, &inside, &result, undo)?;
+    set_up_rules(&conf, &owner, &outside.name, &inside, &result, undo)?;
 
     // Only now is the bridge's hardware address final: it follows the ports until a gateway address pins it.
     result.interfaces = vec![
         listed(&host, &bridge)?,
-        interface::on_host(&outside),
+        interface::listed(&outside.name, Some(link::mac(&host, &outside.name).explain()?)),
         interface::in_container(&inside, sandbox),
     ];
     if let Some(link) = gateway_link {
@@ -137,7 +137,7 @@ pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     if outside.master != Some(bridge.index) {
         return Err(differs(format!("`{}` is no port of bridge `{}`", outside.name, bridge.name)));
     }
-    check_rules(&conf, &owner, &outside, &inside, &prev)?;
+    check_rules(&conf, &owner, &outside.name, &inside, &prev)?;
     container.compare(&inside, &prev)
 }
 
@@ -156,7 +156,7 @@ pub(super) fn status(request: &Request) -> Result<(), Error> {
 fn connect(
     host: &Socket,
     mut bridge: Glance,
-    outside: &Link,
+    outside: &Handle,
     conf: &Conf,
     owner: &Owner<'_>,
     undo: &mut Undo,
@@ -184,7 +184,7 @@ fn connect(
     Ok(bridge)
 }
 
-pub(super) fn set_vlans(host: &Socket, port: &Link, vlans: &Vlans) -> Result<(), Error> {
+pub(super) fn set_vlans(host: &Socket, port: &dyn Named, vlans: &Vlans) -> Result<(), Error> {
     if !vlans.of_port.is_empty() && !vlans.keep_default {
         let there = bridge::vlans(host, port).explain()?;
         bridge::remove_vlans(host, port, Side::Port, &there).explain()?;
@@ -318,7 +318,7 @@ fn first_of(net: IpNet) -> Option<IpAddr> {
 fn set_up_rules(
     conf: &Conf,
     owner: &Owner<'_>,
-    outside: &Link,
+    outside: &str,
     inside: &Link,
     result: &Success,
     undo: &mut Undo,
@@ -345,7 +345,7 @@ fn set_up_rules(
 fn check_rules(
     conf: &Conf,
     owner: &Owner<'_>,
-    outside: &Link,
+    outside: &str,
     inside: &Link,
     prev: &Success,
 ) -> Result<(), Error> {
@@ -363,16 +363,16 @@ fn check_rules(
         && !spoof::is_set(&netfilter, &mark, sender).explain()?
     {
         let kind = if sender.check_mac { "MAC" } else { "address" };
-        return Err(differs(format!("`{}` has no {kind} spoof check", outside.name)));
+        return Err(differs(format!("`{outside}` has no {kind} spoof check")));
     }
     Ok(())
 }
 
 /// Says who may send by the port; none where that is not checked.
-fn sender<'a>(conf: &Conf, outside: &'a Link, inside: &Link, addresses: &'a [IpAddr]) -> Option<Sender<'a>> {
+fn sender<'a>(conf: &Conf, outside: &'a str, inside: &Link, addresses: &'a [IpAddr]) -> Option<Sender<'a>> {
     let addresses = if conf.ip_spoof_check { addresses } else { &[] };
     let mac = inside.mac.filter(|_| conf.mac_spoof_check || !addresses.is_empty())?;
-    Some(Sender { port: &outside.name, mac, check_mac: conf.mac_spoof_check, addresses })
+    Some(Sender { port: outside, mac, check_mac: conf.mac_spoof_check, addresses })
 }
 
 fn addresses_of(result: &Success) -> Vec<IpAddr> {
@@ -388,7 +388,7 @@ fn masqueraded(conf: &Conf, result: &Success) -> Vec<IpNet> {
 }
 
 /// Waits until frames can pass, which they mostly can by the time that this is asked.
-fn wait_until_operational(host: &Socket, port: &Link) -> Result<(), Error> {
+fn wait_until_operational(host: &Socket, port: &Handle) -> Result<(), Error> {
     let is_up = || link::find_index(host, port.index).map(|link| link.is_some_and(|l| l.is_operational()));
     if is_up().explain()? {
         return Ok(());
