@@ -4,7 +4,7 @@
 //! Everything is asked over netlink, `/proc/sys` or (iptables-legacy) `setsockopt`; no program is run. A [`Socket`] belongs to the namespace
 //! in which it was opened, so one socket for the host and one for the container are enough. Nothing here knows
 //! CNI, JSON or pods. This is the only crate of the workspace with `unsafe`: for `setsockopt`, `ioctl`, `unshare`,
-//! `fork`, `_exit`, packet sockets, and the tables of iptables-legacy.
+//! `fork`, `_exit`, packet sockets, the tables of iptables-legacy, and the heap.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "the C library's constants are wider than the fields of messages"
@@ -18,6 +18,7 @@ mod error;
 pub mod events;
 pub mod fault;
 pub mod file;
+pub mod heap;
 mod ioctl;
 pub mod linger;
 pub mod link;

@@ -8,7 +8,7 @@ use std::{ffi::OsStr, path::Path, process::ExitCode};
 
 /// Half of what a plugin computed was in the C library's allocator, which also maps and unmaps memory some thirty times for it.
 #[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+static HEAP: kernel::heap::Heap = kernel::heap::Heap::new();
 
 fn main() -> ExitCode {
     let called = std::env::args_os().next().unwrap_or_default();
