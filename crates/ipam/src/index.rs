@@ -11,17 +11,18 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
+use kernel::file::open;
 use rustix::fs::{AtFlags, CWD, OFlags, Timespec, Timestamps};
 
 /// The name of the file; hidden, since people list these folders to see addresses.
 const NAME: &str = ".netloom-index";
 /// Whoever can put a symbolic link into the folder does not choose by it which file is written.
-pub(crate) const NO_LINK: i32 = OFlags::NOFOLLOW.bits().cast_signed();
+pub(crate) const NO_LINK: OFlags = OFlags::NOFOLLOW;
 /// The name under which a whole new one is written.
 const NEW: &str = ".netloom-index.new";
 const FORMAT: &str = "netloom-index 1";
@@ -47,6 +48,8 @@ pub(crate) struct Index {
     file: File,
     host: Host,
     pages: usize,
+    /// The page that was used last, as it is in the file: nobody else changes it while the folder is locked.
+    page: Option<(usize, Box<[u8; PAGE]>)>,
     changed: bool,
 }
 
@@ -71,7 +74,7 @@ impl Host {
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         // One read gives all, and asks for no size.
         let mut boot = [0; 64];
-        let length = File::open(BOOT_ID)?.read(&mut boot)?;
+        let length = open(Path::new(BOOT_ID), OFlags::RDONLY)?.read(&mut boot)?;
         Ok(Self { name, boot: String::from_utf8_lossy(&boot[..length]).trim().to_owned() })
     }
 }
@@ -86,8 +89,7 @@ pub(crate) fn hash(text: &str) -> u64 {
 impl Index {
     /// Opens the table of a folder whose lock is held.
     pub(crate) fn open(dir: &Path) -> io::Result<Result<Self, Outdated>> {
-        let mut options = fs::OpenOptions::new();
-        let file = match options.read(true).write(true).custom_flags(NO_LINK).open(dir.join(NAME)) {
+        let file = match open(&dir.join(NAME), OFlags::RDWR | NO_LINK) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err(Outdated::default())),
             Err(error) => return Err(error),
@@ -105,7 +107,7 @@ impl Index {
         let (Some(pages), true) = (pages, whole && text.starts_with(FORMAT)) else {
             return Ok(Err(Outdated::default()));
         };
-        let index = Self { dir: dir.to_owned(), file, host, pages, changed: false };
+        let index = Self { dir: dir.to_owned(), file, host, pages, page: None, changed: false };
         let meta = fs::metadata(dir)?;
         if text == index.head(&meta, meta.mtime(), meta.mtime_nsec()) {
             return Ok(Ok(index));
@@ -126,7 +128,7 @@ impl Index {
     }
 
     /// Gives the addresses of which the table says that the container has them.
-    pub(crate) fn addresses(&self, container: &str) -> io::Result<Vec<IpAddr>> {
+    pub(crate) fn addresses(&mut self, container: &str) -> io::Result<Vec<IpAddr>> {
         let container = hash(container);
         let page = self.page(container)?;
         let entries = page.chunks_exact(SLOT).filter_map(decode);
@@ -215,14 +217,12 @@ impl Index {
             pages *= 2;
         };
         let new = dir.join(NEW);
-        let mut open = fs::OpenOptions::new();
-        open.read(true).write(true).create(true).truncate(true).mode(0o600).custom_flags(NO_LINK);
-        let file = open.open(&new)?;
+        let file = open(&new, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | NO_LINK)?;
         file.set_len(offset(pages))?;
         for (at, page) in slots.iter().enumerate().filter(|(_, page)| !page.is_empty()) {
             file.write_all_at(page, offset(at))?;
         }
-        let index = Self { dir: dir.to_owned(), file, host, pages, changed: true };
+        let index = Self { dir: dir.to_owned(), file, host, pages, page: None, changed: true };
         // Of the time before the renaming: readable, and matching nothing until the commit.
         let folder = fs::metadata(dir)?;
         index.write_head(&folder, folder.mtime(), folder.mtime_nsec())?;
@@ -238,15 +238,27 @@ impl Index {
         Ok(decoded.into_iter())
     }
 
-    fn page(&self, container: u64) -> io::Result<[u8; PAGE]> {
-        let mut page = [0; PAGE];
-        self.file.read_exact_at(&mut page, offset(page_of(container, self.pages)))?;
-        Ok(page)
+    fn page(&mut self, container: u64) -> io::Result<&[u8; PAGE]> {
+        let number = page_of(container, self.pages);
+        let page = match self.page.take() {
+            Some((there, page)) if there == number => page,
+            _ => {
+                let mut page = Box::new([0; PAGE]);
+                self.file.read_exact_at(&mut *page, offset(number))?;
+                page
+            }
+        };
+        Ok(&self.page.insert((number, page)).1)
     }
 
-    fn write_slot(&self, container: u64, at: usize, slot: &[u8; SLOT]) -> io::Result<()> {
-        let within = u64::try_from(at * SLOT).map_err(io::Error::other)?;
-        self.file.write_all_at(slot, offset(page_of(container, self.pages)) + within)
+    fn write_slot(&mut self, container: u64, at: usize, slot: &[u8; SLOT]) -> io::Result<()> {
+        let number = page_of(container, self.pages);
+        let within = at * SLOT;
+        self.file.write_all_at(slot, offset(number) + u64::try_from(within).map_err(io::Error::other)?)?;
+        if let Some((_, page)) = self.page.as_mut().filter(|(there, _)| *there == number) {
+            page[within..within + SLOT].copy_from_slice(slot);
+        }
+        Ok(())
     }
 }
 

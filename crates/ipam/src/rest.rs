@@ -4,13 +4,16 @@
 //! one the later is remembered. Nothing depends on it: without it addresses are given out by turns alone.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     net::{IpAddr, Ipv6Addr},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::Path,
     time::{Duration, SystemTime},
 };
+
+use kernel::file::open;
+use rustix::fs::OFlags;
 
 use crate::index::{NO_LINK, hash};
 
@@ -42,9 +45,7 @@ impl Rest {
 
     /// Writes down that an address was given back.
     pub(crate) fn begin(self, dir: &Path, ip: IpAddr) -> io::Result<()> {
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(NO_LINK);
-        let file = options.open(dir.join(NAME))?;
+        let file = open(&dir.join(NAME), OFlags::WRONLY | OFlags::CREATE | NO_LINK)?;
         let mut slot = [0; SLOT];
         slot[..16].copy_from_slice(&octets(ip));
         slot[16..].copy_from_slice(&self.now().saturating_add(self.cooldown()).to_le_bytes());
@@ -53,8 +54,7 @@ impl Rest {
 
     /// Opens what was written down; none where nothing was.
     pub(crate) fn resting(self, dir: &Path) -> Option<Resting> {
-        let mut options = fs::OpenOptions::new();
-        let file = options.read(true).custom_flags(NO_LINK).open(dir.join(NAME)).ok()?;
+        let file = open(&dir.join(NAME), OFlags::RDONLY | NO_LINK).ok()?;
         Some(Resting { file, rest: self })
     }
 }

@@ -15,13 +15,14 @@ use std::{
     time::SystemTime,
 };
 
+use kernel::file::{create_whole, open};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
 };
 
 use crate::{
-    index::{self, Entry, Index, Outdated},
+    index::{self, Entry, Index, NO_LINK, Outdated},
     pick::Candidates,
     range::{Range, RangeSet},
     rest::Rest,
@@ -103,11 +104,7 @@ impl Store {
             move |source| StoreError { doing, path, source }
         };
         let path = self.dir.join("lock");
-        let open = || {
-            let mut options = fs::OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(0o600);
-            options.custom_flags(index::NO_LINK).open(&path)
-        };
+        let open = || open(&path, OFlags::RDWR | OFlags::CREATE | NO_LINK);
         let lock = match open() {
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
                 fs::DirBuilder::new()
@@ -218,7 +215,8 @@ impl Locked<'_> {
     pub fn last_reserved(&self, range_set: usize) -> Option<IpAddr> {
         // One read gives all: an address is short. `read_to_string` would ask for the size, and read twice.
         let mut text = [0; 64];
-        let length = File::open(self.last_path(range_set)).and_then(|mut file| file.read(&mut text)).ok()?;
+        let file = open(&self.last_path(range_set), OFlags::RDONLY);
+        let length = file.and_then(|mut file| file.read(&mut text)).ok()?;
         str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
     }
 
@@ -234,7 +232,7 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// When the folder cannot be read.
-    pub fn owned(&self, owner: Owner<'_>) -> Result<Vec<IpAddr>> {
+    pub fn owned(&mut self, owner: Owner<'_>) -> Result<Vec<IpAddr>> {
         Ok(self.owned_files(owner)?.into_iter().map(|(ip, _)| ip).collect())
     }
 
@@ -277,8 +275,8 @@ impl Locked<'_> {
         self.remove_all(stale)
     }
 
-    fn owned_files(&self, owner: Owner<'_>) -> Result<Vec<(IpAddr, PathBuf)>> {
-        let candidates = match self.index.as_ref().and_then(|index| index.addresses(owner.container).ok()) {
+    fn owned_files(&mut self, owner: Owner<'_>) -> Result<Vec<(IpAddr, PathBuf)>> {
+        let candidates = match self.index.as_mut().and_then(|index| index.addresses(owner.container).ok()) {
             Some(ips) => ips.into_iter().map(|ip| (ip, self.dir.join(ip.to_string()))).collect(),
             None => files(self.dir)?,
         };
@@ -329,7 +327,7 @@ impl Locked<'_> {
 
 /// Writes a new file that appears only with its whole content.
 fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
-    let Err(error) = kernel::file::create_whole(path, content) else { return Ok(()) };
+    let Err(error) = create_whole(path, content) else { return Ok(()) };
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         // The file system has no files without names: a failed write takes this one away again.
         Some(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
@@ -340,10 +338,13 @@ fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Writes a file that may be there. It is not emptied first: for that the kernel takes longer than for all else.
 fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(index::NO_LINK);
-    let mut file = options.open(path)?;
+    let mut file = open(path, OFlags::WRONLY | OFlags::CREATE | NO_LINK)?;
+    let length = u64::try_from(content.len()).map_err(io::Error::other)?;
+    if file.metadata()?.len() > length {
+        file.set_len(length)?;
+    }
     file.write_all(content)
 }
 

@@ -105,7 +105,7 @@ proptest! {
                 }
                 Step::Lose => drop(fs::remove_file(lab.join(INDEX))),
             }
-            let locked = store.lock().unwrap();
+            let mut locked = store.lock().unwrap();
             for of in 0..6 {
                 let expected: BTreeSet<IpAddr> =
                     model.iter().filter(|(_, there)| **there == of).map(|(ip, _)| address(*ip)).collect();

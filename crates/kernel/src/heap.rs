@@ -37,23 +37,28 @@ impl Heap {
     }
 }
 
-// SAFETY: dlmalloc keeps what is promised of an allocator; here is only the lock.
+// SAFETY: dlmalloc keeps what is promised of an allocator; here is only the lock. Each has one place in the program: there are
+// thousands that call it.
 unsafe impl GlobalAlloc for Heap {
+    #[inline(never)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller promises.
         self.with(|heap| unsafe { heap.malloc(layout.size(), layout.align()) })
     }
 
+    #[inline(never)]
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         // SAFETY: as the caller promises.
         self.with(|heap| unsafe { heap.free(memory, layout.size(), layout.align()) });
     }
 
+    #[inline(never)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller promises.
         self.with(|heap| unsafe { heap.calloc(layout.size(), layout.align()) })
     }
 
+    #[inline(never)]
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: as the caller promises.
         self.with(|heap| unsafe { heap.realloc(memory, layout.size(), layout.align(), size) })

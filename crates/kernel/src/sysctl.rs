@@ -1,15 +1,18 @@
 //! `/proc/sys/net` of the calling thread's namespace.
 
 use std::{
-    fs, io,
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
 
+use rustix::fs::OFlags;
+
 use crate::{
     error::{Error, Kind, Result},
     fault,
+    file::open,
     message::{Attrs, Message, Received, read_u32},
     socket::{REQUEST, Socket},
 };
@@ -68,7 +71,7 @@ pub fn read(setting: Setting<'_>) -> Result<Option<String>> {
     let path = setting.path();
     // One read gives all: a setting is a line. `read_to_string` would ask for the size, which is 0, and read twice.
     let mut line = [0; 256];
-    match fs::File::open(&path).and_then(|mut file| io::Read::read(&mut file, &mut line)) {
+    match open(&path, OFlags::RDONLY).and_then(|mut file| io::Read::read(&mut file, &mut line)) {
         Ok(length) => Ok(Some(String::from_utf8_lossy(&line[..length]).trim_end().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::from_io("read", path.display(), &error)),
@@ -83,9 +86,7 @@ pub fn write(setting: Setting<'_>, value: &str) -> Result<()> {
     let path = setting.path();
     fault::point("write", &path.display().to_string())?;
     // Opened without O_CREAT and O_TRUNC: procfs wants neither.
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
+    open(&path, OFlags::WRONLY)
         .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
         .map_err(|error| Error::from_io("write", path.display(), &error))
 }

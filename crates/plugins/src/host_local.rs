@@ -168,12 +168,13 @@ impl Plugin for HostLocal {
         let owner = owner(sandbox);
         let mut ips = Vec::new();
         let mut locked = conf.store.lock().explain()?;
+        let owned = locked.owned(owner).explain()?;
         for (index, set) in conf.sets.iter().enumerate() {
             let wanted = conf.requested.iter().position(|ip| set.range_of(*ip).is_some());
             let wanted = wanted.map(|at| conf.requested.remove(at));
             let reserved = match wanted {
                 Some(ip) => reserve(&mut locked, set, index, ip, owner),
-                None => pick(&mut locked, set, index, owner),
+                None => pick(&mut locked, set, index, owner, &owned),
             };
             let (range, ip) = reserved.map_err(|mut error| {
                 error.msg = format!("failed to allocate for range {index}: {}", error.msg);
@@ -208,7 +209,7 @@ impl Plugin for HostLocal {
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
         let owned = match conf.store.lock_existing().explain()? {
-            Some(locked) => locked.owned(owner(sandbox)).explain()?,
+            Some(mut locked) => locked.owned(owner(sandbox)).explain()?,
             None => Vec::new(),
         };
         if owned.is_empty() {
@@ -293,15 +294,15 @@ fn reserve<'a>(
     .details("another container has it"))
 }
 
-/// Reserves the next free address.
+/// Reserves the next free address, unless the owner had one of the set before.
 fn pick<'a>(
     locked: &mut Locked<'_>,
     set: &'a RangeSet,
     index: usize,
     owner: Owner<'_>,
+    owned: &[IpAddr],
 ) -> Result<(&'a Range, IpAddr), Error> {
-    let owned = locked.owned(owner).explain()?;
-    if let Some(ip) = owned.into_iter().find(|ip| set.range_of(*ip).is_some()) {
+    if let Some(ip) = owned.iter().find(|ip| set.range_of(**ip).is_some()) {
         return Err(invalid(format!(
             "{ip} has been allocated to {}, duplicate allocation is not allowed",
             owner.container
