@@ -14,7 +14,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("netloom-runtime", &["netloom-invoke", "netloom-types"]),
     ("kernel", &[]),
     ("ruleset", &["kernel"]),
-    ("ipam", &[]),
+    ("ipam", &["kernel"]),
     ("dhcp", &["kernel"]),
     ("plugins", &["netloom-types", "netloom-invoke", "netloom-plugin", "kernel", "ruleset", "ipam", "dhcp"]),
     (
