@@ -212,7 +212,7 @@ pub fn change(socket: &Socket, link: &dyn Named, change: &Change<'_>) -> Result<
     socket.make([changing(link, change)])
 }
 
-/// Makes the request of [`change`], to be sent with others.
+/// Makes the request of [`change`], to be sent with others. A namespace that it names stays open until then.
 pub fn changing(link: &dyn Named, change: &Change<'_>) -> Request {
     let (mut flags, mut mask) = (0, 0);
     for (wanted, flag) in [

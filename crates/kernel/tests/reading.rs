@@ -1,7 +1,10 @@
 //! What this crate reads of a host is what `ip -j` and `nft -j` say of it, and what it makes is what they then say.
 #![expect(clippy::unwrap_used, reason = "a test is to fail where this fails")]
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use kernel::{
     Kind, Netns, Protocol, Socket, addr, bridge,
@@ -65,9 +68,91 @@ fn links_are_read_as_they_are() {
         let a0 = link::require(socket, "a0").unwrap();
         assert_eq!(Some(link::mac(socket, "a0").unwrap()), a0.mac);
         assert!(link::mac(socket, "none").is_err());
+        // The namespace that a process finds by a socket is the one that `/proc` has.
+        assert!(
+            Netns::own().unwrap().is(&Netns::open(Path::new("/proc/thread-self/ns/net")).unwrap()).unwrap()
+        );
         a0
     });
     assert_eq!(a0.peer, found.iter().find(|link| link.name == "b0").map(|link| link.index));
+}
+
+/// What is told of a link at once is what there is, and `promiscuous` is what somebody set, not what somebody listens by.
+#[test]
+fn links_are_told_of_at_once() {
+    let Some(host) = a_host() else { return };
+    host.sh("ip link add br9 type bridge; ip link add br8 type bridge; ip link add c0 type veth peer name d0; ip link set c0 up
+         ip link set br8 up promisc on; ip link set d0 master br8; ip link add e0 type veth peer name f0
+         ip link set b0 master br9; ip link set e0 master br9; ip link set br9 up; ip link set e0 up",
+    );
+    on_host(&host, |socket| {
+        for name in ["a0", "b0", "d0", "br8", "br9"] {
+            let (link, glance) =
+                (link::require(socket, name).unwrap(), link::glance(socket, name).unwrap().unwrap());
+            assert_eq!((glance.index, &glance.name, glance.up), (link.index, &link.name, link.up));
+            assert_eq!(glance.driver == "bridge", name.starts_with("br"), "{glance:?}");
+            // A port is promiscuous by its bridge, be that promiscuous itself or have several.
+            assert_eq!(
+                (glance.promiscuous, link.promiscuity > 0),
+                (name == "br8", "b0 d0 br8".contains(name))
+            );
+            assert_eq!(
+                link::is_running(socket, name).unwrap(),
+                "a0 b0 br9".contains(name),
+                "{name} {link:?}"
+            );
+        }
+        assert_eq!(link::glance(socket, "none").unwrap(), None);
+        assert!(link::is_running(socket, "none").is_err());
+    });
+}
+
+/// Changes that are sent together are made in their order; the first refusal is the outcome, and the others are made all the same.
+#[test]
+fn changes_can_be_sent_together() {
+    let Some(host) = a_host() else { return };
+    on_host(&host, |socket| {
+        let a0 = link::require(socket, "a0").unwrap();
+        let address = |net: &str| addr::addition(&a0, net.parse().unwrap(), addr::Detection::Skip);
+        let by = |dst: &str, gateway| {
+            route::addition(&Route::new(dst.parse().unwrap(), Some(ip(gateway)), a0.index))
+        };
+        socket.make([]).unwrap();
+        // The route needs the address before it.
+        socket.make([address("10.5.0.1/24"), by("10.6.0.0/16", "10.5.0.9")]).unwrap();
+        let refused = socket
+            .make([
+                address("10.5.0.2/24"),
+                by("10.7.0.0/16", "203.0.113.1"),
+                address("10.5.0.1/24"),
+                address("10.5.0.3/24"),
+            ])
+            .unwrap_err();
+        assert_eq!((refused.doing, refused.object.as_str()), ("add route", "10.7.0.0/16 via 203.0.113.1"));
+        let there = addr::list(socket, &a0).unwrap();
+        for net in ["10.5.0.1/24", "10.5.0.2/24", "10.5.0.3/24"] {
+            assert!(there.iter().any(|address| address.net.to_string() == net), "{net}: {there:?}");
+        }
+        // The answers to all of them were read: the next is the next question's.
+        assert_eq!(link::require(socket, "a0").unwrap().index, a0.index);
+
+        let veth = |name, peer_name| link::Veth {
+            name,
+            peer_name,
+            peer_netns: None,
+            peer_group: Some(7),
+            mtu: None,
+            mac: None,
+        };
+        let made = link::create_veth(socket, &veth("v1", "v2")).unwrap();
+        assert_eq!(made, link::require(socket, "v1").unwrap());
+        assert_eq!(made.peer, Some(link::require(socket, "v2").unwrap().index));
+        for (name, peer) in [("v1", "v3"), ("v3", "v2")] {
+            let taken = link::create_veth(socket, &veth(name, peer)).unwrap_err();
+            assert_eq!((taken.kind(), taken.doing), (Kind::Exists, "create veth pair"));
+        }
+        assert!(link::find(socket, "v3").unwrap().is_none());
+    });
 }
 
 #[test]

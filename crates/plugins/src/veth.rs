@@ -8,7 +8,7 @@ use netloom_plugin::{Code, Error, Sandbox, Undo};
 
 use crate::{
     container::Container,
-    failure::{Explain, differs, invalid},
+    failure::{Explain, differs},
     owner::Owner,
 };
 
@@ -74,7 +74,9 @@ pub(crate) fn create(
             Err(error) => return Err(error).explain(),
         }
     }
-    Err(invalid("no name is free for the host's end of the veth pair"))
+    Err(Error::new(Code::Internal, "no name is free for the host's end of the veth pair").details(
+        "other links have all that it might get: remove those called `veth` and digits that nobody uses",
+    ))
 }
 
 /// Sets the host's end up and marks it. Until then its group says whose it is, the one thing that a link can have from

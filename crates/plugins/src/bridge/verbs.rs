@@ -165,14 +165,13 @@ fn connect(
     let mark = owner.mark();
     for attempt in 0.. {
         let change = Change { master: Some(bridge.index), ..veth::owned(&mark) };
-        match link::change(host, outside, &change) {
-            Ok(()) => break,
-            // Another ADD made the bridge, failed, and took it away again.
-            Err(_) if attempt < ATTEMPTS && link::glance(host, &bridge.name).explain()?.is_none() => {
-                bridge = ensure_bridge(host, conf, undo)?;
-            }
-            Err(error) => return Err(error).explain(),
+        let Err(error) = link::change(host, outside, &change) else { break };
+        // Another ADD made the bridge, failed, and took it away again; a third one may have made the next.
+        let there = link::glance(host, &bridge.name).explain()?;
+        if attempt == ATTEMPTS || there.is_some_and(|there| there.index == bridge.index) {
+            return Err(error).explain();
         }
+        bridge = ensure_bridge(host, conf, undo)?;
     }
     sysctl::set(Setting::Ipv6(&outside.name, "accept_ra"), "0").explain()?;
     if conf.port.hairpin || conf.port.isolated {
