@@ -3,7 +3,7 @@
 use std::{
     process::Command,
     sync::atomic::{AtomicUsize, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -95,8 +95,22 @@ fn go_through(side: &Side, host: &Host, case: &Case, containers: usize) -> Outco
     })
 }
 
-/// Counts, when the kernel and the children that wait for it have had their time.
+/// Counts until two looks, a second apart, say the same: the kernel and the children that wait for it have had their time.
 fn look(host: &Host) -> Result<Vec<u64>, String> {
+    const LOOKS: usize = 60;
+    let mut before = count(host)?;
+    for _ in 0..LOOKS {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = count(host)?;
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    Ok(before)
+}
+
+fn count(host: &Host) -> Result<Vec<u64>, String> {
     COUNTED
         .iter()
         .map(|(what, line)| {
