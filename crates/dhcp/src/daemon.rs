@@ -350,7 +350,7 @@ impl Daemon<'_> {
         })
     }
 
-    /// Gives back and forgets the leases of some; whoever still waits for one is told why.
+    /// Releases and forgets the leases of some; whoever still waits for one is told why.
     fn release(&mut self, why: &str, which: impl Fn(&Holder) -> bool) {
         let (released, kept) = std::mem::take(&mut self.holders).into_iter().partition(which);
         self.holders = kept;
@@ -403,7 +403,7 @@ impl Holder {
         of_clients.into_iter().flatten().min()
     }
 
-    /// Gives the leases, if all that were asked for are there.
+    /// Returns the leases, if all that were asked for are there.
     fn leases(&self) -> Option<Vec<Lease>> {
         let of_v4 = self.v4.as_ref().map(|(client, _)| client.lease());
         let of_v6 = self.v6.as_ref().map(|(client, _)| client.lease());

@@ -47,7 +47,7 @@ impl Exchange {
         Ok(Some(Self::LinkLocal(link.index, socket)))
     }
 
-    /// Tells whether this is what a client of IPv4 needs now.
+    /// Returns whether this is what a client of IPv4 needs now.
     pub(crate) fn fits(&self, listening: Listening) -> bool {
         match (self, listening) {
             (Self::Everything(_), Listening::ToEverything) => true,
@@ -78,7 +78,7 @@ impl Exchange {
         send(socket, payload, SocketAddrV6::new(v6::SERVERS, v6::SERVER_PORT, 0, *link).into())
     }
 
-    /// Gives what has come, the next at a time; none when there is no more. Broken packets are left aside.
+    /// Returns what has come, the next at a time; none when there is no more. Broken packets are left aside.
     pub(crate) fn receive(&self) -> Result<Option<Vec<u8>>> {
         let mut buffer = [0; 4096];
         match self {

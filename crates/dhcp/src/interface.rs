@@ -35,7 +35,7 @@ pub(crate) fn ready(ifname: &str) -> Result<Link> {
     Ok(link)
 }
 
-/// Gives the settled address by which the interface speaks with servers of IPv6.
+/// Returns the settled address by which the interface speaks with servers of IPv6.
 pub(crate) fn link_local(link: &Link) -> Result<Option<std::net::Ipv6Addr>> {
     let socket = Socket::open(Protocol::Route)?;
     let addresses = addr::list(&socket, link)?;
@@ -52,7 +52,7 @@ pub(crate) fn take_away(ifname: &str, lost: IpNet) -> Result<()> {
     addr::remove(&socket, &link, lost)
 }
 
-/// Gives the interface the address and the routes of a lease.
+/// Returns the interface the address and the routes of a lease.
 pub(crate) fn give(ifname: &str, lease: &Lease, priority: u32) -> Result<()> {
     let socket = Socket::open(Protocol::Route)?;
     let link = link::require(&socket, ifname)?;

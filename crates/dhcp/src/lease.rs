@@ -93,7 +93,7 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// Gives the wait after the n-th try: four times some 2 s, then from 4 s on twice as long each time, a second more or
+    /// Returns the wait after the n-th try: four times some 2 s, then from 4 s on twice as long each time, a second more or
     /// less by chance (RFC 2131, section 4.1).
     pub(crate) fn after(&self, tries: u32, random: u32) -> Duration {
         const FAST: u32 = 4;

@@ -85,7 +85,7 @@ impl Client {
         Self { mac, wishes, patience, state: State::Bound(lease), xid: 0, tries: 0, since: due, due }
     }
 
-    /// Gives the lease, while there is one.
+    /// Returns the lease, while there is one.
     pub fn lease(&self) -> Option<&Lease> {
         match &self.state {
             State::Bound(lease) | State::Renewing(lease) | State::Rebinding(lease) => Some(lease),
@@ -207,7 +207,7 @@ impl Client {
         }
     }
 
-    /// Gives the lease back; to be sent once.
+    /// Returns the lease back; to be sent once.
     pub fn release(&mut self, now: Time, xid: u32) -> Option<Output> {
         let lease = self.lease()?.clone();
         let (IpAddr::V4(from), Server::V4(to)) = (lease.address.addr(), lease.server) else { return None };

@@ -70,7 +70,7 @@ impl Client {
         Self { wishes, patience, state: State::Bound(lease), xid: 0, tries: 0, since: due, due }
     }
 
-    /// Gives the lease, while there is one.
+    /// Returns the lease, while there is one.
     pub fn lease(&self) -> Option<&Lease> {
         match &self.state {
             State::Bound(lease) | State::Renewing(lease) | State::Rebinding(lease) => Some(lease),
@@ -202,7 +202,7 @@ impl Client {
         }
     }
 
-    /// Gives the lease back; to be sent once.
+    /// Returns the lease back; to be sent once.
     pub fn release(&mut self, now: Time, random: u32) -> Option<Output> {
         let lease = self.lease()?.clone();
         (self.since, self.xid) = (now, transaction(random));
@@ -326,7 +326,7 @@ fn is_usable(ip: Ipv6Addr) -> bool {
     !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || ip.is_unicast_link_local())
 }
 
-/// Gives the status with which a server refuses.
+/// Returns the status with which a server refuses.
 fn refusal(options: &DhcpOptions) -> Option<Status> {
     match options.get(OptionCode::StatusCode) {
         Some(DhcpOption::StatusCode(status)) if status.status != Status::Success => Some(status.status),

@@ -127,7 +127,7 @@ impl Index {
         Ok(index)
     }
 
-    /// Gives the addresses of which the table says that the container has them.
+    /// Returns the addresses of which the table says that the container has them.
     pub(crate) fn addresses(&mut self, container: &str) -> io::Result<Vec<IpAddr>> {
         let container = hash(container);
         let page = self.page(container)?;

@@ -4,13 +4,13 @@
 //! Nothing here knows interfaces, CNI verbs or JSON.
 #![forbid(unsafe_code)]
 
+mod cooldown;
 mod index;
 pub mod pick;
 pub mod range;
-mod rest;
 pub mod store;
 
+pub use cooldown::Cooldown;
 pub use pick::Candidates;
 pub use range::{Range, RangeError, RangeSet};
-pub use rest::Rest;
 pub use store::{Locked, Owner, Store, StoreError};

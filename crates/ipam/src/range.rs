@@ -100,12 +100,12 @@ impl Range {
         Ok(Self { subnet, start, end, gateway: gateway.unwrap_or(first) })
     }
 
-    /// Tells whether an address is between first and last.
+    /// Returns whether an address is between first and last.
     pub fn contains(&self, ip: IpAddr) -> bool {
         ip.is_ipv4() == self.start.is_ipv4() && self.start <= ip && ip <= self.end
     }
 
-    /// Gives an address with the subnet's prefix length.
+    /// Returns an address with the subnet's prefix length.
     pub fn with_prefix(&self, ip: IpAddr) -> IpNet {
         IpNet::new(ip, self.subnet.prefix_len()).unwrap_or(self.subnet)
     }
@@ -144,7 +144,7 @@ impl RangeSet {
         &self.0
     }
 
-    /// Tells whether the addresses are IPv4.
+    /// Returns whether the addresses are IPv4.
     pub fn is_ipv4(&self) -> bool {
         self.0.iter().any(|range| range.start.is_ipv4())
     }
@@ -169,7 +169,7 @@ impl fmt::Display for RangeSet {
     }
 }
 
-/// Gives the address that follows; none after the last of the family.
+/// Returns the address that follows; none after the last of the family.
 pub(crate) fn next(ip: IpAddr) -> Option<IpAddr> {
     match ip {
         IpAddr::V4(ip) => u32::from(ip).checked_add(1).map(|n| Ipv4Addr::from(n).into()),

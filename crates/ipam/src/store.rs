@@ -22,10 +22,10 @@ use rustix::{
 };
 
 use crate::{
+    cooldown::Cooldown,
     index::{self, Entry, Index, NO_LINK, Outdated},
     pick::Candidates,
     range::{Range, RangeSet},
-    rest::Rest,
 };
 
 /// Names who has an address.
@@ -61,7 +61,7 @@ type Result<T> = std::result::Result<T, StoreError>;
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
-    rest: Option<Rest>,
+    rest: Option<Cooldown>,
 }
 
 /// Holds the lock of the folder, and with it the right to read and change.
@@ -70,7 +70,7 @@ pub struct Locked<'a> {
     dir: &'a Path,
     /// None where it cannot be had, as on a disk that is full: then every file is read.
     index: Option<Index>,
-    rest: Option<Rest>,
+    rest: Option<Cooldown>,
     _lock: File,
 }
 
@@ -85,11 +85,11 @@ impl Store {
 
     /// Has addresses that are given back rest, while there are others.
     #[must_use]
-    pub fn with_rest(self, rest: Option<Rest>) -> Self {
+    pub fn with_rest(self, rest: Option<Cooldown>) -> Self {
         Self { rest, ..self }
     }
 
-    /// Gives the folder.
+    /// Returns the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -211,7 +211,7 @@ impl Locked<'_> {
         Ok(candidates.any(|(_, ip)| !taken.contains(&ip)))
     }
 
-    /// Gives the address that was given out last from a range set.
+    /// Returns the address that was given out last from a range set.
     pub fn last_reserved(&self, range_set: usize) -> Option<IpAddr> {
         // One read gives all: an address is short. `read_to_string` would ask for the size, and read twice.
         let mut text = [0; 64];

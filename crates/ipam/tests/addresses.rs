@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ipam::{Candidates, Owner, Range, RangeSet, Rest, Store};
+use ipam::{Candidates, Cooldown, Owner, Range, RangeSet, Store};
 use proptest::prelude::*;
 
 fn set(subnets: &[&str]) -> RangeSet {
@@ -101,7 +101,7 @@ fn what_is_given_back_rests() {
     let set = set(&["10.1.2.0/29"]);
     let began = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
     let at = |seconds: u64| {
-        let rest = Rest { cooldown: Duration::from_mins(1), now: began + Duration::from_secs(seconds) };
+        let rest = Cooldown { cooldown: Duration::from_mins(1), now: began + Duration::from_secs(seconds) };
         Store::new(dir.path(), "lab").with_rest(Some(rest))
     };
     let owner = |container| Owner { container, ifname: "eth0" };
@@ -132,7 +132,8 @@ fn what_is_given_back_rests() {
     assert_eq!(add(64, "i"), is("10.1.2.6"));
     // The clock went back, by more than anything rests.
     assert_eq!(Store::new(dir.path(), "lab").lock().unwrap().reserved().unwrap().len(), 3);
-    let store = at(0).with_rest(Some(Rest { cooldown: Duration::from_mins(1), now: SystemTime::UNIX_EPOCH }));
+    let store =
+        at(0).with_rest(Some(Cooldown { cooldown: Duration::from_mins(1), now: SystemTime::UNIX_EPOCH }));
     let given = store.lock().unwrap().reserve_next(&set, owner("j"), 0).unwrap();
     assert_eq!(given.map(|(_, ip)| ip.to_string()), is("10.1.2.2"));
     // Whoever asks for none has none.

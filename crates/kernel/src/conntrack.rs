@@ -25,7 +25,7 @@ pub struct Connection {
     tuple: Vec<u8>,
 }
 
-/// Tells whether any connection is tracked in the calling thread's namespace. Listing them looks at each bucket of a
+/// Returns whether any connection is tracked in the calling thread's namespace. Listing them looks at each bucket of a
 /// large table, which takes some 15 ms however few there are.
 pub fn is_any() -> bool {
     sysctl::read(Setting::Net("netfilter/nf_conntrack_count")).ok().flatten().is_none_or(|count| count != "0")

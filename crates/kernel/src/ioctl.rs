@@ -23,7 +23,7 @@ impl LinkRequest {
         Ok(Self(request))
     }
 
-    /// Gives what is behind the name, to be written before the call and read after it.
+    /// Returns what is behind the name, to be written before the call and read after it.
     pub(crate) fn subject(&mut self) -> &mut [u8] {
         &mut self.0[libc::IFNAMSIZ..]
     }

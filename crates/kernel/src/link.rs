@@ -1,7 +1,7 @@
 //! Links: look them up, make them, change and remove them.
 
 mod create;
-mod glance;
+mod quick;
 
 use std::{
     collections::HashSet,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub use create::{Driver, IpvlanMode, MacvlanMode, New, Veth, create, create_veth};
-pub use glance::{Glance, glance, is_running, mac};
+pub use quick::{QuickLink, find_quick, is_running, mac};
 
 /// Describes a link as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Tells whether frames can pass.
+    /// Returns whether frames can pass.
     pub fn is_operational(&self) -> bool {
         self.operstate == OPER_UP
     }
@@ -263,7 +263,7 @@ pub fn changing(link: &dyn Named, change: &Change<'_>) -> Request {
     Request { message, doing: "change link", object: format!("`{}`", link.name()) }
 }
 
-/// Gives a link another name beside its own, or takes that away. Fine when it is so already. Needs Linux 5.5.
+/// Returns a link another name beside its own, or takes that away. Fine when it is so already. Needs Linux 5.5.
 ///
 /// # Errors
 /// When another link has the name, or the kernel knows no such names.

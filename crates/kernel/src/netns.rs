@@ -17,7 +17,7 @@ use rustix::{
 
 use crate::{
     error::{Error, Kind, Result},
-    fault, ioctl,
+    inject, ioctl,
 };
 
 /// Holds an open network namespace.
@@ -63,12 +63,12 @@ impl Netns {
         }
     }
 
-    /// Gives the path that it was opened by.
+    /// Returns the path that it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Tells whether two are the same namespace.
+    /// Returns whether two are the same namespace.
     ///
     /// # Errors
     /// When one of them cannot be examined.
@@ -76,7 +76,7 @@ impl Netns {
         Ok(self.identity()? == other.identity()?)
     }
 
-    /// Gives device and inode, which no other namespace has as long as this one is there.
+    /// Returns device and inode, which no other namespace has as long as this one is there.
     ///
     /// # Errors
     /// When it cannot be examined.
@@ -141,7 +141,7 @@ impl Netns {
     pub fn create(path: &Path) -> Result<Self> {
         let error = |doing| move |errno| Error::new(doing, path.display(), errno);
         let io = |doing| move |error: std::io::Error| Error::from_io(doing, path.display(), &error);
-        fault::point("create network namespace", &path.display().to_string())?;
+        inject::point("create network namespace", &path.display().to_string())?;
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(io("create the folder of"))?;
         }
@@ -188,7 +188,7 @@ impl AsFd for Netns {
     }
 }
 
-/// Gives this thread a mount namespace of its own, in which no mount reaches the rest of the machine.
+/// Returns this thread a mount namespace of its own, in which no mount reaches the rest of the machine.
 ///
 /// # Errors
 /// When the process may not.
@@ -219,7 +219,7 @@ pub fn mount_file(file: &Path, over: &Path) -> Result<()> {
         .map_err(|errno| Error::new("mount a file over", over.display(), errno))
 }
 
-/// Tells whether an error means that a namespace is gone, as DEL may find it.
+/// Returns whether an error means that a namespace is gone, as DEL may find it.
 pub fn is_gone(error: &Error) -> bool {
     error.kind() == Kind::NotFound || error.errno == Errno::NOTDIR
 }

@@ -79,7 +79,7 @@ pub enum Field {
 }
 
 impl Field {
-    /// Gives nft's number for the type, and the length in bytes.
+    /// Returns nft's number for the type, and the length in bytes.
     fn number_and_length(self) -> (u32, u32) {
         match self {
             Self::Ipv4 => (7, 4),
@@ -114,7 +114,7 @@ pub struct Set {
     pub comment: &'static str,
 }
 
-/// Gives the total length in bytes, each field but a lone one padded to four, and nft's number of the whole.
+/// Returns the total length in bytes, each field but a lone one padded to four, and nft's number of the whole.
 fn layout(fields: &[Field]) -> (u32, u32) {
     if let [field] = fields {
         return field.number_and_length();

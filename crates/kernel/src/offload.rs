@@ -13,7 +13,7 @@ use crate::{
     ioctl::LinkRequest,
 };
 
-/// Tells whether a link of the calling thread's namespace leaves checksums to the card.
+/// Returns whether a link of the calling thread's namespace leaves checksums to the card.
 ///
 /// # Errors
 /// When it is not there.

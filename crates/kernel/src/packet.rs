@@ -78,7 +78,7 @@ impl PacketSocket {
         checked(sent).map(drop).map_err(|errno| Error::new("send a packet", "to everybody", errno))
     }
 
-    /// Gives a packet that has come, from its IPv4 header on; none when there is none.
+    /// Returns a packet that has come, from its IPv4 header on; none when there is none.
     ///
     /// # Errors
     /// When the link is down or gone.

@@ -23,7 +23,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Gives the burst in the kernel's unit: ticks of 64 ns that it takes at the rate.
+    /// Returns the burst in the kernel's unit: ticks of 64 ns that it takes at the rate.
     fn buffer(&self) -> u32 {
         let microseconds = u64::from(self.burst) * 1_000_000 / self.rate.max(1);
         u32::try_from(microseconds * 1000 / 64).unwrap_or(u32::MAX)
@@ -64,7 +64,7 @@ pub struct Root {
 }
 
 impl Root {
-    /// Tells whether it is the token bucket filter that [`add_bucket`] makes.
+    /// Returns whether it is the token bucket filter that [`add_bucket`] makes.
     pub fn is(&self, bucket: &Bucket) -> bool {
         self.bucket == Some((bucket.rate, bucket.limit, bucket.buffer()))
     }

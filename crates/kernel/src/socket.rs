@@ -19,7 +19,7 @@ use rustix::{
 
 use crate::{
     error::{Error, Kind, Result},
-    fault,
+    inject,
     message::{Attrs, HEADER, Message, Messages, Received, read_text, read_u32},
 };
 
@@ -114,7 +114,7 @@ impl Socket {
     pub fn make(&self, requests: impl IntoIterator<Item = Request>) -> Result<()> {
         let (mut messages, whats) = split(requests.into_iter());
         for (doing, object) in &whats {
-            fault::point(doing, object)?;
+            inject::point(doing, object)?;
         }
         let Some(last) = messages.last_mut() else { return Ok(()) };
         last.add_flags(ACK);
@@ -153,7 +153,7 @@ impl Socket {
         mut read: impl FnMut(Received<'_>),
     ) -> Result<()> {
         let Request { message, doing, object } = request;
-        fault::point(doing, &object)?;
+        inject::point(doing, &object)?;
         let mut outcome = Ok(());
         let answered = self.send(&mut [message, question]).and_then(|first| {
             while !self.receive(|received| {
@@ -171,7 +171,7 @@ impl Socket {
     }
 
     /// Asks for many changes, which need not all succeed, in as few sends as their answers fit into the socket's buffer.
-    /// Gives the refusals; what is absent and was to be removed is none.
+    /// Returns the refusals; what is absent and was to be removed is none.
     pub(crate) fn change_all(&self, changes: impl Iterator<Item = Request>) -> Vec<Error> {
         const AT_ONCE: usize = 100;
         let mut changes = changes.peekable();

@@ -11,8 +11,8 @@ use rustix::fs::OFlags;
 
 use crate::{
     error::{Error, Kind, Result},
-    fault,
     file::open,
+    inject,
     message::{Attrs, Message, Received, read_u32},
     socket::{REQUEST, Socket},
 };
@@ -84,7 +84,7 @@ pub fn read(setting: Setting<'_>) -> Result<Option<String>> {
 /// When the kernel does not have it or refuses the value.
 pub fn write(setting: Setting<'_>, value: &str) -> Result<()> {
     let path = setting.path();
-    fault::point("write", &path.display().to_string())?;
+    inject::point("write", &path.display().to_string())?;
     // Opened without O_CREAT and O_TRUNC: procfs wants neither.
     open(&path, OFlags::WRONLY)
         .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))

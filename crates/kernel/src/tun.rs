@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    fault,
+    inject,
     ioctl::{LinkRequest, call},
 };
 
@@ -33,7 +33,7 @@ pub struct Tap<'a> {
 #[doc(alias = "TUNSETIFF")]
 pub fn create(tap: &Tap<'_>) -> Result<()> {
     let error = |errno| Error::new("create TAP link", format!("`{}`", tap.name), errno);
-    fault::point("create TAP link", tap.name)?;
+    inject::point("create TAP link", tap.name)?;
     let device = OpenOptions::new()
         .read(true)
         .write(true)

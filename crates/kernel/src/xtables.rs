@@ -22,7 +22,7 @@ pub use entry::{Rule, Target};
 
 use crate::{
     error::{Error, Result, checked},
-    fault,
+    inject,
 };
 
 /// Says whose packets a table is for.
@@ -77,7 +77,7 @@ struct Chain {
 /// What the chains at the hooks are called.
 const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 
-/// Tells whether somebody uses a table in the calling thread's namespace. Asking does not load it.
+/// Returns whether somebody uses a table in the calling thread's namespace. Asking does not load it.
 pub fn is_used(family: Family, table: &str) -> bool {
     fs::read_to_string(family.names_file()).is_ok_and(|names| names.lines().any(|name| name == table))
 }
@@ -112,7 +112,7 @@ pub fn edit(family: Family, table: &'static str, change: impl Fn(&mut Table) -> 
         if !change(&mut edited) {
             return Ok(());
         }
-        fault::point("replace iptables-legacy table", table)?;
+        inject::point("replace iptables-legacy table", table)?;
         outcome = edited.write(&socket);
         // Somebody without the lock was faster.
         if !matches!(&outcome, Err(error) if error.errno == Errno::AGAIN) {
@@ -123,7 +123,7 @@ pub fn edit(family: Family, table: &'static str, change: impl Fn(&mut Table) -> 
 }
 
 impl Table {
-    /// Tells whether there is a chain of that name.
+    /// Returns whether there is a chain of that name.
     pub fn has_chain(&self, chain: &str) -> bool {
         self.chains.iter().any(|it| it.name == chain)
     }
@@ -269,7 +269,7 @@ impl Table {
         built
     }
 
-    /// Gives the kernel's own chains first, in the order of their hooks.
+    /// Returns the kernel's own chains first, in the order of their hooks.
     fn in_order(&self) -> impl Iterator<Item = &Chain> {
         let mut chains: Vec<&Chain> = self.chains.iter().collect();
         chains.sort_by_key(|chain| chain.hook.unwrap_or(usize::MAX));

@@ -87,13 +87,13 @@ fn links_are_told_of_at_once() {
     );
     on_host(&host, |socket| {
         for name in ["a0", "b0", "d0", "br8", "br9"] {
-            let (link, glance) =
-                (link::require(socket, name).unwrap(), link::glance(socket, name).unwrap().unwrap());
-            assert_eq!((glance.index, &glance.name, glance.up), (link.index, &link.name, link.up));
-            assert_eq!(glance.driver == "bridge", name.starts_with("br"), "{glance:?}");
+            let (link, quick) =
+                (link::require(socket, name).unwrap(), link::find_quick(socket, name).unwrap().unwrap());
+            assert_eq!((quick.index, &quick.name, quick.up), (link.index, &link.name, link.up));
+            assert_eq!(quick.driver == "bridge", name.starts_with("br"), "{quick:?}");
             // A port is promiscuous by its bridge, be that promiscuous itself or have several.
             assert_eq!(
-                (glance.promiscuous, link.promiscuity > 0),
+                (quick.promiscuous, link.promiscuity > 0),
                 (name == "br8", "b0 d0 br8".contains(name))
             );
             assert_eq!(
@@ -102,7 +102,7 @@ fn links_are_told_of_at_once() {
                 "{name} {link:?}"
             );
         }
-        assert_eq!(link::glance(socket, "none").unwrap(), None);
+        assert_eq!(link::find_quick(socket, "none").unwrap(), None);
         assert!(link::is_running(socket, "none").is_err());
     });
 }

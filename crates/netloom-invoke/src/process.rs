@@ -41,7 +41,7 @@ impl Verb {
     /// Every verb.
     pub const ALL: [Self; 6] = [Self::Add, Self::Del, Self::Check, Self::Status, Self::Gc, Self::Version];
 
-    /// Gives the value of `CNI_COMMAND`.
+    /// Returns the value of `CNI_COMMAND`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Add => "ADD",

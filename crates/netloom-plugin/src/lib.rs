@@ -53,7 +53,7 @@ use netloom_types::result::v100::Success;
 /// Describes a plugin. Errors carry the specification's code; what `add` returns is printed in the version of
 /// the configuration.
 pub trait Plugin: Sync {
-    /// Gives the plugin's type, for messages.
+    /// Returns the plugin's type, for messages.
     fn name(&self) -> &'static str;
 
     /// Says what the plugin is, for somebody who runs it by hand.

@@ -95,7 +95,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Gives the namespace's path, which ADD and CHECK always have.
+    /// Returns the namespace's path, which ADD and CHECK always have.
     ///
     /// # Errors
     /// Code 4 when there is none.
@@ -105,14 +105,14 @@ impl Sandbox {
         })
     }
 
-    /// Gives the namespace's path as text, as results have it.
+    /// Returns the namespace's path as text, as results have it.
     pub fn netns_text(&self) -> String {
         self.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
     }
 }
 
 impl Request {
-    /// Gives the previous result, for plugins that only work behind others.
+    /// Returns the previous result, for plugins that only work behind others.
     ///
     /// # Errors
     /// Code 7 when there is none.

@@ -71,7 +71,7 @@ pub enum Cached {
 }
 
 impl Cached {
-    /// Gives the result, converted to `version`; none where nothing is remembered.
+    /// Returns the result, converted to `version`; none where nothing is remembered.
     ///
     /// # Errors
     /// When the file is damaged or its result is none of a known version.
@@ -93,7 +93,7 @@ impl Cached {
     }
 }
 
-/// Gives the file of an attachment.
+/// Returns the file of an attachment.
 ///
 /// # Errors
 /// When one of the three is empty.

@@ -112,7 +112,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Gives the plugin's error object, where a plugin failed.
+    /// Returns the plugin's error object, where a plugin failed.
     pub fn plugin_error(&self) -> Option<&CniError> {
         match self {
             Self::Plugin { source, .. } | Self::Invalid(source) => Some(source),

@@ -92,7 +92,7 @@ pub fn networks(dir: &Path) -> Result<Vec<Loaded>, Error> {
     Ok(files.into_iter().map(load).collect())
 }
 
-/// Tells whether a file that cannot be used still says that it is this network.
+/// Returns whether a file that cannot be used still says that it is this network.
 fn names(path: &Path, name: &str) -> bool {
     read(path)
         .ok()

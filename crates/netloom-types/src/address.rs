@@ -56,7 +56,7 @@ pub fn parse_ip_maybe_cidr(text: &str) -> Result<(IpAddr, Option<u8>), AddressEr
     }
 }
 
-/// Gives the prefix that holds every address of the family of `ip`.
+/// Returns the prefix that holds every address of the family of `ip`.
 pub fn default_route(ip: IpAddr) -> IpNet {
     let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     IpNet::new_assert(any, 0)

@@ -152,12 +152,12 @@ impl NetworkList {
         })
     }
 
-    /// Gives the chosen version where it is one that exists.
+    /// Returns the chosen version where it is one that exists.
     pub fn version(&self) -> Option<SpecVersion> {
         SpecVersion::parse(&self.cni_version)
     }
 
-    /// Gives the chosen version for comparing.
+    /// Returns the chosen version for comparing.
     ///
     /// # Errors
     /// When it is no version at all.
@@ -214,12 +214,12 @@ impl PluginConfig {
         Ok(Self { object, kind: wire.r#type, capabilities })
     }
 
-    /// Gives `type`: the name of the plugin's binary.
+    /// Returns `type`: the name of the plugin's binary.
     pub fn kind(&self) -> &str {
         &self.kind
     }
 
-    /// Gives the object as it was written.
+    /// Returns the object as it was written.
     pub fn object(&self) -> &Object {
         &self.object
     }

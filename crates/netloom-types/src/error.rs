@@ -43,7 +43,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// Gives the number.
+    /// Returns the number.
     pub const fn number(self) -> u32 {
         match self {
             Self::Unknown => 0,

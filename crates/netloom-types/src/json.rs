@@ -38,7 +38,7 @@ impl JsonError {
         self
     }
 
-    /// Gives the path as a person writes it, such as `ipam.ranges[0][1].subnet`; empty for the whole text.
+    /// Returns the path as a person writes it, such as `ipam.ranges[0][1].subnet`; empty for the whole text.
     pub fn path(&self) -> String {
         let mut text = String::new();
         for step in self.path.iter().rev() {

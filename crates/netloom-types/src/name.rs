@@ -108,7 +108,7 @@ impl IfName {
     }
 }
 
-/// Tells whether a plugin `type` can be the name of a file and nothing else (SPEC, "Plugin configuration objects").
+/// Returns whether a plugin `type` can be the name of a file and nothing else (SPEC, "Plugin configuration objects").
 pub fn is_plugin_type(text: &str) -> bool {
     !text.is_empty() && text != "." && text != ".." && !text.contains(['/', '\\', '\0'])
 }

@@ -116,7 +116,7 @@ pub struct Dns {
 }
 
 impl Dns {
-    /// Tells whether nothing is set.
+    /// Returns whether nothing is set.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -156,7 +156,7 @@ impl CniResult {
         })
     }
 
-    /// Gives the version that the result is in.
+    /// Returns the version that the result is in.
     pub fn version(&self) -> SpecVersion {
         match self {
             Self::V020(version, _) | Self::V040(version, _) | Self::V100(version, _) => *version,
@@ -201,7 +201,7 @@ impl CniResult {
         })
     }
 
-    /// Gives the newest shape, which every plugin of this project works with.
+    /// Returns the newest shape, which every plugin of this project works with.
     pub fn into_current(self) -> v100::Success {
         match self {
             Self::V020(_, result) => v040::Success::from(result).into(),

@@ -20,9 +20,9 @@ fn main() -> ExitCode {
         Some(plugin) => {
             // For whoever looks at what the kernel frees: by itself a DEL leaves its grace periods to a child.
             if std::env::var_os("NETLOOM_WAIT").is_some_and(|value| value == "1") {
-                kernel::linger::wait_always();
+                kernel::deferred::wait_always();
             }
-            let code = netloom_plugin::main_with(&plugins::Patient(plugin), plugins::LINKED);
+            let code = netloom_plugin::main_with(&plugins::WaitForRemoval(plugin), plugins::LINKED);
             drop(std::io::Write::flush(&mut std::io::stdout()));
             kernel::process::end((code != ExitCode::SUCCESS).into())
         }

@@ -77,7 +77,7 @@ pub fn apply(socket: &Socket, desired: &Desired, actual: &Actual) -> Done {
     done
 }
 
-/// Gives the device, and what is known of its entries: nothing when it was made just now.
+/// Returns the device, and what is known of its entries: nothing when it was made just now.
 fn ensure_device<'a>(
     socket: &Socket,
     device: &Device,
@@ -159,7 +159,7 @@ fn new(device: &Device) -> New<'_> {
     }
 }
 
-/// Tells whether a link is what the device should be.
+/// Returns whether a link is what the device should be.
 fn is(link: &Link, device: &Device) -> bool {
     match (device.kind, link.driver) {
         (Kind::Tunnel { vni, port, local }, driver) => driver == Some(Driver::Vxlan { vni, port, local }),

@@ -25,12 +25,12 @@ pub fn candidates(prefix: IpNet, length: u8, node: &str) -> impl Iterator<Item =
     (0..count.min(TRIED)).filter_map(move |index| nth(prefix, length, start.wrapping_add(index) % count))
 }
 
-/// Gives the block to ask for next: the first that nobody is known to have any of; none when all are taken.
+/// Returns the block to ask for next: the first that nobody is known to have any of; none when all are taken.
 pub fn next(prefix: IpNet, length: u8, node: &str, taken: &BTreeSet<IpNet>) -> Option<IpNet> {
     candidates(prefix, length, node).find(|block| !overlaps(taken, *block))
 }
 
-/// Tells whether a block has addresses in common with another: blocks may once have been larger, or smaller.
+/// Returns whether a block has addresses in common with another: blocks may once have been larger, or smaller.
 fn overlaps(taken: &BTreeSet<IpNet>, block: IpNet) -> bool {
     let around = (0..=block.prefix_len())
         .filter_map(|length| IpNet::new(block.addr(), length).ok())
@@ -53,7 +53,7 @@ fn nth(prefix: IpNet, length: u8, index: u64) -> Option<IpNet> {
     }
 }
 
-/// Gives the address of a block that is the node's own, as the source of what the host itself sends to pods: one that no pod
+/// Returns the address of a block that is the node's own, as the source of what the host itself sends to pods: one that no pod
 /// gets, also none of flannel's (the network's own in IPv4; in IPv6 the one behind the last, or where there is none the third).
 pub fn own_address(block: IpNet) -> IpAddr {
     match (block.network(), range(block).1) {
@@ -65,7 +65,7 @@ pub fn own_address(block: IpNet) -> IpAddr {
     }
 }
 
-/// Gives the first and the last address that pods get of a block.
+/// Returns the first and the last address that pods get of a block.
 pub fn range(block: IpNet) -> (IpAddr, IpAddr) {
     match block {
         IpNet::V4(net) => {
@@ -83,7 +83,7 @@ pub fn range(block: IpNet) -> (IpAddr, IpAddr) {
 /// First and last address of each piece of a block that pods get addresses of.
 pub type Pieces = Vec<(IpAddr, IpAddr)>;
 
-/// Gives what pods get of a block: of one behind its host all but the host's own; of one on the hosts' segment all but
+/// Returns what pods get of a block: of one behind its host all but the host's own; of one on the hosts' segment all but
 /// what is `reserved` there.
 pub fn pieces(block: IpNet, reserved: Option<&BTreeSet<IpAddr>>) -> Pieces {
     let Some(reserved) = reserved else { return vec![range(block)] };
@@ -108,7 +108,7 @@ pub fn pieces(block: IpNet, reserved: Option<&BTreeSet<IpAddr>>) -> Pieces {
     pieces
 }
 
-/// Gives how many addresses there are in pieces.
+/// Returns how many addresses there are in pieces.
 pub fn count(pieces: &[(IpAddr, IpAddr)]) -> u64 {
     let of = |piece: &(IpAddr, IpAddr)| match *piece {
         (IpAddr::V4(first), IpAddr::V4(last)) => u64::from(u32::from(last) - u32::from(first)) + 1,

@@ -44,7 +44,7 @@ pub enum Underlay {
 }
 
 impl Underlay {
-    /// Gives the name, of the kernel's links and of the plugin.
+    /// Returns the name, of the kernel's links and of the plugin.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Macvlan => "macvlan",
@@ -226,17 +226,17 @@ pub struct Config {
 }
 
 impl Config {
-    /// Gives the prefixes of all networks' pods.
+    /// Returns the prefixes of all networks' pods.
     pub fn pods(&self) -> Vec<IpNet> {
         self.networks.iter().flat_map(|network| network.pods.iter().copied()).collect()
     }
 
-    /// Gives the network that a block is of.
+    /// Returns the network that a block is of.
     pub fn network_of(&self, block: &IpNet) -> Option<&Network> {
         self.networks.iter().find(|network| network.has(block))
     }
 
-    /// Tells whether this node makes tunnels.
+    /// Returns whether this node makes tunnels.
     pub fn tunnels(&self) -> bool {
         self.networks.iter().any(|network| network.mode.tunnels())
     }
@@ -254,7 +254,7 @@ pub enum Store {
 }
 
 impl Store {
-    /// Gives the kind's name.
+    /// Returns the kind's name.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::File(_) => "file",
@@ -302,7 +302,7 @@ pub struct Flannel {
 }
 
 impl Flannel {
-    /// Gives the name of flannel's tunnel of a family, whose place this daemon's takes.
+    /// Returns the name of flannel's tunnel of a family, whose place this daemon's takes.
     pub fn device(&self, v4: bool) -> String {
         format!("flannel{}.{}", if v4 { "" } else { "-v6" }, self.vni)
     }

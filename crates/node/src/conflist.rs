@@ -12,7 +12,7 @@ use crate::{
     file,
 };
 
-/// Gives the file of a network: the first one's comes before others, which is the one that a runtime takes.
+/// Returns the file of a network: the first one's comes before others, which is the one that a runtime takes.
 pub fn path(config: &Config, network: &str) -> PathBuf {
     let is_first = config.networks.first().is_some_and(|first| first.name == network);
     config.conf_dir.join(format!("{}-{network}.conflist", if is_first { 10 } else { 20 }))
@@ -48,7 +48,7 @@ pub fn before(config: &Config) -> io::Result<Vec<PathBuf>> {
     Ok(before)
 }
 
-/// Gives the file that says whether a network is ready: beside the daemon's socket, where nothing stays over a reboot.
+/// Returns the file that says whether a network is ready: beside the daemon's socket, where nothing stays over a reboot.
 fn ready_path(config: &Config, network: &str) -> PathBuf {
     config.socket.with_file_name(format!("{network}.ready"))
 }
@@ -145,7 +145,7 @@ fn range(subnet: IpNet, (first, last): (IpAddr, IpAddr), gateway: Option<IpAddr>
     range
 }
 
-/// Gives the ranges of a segment's prefixes; what lies side by side is one.
+/// Returns the ranges of a segment's prefixes; what lies side by side is one.
 fn on_segment<'a>(segment: &Segment, own: impl Iterator<Item = (&'a IpNet, &'a Pieces)>) -> Vec<Value> {
     let mut merged: Pieces = Vec::new();
     for (first, last) in own.flat_map(|(_, pieces)| pieces.iter().copied()) {

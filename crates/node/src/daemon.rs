@@ -315,7 +315,7 @@ impl Daemon {
         problems
     }
 
-    /// Gives a node's own address behind its tunnel: that of its first block there, by which it answers.
+    /// Returns a node's own address behind its tunnel: that of its first block there, by which it answers.
     fn through(&self, wanted: &Desired, node: &Record) -> Option<IpAddr> {
         let ways = &wanted.peers.get(&node.name).filter(|_| !node.flannel)?.ways;
         let is_tunnelled = |block: &&IpNet| {

@@ -44,7 +44,7 @@ pub struct Uplinks {
 }
 
 impl Uplinks {
-    /// Gives the one of a family.
+    /// Returns the one of a family.
     pub fn of(&self, v4: bool) -> Option<&Uplink> {
         if v4 { self.v4.as_ref() } else { self.v6.as_ref() }
     }
@@ -71,7 +71,7 @@ pub enum Way {
 }
 
 impl Way {
-    /// Gives the name.
+    /// Returns the name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -360,13 +360,13 @@ fn beside_mac(own: &Record) -> Mac {
     mac_of(&format!("{} beside", own.name))
 }
 
-/// Gives an IPv4 address of the link alone (RFC 3927), from a part of the prefix in which neither clouds nor name servers on nodes
+/// Returns an IPv4 address of the link alone (RFC 3927), from a part of the prefix in which neither clouds nor name servers on nodes
 /// have theirs.
 fn link_local4(mac: Mac) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 224 + mac.0[4] % 16, mac.0[5]), 32)
 }
 
-/// Gives the bytes that a tunnel of an outer family puts around a packet.
+/// Returns the bytes that a tunnel of an outer family puts around a packet.
 fn overhead(config: &Config, v4: bool) -> u32 {
     let frame = if config.tunnel == Form::VxlanGpe { ETHERNET } else { 0 };
     (if v4 { OVERHEAD4 } else { OVERHEAD6 }) - frame

@@ -99,7 +99,7 @@ impl Lease {
         })
     }
 
-    /// Tells whether it may be overwritten by a node: it wrote it itself, or flannel did on the same host.
+    /// Returns whether it may be overwritten by a node: it wrote it itself, or flannel did on the same host.
     pub(crate) fn is_own(&self, node: &Record) -> bool {
         if let Some(name) = &self.netloom {
             return *name == node.name;
@@ -107,7 +107,7 @@ impl Lease {
         self.addresses().any(|ip| node.addresses.contains(&ip))
     }
 
-    /// Tells whether this node of this cluster's wrote it.
+    /// Returns whether this node of this cluster's wrote it.
     pub(crate) fn is_of(&self, node: &str) -> bool {
         self.netloom.as_deref() == Some(node)
     }
@@ -121,12 +121,12 @@ pub(crate) mod keys {
     /// In the place of a subnet of IPv4 where there is none.
     const NONE: &str = "0.0.0.0-0";
 
-    /// Gives the prefix of the subnets' keys.
+    /// Returns the prefix of the subnets' keys.
     pub(crate) fn prefix(how: &Flannel) -> String {
         format!("{}/subnets/", how.place)
     }
 
-    /// Gives the keys from which on, and before which, one is that has this block.
+    /// Returns the keys from which on, and before which, one is that has this block.
     pub(crate) fn around(how: &Flannel, block: IpNet) -> (String, String) {
         let prefix = prefix(how);
         if block.addr().is_ipv4() {
@@ -140,12 +140,12 @@ pub(crate) mod keys {
         }
     }
 
-    /// Tells whether a key, behind the prefix, is of this block.
+    /// Returns whether a key, behind the prefix, is of this block.
     pub(crate) fn has(name: &str, block: IpNet) -> bool {
         name.split('&').any(|part| parse_block(part) == Some(block))
     }
 
-    /// Gives the keys of a node's blocks.
+    /// Returns the keys of a node's blocks.
     pub(crate) fn of(how: &Flannel, node: &Record) -> Vec<String> {
         let (four, six): (Vec<IpNet>, Vec<IpNet>) =
             node.blocks.iter().copied().partition(|block| block.addr().is_ipv4());
@@ -182,7 +182,7 @@ pub(crate) mod annotations {
 
     type Annotations = BTreeMap<String, String>;
 
-    /// Gives the beginning of the annotations' names, as flannel's `-kube-annotation-prefix` makes it.
+    /// Returns the beginning of the annotations' names, as flannel's `-kube-annotation-prefix` makes it.
     fn prefix(how: &Flannel) -> String {
         let slash = if how.place.contains('/') { "" } else { "/" };
         let place = format!("{}{slash}", how.place);
@@ -210,7 +210,7 @@ pub(crate) mod annotations {
         }
     }
 
-    /// Gives those that are to be there for a node of this cluster's, and are not: of what is none any more, nothing. An address that
+    /// Returns those that are to be there for a node of this cluster's, and are not: of what is none any more, nothing. An address that
     /// the operator had flannel say instead (`public-ip-overwrite`) is said here too.
     pub(crate) fn missing(
         how: &Flannel,
@@ -235,7 +235,7 @@ pub(crate) mod annotations {
         named.filter(|(name, value)| there.get(name) != value.as_ref()).collect()
     }
 
-    /// Gives the names of those that are to go with a node of this cluster's, if it wrote them: with its own hardware address.
+    /// Returns the names of those that are to go with a node of this cluster's, if it wrote them: with its own hardware address.
     pub(crate) fn own(how: &Flannel, mac: &str, there: &Annotations) -> BTreeMap<String, Option<String>> {
         let prefix = prefix(how);
         let names = ["backend-data", "backend-v6-data"];

@@ -97,7 +97,7 @@ impl Probes {
         }
     }
 
-    /// Gives what is known of a node's daemon; none until it was asked.
+    /// Returns what is known of a node's daemon; none until it was asked.
     pub(crate) fn seen(&self, name: &str) -> Option<Seen> {
         self.lock().get(name)?.seen
     }
@@ -200,7 +200,7 @@ fn question(number: u64) -> Vec<u8> {
     [&ASK[..], &number.to_be_bytes()].concat()
 }
 
-/// Gives an address as the socket of both families wants it.
+/// Returns an address as the socket of both families wants it.
 fn by(socket: &UdpSocket, ip: IpAddr, port: u16) -> SocketAddr {
     let ip = match ip {
         IpAddr::V4(ip) if socket.local_addr().is_ok_and(|own| own.is_ipv6()) => ip.to_ipv6_mapped().into(),

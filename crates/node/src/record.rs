@@ -135,12 +135,12 @@ impl Record {
         Ok(record)
     }
 
-    /// Gives the address of a family.
+    /// Returns the address of a family.
     pub fn address(&self, v4: bool) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4)
     }
 
-    /// Gives the hardware address of the node's tunnel of a family, which usually follows from its name: it is the same after a
+    /// Returns the hardware address of the node's tunnel of a family, which usually follows from its name: it is the same after a
     /// reboot, and nobody need be told of it.
     pub fn mac(&self, v4: bool) -> Mac {
         let given = if v4 { self.mac.as_ref() } else { self.mac6.as_ref().or(self.mac.as_ref()) };
@@ -148,7 +148,7 @@ impl Record {
     }
 }
 
-/// Tells whether a text can be a node's name (RFC 1123, section 2.1, as Kubernetes has it).
+/// Returns whether a text can be a node's name (RFC 1123, section 2.1, as Kubernetes has it).
 pub fn is_name(text: &str) -> bool {
     (1..=253).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.')
@@ -156,13 +156,13 @@ pub fn is_name(text: &str) -> bool {
         && !text.contains("..")
 }
 
-/// Gives the hardware address of the tunnel of the node with this name: locally administered, of one host.
+/// Returns the hardware address of the tunnel of the node with this name: locally administered, of one host.
 pub fn mac_of(name: &str) -> Mac {
     let digest = Sha256::digest(name);
     Mac([2, digest[0], digest[1], digest[2], digest[3], digest[4]])
 }
 
-/// Gives the next hop by which a tunnel leads to the node with this hardware address: its link-local address
+/// Returns the next hop by which a tunnel leads to the node with this hardware address: its link-local address
 /// (RFC 4291, appendix A), for IPv4 too (RFC 5549).
 pub fn hop_of(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.0;

@@ -58,7 +58,7 @@ pub trait Store: Send {
     /// When the store cannot be reached or refuses.
     fn publish(&mut self, node: &Record, again: bool) -> Result<(), StoreError>;
 
-    /// Gives the blocks that somebody else assigns to this node, which then claims none of those families.
+    /// Returns the blocks that somebody else assigns to this node, which then claims none of those families.
     ///
     /// # Errors
     /// When the store cannot be reached: then nobody knows.
@@ -78,7 +78,7 @@ pub trait Store: Send {
     /// When the store cannot be reached: then nobody knows.
     fn take(&mut self, block: IpNet, from: &str, node: &str) -> Result<bool, StoreError>;
 
-    /// Gives a block back. Somebody else's, or nobody's, stays as it is.
+    /// Returns a block back. Somebody else's, or nobody's, stays as it is.
     ///
     /// # Errors
     /// When the store cannot be reached.

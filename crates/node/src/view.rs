@@ -94,7 +94,7 @@ impl View {
         }
     }
 
-    /// Tells whether a node that has blocks has not been heard of for so long that it will not come back: it had a lease, and
+    /// Returns whether a node that has blocks has not been heard of for so long that it will not come back: it had a lease, and
     /// twice that since.
     pub(crate) fn is_gone_for_good(&self, name: &str, config: &Config) -> bool {
         self.live
@@ -141,7 +141,7 @@ impl View {
     }
 }
 
-/// Gives how long a node that is not heard of stays.
+/// Returns how long a node that is not heard of stays.
 pub(crate) fn lease(config: &Config) -> Duration {
     Duration::from_secs(config.lease.into())
 }

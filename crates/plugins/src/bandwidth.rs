@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use kernel::{
-    Kind, Protocol, Socket, linger,
+    Kind, Protocol, Socket, deferred,
     link::{self, Change, Driver, Link, New},
     qdisc::{self, Bucket, OtherSide, Part},
 };
@@ -11,11 +11,12 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    chained::{host_end, prev_result},
-    container::Container,
+    cleanup,
+    container_netns::ContainerNetns,
     failure::{Errors, Explain, differs, invalid},
-    interface, owned,
+    interface,
     owner::Owner,
+    prev_result::{host_end, prev_result},
 };
 
 /// The plugin.
@@ -99,7 +100,7 @@ impl Conf {
         self.ingress.is_none() && self.egress.is_none()
     }
 
-    /// Gives the part of the traffic that is limited; none for all of it.
+    /// Returns the part of the traffic that is limited; none for all of it.
     fn part(&self) -> Option<Part<'_>> {
         match (&self.unshaped[..], &self.shaped[..]) {
             ([], []) => None,
@@ -181,7 +182,7 @@ impl Plugin for Bandwidth {
         }
         let owner = Owner::of(request, sandbox);
         let host = Socket::open(Protocol::Route).explain()?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let outside = host_end(&host, &container, sandbox)?;
         undo.push(format!("unlimit `{}`", outside.name), {
             let (host, outside) = (host.clone(), outside.clone());
@@ -214,7 +215,7 @@ impl Plugin for Bandwidth {
             if let Some(ifb) = link::find(&host, &name).explain()?
                 && ifb.alias.as_ref().is_none_or(|alias| *alias == mark)
             {
-                linger::remove_link(&host, &ifb).explain()?;
+                deferred::remove_link(&host, &ifb).explain()?;
             }
         }
         Ok(())
@@ -228,7 +229,7 @@ impl Plugin for Bandwidth {
         }
         let owner = Owner::of(request, sandbox);
         let host = Socket::open(Protocol::Route).explain()?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let outside = host_end(&host, &container, sandbox)?;
         let limited = |link: &Link, bucket: &Bucket| {
             if conf.is_limited(&host, link, bucket)? {
@@ -263,7 +264,7 @@ impl Plugin for Bandwidth {
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
         let mut errors = Errors::default();
-        errors.note(owned::gc_links(request, valid));
+        errors.note(cleanup::gc_links(request, valid));
         // Those that say nothing of their owner are the reference's, or of an ADD that was killed. Whose interface is
         // gone has nothing redirected to it any more; the names of valid ones are known.
         let host = Socket::open(Protocol::Route).explain()?;

@@ -176,7 +176,7 @@ fn who(request: &Request, sandbox: &Sandbox) -> Who {
     }
 }
 
-/// Gives the client's name as the reference makes it, so that a server gives the same address to either.
+/// Returns the client's name as the reference makes it, so that a server gives the same address to either.
 fn client_id(who: &Who) -> Vec<u8> {
     const LONGEST: usize = 254;
     let mut name = format!("{}/{}/{}", who.container, who.network, who.ifname).into_bytes();
@@ -185,7 +185,7 @@ fn client_id(who: &Who) -> Vec<u8> {
     [&[0], &name[..]].concat()
 }
 
-/// Gives the client's DUID of type UUID (RFC 6355), which follows from its name.
+/// Returns the client's DUID of type UUID (RFC 6355), which follows from its name.
 fn duid(client_id: &[u8]) -> Vec<u8> {
     [&[0, 4], &Sha512::digest(client_id)[..16]].concat()
 }

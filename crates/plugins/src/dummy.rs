@@ -9,10 +9,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    container::{Container, Duplicates},
+    common_config::Ipam,
+    container_link::{self, Addressing},
+    container_netns::{ContainerNetns, Duplicates},
     failure::{Explain, differs, invalid},
-    single::{self, Addressing},
-    written::Ipam,
 };
 
 /// The plugin.
@@ -48,30 +48,30 @@ impl Plugin for Dummy {
 
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
         let addressing = Addressing::of_dummy(request)?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
-        single::require_free(&container, sandbox)?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
+        container_link::require_free(&container, sandbox)?;
         let ifname = sandbox.ifname.as_str();
         link::create(&container.socket, &New::of(ifname, Driver::Dummy)).explain()?;
-        single::remove_later(&container, ifname, undo)?;
+        container_link::remove_later(&container, ifname, undo)?;
         let inside = link::require(&container.socket, ifname).explain()?;
-        single::configure(request, sandbox, undo, &container, &inside, &addressing)
+        container_link::configure(request, sandbox, undo, &container, &inside, &addressing)
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        single::del(request, sandbox)
+        container_link::del(request, sandbox)
     }
 
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let addressing = Addressing::of_dummy(request)?;
-        let (_, inside) = single::check(request, sandbox, addressing.ipam.as_deref(), Some("dummy"))?;
+        let (_, inside) = container_link::check(request, sandbox, addressing.ipam.as_deref(), Some("dummy"))?;
         if inside.up { Ok(()) } else { Err(differs(format!("Interface {} is down", inside.name))) }
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {
-        single::status(request, Addressing::of_dummy(request)?.ipam.as_deref())
+        container_link::status(request, Addressing::of_dummy(request)?.ipam.as_deref())
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        single::gc(request, valid)
+        container_link::gc(request, valid)
     }
 }

@@ -73,7 +73,7 @@ impl Errors {
     }
 }
 
-/// Gives a kernel's error its code and hint.
+/// Returns a kernel's error its code and hint.
 pub(crate) fn explained(error: &kernel::Error) -> Error {
     let code = match error.kind() {
         kernel::Kind::Interrupted => Code::TryAgainLater,

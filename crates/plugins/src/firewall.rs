@@ -4,23 +4,23 @@ mod firewalld;
 
 use std::net::IpAddr;
 
-use kernel::linger;
+use kernel::deferred;
 use netloom_plugin::{
     Attachment, Code, Error, Plugin, Request, Sandbox, SpecVersion, Undo, result::v100::Success,
 };
 use ruleset::{
     firewall::{self, Admission},
-    passage::{self, Wanted},
+    forward_hook::{self, Wanted},
     reference,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    chained::{addresses, prev_result},
+    cleanup,
     failure::{Explain, differs, invalid},
-    owned,
     owner::Owner,
+    prev_result::{addresses, prev_result},
 };
 
 /// The plugin.
@@ -109,7 +109,7 @@ impl Conf {
         Wanted { admin_chain: &self.admin_chain, always: self.iptables }
     }
 
-    /// Gives the bus of firewalld, if that is to be asked.
+    /// Returns the bus of firewalld, if that is to be asked.
     fn bus(&self) -> Result<Option<firewalld::Bus>, Error> {
         match self.firewalld {
             Some(false) => Ok(None),
@@ -137,7 +137,7 @@ impl Plugin for Firewall {
         let owner = Owner::of(request, sandbox);
         let admission = admission(&conf, &prev, sandbox)?;
         let bus = conf.bus()?;
-        let netfilter = linger::netfilter().explain()?;
+        let netfilter = deferred::netfilter().explain()?;
         if conf.policy != Policy::Open {
             let bridge = bridge(&prev, conf.policy)?;
             let together = conf.policy == Policy::SameBridge;
@@ -158,14 +158,14 @@ impl Plugin for Firewall {
                 })?;
             }
         } else {
-            passage::open(&netfilter, conf.wanted()).explain()?;
+            forward_hook::open(&netfilter, conf.wanted()).explain()?;
         }
         Ok(prev)
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let owner = Owner::of(request, sandbox);
-        let Some(netfilter) = owned::netfilter()? else { return Ok(()) };
+        let Some(netfilter) = cleanup::netfilter()? else { return Ok(()) };
         let mut gone = firewall::remove(&netfilter, &owner.mark()).explain()?;
         // What the reference plugins let through, and firewalld, know containers by their addresses alone.
         if let Some(prev) = &request.prev_result {
@@ -192,7 +192,7 @@ impl Plugin for Firewall {
         let conf = Conf::of(request)?;
         let owner = Owner::of(request, sandbox);
         let admission = admission(&conf, &prev, sandbox)?;
-        let netfilter = linger::netfilter().explain()?;
+        let netfilter = deferred::netfilter().explain()?;
         if !firewall::is_set(&netfilter, &owner.mark(), &admission).explain()? {
             return Err(differs("the firewall does not know the container's addresses"));
         }
@@ -211,7 +211,7 @@ impl Plugin for Firewall {
             }
             return Ok(());
         }
-        if passage::is_open(&netfilter, conf.wanted()).explain()? {
+        if forward_hook::is_open(&netfilter, conf.wanted()).explain()? {
             Ok(())
         } else {
             Err(differs("a chain at the forward hook does not let containers' traffic through"))
@@ -220,7 +220,7 @@ impl Plugin for Firewall {
 
     fn status(&self, request: &Request) -> Result<(), Error> {
         let conf = Conf::of(request)?;
-        owned::require_nftables()?;
+        cleanup::require_nftables()?;
         if conf.firewalld == Some(true) {
             conf.bus().map_err(|error| Error { code: Code::NotAvailable, ..error })?;
         }
@@ -228,7 +228,7 @@ impl Plugin for Firewall {
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        owned::gc_rules(request, valid)
+        cleanup::gc_rules(request, valid)
     }
 }
 
@@ -244,7 +244,7 @@ fn admission(conf: &Conf, prev: &Success, sandbox: &Sandbox) -> Result<Admission
     Ok(Admission { addresses: ips, isolated })
 }
 
-/// Gives the bridge of the plugin before, which lists it first.
+/// Returns the bridge of the plugin before, which lists it first.
 fn bridge(prev: &Success, policy: Policy) -> Result<&str, Error> {
     prev.interfaces.first().map(|it| it.name.as_str()).filter(|name| !name.is_empty()).ok_or_else(|| {
         invalid(format!("prevResult lists no interface, which ingress policy {policy:?} needs"))

@@ -17,11 +17,11 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    container::{Container, Duplicates},
+    cleanup,
+    common_config::Ipam,
+    container_link::{self, Addressing},
+    container_netns::{ContainerNetns, Duplicates},
     failure::{Errors, Explain, invalid},
-    owned,
-    single::{self, Addressing},
-    written::Ipam,
 };
 
 use device::{Device, bring_back, come_to_rest, move_in};
@@ -150,7 +150,7 @@ impl Plugin for HostDevice {
 
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
         let conf = Conf::of(request)?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         if conf.without_link {
             let interface = Interface {
                 name: sandbox.ifname.as_str().to_owned(),
@@ -158,14 +158,14 @@ impl Plugin for HostDevice {
                 ..Interface::default()
             };
             let mut result = match &conf.addressing.ipam {
-                Some(ipam) => single::addresses_of(request, ipam, sandbox, undo)?,
+                Some(ipam) => container_link::addresses_of(request, ipam, sandbox, undo)?,
                 None => Success::default(),
             };
             result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
             result.interfaces = vec![interface];
             return Ok(result);
         }
-        single::require_free(&container, sandbox)?;
+        container_link::require_free(&container, sandbox)?;
         let host = Socket::open(Protocol::Route).explain()?;
         // It may be back from a container that nobody deleted.
         come_to_rest(&host, &conf.device)?;
@@ -175,17 +175,17 @@ impl Plugin for HostDevice {
                 .details("`ip link` lists what there is; it may be in another container")
         })?;
         let inside = move_in(&host, &container, &conf.device, outside, sandbox, undo)?;
-        single::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
+        container_link::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        owned::remove_link_and_addresses(request, sandbox, || {
+        cleanup::remove_link_and_addresses(request, sandbox, || {
             let conf = Conf::of(request)?;
             if conf.without_link {
                 return Ok(());
             }
             let host = Socket::open(Protocol::Route).explain()?;
-            let container = Container::open_if_there(sandbox.netns.as_deref())?;
+            let container = ContainerNetns::open_if_there(sandbox.netns.as_deref())?;
             bring_back(&host, container.as_ref(), &conf.device, sandbox.ifname.as_str())
         })
     }
@@ -197,16 +197,16 @@ impl Plugin for HostDevice {
             request.require_prev_result()?;
             return ipam.map_or(Ok(()), |ipam| request.delegate_check(ipam, sandbox));
         }
-        single::check(request, sandbox, ipam, None).map(drop)
+        container_link::check(request, sandbox, ipam, None).map(drop)
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {
-        single::status(request, Conf::of(request)?.addressing.ipam.as_deref())
+        container_link::status(request, Conf::of(request)?.addressing.ipam.as_deref())
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
         let mut errors = Errors::default();
-        errors.note(single::gc(request, valid));
+        errors.note(container_link::gc(request, valid));
         let conf = Conf::of(request)?;
         let host = Socket::open(Protocol::Route).explain()?;
         errors.note(come_to_rest(&host, &conf.device));

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ipam::{Locked, Owner, Range, RangeSet, Rest, Store};
+use ipam::{Cooldown, Locked, Owner, Range, RangeSet, Store};
 use netloom_plugin::{
     Attachment, Code, Error, Plugin, Request, Sandbox, Undo,
     capability::IpRange,
@@ -21,8 +21,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    asked::{Asked, require_one_per_family},
     failure::{Explain, differs, invalid},
+    runtime_args::{Asked, require_one_per_family},
 };
 
 /// The plugin.
@@ -75,7 +75,7 @@ impl Ipam {
     fn store(&self, request: &Request) -> Store {
         let data_dir = if self.data_dir.is_empty() { DATA_DIR } else { &self.data_dir };
         let cooldown = Duration::from_secs(self.cooldown.into());
-        let rest = (!cooldown.is_zero()).then(|| Rest { cooldown, now: SystemTime::now() });
+        let rest = (!cooldown.is_zero()).then(|| Cooldown { cooldown, now: SystemTime::now() });
         Store::new(Path::new(data_dir), request.config.name.as_str()).with_rest(rest)
     }
 }

@@ -7,7 +7,7 @@ use netloom_plugin::{
 };
 
 use crate::{
-    container::Container,
+    container_netns::ContainerNetns,
     failure::{Explain, differs},
 };
 
@@ -28,7 +28,7 @@ pub(crate) fn in_container(link: &Link, sandbox: &Sandbox) -> Interface {
 
 /// Finds the container's interface as a result lists it (CHECK). `kind` is what it must be; none for hardware.
 pub(crate) fn require_listed(
-    container: &Container,
+    container: &ContainerNetns,
     sandbox: &Sandbox,
     prev: &Success,
     kind: Option<&str>,
@@ -43,7 +43,7 @@ pub(crate) fn require_listed(
         .explain()?
         .ok_or_else(|| differs(format!("CNI created interface in container {} not found", sandbox.ifname)))?;
     if let Some(kind) = kind.filter(|kind| inside.kind.as_deref() != Some(kind)) {
-        return Err(differs(format!("Container interface {} not of type {kind}", inside.name)));
+        return Err(differs(format!("ContainerNetns interface {} not of type {kind}", inside.name)));
     }
     let mac = text_of(inside.mac);
     if !expected.mac.is_empty() && expected.mac != mac {

@@ -9,11 +9,11 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    container::{Container, Duplicates},
+    common_config::{Ipam, mtu},
+    container_link::{self, Addressing},
+    container_netns::{ContainerNetns, Duplicates},
     failure::{Explain, differs, invalid},
-    over::{self, Master, Over},
-    single::{self, Addressing},
-    written::{Ipam, mtu},
+    parent_link::{self, Master, Over},
 };
 
 /// The plugin.
@@ -111,23 +111,23 @@ impl Plugin for Ipvlan {
                  plugin before",
             ));
         }
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let over = Over { driver: Driver::Ipvlan { mode: conf.mode }, mtu: conf.mtu, mac: None };
-        let inside = over::create(request, sandbox, undo, &container, &conf.master, over)?;
+        let inside = parent_link::create(request, sandbox, undo, &container, &conf.master, over)?;
         match conf.given {
-            Some(given) => single::apply(sandbox, &container, &inside, &conf.addressing, given),
-            None => single::configure(request, sandbox, undo, &container, &inside, &conf.addressing),
+            Some(given) => container_link::apply(sandbox, &container, &inside, &conf.addressing, given),
+            None => container_link::configure(request, sandbox, undo, &container, &inside, &conf.addressing),
         }
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        single::del(request, sandbox)
+        container_link::del(request, sandbox)
     }
 
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
         let (container, inside) =
-            single::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("ipvlan"))?;
+            container_link::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("ipvlan"))?;
         conf.master.check(&container, &inside)?;
         match inside.driver {
             Some(Driver::Ipvlan { mode }) if mode == conf.mode => Ok(()),
@@ -141,10 +141,10 @@ impl Plugin for Ipvlan {
         if conf.master.name.is_some() {
             conf.master.require()?;
         }
-        single::status(request, conf.addressing.ipam.as_deref())
+        container_link::status(request, conf.addressing.ipam.as_deref())
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        single::gc(request, valid)
+        container_link::gc(request, valid)
     }
 }

@@ -27,18 +27,18 @@ pub mod vrf;
 
 pub mod schema;
 
-mod asked;
-mod chained;
-mod container;
+mod cleanup;
+mod common_config;
+mod container_link;
+mod container_netns;
 mod failure;
 mod interface;
-mod over;
-mod owned;
 mod owner;
-mod patient;
-mod single;
+mod parent_link;
+mod prev_result;
+mod runtime_args;
 mod veth;
-mod written;
+mod wait_for_removal;
 
 use netloom_plugin::{Delegates, Plugin};
 
@@ -73,4 +73,4 @@ pub fn by_name(name: &str) -> Option<&'static dyn Plugin> {
 pub const LINKED: Delegates = Delegates { linked: by_name };
 
 pub use owner::Owner;
-pub use patient::Patient;
+pub use wait_for_removal::WaitForRemoval;

@@ -10,7 +10,7 @@ use netloom_plugin::{
 };
 
 use crate::{
-    container::Container,
+    container_netns::ContainerNetns,
     failure::{Explain, differs, invalid},
 };
 
@@ -26,7 +26,7 @@ impl Plugin for Loopback {
     }
 
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let lo = link::require(&container.socket, LO).explain()?;
         set_up(&container, &lo, true)?;
         if !lo.up {
@@ -63,13 +63,13 @@ impl Plugin for Loopback {
     }
 
     fn del(&self, _: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let Some(container) = Container::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+        let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
         let lo = link::require(&container.socket, LO).explain()?;
         set_up(&container, &lo, false)
     }
 
     fn check(&self, _: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         if link::require(&container.socket, LO).explain()?.up {
             Ok(())
         } else {
@@ -78,6 +78,6 @@ impl Plugin for Loopback {
     }
 }
 
-fn set_up(container: &Container, lo: &Link, up: bool) -> Result<(), Error> {
+fn set_up(container: &ContainerNetns, lo: &Link, up: bool) -> Result<(), Error> {
     link::change(&container.socket, lo, &Change { up: Some(up), ..Change::default() }).explain()
 }

@@ -9,12 +9,12 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    asked::{RuntimeMac, asked_mac, require_known_args},
-    container::{Container, Duplicates},
+    common_config::{Ipam, mtu},
+    container_link::{self, Addressing},
+    container_netns::{ContainerNetns, Duplicates},
     failure::{Explain, differs, invalid},
-    over::{self, Master, Over},
-    single::{self, Addressing},
-    written::{Ipam, mtu},
+    parent_link::{self, Master, Over},
+    runtime_args::{RuntimeMac, asked_mac, require_known_args},
 };
 
 /// The plugin.
@@ -99,21 +99,21 @@ impl Plugin for Macvlan {
 
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
         let conf = Conf::of(request)?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let driver = Driver::Macvlan { mode: conf.mode, broadcasts: conf.broadcasts };
         let over = Over { driver, mtu: conf.mtu, mac: conf.mac };
-        let inside = over::create(request, sandbox, undo, &container, &conf.master, over)?;
-        single::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
+        let inside = parent_link::create(request, sandbox, undo, &container, &conf.master, over)?;
+        container_link::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        single::del(request, sandbox)
+        container_link::del(request, sandbox)
     }
 
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
         let (container, inside) =
-            single::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("macvlan"))?;
+            container_link::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("macvlan"))?;
         conf.master.check(&container, &inside)?;
         match inside.driver {
             Some(Driver::Macvlan { mode, .. }) if mode == conf.mode => Ok(()),
@@ -124,10 +124,10 @@ impl Plugin for Macvlan {
     fn status(&self, request: &Request) -> Result<(), Error> {
         let conf = Conf::of(request)?;
         conf.master.require()?;
-        single::status(request, conf.addressing.ipam.as_deref())
+        container_link::status(request, conf.addressing.ipam.as_deref())
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        single::gc(request, valid)
+        container_link::gc(request, valid)
     }
 }

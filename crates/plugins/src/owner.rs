@@ -28,7 +28,7 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Gives the mark that objects carry: two hashes to compare, and the names for a person to read.
+    /// Returns the mark that objects carry: two hashes to compare, and the names for a person to read.
     pub fn mark(&self) -> String {
         let mut mark = format!(
             "{}-{} {} {} {}",
@@ -42,20 +42,20 @@ impl<'a> Owner<'a> {
         mark
     }
 
-    /// Gives the mark of what belongs to the whole network, and goes when none of its attachments is left.
+    /// Returns the mark of what belongs to the whole network, and goes when none of its attachments is left.
     pub(crate) fn network_mark(&self) -> String {
         let mut mark = format!("{}-{OF_NETWORK} {}", network_hash(self.network), self.network);
         mark.truncate(MARK_LENGTH);
         mark
     }
 
-    /// Gives the group of links of the network that have no mark yet: in the upper half of the numbers, where people
+    /// Returns the group of links of the network that have no mark yet: in the upper half of the numbers, where people
     /// put none.
     pub(crate) fn unmarked_group(&self) -> u32 {
         (hash(&[self.network]) >> 32) as u32 | 1 << 31
     }
 
-    /// Gives the name of a chain that the reference plugins make for a container in iptables.
+    /// Returns the name of a chain that the reference plugins make for a container in iptables.
     pub(crate) fn reference_chain(network: &str, container: &str, prefix: &str) -> String {
         const LENGTH: usize = 28;
         let mut name = format!("CNI-{prefix}");
@@ -64,20 +64,20 @@ impl<'a> Owner<'a> {
         name
     }
 
-    /// Gives what the reference plugins' masquerade rules in nftables say of an attachment.
+    /// Returns what the reference plugins' masquerade rules in nftables say of an attachment.
     pub(crate) fn reference_mark(&self) -> String {
         let attachment = reference_hash(&format!("{}:{}", self.ifname, self.container));
         format!("{}-{}", network_hash(self.network), &attachment[..16])
     }
 
-    /// Gives the names of the link by which what a container sends is limited: the reference plugins', which is one
+    /// Returns the names of the link by which what a container sends is limited: the reference plugins', which is one
     /// for a container in a network, and one for another interface of the same.
     pub(crate) fn limiting_links(&self) -> [String; 2] {
         let name = |parts: &[&str]| format!("bwp{}", &reference_hash(&parts.concat())[..12]);
         [name(&[self.network, self.container]), name(&[self.network, self.container, "/", self.ifname])]
     }
 
-    /// Gives the name of the host's end of a veth pair, `veth` and eight digits, which NetworkManager leaves
+    /// Returns the name of the host's end of a veth pair, `veth` and eight digits, which NetworkManager leaves
     /// alone. Another attempt gives another name, for when the first is somebody else's.
     pub fn host_link(&self, attempt: u32) -> String {
         let hash = hash(&[self.network, self.container, self.ifname, &attempt.to_string()]);
@@ -85,7 +85,7 @@ impl<'a> Owner<'a> {
     }
 }
 
-/// Tells whether a mark is of this network and of none of its valid attachments.
+/// Returns whether a mark is of this network and of none of its valid attachments.
 pub(crate) fn is_stale(mark: &str, network: &str, valid: &[Attachment]) -> bool {
     let Some(of_network) = mark.strip_prefix(&network_hash(network)).and_then(|rest| rest.strip_prefix('-'))
     else {
@@ -113,7 +113,7 @@ fn attachment_hash(container: &str, ifname: &str) -> String {
     format!("{:016x}", hash(&[container, ifname]))
 }
 
-/// Gives the first 8 bytes of the SHA-512 of some names.
+/// Returns the first 8 bytes of the SHA-512 of some names.
 fn hash(parts: &[&str]) -> u64 {
     let digest = Sha512::digest(parts.join("\0"));
     let mut first = [0; 8];

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use kernel::{
-    Kind, Protocol as Netlink, Socket, conntrack, linger, link, route,
+    Kind, Protocol as Netlink, Socket, conntrack, deferred, link, route,
     sysctl::{self, Setting},
 };
 use netloom_plugin::{
@@ -20,10 +20,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    chained::{first_of_each_family, prev_result},
+    cleanup,
     failure::{Explain, differs, explained, invalid},
-    owned,
     owner::Owner,
+    prev_result::{first_of_each_family, prev_result},
 };
 
 /// The plugin.
@@ -130,7 +130,7 @@ impl Plugin for Portmap {
             return Ok(result);
         }
         let mark = Owner::of(request, sandbox).mark();
-        let netfilter = linger::netfilter().explain()?;
+        let netfilter = deferred::netfilter().explain()?;
         portmap::add(&netfilter, &mark, &conf.mappings, &conf.terms)
             .map_err(|error| taken(error, &conf.mappings))?;
         let socket = netfilter.clone();
@@ -144,7 +144,7 @@ impl Plugin for Portmap {
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let owner = Owner::of(request, sandbox);
-        let Some(netfilter) = owned::netfilter()? else { return Ok(()) };
+        let Some(netfilter) = cleanup::netfilter()? else { return Ok(()) };
         let removed = portmap::remove(&netfilter, &owner.mark()).explain()?;
         forget_connections(&netfilter, &removed, &|mapping, to| to == mapping.container)?;
         let chains =
@@ -159,7 +159,7 @@ impl Plugin for Portmap {
             return Ok(());
         }
         let mark = Owner::of(request, sandbox).mark();
-        let netfilter = linger::netfilter().explain()?;
+        let netfilter = deferred::netfilter().explain()?;
         let absent = portmap::absent(&netfilter, &mark, &conf.mappings, &conf.terms).explain()?;
         match absent.first().map(|index| conf.mappings.get(*index)) {
             None => Ok(()),
@@ -170,11 +170,11 @@ impl Plugin for Portmap {
 
     fn status(&self, request: &Request) -> Result<(), Error> {
         terms(&request.read()?)?;
-        owned::require_nftables()
+        cleanup::require_nftables()
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        owned::gc_rules(request, valid)
+        cleanup::gc_rules(request, valid)
     }
 }
 
@@ -229,7 +229,7 @@ fn terms(written: &Written) -> Result<Terms, Error> {
     })
 }
 
-/// Tells whether an address is the host's own, and not a server's elsewhere with a port of the same number.
+/// Returns whether an address is the host's own, and not a server's elsewhere with a port of the same number.
 fn is_of_host(ip: IpAddr) -> Result<bool, Error> {
     let host = Socket::open(Netlink::Route).explain()?;
     let Some(index) = route::link_towards(&host, ip).explain()? else { return Ok(false) };

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use kernel::{
     Protocol, Socket,
     addr::{self, Detection},
-    linger,
+    deferred,
     link::{self, Handle, Link},
     route::{self, Route},
     sysctl::{self, Setting},
@@ -20,12 +20,13 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    container::{Container, Duplicates, Settings},
+    cleanup,
+    common_config::{Ipam, ipam_of, mtu, require_masquerade_backend},
+    container_netns::{ContainerNetns, Duplicates, Settings},
     failure::{Errors, Explain, differs, invalid},
-    interface, owned,
+    interface,
     owner::Owner,
     veth,
-    written::{Ipam, ipam_of, mtu, require_masquerade_backend},
 };
 
 /// The plugin.
@@ -82,7 +83,7 @@ impl Plugin for Ptp {
         let conf = Conf::of(request)?;
         let owner = Owner::of(request, sandbox);
         let host = Socket::open(Protocol::Route).explain()?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let new = veth::New { mtu: conf.mtu, mac: None };
         let (outside, inside) = veth::create(&host, &container, sandbox, &owner, new, undo)?;
         let mark = owner.mark();
@@ -109,7 +110,7 @@ impl Plugin for Ptp {
         }
         if conf.masquerade {
             let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
-            let netfilter = linger::netfilter().explain()?;
+            let netfilter = deferred::netfilter().explain()?;
             masquerade::add(&netfilter, &mark, &addresses).explain()?;
             undo.push("remove masquerade", move || masquerade::remove(&netfilter, &mark).explain())?;
         }
@@ -125,8 +126,8 @@ impl Plugin for Ptp {
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let owner = Owner::of(request, sandbox);
         let mut errors = Errors::default();
-        errors.note(owned::remove_rules(&owner));
-        errors.note(owned::remove_link_and_addresses(request, sandbox, || veth::remove(&owner, sandbox)));
+        errors.note(cleanup::remove_rules(&owner));
+        errors.note(cleanup::remove_link_and_addresses(request, sandbox, || veth::remove(&owner, sandbox)));
         errors.into_result()
     }
 
@@ -134,7 +135,7 @@ impl Plugin for Ptp {
         let conf = Conf::of(request)?;
         request.delegate_check(&conf.ipam, sandbox)?;
         let prev = request.require_prev_result()?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let inside = interface::require_listed(&container, sandbox, &prev, Some("veth"))?;
         let host = Socket::open(Protocol::Route).explain()?;
         for ip in &prev.ips {
@@ -145,7 +146,7 @@ impl Plugin for Ptp {
         }
         if conf.masquerade {
             let addresses: Vec<IpNet> = prev.ips.iter().map(|ip| ip.address).collect();
-            let netfilter = linger::netfilter().explain()?;
+            let netfilter = deferred::netfilter().explain()?;
             let mark = Owner::of(request, sandbox).mark();
             if let Some(net) = masquerade::absent(&netfilter, &mark, &addresses).explain()?.first() {
                 return Err(differs(format!("address {net} is not masqueraded")));
@@ -159,13 +160,13 @@ impl Plugin for Ptp {
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        owned::gc(request, valid, ipam_of(request)?.as_deref())
+        cleanup::gc(request, valid, ipam_of(request)?.as_deref())
     }
 }
 
 /// Has everything of the container's subnet go by the gateway, which is the only one on the link.
 fn route_by_gateway(
-    container: &Container,
+    container: &ContainerNetns,
     inside: &Link,
     address: IpNet,
     gateway: IpAddr,

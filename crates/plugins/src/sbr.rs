@@ -17,9 +17,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    chained::prev_result,
-    container::Container,
+    container_netns::ContainerNetns,
     failure::{Errors, Explain, differs, invalid},
+    prev_result::prev_result,
 };
 
 /// The plugin.
@@ -93,13 +93,13 @@ impl Plugin for Sbr {
         let prev = prev_result(request)?;
         let conf = Conf::of(request)?;
         let ips = addresses(&prev, sandbox)?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let inside = link::require(&container.socket, sandbox.ifname.as_str()).explain()?;
         // Others who choose a table in this container wait, also the reference's.
         let lock = container.netns.lock().explain()?;
         let before = Routes::read(&container)?;
         undo.push("put routes and rules back", {
-            let container = Container::open(sandbox.require_netns()?).explain()?;
+            let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
             let before = before.clone();
             move || before.restore(&container)
         })?;
@@ -116,7 +116,7 @@ impl Plugin for Sbr {
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let Some(container) = Container::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+        let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
         let _lock = container.netns.lock().explain()?;
         // The interface may be gone already, and with it its routes; rules stay until they are removed.
         let mut sources: Vec<IpAddr> = Vec::new();
@@ -139,7 +139,7 @@ impl Plugin for Sbr {
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let prev = prev_result(request)?;
         let conf = Conf::of(request)?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let rules = rules(&container)?;
         for ip in addresses(&prev, sandbox)? {
             let source = ip.address.addr();
@@ -182,7 +182,7 @@ struct Routes {
 }
 
 impl Routes {
-    fn read(container: &Container) -> Result<Self, Error> {
+    fn read(container: &ContainerNetns) -> Result<Self, Error> {
         let mut all = route::list(&container.socket, Ipv4Addr::UNSPECIFIED.into()).explain()?;
         all.extend(route::list(&container.socket, Ipv6Addr::UNSPECIFIED.into()).explain()?);
         Ok(Self { rules: rules(container)?, all })
@@ -204,7 +204,7 @@ impl Routes {
     }
 
     /// Puts everything back.
-    fn restore(&self, container: &Container) -> Result<(), Error> {
+    fn restore(&self, container: &ContainerNetns) -> Result<(), Error> {
         let now = Self::read(container)?;
         for rule in now.rules.iter().filter(|rule| !self.rules.contains(rule)) {
             if let Some(source) = rule.source {
@@ -224,7 +224,7 @@ impl Routes {
     }
 }
 
-fn rules(container: &Container) -> Result<Vec<Rule>, Error> {
+fn rules(container: &ContainerNetns) -> Result<Vec<Rule>, Error> {
     let mut rules = rule::list(&container.socket, Ipv4Addr::UNSPECIFIED.into()).explain()?;
     rules.extend(rule::list(&container.socket, Ipv6Addr::UNSPECIFIED.into()).explain()?);
     Ok(rules)
@@ -232,7 +232,7 @@ fn rules(container: &Container) -> Result<Vec<Rule>, Error> {
 
 /// Moves the interface's routes from the main table to one for each of its addresses.
 fn route_by_source(
-    container: &Container,
+    container: &ContainerNetns,
     inside: &Link,
     conf: &Conf,
     ips: &[IpConfig],

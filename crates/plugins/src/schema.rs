@@ -5,8 +5,8 @@ use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    ALL, asked, bandwidth, bridge, by_name, dhcp, dummy, firewall, host_device, host_local, ipvlan, macvlan,
-    patient, portmap, ptp, sbr, static_ips, tap, tuning, vlan, vrf,
+    ALL, bandwidth, bridge, by_name, dhcp, dummy, firewall, host_device, host_local, ipvlan, macvlan,
+    portmap, ptp, runtime_args, sbr, static_ips, tap, tuning, vlan, vrf, wait_for_removal,
 };
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -95,8 +95,8 @@ fn keys(name: &str) -> Map<String, Value> {
         "dummy" => read_by::<dummy::Written>(),
         "tap" => read_by::<tap::Written>(),
         "host-device" => read_by::<host_device::Written>(),
-        "host-local" => read_by::<asked::Written<host_local::Ipam>>(),
-        "static" => read_by::<asked::Written<static_ips::Ipam>>(),
+        "host-local" => read_by::<runtime_args::Written<host_local::Ipam>>(),
+        "static" => read_by::<runtime_args::Written<static_ips::Ipam>>(),
         "dhcp" => read_by::<dhcp::Written>(),
         "portmap" => read_by::<portmap::Written>(),
         "firewall" => read_by::<firewall::Written>(),
@@ -182,7 +182,7 @@ fn protocol_keys() -> Map<String, Value> {
             "description": "What of `runtimeConfig` the runtime is to hand to this plugin",
             "examples": [{"portMappings": true}],
         },
-        patient::KEY: {
+        wait_for_removal::KEY: {
             "type": "boolean",
             "default": false,
             "description": "DEL returns only when the kernel has let go of everything, not as soon as it is gone for everybody",

@@ -15,8 +15,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    asked::{Asked, require_one_per_family},
     failure::{differs, invalid},
+    runtime_args::{Asked, require_one_per_family},
 };
 
 /// The plugin.

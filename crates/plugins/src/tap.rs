@@ -13,11 +13,11 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    asked::{RuntimeMac, asked_mac, require_known_args},
-    container::{Container, Duplicates},
+    common_config::{Ipam, mtu},
+    container_link::{self, Addressing},
+    container_netns::{ContainerNetns, Duplicates},
     failure::{Explain, differs, explained, invalid},
-    single::{self, Addressing},
-    written::{Ipam, mtu},
+    runtime_args::{RuntimeMac, asked_mac, require_known_args},
 };
 
 /// The plugin.
@@ -102,8 +102,8 @@ impl Plugin for Tap {
 
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
         let conf = Conf::of(request)?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
-        single::require_free(&container, sandbox)?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
+        container_link::require_free(&container, sandbox)?;
         let ifname = sandbox.ifname.as_str();
         let tap = tun::Tap {
             name: ifname,
@@ -112,7 +112,7 @@ impl Plugin for Tap {
             group: conf.group,
             context: conf.context.as_deref(),
         };
-        single::remove_later(&container, ifname, undo)?;
+        container_link::remove_later(&container, ifname, undo)?;
         container.netns.run_from(&container.host, || tun::create(&tap)).and_then(|done| done).map_err(
             |error| {
                 explained(&error)
@@ -134,17 +134,17 @@ impl Plugin for Tap {
         };
         link::change(&container.socket, &inside, &change).explain()?;
         let inside = link::require(&container.socket, ifname).explain()?;
-        single::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
+        container_link::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        single::del(request, sandbox)
+        container_link::del(request, sandbox)
     }
 
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
         let (container, inside) =
-            single::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("tun"))?;
+            container_link::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("tun"))?;
         if let Some(name) = &conf.bridge {
             let bridge = link::find(&container.socket, name.as_str()).explain()?;
             if bridge.is_none_or(|bridge| inside.master != Some(bridge.index)) {
@@ -155,10 +155,10 @@ impl Plugin for Tap {
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {
-        single::status(request, Conf::of(request)?.addressing.ipam.as_deref())
+        container_link::status(request, Conf::of(request)?.addressing.ipam.as_deref())
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        single::gc(request, valid)
+        container_link::gc(request, valid)
     }
 }

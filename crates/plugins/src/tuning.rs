@@ -16,12 +16,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    asked::{RuntimeMac, require_known_args},
-    chained::prev_result,
-    container::Container,
+    cleanup,
+    container_netns::ContainerNetns,
     failure::{Errors, Explain, differs, invalid},
-    owned,
     owner::Owner,
+    prev_result::prev_result,
+    runtime_args::{RuntimeMac, require_known_args},
 };
 
 use saved::Saved;
@@ -120,7 +120,7 @@ impl Conf {
         })
     }
 
-    /// Gives what it changes of the interface.
+    /// Returns what it changes of the interface.
     fn change(&self) -> Change<'static> {
         Change {
             mac: self.mac,
@@ -138,7 +138,7 @@ impl Conf {
     }
 }
 
-/// Gives the path below `net` of a key like `net.ipv4.conf.IFNAME.arp_filter`.
+/// Returns the path below `net` of a key like `net.ipv4.conf.IFNAME.arp_filter`.
 fn path(key: &str, ifname: &str) -> Result<String, Error> {
     // Dots of the interface's name are none of the path's.
     let path = key.replace('.', "/").replacen("IFNAME", ifname, 1);
@@ -160,7 +160,7 @@ impl Plugin for Tuning {
         let mut result = prev_result(request)?;
         let ifname = sandbox.ifname.as_str();
         let conf = Conf::of(request, ifname)?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         if conf.changes_link() {
             let inside = link::require(&container.socket, ifname).explain()?;
             let file = saved_file(request, sandbox)?;
@@ -190,7 +190,7 @@ impl Plugin for Tuning {
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let file = saved_file(request, sandbox)?;
         let Some(saved) = Saved::read(&file)? else { return Ok(()) };
-        if let Some(container) = Container::open_if_there(sandbox.netns.as_deref())?
+        if let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())?
             && let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()?
         {
             link::change(&container.socket, &inside, &saved.change()).explain()?;
@@ -202,7 +202,7 @@ impl Plugin for Tuning {
         prev_result(request)?;
         let ifname = sandbox.ifname.as_str();
         let conf = Conf::of(request, ifname)?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let read = |(path, value): &(String, String)| {
             let there = sysctl::read(Setting::Net(path)).explain()?;
             // The kernel separates several values by tabs.
@@ -260,7 +260,7 @@ fn saved_file(request: &Request, sandbox: &Sandbox) -> Result<PathBuf, Error> {
     Ok(data_dir(&request.read()?).join(saved::file_name(owner.container, owner.ifname)))
 }
 
-/// Gives the change that takes another one back.
+/// Returns the change that takes another one back.
 fn reverse(link: &Link, change: &Change<'_>) -> Change<'static> {
     Change {
         mac: change.mac.and(link.mac),
@@ -280,7 +280,7 @@ fn follow_with_spoof_check(
     mac: Mac,
     undo: &mut Undo,
 ) -> Result<(), Error> {
-    let Some(netfilter) = owned::netfilter()? else { return Ok(()) };
+    let Some(netfilter) = cleanup::netfilter()? else { return Ok(()) };
     let mark = Owner::of(request, sandbox).mark();
     spoof::follow(&netfilter, &mark, mac).explain()?;
     undo.push("have the spoof check go by the address of before", move || {
@@ -288,7 +288,7 @@ fn follow_with_spoof_check(
     })
 }
 
-fn set_sysctls(container: Container, conf: &Conf, undo: &mut Undo) -> Result<(), Error> {
+fn set_sysctls(container: ContainerNetns, conf: &Conf, undo: &mut Undo) -> Result<(), Error> {
     if conf.sysctls.is_empty() {
         return Ok(());
     }

@@ -1,13 +1,13 @@
 //! veth pairs between a container and the host: made from inside the container, found again by the owner.
 
 use kernel::{
-    Kind, Protocol, Socket, linger,
+    Kind, Protocol, Socket, deferred,
     link::{self, Change, Handle, Link, Mac, Veth},
 };
 use netloom_plugin::{Code, Error, Sandbox, Undo};
 
 use crate::{
-    container::Container,
+    container_netns::ContainerNetns,
     failure::{Explain, differs},
     owner::Owner,
 };
@@ -24,7 +24,7 @@ pub(crate) struct New {
 /// Makes the veth pair from inside the container, as the name there is the one that may be taken.
 pub(crate) fn create(
     host: &Socket,
-    container: &Container,
+    container: &ContainerNetns,
     sandbox: &Sandbox,
     owner: &Owner<'_>,
     new: New,
@@ -95,11 +95,11 @@ pub(crate) fn remove(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> 
         let Some(outside) = link::find(&host, &owner.host_link(attempt)).explain()? else { break };
         // An ADD that was killed may not have come to mark it.
         if outside.alias.as_ref().is_none_or(|alias| *alias == mark) {
-            linger::remove_link(&host, &outside).explain()?;
+            deferred::remove_link(&host, &outside).explain()?;
         }
     }
     // Somebody else's ADD gave the host's end another name.
-    if let Some(container) = Container::open_if_there(sandbox.netns.as_deref())?
+    if let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())?
         && let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()?
     {
         container.remove_link(&inside)?;

@@ -9,11 +9,11 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    container::{Container, Duplicates},
+    common_config::{Ipam, mtu},
+    container_link::{self, Addressing},
+    container_netns::{ContainerNetns, Duplicates},
     failure::{Explain, differs, invalid},
-    over::{self, Master, Over},
-    single::{self, Addressing},
-    written::{Ipam, mtu},
+    parent_link::{self, Master, Over},
 };
 
 /// The plugin.
@@ -86,20 +86,20 @@ impl Plugin for Vlan {
 
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
         let conf = Conf::of(request)?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let over = Over { driver: Driver::Vlan { id: conf.id }, mtu: conf.mtu, mac: None };
-        let inside = over::create(request, sandbox, undo, &container, &conf.master, over)?;
-        single::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
+        let inside = parent_link::create(request, sandbox, undo, &container, &conf.master, over)?;
+        container_link::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        single::del(request, sandbox)
+        container_link::del(request, sandbox)
     }
 
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
         let (container, inside) =
-            single::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("vlan"))?;
+            container_link::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("vlan"))?;
         conf.master.check(&container, &inside)?;
         if inside.driver == Some(Driver::Vlan { id: conf.id }) {
             Ok(())
@@ -111,10 +111,10 @@ impl Plugin for Vlan {
     fn status(&self, request: &Request) -> Result<(), Error> {
         let conf = Conf::of(request)?;
         conf.master.require()?;
-        single::status(request, conf.addressing.ipam.as_deref())
+        container_link::status(request, conf.addressing.ipam.as_deref())
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        single::gc(request, valid)
+        container_link::gc(request, valid)
     }
 }

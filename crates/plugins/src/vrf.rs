@@ -16,9 +16,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    chained::prev_result,
-    container::Container,
+    container_netns::ContainerNetns,
     failure::{Explain, differs, invalid},
+    prev_result::prev_result,
 };
 
 /// The plugin.
@@ -78,7 +78,7 @@ impl Plugin for Vrf {
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
         let prev = prev_result(request)?;
         let conf = Conf::of(request)?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let socket = &container.socket;
         // Others who choose a table, or are first with the same VRF, wait.
         let _lock = container.netns.lock().explain()?;
@@ -103,7 +103,7 @@ impl Plugin for Vrf {
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
-        let Some(container) = Container::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+        let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
         let socket = &container.socket;
         let _lock = container.netns.lock().explain()?;
         let Some(vrf) = link::find(socket, &conf.name).explain()?.filter(is_vrf) else { return Ok(()) };
@@ -122,7 +122,7 @@ impl Plugin for Vrf {
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         prev_result(request)?;
         let conf = Conf::of(request)?;
-        let container = Container::open(sandbox.require_netns()?).explain()?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let socket = &container.socket;
         let vrf = link::find(socket, &conf.name).explain()?.filter(is_vrf);
         let vrf = vrf.ok_or_else(|| differs(format!("VRF {} is gone", conf.name)))?;

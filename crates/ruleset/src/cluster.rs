@@ -15,8 +15,8 @@ use kernel::{
 use crate::{
     address,
     elements::RulesetError,
+    forward_hook::{self, Wanted},
     octets,
-    passage::{self, Wanted},
     tables::MARK,
 };
 
@@ -56,7 +56,7 @@ const ROUNDS: usize = 16;
 /// When the kernel refuses; nothing has changed then.
 pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> {
     // Where nobody could drop what is forwarded, packets need no mark by which they pass.
-    let guarded = passage::is_needed(socket)?;
+    let guarded = forward_hook::is_needed(socket)?;
     let comment = cluster.fingerprint(guarded);
     let mut changed = false;
     let mut outcome = Ok(());
@@ -91,7 +91,7 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
     }
     outcome?;
     if guarded {
-        passage::open(socket, WANTED)?;
+        forward_hook::open(socket, WANTED)?;
     }
     Ok(changed)
 }
@@ -109,7 +109,7 @@ pub fn remove(socket: &Socket) -> Result<(), RulesetError> {
     }
     nft::commit(socket, batch, None)?;
     if nft::table_comment(socket, crate::tables::FILTER)?.is_none() {
-        passage::close(socket)?;
+        forward_hook::close(socket)?;
     }
     Ok(())
 }
@@ -320,7 +320,7 @@ fn load(v4: bool, source: bool) -> Expr<'static> {
     Expr::Payload { base: 1, offset, length, to: REG }
 }
 
-/// Gives a prefix as the kernel compares it: the network's address and its mask.
+/// Returns a prefix as the kernel compares it: the network's address and its mask.
 fn bytes(net: &IpNet) -> (Vec<u8>, Vec<u8>) {
     (octets(net.network()), octets(net.netmask()))
 }

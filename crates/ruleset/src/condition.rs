@@ -47,7 +47,7 @@ impl Condition {
         Ok(conditions)
     }
 
-    /// Gives what a rule says of it.
+    /// Returns what a rule says of it.
     pub(crate) fn expressions(&self) -> Vec<Expr<'_>> {
         let load = match self.what {
             What::Source { v4: true } => Expr::Payload { base: 1, offset: 12, length: 4, to: Reg(0) },

@@ -272,7 +272,7 @@ pub fn retain(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Result<(), Rules
     let needed = [tables::FILTER, crate::cluster::FILTER];
     let mut there = needed.into_iter().map(|table| nft::table_comment(socket, table));
     if there.try_fold(true, |none, comment| comment.map(|comment| none && comment.is_none()))? {
-        crate::passage::close(socket)?;
+        crate::forward_hook::close(socket)?;
     }
     Ok(())
 }
@@ -364,7 +364,7 @@ pub fn owners(socket: &Socket) -> Result<Vec<String>, RulesetError> {
 }
 
 impl Share<'_> {
-    /// Gives the key of the n-th entry in `owners`: a text of 15 letters.
+    /// Returns the key of the n-th entry in `owners`: a text of 15 letters.
     fn key(&self, number: usize) -> Vec<u8> {
         // FNV-1a, of which 48 bits: the comment says for sure whose it is.
         let hash = self.owner.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

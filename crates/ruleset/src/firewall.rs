@@ -32,7 +32,7 @@ pub fn add(socket: &Socket, owner: &str, admission: &Admission) -> Result<(), Ru
     elements::put(socket, share, &placed(owner, admission), &|_, _, _| ())
 }
 
-/// Tells whether all is as [`add`] would have it.
+/// Returns whether all is as [`add`] would have it.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -64,7 +64,7 @@ pub fn guard(socket: &Socket, network: &str, bridge: &str, together: bool) -> Re
     elements::put(socket, Share { purpose: PURPOSE_OF_BRIDGE, owner: network }, &placed, &|_, _, _| ())
 }
 
-/// Tells whether a bridge is kept apart as [`guard`] would have it.
+/// Returns whether a bridge is kept apart as [`guard`] would have it.
 ///
 /// # Errors
 /// When the kernel refuses.

@@ -13,8 +13,8 @@ pub mod cluster;
 pub mod condition;
 mod elements;
 pub mod firewall;
+pub mod forward_hook;
 pub mod masquerade;
-pub mod passage;
 pub mod portmap;
 pub mod reference;
 pub mod spoof;
@@ -22,7 +22,7 @@ mod tables;
 
 pub use elements::{RulesetError, owners, retain};
 
-/// Gives an address as the network has it.
+/// Returns an address as the network has it.
 fn octets(ip: std::net::IpAddr) -> Vec<u8> {
     match ip {
         std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -30,7 +30,7 @@ fn octets(ip: std::net::IpAddr) -> Vec<u8> {
     }
 }
 
-/// Gives the name of a link as the kernel compares it.
+/// Returns the name of a link as the kernel compares it.
 fn port_name(name: &str) -> Vec<u8> {
     let mut name = name.as_bytes().to_vec();
     name.resize(16, 0);

@@ -39,7 +39,7 @@ impl Protocol {
         })
     }
 
-    /// Gives the name.
+    /// Returns the name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -48,7 +48,7 @@ impl Protocol {
         }
     }
 
-    /// Gives the number in the network header.
+    /// Returns the number in the network header.
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,

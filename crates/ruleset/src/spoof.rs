@@ -54,7 +54,7 @@ pub fn follow(socket: &Socket, owner: &str, mac: Mac) -> Result<(), RulesetError
     add(socket, owner, &Sender { port: &port, mac, check_mac, addresses: &addresses })
 }
 
-/// Tells whether the check is as [`add`] would have it.
+/// Returns whether the check is as [`add`] would have it.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -100,7 +100,7 @@ fn placed(owner: &str, sender: &Sender<'_>) -> Vec<Placed> {
     keys.into_iter().map(place).collect()
 }
 
-/// Gives the link-local address that the kernel makes of a hardware address (RFC 4291, appendix A).
+/// Returns the link-local address that the kernel makes of a hardware address (RFC 4291, appendix A).
 fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.0;
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])

@@ -77,7 +77,7 @@ pub(crate) const V6: Nat = Nat {
 };
 
 impl Nat {
-    /// Gives the one for an address's family.
+    /// Returns the one for an address's family.
     pub(crate) fn of(ip: std::net::IpAddr) -> Self {
         if ip.is_ipv4() { V4 } else { V6 }
     }
@@ -89,7 +89,7 @@ impl Nat {
         [Expr::Map { map, key: Reg(0), to: address }, Expr::Dnat { family: self.family, address, port }]
     }
 
-    /// Gives offset and length of the source and of the destination in the network header.
+    /// Returns offset and length of the source and of the destination in the network header.
     fn addresses(&self) -> (u32, u32, u32) {
         if self.family == V4.family { (12, 16, 4) } else { (8, 24, 16) }
     }

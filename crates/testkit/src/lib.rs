@@ -37,7 +37,7 @@ pub struct Host {
     holder: Child,
 }
 
-/// Gives the calling thread a network and a mount namespace, with nothing in the folders that plugins write to.
+/// Returns the calling thread a network and a mount namespace, with nothing in the folders that plugins write to.
 fn become_host() -> nix::Result<()> {
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
@@ -59,7 +59,7 @@ fn become_host() -> nix::Result<()> {
     mount(Some("/run/cgroup"), "/sys/fs/cgroup", NONE, bound, NONE)
 }
 
-/// Tells whether tests that need root can run. Says so if not; with `CI=true` it fails instead.
+/// Returns whether tests that need root can run. Says so if not; with `CI=true` it fails instead.
 pub fn is_root() -> bool {
     let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.trim_ascii() == b"0");
     if !root {
@@ -68,7 +68,7 @@ pub fn is_root() -> bool {
     root
 }
 
-/// Tells whether a program is there. Says so if not; with `CI=true` it fails instead.
+/// Returns whether a program is there. Says so if not; with `CI=true` it fails instead.
 pub fn has(program: &str) -> bool {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
@@ -78,7 +78,7 @@ pub fn has(program: &str) -> bool {
     found
 }
 
-/// Gives the folder with the Go reference plugins 1.9.1 that `NETLOOM_PEERS` names; says so if there is none.
+/// Returns the folder with the Go reference plugins 1.9.1 that `NETLOOM_PEERS` names; says so if there is none.
 pub fn peers() -> Option<PathBuf> {
     let dir = std::env::var_os("NETLOOM_PEERS").map(PathBuf::from).filter(|dir| dir.join("bridge").is_file());
     if dir.is_none() {
@@ -112,12 +112,12 @@ impl Host {
         Self { holder }
     }
 
-    /// Gives the process that holds the namespaces.
+    /// Returns the process that holds the namespaces.
     pub fn pid(&self) -> u32 {
         self.holder.id()
     }
 
-    /// Gives a path of this host as the test sees it.
+    /// Returns a path of this host as the test sees it.
     pub fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.pid()))
     }
@@ -158,7 +158,7 @@ impl Host {
         printed(&child.wait_with_output().expect("it is waited for"), line)
     }
 
-    /// Tells whether a shell line succeeds on this host.
+    /// Returns whether a shell line succeeds on this host.
     pub fn succeeds(&self, line: &str) -> bool {
         let mut command = Command::new("sh");
         command.args(["-c", line]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -332,7 +332,7 @@ impl Snapshot {
     }
 }
 
-/// Gives what a program prints, which must succeed.
+/// Returns what a program prints, which must succeed.
 fn said(command: &mut Command, line: &str) -> String {
     printed(&command.output().expect("it runs"), line)
 }

@@ -39,7 +39,7 @@ impl Transport {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
 
-    /// Gives the name.
+    /// Returns the name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -134,7 +134,7 @@ impl Host {
         Server { stop, thread: Some(thread) }
     }
 
-    /// Tells whether the host or a container gets an answer from an address.
+    /// Returns whether the host or a container gets an answer from an address.
     pub fn reaches(&self, container: Option<&str>, transport: Transport, to: SocketAddr) -> bool {
         self.inside(container, || match transport {
             Transport::Tcp => {

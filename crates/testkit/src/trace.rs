@@ -233,7 +233,7 @@ impl Tracer<'_> {
     }
 }
 
-/// Tells whether this process may trace: not in every container.
+/// Returns whether this process may trace: not in every container.
 pub fn can_trace() -> bool {
     let mut scope = String::new();
     let read =

@@ -59,7 +59,7 @@ impl Case {
         cases().into_iter().find(|case| case.name == name).ok_or_else(|| format!("there is no case {name:?}"))
     }
 
-    /// Tells whether a host's kernel has what the case needs; says so if not.
+    /// Returns whether a host's kernel has what the case needs; says so if not.
     pub(crate) fn can_run(&self, host: &Host) -> bool {
         let Some((_, make)) = KINDS.iter().find(|(case, _)| *case == self.name) else { return true };
         let can = host.succeeds(&format!("{make} && ip link del try0"));
@@ -69,7 +69,7 @@ impl Case {
         can
     }
 
-    /// Gives the configurations for a host: state goes to folders of that host's own, through its root.
+    /// Returns the configurations for a host: state goes to folders of that host's own, through its root.
     pub(crate) fn on(&self, host: &Host) -> Vec<Value> {
         let root = format!("/proc/{}/root", host.pid());
         let mut chain = self.chain.clone();
@@ -405,13 +405,13 @@ impl Host {
         run_with(self.command("sh").args(["-c", line]))
     }
 
-    /// Gives what a shell line prints.
+    /// Returns what a shell line prints.
     pub(crate) fn output(&self, line: &str) -> Result<String, String> {
         let output = self.command("sh").args(["-c", line]).output().map_err(|error| error.to_string())?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Tells whether a shell line succeeds.
+    /// Returns whether a shell line succeeds.
     pub(crate) fn succeeds(&self, line: &str) -> bool {
         let mut command = self.command("sh");
         command.args(["-c", line]).stdout(Stdio::null()).stderr(Stdio::null());

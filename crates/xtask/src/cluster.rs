@@ -47,7 +47,7 @@ pub(crate) fn built() -> Result<PathBuf, String> {
     Ok(root().join(format!("target/{}-unknown-linux-gnu/release", std::env::consts::ARCH)))
 }
 
-/// Gives an empty folder of this name below `target`.
+/// Returns an empty folder of this name below `target`.
 pub(crate) fn fresh_dir(name: &str) -> Result<PathBuf, String> {
     let dir = root().join("target").join(name);
     drop(std::fs::remove_dir_all(&dir));

@@ -107,7 +107,7 @@ fn chain(host: &Host, port: u16) -> Vec<Value> {
     chain
 }
 
-/// Gives the medians of ADD and DEL in milliseconds, and new connections per second.
+/// Returns the medians of ADD and DEL in milliseconds, and new connections per second.
 fn measure(side: &Side, count: u32, rounds: usize) -> Result<[f64; 3], String> {
     let host = Host::bare()?;
     host.sh("ip netns add other; ip link add up0 type veth peer name up0 netns other; ip link set up0 up

@@ -152,7 +152,7 @@ fn sections(map: &str) -> BTreeMap<u64, Section> {
     found
 }
 
-/// Gives the addresses of all functions of a program.
+/// Returns the addresses of all functions of a program.
 fn functions(program: &Path) -> Result<Vec<u64>, String> {
     let listed = Command::new("nm").arg(program).output().map_err(|error| format!("nm: {error}"))?;
     let mut found = Vec::new();
@@ -244,7 +244,7 @@ fn trace(root: Pid, functions: &[u64]) -> Result<Vec<u64>, Box<dyn std::error::E
     if failed { Err("it failed".into()) } else { Ok(met) }
 }
 
-/// Gives what was where the breakpoints are now.
+/// Returns what was where the breakpoints are now.
 fn set_breakpoints(pid: Pid, functions: &[u64]) -> std::io::Result<HashMap<u64, u8>> {
     let memory = memory(pid)?;
     let mut original = HashMap::new();

@@ -86,7 +86,7 @@ fn say(text: &str) {
     println!("{text}");
 }
 
-/// Gives the repository's folder.
+/// Returns the repository's folder.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(".")).to_owned()
 }

@@ -90,7 +90,7 @@ fn arrows(wrong: &mut Vec<String>) -> Outcome {
     Ok(())
 }
 
-/// Tells whether a crate's code (its tests, for what only they may use) names a dependency.
+/// Returns whether a crate's code (its tests, for what only they may use) names a dependency.
 fn is_used(folder: &Path, dependency: &str, for_tests: bool) -> Result<bool, String> {
     let dependency = dependency.replace('-', "_");
     for path in files(folder, &[".rs"]) {

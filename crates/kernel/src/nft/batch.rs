@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    fault,
+    inject,
     message::Message,
     socket::{ACK, CREATE, EXCL, REQUEST, Refusal, Socket},
 };
@@ -42,7 +42,7 @@ impl Batch {
         Self::default()
     }
 
-    /// Tells whether there is nothing to change.
+    /// Returns whether there is nothing to change.
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
@@ -187,7 +187,7 @@ pub fn commit(socket: &Socket, batch: Batch, generation: Option<u32>) -> Result<
         return Ok(());
     }
     let doing = "change the nftables ruleset at";
-    fault::point(doing, batch.objects.first().map_or("", String::as_str))?;
+    inject::point(doing, batch.objects.first().map_or("", String::as_str))?;
     let mut begin = Message::new(BATCH_BEGIN, REQUEST, &nfgen(0, SUBSYSTEM));
     if let Some(generation) = generation {
         begin.be32(BATCH_GENID, generation);

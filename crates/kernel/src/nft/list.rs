@@ -116,7 +116,7 @@ pub fn chains(socket: &Socket, table: Table<'_>) -> Result<Vec<String>> {
     })
 }
 
-/// Tells whether a table has a chain.
+/// Returns whether a table has a chain.
 ///
 /// # Errors
 /// When the kernel refuses.

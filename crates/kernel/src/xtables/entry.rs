@@ -91,24 +91,24 @@ impl Rule {
         &self.target
     }
 
-    /// Gives its comment.
+    /// Returns its comment.
     pub fn comment(&self) -> Option<String> {
         self.matches().find(|(name, _)| name == "comment").map(|(_, data)| read_text(data))
     }
 
-    /// Tells whether it compares with a mark that has these bits and no others.
+    /// Returns whether it compares with a mark that has these bits and no others.
     pub fn has_mark(&self, bits: u32) -> bool {
         self.matches().any(|(name, data)| {
             name == "mark" && data.get(..4) == Some(&bits.to_ne_bytes()) && data.get(8) == Some(&0)
         })
     }
 
-    /// Gives the one source address that it is for.
+    /// Returns the one source address that it is for.
     pub fn source(&self) -> Option<IpAddr> {
         self.whole_address(0)
     }
 
-    /// Gives the one destination address that it is for.
+    /// Returns the one destination address that it is for.
     pub fn destination(&self) -> Option<IpAddr> {
         self.whole_address(1)
     }
@@ -153,7 +153,7 @@ impl Rule {
         })
     }
 
-    /// Gives the name of the chain that begins behind this entry, if it is such a head.
+    /// Returns the name of the chain that begins behind this entry, if it is such a head.
     pub(super) fn chain_name(&self) -> Option<String> {
         (target_name(&self.tail)? == ERROR).then(|| self.tail.get(HEADER..).map(read_text)).flatten()
     }
@@ -199,7 +199,7 @@ impl Rule {
     }
 }
 
-/// Gives the entry that begins a chain, or ends the table.
+/// Returns the entry that begins a chain, or ends the table.
 pub(super) fn error(family: Family, name: &str) -> Vec<u8> {
     let layout = layout(family);
     let mut bytes = vec![0; error_length(family)];

@@ -48,7 +48,7 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// Gives the namespace's path.
+    /// Returns the namespace's path.
     pub(crate) fn path(&self) -> String {
         self.netns.path().display().to_string()
     }

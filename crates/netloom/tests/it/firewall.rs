@@ -64,7 +64,7 @@ impl Lab {
         self.host.sh(&format!("timeout 20 sh -c 'until {ready}; do :; done'"));
     }
 
-    /// Tells whether one reaches another by TCP.
+    /// Returns whether one reaches another by TCP.
     pub(crate) fn tcp(&self, from: Option<&str>, ip: &str, port: u16) -> bool {
         self.host.reaches(from, Transport::Tcp, at(ip, port))
     }
@@ -113,7 +113,7 @@ pub(crate) fn del_all(call: &Call<'_>, confs: &[Value], result: &Value) {
     }
 }
 
-/// Gives the IPv4 address of a result.
+/// Returns the IPv4 address of a result.
 fn address(result: &Value) -> String {
     result["ips"][0]["address"].as_str().unwrap().split('/').next().unwrap().to_owned()
 }

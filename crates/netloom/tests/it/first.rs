@@ -27,7 +27,7 @@ fn chain(port: usize) -> Vec<Value> {
     chain
 }
 
-/// Gives what rules there are, each with the number of times that its chain has it, without the containers' own chain.
+/// Returns what rules there are, each with the number of times that its chain has it, without the containers' own chain.
 fn rules(host: &Host) -> BTreeMap<String, u32> {
     let listed = host.json("nft -j list ruleset");
     let mut rules = BTreeMap::new();

@@ -85,7 +85,7 @@ impl Differences {
     }
 }
 
-/// Tells whether a path begins with a pattern; `*` stands for one step.
+/// Returns whether a path begins with a pattern; `*` stands for one step.
 fn matches(path: &str, pattern: &str) -> bool {
     let mut steps = path.split('/');
     pattern.split('/').all(|wanted| steps.next().is_some_and(|step| wanted == "*" || wanted == step))

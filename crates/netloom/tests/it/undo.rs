@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use kernel::{Netns, fault};
+use kernel::{Netns, inject};
 use netloom_plugin::{Console, Variables, serve};
 use serde_json::{Value, json};
 use testkit::Host;
@@ -110,9 +110,9 @@ impl Lab {
 fn fail_each_step(lab: &Lab, conf: &Value, prev: &Value) -> u32 {
     let before = lab.state();
     for steps in 0.. {
-        fault::fail_after(steps);
+        inject::fail_after(steps);
         let (ok, answer) = lab.call("ADD", conf, prev);
-        let got_through = fault::reset();
+        let got_through = inject::reset();
         if got_through {
             assert!(ok, "{answer}");
             // What follows on this host finds it as this did.

@@ -74,7 +74,7 @@ impl Api {
         Some(object)
     }
 
-    /// Gives what happened to objects of a kind after a version, and whether that is the end.
+    /// Returns what happened to objects of a kind after a version, and whether that is the end.
     fn after(&self, version: u64, kind: &str) -> (Vec<(u64, Value)>, bool) {
         if version < self.oldest || version > self.version {
             let gone = json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "metadata": {},

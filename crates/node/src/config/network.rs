@@ -24,7 +24,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Gives the name.
+    /// Returns the name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Overlay => "overlay",
@@ -35,12 +35,12 @@ impl Mode {
         }
     }
 
-    /// Tells whether a node makes tunnels for it.
+    /// Returns whether a node makes tunnels for it.
     pub fn tunnels(self) -> bool {
         matches!(self, Self::Overlay | Self::Auto)
     }
 
-    /// Tells whether its pods are behind their hosts, which route for them.
+    /// Returns whether its pods are behind their hosts, which route for them.
     pub fn routes(self) -> bool {
         self != Self::Underlay
     }
@@ -80,22 +80,22 @@ pub struct Network {
 }
 
 impl Network {
-    /// Tells whether a block is one of this network's.
+    /// Returns whether a block is one of this network's.
     pub fn has(&self, block: &IpNet) -> bool {
         self.pods.iter().any(|prefix| prefix.contains(block))
     }
 
-    /// Gives the families that its pods have addresses of, by whether that is IPv4.
+    /// Returns the families that its pods have addresses of, by whether that is IPv4.
     pub fn families(&self) -> impl Iterator<Item = bool> {
         [true, false].into_iter().filter(|v4| self.prefixes(*v4).next().is_some())
     }
 
-    /// Gives its prefixes of a family.
+    /// Returns its prefixes of a family.
     pub fn prefixes(&self, v4: bool) -> impl Iterator<Item = IpNet> {
         self.pods.iter().copied().filter(move |prefix| prefix.addr().is_ipv4() == v4)
     }
 
-    /// Gives the prefix length of its blocks of a family.
+    /// Returns the prefix length of its blocks of a family.
     pub fn block_length(&self, v4: bool) -> u8 {
         if v4 { self.block.0 } else { self.block.1 }
     }

@@ -306,7 +306,7 @@ impl Daemon {
         }
     }
 
-    /// Gives what pods can have of a block.
+    /// Returns what pods can have of a block.
     fn pieces(&self, network: &Network, block: IpNet) -> Pieces {
         if network.mode.routes() {
             return blocks::pieces(block, None);
@@ -319,7 +319,7 @@ impl Daemon {
         blocks::pieces(block, Some(&reserved))
     }
 
-    /// Gives the blocks that a network's pods are given addresses of now: those that do not rest, and of the hosts' segment
+    /// Returns the blocks that a network's pods are given addresses of now: those that do not rest, and of the hosts' segment
     /// those that nobody else answers for.
     pub(super) fn offered(&self, network: &Network, attach: &Attach) -> BTreeMap<IpNet, Pieces> {
         let is_known = |block: &IpNet| self.asked.get(block).is_some_and(|asked| asked.at.is_some());

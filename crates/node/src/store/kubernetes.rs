@@ -458,13 +458,13 @@ fn read_flannel(flannel: &Flannel, own: &str, node: &DynamicObject) -> Option<Va
     annotations::read(flannel, node.metadata.annotations.as_ref()?, &blocks)
 }
 
-/// Gives what a node is: what it says of itself, or else what flannel says of it.
+/// Returns what a node is: what it says of itself, or else what flannel says of it.
 fn node(nodes: &Heard<'_>, theirs: &Heard<'_>, name: String) -> Update {
     let now = nodes.get(&name).or_else(|| theirs.get(&name)).map(|now| record(&name, now.clone()));
     Update::Node(name, now)
 }
 
-/// Gives everything, once it is known.
+/// Returns everything, once it is known.
 fn whole(nodes: &Heard<'_>, theirs: &Heard<'_>, blocks: &Heard<'_>) -> Option<Update> {
     let (nodes, theirs, blocks) = (nodes.all.as_ref()?, theirs.all.as_ref()?, blocks.all.as_ref()?);
     let owned = |(name, spec): (&String, &Value)| match block(name, Some(spec)) {

@@ -10,9 +10,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    asked::{Args, RuntimeMac, asked_mac, require_known_args},
+    common_config::{Ipam, mtu, require_masquerade_backend},
     failure::invalid,
-    written::{Ipam, mtu, require_masquerade_backend},
+    runtime_args::{Args, RuntimeMac, asked_mac, require_known_args},
 };
 
 /// The configuration as written. Numbers are wide, so that what does not fit is refused by name.

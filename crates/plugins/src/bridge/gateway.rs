@@ -7,7 +7,7 @@ use kernel::{
     Kind, Socket,
     addr::{self, Detection},
     bridge::Vlan,
-    link::{self, Change, Glance, Veth},
+    link::{self, Change, QuickLink, Veth},
     sysctl::{self, Setting},
 };
 use netloom_plugin::{Error, Undo, result::v100::Success};
@@ -21,14 +21,14 @@ use crate::{
     owner::Owner,
 };
 
-/// Gives the bridge, or its interface for the VLAN, the gateways' addresses, and has the host forward. Gives that interface.
+/// Returns the bridge, or its interface for the VLAN, the gateways' addresses, and has the host forward. Gives that interface.
 pub(super) fn set_up(
     host: &Socket,
-    bridge: &Glance,
+    bridge: &QuickLink,
     conf: &Conf,
     result: &Success,
     undo: &mut Undo,
-) -> Result<Option<Glance>, Error> {
+) -> Result<Option<QuickLink>, Error> {
     let access = conf.vlans.as_ref().and_then(|vlans| vlans.access);
     let vlan_link = access.map(|vlan| ensure_vlan_link(host, bridge, conf, vlan, undo)).transpose()?;
     let link = vlan_link.as_ref().unwrap_or(bridge);
@@ -53,18 +53,18 @@ pub(super) fn set_up(
 }
 
 /// Takes a gateway address away again, unless somebody else's port is there by now and counts on it.
-fn remove_address_if_unused(host: &Socket, link: &Glance, net: IpNet) -> Result<(), Error> {
+fn remove_address_if_unused(host: &Socket, link: &QuickLink, net: IpNet) -> Result<(), Error> {
     let ports = link::list(host).explain()?.iter().filter(|port| port.master == Some(link.index)).count();
     if ports > 1 { Ok(()) } else { addr::remove(host, link, net).explain() }
 }
 
-/// Gives a link an address unless it is among those that are there. One that stands in the way is removed with `force`:
+/// Returns a link an address unless it is among those that are there. One that stands in the way is removed with `force`:
 /// any other IPv4 address, or an IPv6 one of an overlapping subnet.
 ///
-/// Tells whether the address is new.
+/// Returns whether the address is new.
 fn ensure_address(
     host: &Socket,
-    link: &Glance,
+    link: &QuickLink,
     net: IpNet,
     there: &mut Vec<IpNet>,
     force: bool,
@@ -102,17 +102,17 @@ fn is_link_local(ip: IpAddr) -> bool {
 /// Makes the host's own interface in a VLAN of the bridge: a veth pair whose other end is a port of it.
 fn ensure_vlan_link(
     host: &Socket,
-    bridge: &Glance,
+    bridge: &QuickLink,
     conf: &Conf,
     vlan: u16,
     undo: &mut Undo,
-) -> Result<Glance, Error> {
+) -> Result<QuickLink, Error> {
     let name = format!("{}.{vlan}", bridge.name);
     if name.len() > 15 {
         return Err(invalid(format!("interface name {name:?} is longer than 15 characters"))
             .details("the gateway of a VLAN needs an interface BRIDGE.VLAN: use a shorter `bridge`"));
     }
-    if let Some(there) = link::glance(host, &name).explain()? {
+    if let Some(there) = link::find_quick(host, &name).explain()? {
         return Ok(there);
     }
     let port = Owner { network: &name, container: "", ifname: "" }.host_link(0);

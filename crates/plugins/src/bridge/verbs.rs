@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use kernel::{
     Kind, Protocol, Socket,
     bridge::{self, Side},
+    deferred,
     events::Events,
-    linger,
-    link::{self, Change, Glance, Handle, Link, Named},
+    link::{self, Change, Handle, Link, Named, QuickLink},
     sysctl::{self, Setting},
 };
 use netloom_plugin::{
@@ -29,12 +29,13 @@ use super::{
     gateway,
 };
 use crate::{
-    container::{Container, Duplicates, Settings},
+    cleanup,
+    common_config::ipam_of,
+    container_netns::{ContainerNetns, Duplicates, Settings},
     failure::{Errors, Explain, differs, invalid},
-    interface, owned,
+    interface,
     owner::Owner,
     veth,
-    written::ipam_of,
 };
 
 /// The index of the container's interface in the result: behind the bridge and the host's end.
@@ -46,7 +47,7 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     let conf = Conf::of(request)?;
     let owner = Owner::of(request, sandbox);
     let host = Socket::open(Protocol::Route).explain()?;
-    let container = Container::open(sandbox.require_netns()?).explain()?;
+    let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
 
     // The bridge first, so that it is the last to be taken away again, when nobody is on it any more.
     let mut bridge = ensure_bridge(&host, &conf, undo)?;
@@ -105,8 +106,8 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
 pub(super) fn del(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     let owner = Owner::of(request, sandbox);
     let mut errors = Errors::default();
-    errors.note(owned::remove_rules(&owner));
-    errors.note(owned::remove_link_and_addresses(request, sandbox, || veth::remove(&owner, sandbox)));
+    errors.note(cleanup::remove_rules(&owner));
+    errors.note(cleanup::remove_link_and_addresses(request, sandbox, || veth::remove(&owner, sandbox)));
     errors.into_result()
 }
 
@@ -118,7 +119,7 @@ pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     }
     let prev = request.require_prev_result()?;
     let host = Socket::open(Protocol::Route).explain()?;
-    let container = Container::open(sandbox.require_netns()?).explain()?;
+    let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
 
     let bridge = link::find(&host, conf.bridge.as_str()).explain()?.ok_or_else(|| {
         differs(format!("CNI created bridge {} in host namespace was not found", conf.bridge))
@@ -142,32 +143,32 @@ pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
 }
 
 pub(super) fn gc(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-    owned::gc(request, valid, ipam_of(request)?.as_deref())
+    cleanup::gc(request, valid, ipam_of(request)?.as_deref())
 }
 
 pub(super) fn status(request: &Request) -> Result<(), Error> {
     let conf = Conf::of(request)?;
     let host = Socket::open(Protocol::Route).explain()?;
-    require_bridge(link::glance(&host, conf.bridge.as_str()).explain()?.as_ref())?;
+    require_bridge(link::find_quick(&host, conf.bridge.as_str()).explain()?.as_ref())?;
     conf.ipam.map_or(Ok(()), |ipam| request.delegate_status(&ipam))
 }
 
 /// Makes the host's end a port of the bridge.
 fn connect(
     host: &Socket,
-    mut bridge: Glance,
+    mut bridge: QuickLink,
     outside: &Handle,
     conf: &Conf,
     owner: &Owner<'_>,
     undo: &mut Undo,
-) -> Result<Glance, Error> {
+) -> Result<QuickLink, Error> {
     const ATTEMPTS: u32 = 4;
     let mark = owner.mark();
     for attempt in 0.. {
         let change = Change { master: Some(bridge.index), ..veth::owned(&mark) };
         let Err(error) = link::change(host, outside, &change) else { break };
         // Another ADD made the bridge, failed, and took it away again; a third one may have made the next.
-        let there = link::glance(host, &bridge.name).explain()?;
+        let there = link::find_quick(host, &bridge.name).explain()?;
         if attempt == ATTEMPTS || there.is_some_and(|there| there.index == bridge.index) {
             return Err(error).explain();
         }
@@ -191,10 +192,10 @@ pub(super) fn set_vlans(host: &Socket, port: &dyn Named, vlans: &Vlans) -> Resul
     bridge::add_vlans(host, port, Side::Port, &vlans.of_port).explain()
 }
 
-fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Glance, Error> {
+fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<QuickLink, Error> {
     let name = conf.bridge.as_str();
     let wanted = bridge::New { name, mtu: conf.mtu, vlan_filtering: conf.vlans.is_some() };
-    let there = link::glance(host, name).explain()?;
+    let there = link::find_quick(host, name).explain()?;
     if there.is_none() {
         match bridge::create(host, &wanted) {
             Ok(()) => {
@@ -228,7 +229,7 @@ fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Glance, 
 }
 
 /// Makes a link of the host a port of the bridge, to stay.
-fn connect_uplink(host: &Socket, bridge: &Glance, name: &str) -> Result<(), Error> {
+fn connect_uplink(host: &Socket, bridge: &QuickLink, name: &str) -> Result<(), Error> {
     let uplink = link::require(host, name).explain()?;
     match uplink.master {
         Some(master) if master == bridge.index => Ok(()),
@@ -241,14 +242,14 @@ fn connect_uplink(host: &Socket, bridge: &Glance, name: &str) -> Result<(), Erro
 }
 
 /// Looks at a link of the host that is there.
-pub(super) fn look(host: &Socket, name: &str) -> Result<Glance, Error> {
-    link::glance(host, name)
+pub(super) fn look(host: &Socket, name: &str) -> Result<QuickLink, Error> {
+    link::find_quick(host, name)
         .explain()?
         .ok_or_else(|| Error::new(netloom_plugin::Code::Internal, format!("link {name:?} is gone again")))
 }
 
 /// Describes a link of the host for the result, when its hardware address is final and the host can send by it.
-fn listed(host: &Socket, link: &Glance) -> Result<Interface, Error> {
+fn listed(host: &Socket, link: &QuickLink) -> Result<Interface, Error> {
     let mac = if link::is_running(host, &link.name).explain()? {
         Some(link::mac(host, &link.name).explain()?)
     } else {
@@ -258,7 +259,7 @@ fn listed(host: &Socket, link: &Glance) -> Result<Interface, Error> {
     Ok(interface::listed(&link.name, mac))
 }
 
-fn require_bridge(there: Option<&Glance>) -> Result<(), Error> {
+fn require_bridge(there: Option<&QuickLink>) -> Result<(), Error> {
     match there {
         Some(link) if link.driver != "bridge" => {
             Err(invalid(format!("{:?} already exists but is not a bridge", link.name))
@@ -327,7 +328,7 @@ fn set_up_rules(
     if masqueraded.is_empty() && sender.is_none() {
         return Ok(());
     }
-    let netfilter = linger::netfilter().explain()?;
+    let netfilter = deferred::netfilter().explain()?;
     let mark = owner.mark();
     if let Some(sender) = &sender {
         spoof::add(&netfilter, &mark, sender).explain()?;
@@ -353,7 +354,7 @@ fn check_rules(
     if masqueraded.is_empty() && sender.is_none() {
         return Ok(());
     }
-    let netfilter = linger::netfilter().explain()?;
+    let netfilter = deferred::netfilter().explain()?;
     let mark = owner.mark();
     if let Some(net) = masquerade::absent(&netfilter, &mark, &masqueraded).explain()?.first() {
         return Err(differs(format!("address {net} is not masqueraded")));

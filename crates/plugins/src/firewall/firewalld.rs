@@ -72,7 +72,7 @@ impl Bus {
         }
     }
 
-    /// Tells whether a zone has an address.
+    /// Returns whether a zone has an address.
     pub(super) fn has_source(&mut self, zone: &str, ip: IpAddr) -> Result<bool, Error> {
         Ok(matches!(self.zone("querySource", zone, ip)?, Answer::Yes(true)))
     }

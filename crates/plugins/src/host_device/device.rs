@@ -10,7 +10,7 @@ use netloom_plugin::{Error, Sandbox, Undo};
 use netloom_types::name::IfName;
 
 use crate::{
-    container::Container,
+    container_netns::ContainerNetns,
     failure::{Explain, invalid},
 };
 
@@ -41,7 +41,7 @@ impl Device {
     }
 
     /// Finds it in the container: by the name that it got, or (who is root there can rename it) by what is known of it.
-    fn find_inside(&self, container: &Container, ifname: &str) -> Result<Option<Link>, Error> {
+    fn find_inside(&self, container: &ContainerNetns, ifname: &str) -> Result<Option<Link>, Error> {
         let is_it = |link: &Link| match self {
             Self::Named(name) => link.alias.as_deref() == Some(name),
             Self::WithMac(mac) => link.mac == Some(*mac) && has_left(link),
@@ -97,7 +97,7 @@ fn has_mark(link: &Link, name: &str) -> bool {
 /// Moves the device into the container, under its name there, up.
 pub(super) fn move_in(
     host: &Socket,
-    container: &Container,
+    container: &ContainerNetns,
     device: &Device,
     outside: Link,
     sandbox: &Sandbox,
@@ -108,7 +108,7 @@ pub(super) fn move_in(
         let (host, device, ifname) = (host.clone(), device.clone(), ifname.to_owned());
         let (path, outside) = (container.netns.path().to_owned(), outside.clone());
         move || {
-            let container = Container::open(&path).explain()?;
+            let container = ContainerNetns::open(&path).explain()?;
             bring_back(&host, Some(&container), &device, &ifname)?;
             // It had not gone yet.
             let Some(there) = link::find(&host, &outside.name).explain()? else { return Ok(()) };
@@ -132,7 +132,7 @@ pub(super) fn move_in(
 /// Brings the device back to the host, wherever it is.
 pub(super) fn bring_back(
     host: &Socket,
-    container: Option<&Container>,
+    container: Option<&ContainerNetns>,
     device: &Device,
     ifname: &str,
 ) -> Result<(), Error> {
@@ -169,7 +169,7 @@ pub(super) fn bring_back(
     settle(host, &outside, &name)
 }
 
-/// Gives a device its name back that came to the host without a DEL, as the kernel brings hardware back from a namespace
+/// Returns a device its name back that came to the host without a DEL, as the kernel brings hardware back from a namespace
 /// that ends: under the container's name for it, or if that was taken another.
 pub(super) fn come_to_rest(host: &Socket, device: &Device) -> Result<(), Error> {
     let (found, name) = match device {

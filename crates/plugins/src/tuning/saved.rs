@@ -50,7 +50,7 @@ impl Saved {
         }
     }
 
-    /// Gives the change that makes the interface so again.
+    /// Returns the change that makes the interface so again.
     pub(super) fn change(&self) -> Change<'static> {
         Change {
             mac: self.mac.parse().ok(),
@@ -62,7 +62,7 @@ impl Saved {
         }
     }
 
-    /// Tells whether it was saved for a network.
+    /// Returns whether it was saved for a network.
     pub(super) fn is_of(&self, network: &str) -> bool {
         self.network == network
     }
@@ -102,7 +102,7 @@ impl Saved {
     }
 }
 
-/// Tells whether a file is one that an ADD was about to write when it was killed.
+/// Returns whether a file is one that an ADD was about to write when it was killed.
 pub(super) fn is_abandoned(file: &Path) -> bool {
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let writer = name.strip_suffix(".new").and_then(|name| name.rsplit_once('.')).map(|(_, pid)| pid);

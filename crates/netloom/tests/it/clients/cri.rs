@@ -47,7 +47,7 @@ impl Client {
         self.call("RunPodSandbox", RunPod { config: Some(config) }).map(|answer: PodId| answer.id)
     }
 
-    /// Gives the addresses of a pod, the first one first.
+    /// Returns the addresses of a pod, the first one first.
     pub(super) fn addresses(&self, id: &str) -> Vec<String> {
         let answer: PodStatusAnswer = self.call("PodSandboxStatus", PodId { id: id.into() }).unwrap();
         let network = answer.status.unwrap().network.unwrap();

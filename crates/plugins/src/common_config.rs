@@ -19,7 +19,7 @@ pub(crate) struct Ipam {
 }
 
 impl Ipam {
-    /// Gives the IPAM plugin; none for a network without addresses.
+    /// Returns the IPAM plugin; none for a network without addresses.
     pub(crate) fn kind(self) -> Option<String> {
         Some(self.r#type).filter(|kind| !kind.is_empty())
     }

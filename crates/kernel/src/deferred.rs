@@ -19,7 +19,7 @@ use rustix::{
 use crate::{
     error::{Error, Result, absent_is_none},
     events::Events,
-    fault,
+    inject,
     link::{self, Link},
     socket::{Protocol, Socket},
 };
@@ -41,7 +41,7 @@ pub fn remove_link(socket: &Socket, link: &Link) -> Result<()> {
     if WAIT.load(Ordering::Relaxed) {
         return link::remove(socket, link);
     }
-    fault::point("remove link", &link.name)?;
+    inject::point("remove link", &link.name)?;
     // The announcement cannot be missed: the ear is open before the child begins.
     let events = Events::of_links()?;
     let (mut message, object) = (link::removal(link), format!("`{}`", link.name));

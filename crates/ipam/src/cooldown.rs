@@ -25,14 +25,14 @@ const SLOTS: u64 = 4096;
 
 /// How long an address rests after it was given back, and what the time is.
 #[derive(Debug, Clone, Copy)]
-pub struct Rest {
+pub struct Cooldown {
     /// How long.
     pub cooldown: Duration,
     /// Now.
     pub now: SystemTime,
 }
 
-impl Rest {
+impl Cooldown {
     /// Milliseconds since 1970.
     fn now(self) -> u64 {
         let since = self.now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -63,11 +63,11 @@ impl Rest {
 #[derive(Debug)]
 pub(crate) struct Resting {
     file: File,
-    rest: Rest,
+    rest: Cooldown,
 }
 
 impl Resting {
-    /// Tells whether an address rests. What is to rest for longer than anything does was written by a clock that was wrong.
+    /// Returns whether an address rests. What is to rest for longer than anything does was written by a clock that was wrong.
     pub(crate) fn has(&self, ip: IpAddr) -> bool {
         let mut slot = [0; SLOT];
         if self.file.read_exact_at(&mut slot, offset(ip)).is_err() || slot[..16] != octets(ip) {

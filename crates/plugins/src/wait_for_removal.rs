@@ -8,7 +8,7 @@ use serde_json::Value;
 
 /// A plugin that heeds `waitForRemoval` of its configuration, as `NETLOOM_WAIT=1` asks for all.
 #[derive(Clone, Copy)]
-pub struct Patient(pub &'static dyn Plugin);
+pub struct WaitForRemoval(pub &'static dyn Plugin);
 
 /// The key.
 pub(crate) const KEY: &str = "waitForRemoval";
@@ -28,11 +28,11 @@ fn is_asked(request: &Request) -> Result<bool, Error> {
 fn heed(request: &Request) {
     // What ADD would refuse must not stop a removal.
     if is_asked(request).unwrap_or(false) {
-        kernel::linger::wait_always();
+        kernel::deferred::wait_always();
     }
 }
 
-impl Plugin for Patient {
+impl Plugin for WaitForRemoval {
     fn name(&self) -> &'static str {
         self.0.name()
     }

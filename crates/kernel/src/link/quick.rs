@@ -15,7 +15,7 @@ use crate::{
 
 /// Describes a link as far as it is told at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Glance {
+pub struct QuickLink {
     /// The number by which the kernel knows it, in its namespace.
     pub index: u32,
     /// Its name.
@@ -28,7 +28,7 @@ pub struct Glance {
     pub promiscuous: bool,
 }
 
-impl Named for Glance {
+impl Named for QuickLink {
     fn index(&self) -> u32 {
         self.index
     }
@@ -43,7 +43,7 @@ impl Named for Glance {
 /// # Errors
 /// When the kernel refuses to look.
 #[doc(alias("SIOCGIFINDEX", "SIOCGIFFLAGS", "ETHTOOL_GDRVINFO"))]
-pub fn glance(socket: &Socket, name: &str) -> Result<Option<Glance>> {
+pub fn find_quick(socket: &Socket, name: &str) -> Result<Option<QuickLink>> {
     let look = || {
         let index = u32::from_ne_bytes(ask(socket, name, SIOCGIFINDEX)?);
         let flags = flags(socket, name)?;
@@ -52,12 +52,12 @@ pub fn glance(socket: &Socket, name: &str) -> Result<Option<Glance>> {
             other => other?,
         };
         let (up, promiscuous) = (flags & libc::IFF_UP != 0, flags & libc::IFF_PROMISC != 0);
-        Ok(Glance { index, name: name.to_owned(), driver, up, promiscuous })
+        Ok(QuickLink { index, name: name.to_owned(), driver, up, promiscuous })
     };
     absent_is_none(look().map_err(|errno| Error::new("find link", name, errno)))
 }
 
-/// Tells whether a link is up and has a carrier that the kernel knows of, so that what is sent goes out.
+/// Returns whether a link is up and has a carrier that the kernel knows of, so that what is sent goes out.
 ///
 /// # Errors
 /// When it is not there.

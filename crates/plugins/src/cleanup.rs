@@ -1,13 +1,13 @@
 //! Removing what an owner has, or what nobody has any more, of the things that several plugins make.
 
-use kernel::{Kind, Protocol, Socket, linger, link};
+use kernel::{Kind, Protocol, Socket, deferred, link};
 use netloom_plugin::{Attachment, Code, Error, Request, Sandbox};
 use ruleset::{masquerade, reference, spoof};
 
 use crate::{
+    common_config::ipam_of,
     failure::{Errors, Explain},
     owner::{Owner, is_stale},
-    written::ipam_of,
 };
 
 /// Removes what nftables has of this container, whatever the configuration says by now.
@@ -29,7 +29,7 @@ fn remove_reference_masquerade(netfilter: &Socket, owner: &Owner<'_>) -> Result<
 
 /// Opens netfilter; none on a kernel without, where there is nothing to remove.
 pub(crate) fn netfilter() -> Result<Option<Socket>, Error> {
-    match linger::netfilter() {
+    match deferred::netfilter() {
         Ok(socket) => Ok(Some(socket)),
         Err(error) if error.kind() == Kind::Unsupported => Ok(None),
         Err(error) => Err(error).explain(),
@@ -38,7 +38,7 @@ pub(crate) fn netfilter() -> Result<Option<Socket>, Error> {
 
 /// Says with the code of STATUS when the kernel has no nftables.
 pub(crate) fn require_nftables() -> Result<(), Error> {
-    linger::netfilter().and_then(|socket| kernel::nft::generation(&socket)).map(drop).map_err(|error| {
+    deferred::netfilter().and_then(|socket| kernel::nft::generation(&socket)).map(drop).map_err(|error| {
         Error::new(Code::NotAvailable, error.to_string())
             .details("this plugin needs nftables in the kernel (module nf_tables)")
     })

@@ -7,11 +7,12 @@ use netloom_plugin::{
 };
 
 use crate::{
-    container::{Container, Duplicates, Settings},
+    cleanup,
+    common_config::ipam_of,
+    container_netns::{ContainerNetns, Duplicates, Settings},
     failure::{Explain, invalid},
-    interface, owned,
+    interface,
     owner::Owner,
-    written::ipam_of,
 };
 
 /// Says where a link's addresses come from and what is told of them.
@@ -28,7 +29,7 @@ pub(crate) struct Addressing {
 }
 
 /// Has a link that was just made taken away again if a later step fails.
-pub(crate) fn remove_later(container: &Container, name: &str, undo: &mut Undo) -> Result<(), Error> {
+pub(crate) fn remove_later(container: &ContainerNetns, name: &str, undo: &mut Undo) -> Result<(), Error> {
     let (socket, name) = (container.socket.clone(), name.to_owned());
     undo.push(format!("remove `{name}`"), move || match link::find(&socket, &name).explain()? {
         Some(link) => link::remove(&socket, &link).explain(),
@@ -37,7 +38,7 @@ pub(crate) fn remove_later(container: &Container, name: &str, undo: &mut Undo) -
 }
 
 /// Refuses an interface that is there, before anything is made.
-pub(crate) fn require_free(container: &Container, sandbox: &Sandbox) -> Result<(), Error> {
+pub(crate) fn require_free(container: &ContainerNetns, sandbox: &Sandbox) -> Result<(), Error> {
     let ifname = sandbox.ifname.as_str();
     if link::find(&container.socket, ifname).explain()?.is_none() {
         return Ok(());
@@ -49,12 +50,12 @@ pub(crate) fn require_free(container: &Container, sandbox: &Sandbox) -> Result<(
     .details("delete the container before it is added again, or choose another CNI_IFNAME"))
 }
 
-/// Gives the link its addresses and routes, up, and makes the result.
+/// Returns the link its addresses and routes, up, and makes the result.
 pub(crate) fn configure(
     request: &Request,
     sandbox: &Sandbox,
     undo: &mut Undo,
-    container: &Container,
+    container: &ContainerNetns,
     inside: &Link,
     conf: &Addressing,
 ) -> Result<Success, Error> {
@@ -79,10 +80,10 @@ pub(crate) fn addresses_of(
     Ok(result)
 }
 
-/// Gives the link what a result says of addresses and routes.
+/// Returns the link what a result says of addresses and routes.
 pub(crate) fn apply(
     sandbox: &Sandbox,
-    container: &Container,
+    container: &ContainerNetns,
     inside: &Link,
     conf: &Addressing,
     mut result: Success,
@@ -106,11 +107,11 @@ pub(crate) fn apply(
 /// Removes the interface and releases its addresses (DEL).
 pub(crate) fn del(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     let owner = Owner::of(request, sandbox);
-    owned::remove_link_and_addresses(request, sandbox, || remove_link(&owner, sandbox))
+    cleanup::remove_link_and_addresses(request, sandbox, || remove_link(&owner, sandbox))
 }
 
 fn remove_link(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> {
-    let Some(container) = Container::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+    let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
     let mark = owner.mark();
     let mut found = false;
     // An ADD that was killed may have left the link under its first name.
@@ -136,12 +137,12 @@ pub(crate) fn check(
     sandbox: &Sandbox,
     ipam: Option<&str>,
     kind: Option<&str>,
-) -> Result<(Container, Link), Error> {
+) -> Result<(ContainerNetns, Link), Error> {
     if let Some(ipam) = ipam {
         request.delegate_check(ipam, sandbox)?;
     }
     let prev = request.require_prev_result()?;
-    let container = Container::open(sandbox.require_netns()?).explain()?;
+    let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
     let inside = interface::require_listed(&container, sandbox, &prev, kind)?;
     container.compare(&inside, &prev)?;
     Ok((container, inside))

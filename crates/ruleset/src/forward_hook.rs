@@ -58,7 +58,7 @@ pub fn open(socket: &Socket, wanted: Wanted<'_>) -> Result<(), RulesetError> {
     Ok(outcome?)
 }
 
-/// Tells whether [`open`] has nothing to do.
+/// Returns whether [`open`] has nothing to do.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -73,7 +73,7 @@ pub fn is_open(socket: &Socket, wanted: Wanted<'_>) -> Result<bool, RulesetError
     Ok(missing(socket, wanted)?.is_empty())
 }
 
-/// Tells whether anybody else stands at the forward hook, who may drop what is to pass.
+/// Returns whether anybody else stands at the forward hook, who may drop what is to pass.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -162,7 +162,7 @@ fn missing(socket: &Socket, wanted: Wanted<'_>) -> Result<Batch, RulesetError> {
     Ok(batch)
 }
 
-/// Tells whether a chain stands where it may drop containers' packets, and is nobody's who is asked in another way.
+/// Returns whether a chain stands where it may drop containers' packets, and is nobody's who is asked in another way.
 fn may_drop(chain: &Chain) -> bool {
     chain.hook == Some(FORWARD_HOOK)
         && chain.kind.as_deref() == Some("filter")
@@ -172,7 +172,7 @@ fn may_drop(chain: &Chain) -> bool {
         && !(chain.name == FORWARD && chain.table == "filter" && chain.family != Family::Inet)
 }
 
-/// Tells whether a rule drops or rejects whatever comes to it.
+/// Returns whether a rule drops or rejects whatever comes to it.
 fn is_for_all(rule: &Rule) -> bool {
     const NO_CONDITION: [&str; 5] = ["counter", "log", "limit", "immediate", "reject"];
     rule.drops && rule.expressions.iter().all(|name| NO_CONDITION.contains(&name.as_str()))

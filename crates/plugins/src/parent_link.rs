@@ -11,10 +11,10 @@ use netloom_plugin::{Code, Error, Request, Sandbox, Undo};
 use netloom_types::name::IfName;
 
 use crate::{
-    container::Container,
+    container_link,
+    container_netns::ContainerNetns,
     failure::{Explain, differs, explained, invalid},
     owner::Owner,
-    single,
 };
 
 /// Says which link it is made over.
@@ -53,7 +53,7 @@ impl Master {
         })
     }
 
-    /// Tells whether it is there (STATUS).
+    /// Returns whether it is there (STATUS).
     pub(crate) fn require(&self) -> Result<(), Error> {
         if self.in_container {
             return Ok(());
@@ -63,7 +63,7 @@ impl Master {
     }
 
     /// Compares (CHECK): the link is over this one.
-    pub(crate) fn check(&self, container: &Container, inside: &Link) -> Result<(), Error> {
+    pub(crate) fn check(&self, container: &ContainerNetns, inside: &Link) -> Result<(), Error> {
         // By its number alone; a default route may go elsewhere by now.
         if self.name.is_none() {
             return Ok(());
@@ -94,11 +94,11 @@ pub(crate) fn create(
     request: &Request,
     sandbox: &Sandbox,
     undo: &mut Undo,
-    container: &Container,
+    container: &ContainerNetns,
     master: &Master,
     over: Over,
 ) -> Result<Link, Error> {
-    single::require_free(container, sandbox)?;
+    container_link::require_free(container, sandbox)?;
     let socket = if master.in_container {
         container.socket.clone()
     } else {
@@ -130,10 +130,10 @@ pub(crate) fn create(
         };
         explained(&error).details(hint)
     })?;
-    single::remove_later(container, &first_name, undo)?;
+    container_link::remove_later(container, &first_name, undo)?;
     let inside = link::require(&container.socket, &first_name).explain()?;
     let ifname = sandbox.ifname.as_str();
-    single::remove_later(container, ifname, undo)?;
+    container_link::remove_later(container, ifname, undo)?;
     // The mark finds it again under whatever name the container gives it.
     let mark = owner.mark();
     let change = Change { name: Some(ifname), alias: Some(&mark), ..Change::default() };

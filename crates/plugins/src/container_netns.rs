@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use kernel::{
     Netns, Protocol, Socket,
     addr::{self, Detection},
+    deferred,
     events::Events,
-    linger,
     link::{self, Change, Link},
     route,
     sysctl::{self, Setting},
@@ -17,14 +17,14 @@ use netloom_plugin::{Error, result::v100::Success};
 use crate::failure::{Explain, differs};
 
 /// Holds an open sandbox.
-pub(crate) struct Container {
+pub(crate) struct ContainerNetns {
     /// Where this process is at home.
     pub(crate) host: Netns,
     pub(crate) netns: Netns,
     pub(crate) socket: Socket,
 }
 
-impl Container {
+impl ContainerNetns {
     pub(crate) fn open(path: &Path) -> kernel::Result<Self> {
         let (host, netns) = (Netns::own()?, Netns::open(path)?);
         let socket = netns.run_from(&host, || Socket::open(Protocol::Route))??;
@@ -43,7 +43,7 @@ impl Container {
 
     /// Removes a link of the container, and returns once it is gone for everybody.
     pub(crate) fn remove_link(&self, link: &Link) -> Result<(), Error> {
-        self.run(|| linger::remove_link(&self.socket, link))
+        self.run(|| deferred::remove_link(&self.socket, link))
     }
 
     /// Sets the interface's sysctls for the addresses that it gets, as the reference plugins leave them.
@@ -77,7 +77,7 @@ impl Container {
         self.netns.run_from(&self.host, work).and_then(|done| done).explain()
     }
 
-    /// Gives the interface the addresses and routes of a result, up, and has the kernel tell neighbours where the sysctls say so.
+    /// Returns the interface the addresses and routes of a result, up, and has the kernel tell neighbours where the sysctls say so.
     ///
     /// Where it is asked for it waits until IPv6 addresses are the container's for sure.
     pub(crate) fn configure(&self, link: &Link, result: &Success, settings: Settings) -> Result<(), Error> {

@@ -12,11 +12,11 @@ use netloom_plugin::{
 };
 
 use crate::{
-    container::Container,
+    container_netns::ContainerNetns,
     failure::{Explain, invalid},
 };
 
-/// Gives the result of the plugins before.
+/// Returns the result of the plugins before.
 pub(crate) fn prev_result(request: &Request) -> Result<Success, Error> {
     request.prev_result.clone().ok_or_else(|| {
         invalid("must be called as chained plugin, prevResult is missing")
@@ -24,7 +24,7 @@ pub(crate) fn prev_result(request: &Request) -> Result<Success, Error> {
     })
 }
 
-/// Gives the addresses of the container's interface; one that names no interface is taken to be of it.
+/// Returns the addresses of the container's interface; one that names no interface is taken to be of it.
 pub(crate) fn addresses<'a>(
     prev: &'a Success,
     sandbox: &'a Sandbox,
@@ -36,7 +36,7 @@ pub(crate) fn addresses<'a>(
     })
 }
 
-/// Gives the first of them of each family.
+/// Returns the first of them of each family.
 pub(crate) fn first_of_each_family(prev: &Success, sandbox: &Sandbox) -> Vec<IpAddr> {
     let ips: Vec<IpAddr> = addresses(prev, sandbox).map(|ip| ip.address.addr()).collect();
     let first = |v4: bool| ips.iter().find(|ip| ip.is_ipv4() == v4).copied();
@@ -44,7 +44,7 @@ pub(crate) fn first_of_each_family(prev: &Success, sandbox: &Sandbox) -> Vec<IpA
 }
 
 /// Finds the host's end of the container's interface.
-pub(crate) fn host_end(host: &Socket, container: &Container, sandbox: &Sandbox) -> Result<Link, Error> {
+pub(crate) fn host_end(host: &Socket, container: &ContainerNetns, sandbox: &Sandbox) -> Result<Link, Error> {
     let ifname = sandbox.ifname.as_str();
     let inside = link::require(&container.socket, ifname).explain()?;
     let outside = match inside.peer.filter(|_| inside.kind.as_deref() == Some("veth")) {
