@@ -47,6 +47,9 @@ pub struct Link {
     pub driver: Option<Driver>,
     /// The index of the other end, or of the link that it is made over, in that one's namespace.
     pub peer: Option<u32>,
+    /// The namespace of `peer`, as the number that this link's namespace has for it ([`crate::netns::number_in`]); none if
+    /// that is this link's own namespace.
+    pub peer_netns: Option<i32>,
     /// Length of the transmit queue in packets.
     pub queue: u32,
     /// Takes all multicast frames (`IFF_ALLMULTI`).
@@ -344,6 +347,7 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
         master: None,
         kind: None,
         peer: None,
+        peer_netns: None,
         driver: None,
         queue: 0,
         all_multicast: read_u32(&fixed[8..])? & libc::IFF_ALLMULTI.cast_unsigned() != 0,
@@ -360,6 +364,7 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
             libc::IFLA_PROMISCUITY => link.promiscuity = read_u32(data)?,
             libc::IFLA_MASTER => link.master = read_u32(data),
             libc::IFLA_LINK => link.peer = read_u32(data),
+            libc::IFLA_LINK_NETNSID => link.peer_netns = read_u32(data).map(u32::cast_signed),
             libc::IFLA_GROUP => link.group = read_u32(data)?,
             libc::IFLA_IFALIAS => link.alias = Some(read_text(data)),
             IFLA_PROP_LIST => {

@@ -3,7 +3,7 @@
 use std::{
     ffi::c_ulong,
     fs,
-    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -18,6 +18,8 @@ use rustix::{
 use crate::{
     error::{Error, Kind, Result},
     inject, ioctl,
+    message::{Attrs, Message, read_u32},
+    socket::{REQUEST, Socket},
 };
 
 /// Holds an open network namespace.
@@ -218,6 +220,26 @@ pub fn mount_file(file: &Path, over: &Path) -> Result<()> {
     rustix::mount::mount_bind(file, over)
         .map_err(|errno| Error::new("mount a file over", over.display(), errno))
 }
+
+/// Returns the number that the socket's namespace has for another one, or `None` if it has none: no link there has its peer in
+/// `netns`. Source: `include/uapi/linux/net_namespace.h`.
+///
+/// # Errors
+/// If the kernel refuses the request.
+#[doc(alias = "RTM_GETNSID")]
+pub fn number_in(socket: &Socket, netns: &Netns) -> Result<Option<i32>> {
+    // `struct rtgenmsg`, padded to the alignment of attributes.
+    let mut message = Message::new(libc::RTM_GETNSID, REQUEST, &[0; 4]);
+    message.attr(NETNSA_FD, &netns.fd.as_raw_fd().to_ne_bytes());
+    let mut number = None;
+    socket.ask(message, "find number of network namespace", &netns.path.display(), |received| {
+        number = Attrs::after(received.payload, 4).find(NETNSA_NSID).and_then(read_u32).map(u32::cast_signed);
+    })?;
+    Ok(number.filter(|number| *number >= 0))
+}
+
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
 
 /// Returns whether an error means that a namespace is gone, as DEL may find it.
 pub fn is_gone(error: &Error) -> bool {

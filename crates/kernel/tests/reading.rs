@@ -137,6 +137,7 @@ fn changes_can_be_sent_together() {
         assert_eq!(link::require(socket, "a0").unwrap().index, a0.index);
 
         let veth = |name, peer_name| link::Veth {
+            peer_mac: None,
             name,
             peer_name,
             peer_netns: None,

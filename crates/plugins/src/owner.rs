@@ -1,6 +1,7 @@
 //! Whose things are: names and marks that follow from network, container and interface, so that DEL and GC find
 //! everything again without a list.
 
+use kernel::link::Mac;
 use netloom_plugin::{Attachment, Request, Sandbox};
 use sha2::{Digest, Sha512};
 
@@ -83,6 +84,24 @@ impl<'a> Owner<'a> {
         let hash = hash(&[self.network, self.container, self.ifname, &attempt.to_string()]);
         format!("veth{:08x}", hash >> 32)
     }
+
+    /// Returns the hardware address of a veth end that becomes a bridge port.
+    ///
+    /// A bridge whose address nobody set takes the lowest one of its ports. This address is higher than that of any network
+    /// card and of any random address (`fe` is the last locally administered prefix), so a port of ours does not change the
+    /// address of a bridge that has others.
+    pub(crate) fn port_mac(&self, attempt: u32) -> Mac {
+        let hash = hash(&[self.network, self.container, self.ifname, &attempt.to_string(), "port"]);
+        let [.., a, b, c, d, e] = hash.to_be_bytes();
+        Mac([Self::PORT_PREFIX, a, b, c, d, e])
+    }
+
+    /// Returns whether an address is one that [`Self::port_mac`] returns.
+    pub(crate) fn is_port_mac(mac: Mac) -> bool {
+        mac.0[0] == Self::PORT_PREFIX
+    }
+
+    const PORT_PREFIX: u8 = 0xfe;
 }
 
 /// Returns whether a mark is of this network and of none of its valid attachments.

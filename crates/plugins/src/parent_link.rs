@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use kernel::{
     Kind, Protocol, Socket,
     link::{self, Change, Driver, Link, Mac, New},
-    route,
+    netns, route,
 };
 use netloom_plugin::{Code, Error, Request, Sandbox, Undo};
 use netloom_types::name::IfName;
@@ -73,7 +73,12 @@ impl Master {
         } else {
             self.find(&Socket::open(Protocol::Route).explain()?)?
         };
-        if inside.peer != Some(master.index) {
+        let there = if self.in_container {
+            None
+        } else {
+            netns::number_in(&container.socket, &container.host).explain()?
+        };
+        if (inside.peer, inside.peer_netns) != (Some(master.index), there) {
             return Err(differs(format!("`{}` is not over `{}`", inside.name, master.name)));
         }
         Ok(())

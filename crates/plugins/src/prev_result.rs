@@ -14,6 +14,7 @@ use netloom_plugin::{
 use crate::{
     container_netns::ContainerNetns,
     failure::{Explain, invalid},
+    veth,
 };
 
 /// Returns the result of the plugins before.
@@ -47,12 +48,7 @@ pub(crate) fn first_of_each_family(prev: &Success, sandbox: &Sandbox) -> Vec<IpA
 pub(crate) fn host_end(host: &Socket, container: &ContainerNetns, sandbox: &Sandbox) -> Result<Link, Error> {
     let ifname = sandbox.ifname.as_str();
     let inside = link::require(&container.socket, ifname).explain()?;
-    let outside = match inside.peer.filter(|_| inside.kind.as_deref() == Some("veth")) {
-        Some(peer) => link::find_index(host, peer).explain()?,
-        None => None,
-    };
-    // Numbers of links repeat in other namespaces: the two must be each other's end.
-    outside.filter(|outside| outside.peer == Some(inside.index)).ok_or_else(|| {
+    veth::host_end(host, container, &inside)?.ok_or_else(|| {
         invalid(format!("container interface {ifname} has no veth peer on the host"))
             .details("this plugin works behind one that makes a veth pair, such as bridge or ptp")
     })

@@ -84,7 +84,7 @@ impl Plugin for Ptp {
         let owner = Owner::of(request, sandbox);
         let host = Socket::open(Protocol::Route).explain()?;
         let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
-        let new = veth::New { mtu: conf.mtu, mac: None };
+        let new = veth::New { mtu: conf.mtu, mac: None, port: false };
         let (outside, inside) = veth::create(&host, &container, sandbox, &owner, new, undo)?;
         let mark = owner.mark();
         // Nobody else is on this link, so its addresses need not be asked about: IPv6 works at once.
@@ -138,9 +138,11 @@ impl Plugin for Ptp {
         let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let inside = interface::require_listed(&container, sandbox, &prev, Some("veth"))?;
         let host = Socket::open(Protocol::Route).explain()?;
+        let outside = veth::host_end(&host, &container, &inside)?
+            .ok_or_else(|| differs(format!("the host end of `{}` is not on this host", inside.name)))?;
         for ip in &prev.ips {
             let towards = route::link_towards(&host, ip.address.addr()).explain()?;
-            if towards != inside.peer {
+            if towards != Some(outside.index) {
                 return Err(differs(format!("the host has no route to {} by `{}`", ip.address, inside.name)));
             }
         }

@@ -3,6 +3,7 @@
 use kernel::{
     Kind, Protocol, Socket, deferred,
     link::{self, Change, Handle, Link, Mac, Veth},
+    netns,
 };
 use netloom_plugin::{Code, Error, Sandbox, Undo};
 
@@ -19,6 +20,8 @@ pub(crate) struct New {
     pub(crate) mtu: Option<u32>,
     /// Hardware address; none for a random one.
     pub(crate) mac: Option<Mac>,
+    /// The host end becomes a port of a bridge.
+    pub(crate) port: bool,
 }
 
 /// Makes the veth pair from inside the container, as the name there is the one that may be taken.
@@ -43,6 +46,7 @@ pub(crate) fn create(
                 peer_group: Some(owner.unmarked_group()),
                 mtu: new.mtu,
                 mac: new.mac,
+                peer_mac: new.port.then(|| owner.port_mac(attempt)),
             },
         );
         match made {
@@ -105,4 +109,24 @@ pub(crate) fn remove(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> 
         container.remove_link(&inside)?;
     }
     Ok(())
+}
+
+/// Returns the host end of the container's veth link, or `None` if the other end is not on this host.
+///
+/// Indices repeat across namespaces, so a link of the host with a matching pair of indices proves nothing: the namespace of
+/// the peer must be the host's.
+pub(crate) fn host_end(
+    host: &Socket,
+    container: &ContainerNetns,
+    inside: &Link,
+) -> Result<Option<Link>, Error> {
+    let Some(peer) = inside.peer.filter(|_| inside.kind.as_deref() == Some("veth")) else { return Ok(None) };
+    let on_host = match inside.peer_netns {
+        Some(_) => inside.peer_netns == netns::number_in(&container.socket, &container.host).explain()?,
+        None => container.netns.is(&container.host).explain()?,
+    };
+    if !on_host {
+        return Ok(None);
+    }
+    Ok(link::find_index(host, peer).explain()?.filter(|end| end.peer == Some(inside.index)))
 }

@@ -239,6 +239,8 @@ pub struct Veth<'a> {
     pub mtu: Option<u32>,
     /// Hardware address of this end; none for a random one.
     pub mac: Option<Mac>,
+    /// Hardware address of the other end; none for a random one.
+    pub peer_mac: Option<Mac>,
 }
 
 /// Creates a veth pair and gives this end; fails if a name is taken.
@@ -267,6 +269,9 @@ pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<Link> {
                 one_queue(peer);
                 if let Some(mtu) = veth.mtu {
                     peer.u32(libc::IFLA_MTU, mtu);
+                }
+                if let Some(mac) = veth.peer_mac {
+                    peer.attr(libc::IFLA_ADDRESS, &mac.0);
                 }
                 if let Some(group) = veth.peer_group {
                     peer.u32(libc::IFLA_GROUP, group);

@@ -11,6 +11,7 @@ mod clients;
 mod counts;
 mod crash;
 mod dhcp;
+mod existing_links;
 mod firewall;
 mod first;
 mod host_device;

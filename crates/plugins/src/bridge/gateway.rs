@@ -115,13 +115,21 @@ fn ensure_vlan_link(
     if let Some(there) = link::find_quick(host, &name).explain()? {
         return Ok(there);
     }
-    let port = Owner { network: &name, container: "", ifname: "" }.host_link(0);
+    let owner = Owner { network: &name, container: "", ifname: "" };
+    let port = owner.host_link(0);
     let mtu = match conf.mtu {
         None => link::require(host, &bridge.name).explain()?.mtu,
         Some(mtu) => mtu,
     };
-    let veth =
-        Veth { name: &name, peer_name: &port, peer_netns: None, peer_group: None, mtu: Some(mtu), mac: None };
+    let veth = Veth {
+        name: &name,
+        peer_name: &port,
+        peer_netns: None,
+        peer_group: None,
+        mtu: Some(mtu),
+        mac: None,
+        peer_mac: Some(owner.port_mac(0)),
+    };
     match link::create_veth(host, &veth) {
         // Another ADD of this VLAN is making it.
         Err(error) if error.kind() == Kind::Exists => return look(host, &name),

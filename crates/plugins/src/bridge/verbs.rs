@@ -8,7 +8,7 @@ use kernel::{
     bridge::{self, Side},
     deferred,
     events::Events,
-    link::{self, Change, Handle, Link, Named, QuickLink},
+    link::{self, Change, Handle, Link, Mac, Named, QuickLink},
     sysctl::{self, Setting},
 };
 use netloom_plugin::{
@@ -51,7 +51,7 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
 
     // The bridge first, so that it is the last to be taken away again, when nobody is on it any more.
     let mut bridge = ensure_bridge(&host, &conf, undo)?;
-    let new = veth::New { mtu: conf.mtu, mac: conf.mac };
+    let new = veth::New { mtu: conf.mtu, mac: conf.mac, port: true };
     let (outside, mut inside) = veth::create(&host, &container, sandbox, &owner, new, undo)?;
     bridge = connect(&host, bridge, &outside, &conf, &owner, undo)?;
 
@@ -131,10 +131,8 @@ pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         return Err(differs(format!("bridge `{}` is not in promiscuous mode", bridge.name)));
     }
     let inside = interface::require_listed(&container, sandbox, &prev, Some("veth"))?;
-    let outside = inside.peer.map(|peer| link::find_index(&host, peer).explain()).transpose()?.flatten();
-    let outside = outside
-        .filter(|outside| outside.peer == Some(inside.index))
-        .ok_or_else(|| differs(format!("the host's end of `{}` was not found", inside.name)))?;
+    let outside = veth::host_end(&host, &container, &inside)?
+        .ok_or_else(|| differs(format!("the host end of `{}` is not on this host", inside.name)))?;
     if outside.master != Some(bridge.index) {
         return Err(differs(format!("`{}` is no port of bridge `{}`", outside.name, bridge.name)));
     }
@@ -166,7 +164,15 @@ fn connect(
     let mark = owner.mark();
     for attempt in 0.. {
         let change = Change { master: Some(bridge.index), ..veth::owned(&mark) };
-        let Err(error) = link::change(host, outside, &change) else { break };
+        let joined =
+            link::mac(host, &bridge.name).and_then(|mac| link::change(host, outside, &change).map(|()| mac));
+        let error = match joined {
+            Ok(before) => {
+                keep_mac(host, &bridge, before)?;
+                break;
+            }
+            Err(error) => error,
+        };
         // Another ADD made the bridge, failed, and took it away again; a third one may have made the next.
         let there = link::find_quick(host, &bridge.name).explain()?;
         if attempt == ATTEMPTS || there.is_some_and(|there| there.index == bridge.index) {
@@ -184,6 +190,20 @@ fn connect(
     Ok(bridge)
 }
 
+/// Restores the hardware address that a bridge had before a port joined.
+///
+/// A bridge whose address nobody set takes the lowest one of its ports. Ours are higher than anybody's, so that matters only
+/// for a bridge without other ports: the kernel replaces the address that it had without them.
+fn keep_mac(host: &Socket, bridge: &QuickLink, before: Mac) -> Result<(), Error> {
+    let now = link::mac(host, &bridge.name).explain()?;
+    // Two ADDs at once: the second one finds the first one's port address, which is not the bridge's own.
+    if Owner::is_port_mac(now) && !Owner::is_port_mac(before) {
+        let change = Change { mac: Some(before), ..Change::default() };
+        link::change(host, bridge, &change).explain()?;
+    }
+    Ok(())
+}
+
 pub(super) fn set_vlans(host: &Socket, port: &dyn Named, vlans: &Vlans) -> Result<(), Error> {
     if !vlans.of_port.is_empty() && !vlans.keep_default {
         let there = bridge::vlans(host, port).explain()?;
@@ -196,9 +216,11 @@ fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<QuickLin
     let name = conf.bridge.as_str();
     let wanted = bridge::New { name, mtu: conf.mtu, vlan_filtering: conf.vlans.is_some() };
     let there = link::find_quick(host, name).explain()?;
+    let mut created = false;
     if there.is_none() {
         match bridge::create(host, &wanted) {
             Ok(()) => {
+                created = true;
                 let (socket, name) = (host.clone(), name.to_owned());
                 undo.push(format!("remove bridge `{name}`"), move || remove_if_empty(&socket, &name))?;
                 sysctl::set(Setting::Ipv6(wanted.name, "accept_ra"), "0").explain()?;
@@ -223,20 +245,26 @@ fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<QuickLin
             .explain()?;
     }
     if let Some(uplink) = &conf.uplink {
-        connect_uplink(host, &bridge, uplink.as_str())?;
+        connect_uplink(host, &bridge, uplink.as_str(), created)?;
     }
     Ok(bridge)
 }
 
-/// Makes a link of the host a port of the bridge, to stay.
-fn connect_uplink(host: &Socket, bridge: &QuickLink, name: &str) -> Result<(), Error> {
+/// Makes a link of the host a port of the bridge, to stay. A bridge that this ADD created takes the uplink's hardware address;
+/// one that existed keeps its own.
+fn connect_uplink(host: &Socket, bridge: &QuickLink, name: &str, created: bool) -> Result<(), Error> {
     let uplink = link::require(host, name).explain()?;
     match uplink.master {
         Some(master) if master == bridge.index => Ok(()),
         Some(_) => Err(invalid(format!("`uplinkInterface` {name:?} belongs to another bridge or bond"))),
         None => {
+            let mac = link::mac(host, &bridge.name).explain()?;
             let change = Change { up: Some(true), master: Some(bridge.index), ..Change::default() };
-            link::change(host, &uplink, &change).explain()
+            link::change(host, &uplink, &change).explain()?;
+            if created || link::mac(host, &bridge.name).explain()? == mac {
+                return Ok(());
+            }
+            link::change(host, bridge, &Change { mac: Some(mac), ..Change::default() }).explain()
         }
     }
 }
