@@ -5,6 +5,8 @@
 //! (`nft_rcv_nl_event`). A child made by a plain `fork` makes those calls: it holds nothing of its parent's but the
 //! sockets that it needs, belongs to a session of its own, and ends by itself.
 
+mod reaper;
+
 use std::{
     os::fd::{AsFd, AsRawFd, RawFd},
     sync::atomic::{AtomicBool, Ordering},
@@ -15,6 +17,8 @@ use rustix::{
     io::Errno,
     pipe::{PipeFlags, pipe_with},
 };
+
+use reaper::Orphan;
 
 use crate::{
     error::{Error, Result, absent_is_none},
@@ -38,9 +42,7 @@ pub fn wait_always() {
 /// # Errors
 /// When the kernel refuses.
 pub fn remove_link(socket: &Socket, link: &Link) -> Result<()> {
-    if WAIT.load(Ordering::Relaxed) {
-        return link::remove(socket, link);
-    }
+    let Some(orphan) = permit() else { return link::remove(socket, link) };
     inject::point("remove link", &link.name)?;
     // The announcement cannot be missed: the ear is open before the child begins.
     let events = Events::of_links()?;
@@ -61,7 +63,10 @@ pub fn remove_link(socket: &Socket, link: &Link) -> Result<()> {
                 libc::_exit(0);
             }
         }
-        _ => drop(end),
+        child => {
+            orphan.created(child);
+            drop(end);
+        }
     }
     loop {
         let mut fds = [
@@ -96,16 +101,22 @@ pub fn remove_link(socket: &Socket, link: &Link) -> Result<()> {
 /// When the kernel has no netfilter, or file descriptors or memory have run out.
 pub fn netfilter() -> Result<Socket> {
     let socket = Socket::open(Protocol::Netfilter)?;
-    if !WAIT.load(Ordering::Relaxed) {
-        leave(&socket);
+    if let Some(orphan) = permit() {
+        leave(&socket, orphan);
     }
     Ok(socket)
 }
 
-fn leave(socket: &Socket) {
+/// Returns the permission to create a child that outlives this process, unless everything is waited for or nobody would reap it.
+fn permit() -> Option<Orphan> {
+    if WAIT.load(Ordering::Relaxed) { None } else { Orphan::permit() }
+}
+
+fn leave(socket: &Socket, orphan: Orphan) {
     let Ok((parent_lives, held)) = pipe_with(PipeFlags::CLOEXEC) else { return };
     // SAFETY: the child makes system calls alone, on what was made ready before, and does not return.
-    if unsafe { libc::fork() } == 0 {
+    let child = unsafe { libc::fork() };
+    if child == 0 {
         let (fd, parent) = (socket.as_fd().as_raw_fd(), parent_lives.as_raw_fd());
         let mut end = libc::pollfd { fd: parent, events: 0, revents: 0 };
         // SAFETY: the descriptors are open, and one is what is polled. Nothing ever comes but the end, when the parent has
@@ -119,6 +130,9 @@ fn leave(socket: &Socket) {
             libc::poll(std::ptr::null_mut(), 0, until_close(&now));
             libc::_exit(0);
         }
+    }
+    if child > 0 {
+        orphan.created(child);
     }
     // Closed when this process ends, before the child may go on.
     std::mem::forget(held);

@@ -1,7 +1,13 @@
 //! DEL returns before the kernel has done with everything, and is right all the same: whatever becomes of the child that
 //! waits, and whatever comes next.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
 
 use serde_json::{Value, json};
 use testkit::{Fate, Host};
@@ -190,6 +196,9 @@ fn del_waits_where_it_is_asked_to() {
     for case in cases().iter().filter(|case| case.name == "ptp") {
         let lab = Lab::new(case);
         let mut conf = case.chain[0].clone();
+        // The host's first removal finds out whether orphans are reaped.
+        let result = lab.add(&case.chain);
+        lab.del(&case.chain, result.last().unwrap()).unwrap();
         for (wait, children) in [(json!(false), true), (json!(true), false), (Value::Null, true)] {
             let result = lab.add(&case.chain).pop().unwrap();
             conf["waitForRemoval"] = wait.clone();
@@ -202,4 +211,94 @@ fn del_waits_where_it_is_asked_to() {
             );
         }
     }
+}
+
+/// A PID namespace on a host, whose PID 1 never waits for a child.
+struct NoReaper {
+    unshare: std::process::Child,
+    init: String,
+}
+
+impl NoReaper {
+    fn new(host: &Host) -> Self {
+        let flags = ["--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "infinity"];
+        let unshare = host.spawn(Command::new("unshare").args(flags));
+        let mut place = Self { init: String::new(), unshare };
+        let children = format!("/proc/{0}/task/{0}/children", place.unshare.id());
+        let deadline = Instant::now() + std::time::Duration::from_secs(10);
+        // Its own `/proc` is mounted once it is the program that it becomes.
+        while fs::read_to_string(format!("/proc/{}/comm", place.init)).ok().as_deref() != Some("sleep\n") {
+            assert!(Instant::now() < deadline, "no PID namespace");
+            fs::read_to_string(&children).unwrap().trim().clone_into(&mut place.init);
+            std::thread::yield_now();
+        }
+        place
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.init, "--pid", "--mount", "--net", "--wd=/", "--"]).arg(program);
+        command
+    }
+
+    fn zombies(&self) -> usize {
+        let output =
+            self.command(Path::new("sh")).args(["-c", "cat /proc/[0-9]*/stat 2>/dev/null"]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.contains(") Z ")).count()
+    }
+}
+
+impl Drop for NoReaper {
+    fn drop(&mut self) {
+        // PID 1 of the namespace goes with it.
+        drop(self.unshare.kill());
+        drop(self.unshare.wait());
+    }
+}
+
+/// Where PID 1 reaps nobody, plugins leave nothing to it: they wait themselves.
+#[test]
+fn orphans_are_not_left_where_nobody_reaps_them() {
+    if !testkit::is_root() {
+        return;
+    }
+    const AT_ONCE: usize = 8;
+    let host = Host::new();
+    for worker in 0..AT_ONCE {
+        host.container(&format!("c{worker}"));
+    }
+    let place = NoReaper::new(&host);
+    let mut conf = dual_stack();
+    conf["macspoofchk"] = json!(true);
+    let rounds: usize =
+        std::env::var("NETLOOM_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(160);
+    let run = |verb: &str, name: &str, conf: &Value| {
+        let mut child = place
+            .command(&OURS.join("bridge"))
+            .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", name), ("CNI_IFNAME", "eth0")])
+            .env("CNI_NETNS", format!("/run/netns/{name}"))
+            .env("CNI_PATH", &*OURS)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default()
+    };
+    std::thread::scope(|scope| {
+        for worker in 0..AT_ONCE {
+            let name = format!("c{worker}");
+            let (run, conf) = (&run, &conf);
+            scope.spawn(move || {
+                for _ in 0..rounds / AT_ONCE {
+                    let result = run("ADD", &name, conf);
+                    run("DEL", &name, &with_prev(conf, &result));
+                }
+            });
+        }
+    });
+    let zombies = place.zombies();
+    assert!((1..=AT_ONCE).contains(&zombies), "{zombies} zombies after {rounds} containers");
 }
