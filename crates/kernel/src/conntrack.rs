@@ -1,8 +1,8 @@
-//! Connections that connection tracking knows, over netlink.
+//! The connections that connection tracking knows, over netlink.
 //!
-//! Source: the kernel's `include/uapi/linux/netfilter/nfnetlink_conntrack.h`.
+//! Source: the kernel's `include/uapi/linux/netfilter/nfnetlink_conntrack.h` and `net/netfilter/nf_conntrack_netlink.c`.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::{
     addr::family,
@@ -12,50 +12,62 @@ use crate::{
     sysctl::{self, Setting},
 };
 
-/// Describes a tracked connection.
+/// A tracked connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
-    /// The transport protocol's number.
+    /// The number of the transport protocol.
     pub protocol: u8,
-    /// Where the first packet was sent to.
+    /// Address and port that the first packet was sent to.
     pub destination: (IpAddr, u16),
-    /// Where answers come from: the address behind a change of the destination.
+    /// The address that replies come from: where a changed destination leads to.
     pub answers_from: IpAddr,
-    /// The whole original tuple as the kernel wrote it, which names the connection.
+    /// The whole original tuple as the kernel wrote it; identifies the connection.
     tuple: Vec<u8>,
 }
 
-/// Returns whether any connection is tracked in the calling thread's namespace. Listing them looks at each bucket of a
-/// large table, which takes some 15 ms however few there are.
+/// Returns whether any connection is tracked in the calling thread's namespace.
 pub fn is_any() -> bool {
     sysctl::read(Setting::Net("netfilter/nf_conntrack_count")).ok().flatten().is_none_or(|count| count != "0")
 }
 
-/// Lists the connections of a protocol to a port, of one family (that of `like`).
+/// Lists the connections of a protocol to any of some ports, of one family (that of `like`).
+///
+/// The kernel has no index by port: it walks all buckets of its table (262,144 on a large host, some 7 ms) and all connections
+/// in them. One walk serves all ports. It filters by one family alone.
 ///
 /// # Errors
-/// When the kernel has no connection tracking.
-pub fn to_port(socket: &Socket, like: IpAddr, protocol: u8, port: u16) -> Result<Vec<Connection>> {
+/// If the kernel has no connection tracking.
+pub fn to_ports(
+    socket: &Socket,
+    like: IpAddr,
+    protocol: u8,
+    ports: &BTreeSet<u16>,
+) -> Result<Vec<Connection>> {
     let mut message = Message::new(kind(GET), REQUEST | DUMP, &[family(like), 0, 0, 0]);
-    // Kernels from 5.8 on look for these themselves; older ones list all.
+    // The kernel compares with one tuple. It does so since 5.8; older ones list all connections.
+    let only = ports.first().filter(|_| ports.len() == 1);
     message.nest(CTA_TUPLE_ORIG, |tuple| {
         tuple.nest(CTA_TUPLE_PROTO, |proto| {
-            proto.u8(CTA_PROTO_NUM, protocol).attr(CTA_PROTO_DST_PORT, &port.to_be_bytes());
+            proto.u8(CTA_PROTO_NUM, protocol);
+            if let Some(port) = only {
+                proto.attr(CTA_PROTO_DST_PORT, &port.to_be_bytes());
+            }
         });
     });
     message.nest(CTA_FILTER, |filter| {
-        filter
-            .u32(CTA_FILTER_ORIG_FLAGS, FILTER_PROTO_NUM | FILTER_PROTO_DST_PORT)
-            .u32(CTA_FILTER_REPLY_FLAGS, 0);
+        let port = if only.is_some() { FILTER_PROTO_DST_PORT } else { 0 };
+        filter.u32(CTA_FILTER_ORIG_FLAGS, FILTER_PROTO_NUM | port).u32(CTA_FILTER_REPLY_FLAGS, 0);
     });
-    let found = socket.dump(&message, "list", &"tracked connections", |received| read(&received))?;
-    Ok(found.into_iter().filter(|it| it.protocol == protocol && it.destination.1 == port).collect())
+    socket.dump(&message, "list", &"tracked connections", |received| {
+        let endpoint = read_endpoint(&received)?;
+        if endpoint.protocol == protocol && ports.contains(&endpoint.port) { read(&received) } else { None }
+    })
 }
 
-/// Forgets a connection, so that its next packet is looked at anew. Absent is fine.
+/// Removes a connection from the table, so that its next packet is translated anew. Succeeds if it is gone already.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn forget(socket: &Socket, connection: &Connection) -> Result<()> {
     let family = family(connection.destination.0);
     let mut message = Message::new(kind(DELETE), REQUEST, &[family, 0, 0, 0]);
@@ -66,19 +78,33 @@ pub fn forget(socket: &Socket, connection: &Connection) -> Result<()> {
 }
 
 pub(crate) fn read(received: &Received<'_>) -> Option<Connection> {
+    let endpoint = read_endpoint(received)?;
+    let destination = address(endpoint.tuple, [CTA_IP_V4_DST, CTA_IP_V6_DST])?;
+    let reply = Attrs::after(received.payload, 4).find(CTA_TUPLE_REPLY)?;
+    Some(Connection {
+        protocol: endpoint.protocol,
+        destination: (destination, endpoint.port),
+        answers_from: address(reply, [CTA_IP_V4_SRC, CTA_IP_V6_SRC])?,
+        tuple: endpoint.tuple.to_vec(),
+    })
+}
+
+/// What decides whether a connection is of interest, before anything of it is copied.
+struct Endpoint<'a> {
+    protocol: u8,
+    port: u16,
+    tuple: &'a [u8],
+}
+
+fn read_endpoint<'a>(received: &Received<'a>) -> Option<Endpoint<'a>> {
     if received.kind != kind(NEW) {
         return None;
     }
-    let attrs = Attrs::after(received.payload, 4);
-    let tuple = attrs.find(CTA_TUPLE_ORIG)?;
+    let tuple = Attrs::after(received.payload, 4).find(CTA_TUPLE_ORIG)?;
     let proto = Attrs(Attrs(tuple).find(CTA_TUPLE_PROTO)?);
-    let destination = address(tuple, [CTA_IP_V4_DST, CTA_IP_V6_DST])?;
-    Some(Connection {
-        protocol: *proto.find(CTA_PROTO_NUM)?.first()?,
-        destination: (destination, u16::from_be_bytes(*proto.find(CTA_PROTO_DST_PORT)?.first_chunk()?)),
-        answers_from: address(attrs.find(CTA_TUPLE_REPLY)?, [CTA_IP_V4_SRC, CTA_IP_V6_SRC])?,
-        tuple: tuple.to_vec(),
-    })
+    let protocol = *proto.find(CTA_PROTO_NUM)?.first()?;
+    let port = u16::from_be_bytes(*proto.find(CTA_PROTO_DST_PORT)?.first_chunk()?);
+    Some(Endpoint { protocol, port, tuple })
 }
 
 fn address(tuple: &[u8], kinds: [u16; 2]) -> Option<IpAddr> {

@@ -1,6 +1,9 @@
 //! `portmap`: ports of the host that lead to a container.
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use kernel::{
     Kind, Protocol as Netlink, Socket, conntrack, deferred, link, route,
@@ -236,30 +239,47 @@ fn is_of_host(ip: IpAddr) -> Result<bool, Error> {
     Ok(link::find_index(&host, index).explain()?.is_some_and(|link| link.name == "lo"))
 }
 
-/// Has connection tracking forget UDP "connections" to these ports that lead where they should not: without that, a
-/// sender that never pauses would be sent to where it was sent before.
+/// Removes tracked UDP flows to these ports that lead to a wrong address: a sender that never pauses would otherwise be sent to
+/// where it was sent before.
 fn forget_connections(
     netfilter: &Socket,
     mappings: &[Mapping],
     wrong: &dyn Fn(&Mapping, IpAddr) -> bool,
 ) -> Result<(), Error> {
-    let of_udp = || mappings.iter().filter(|mapping| mapping.protocol == Protocol::Udp);
-    if of_udp().next().is_none() || !conntrack::is_any() {
-        return Ok(());
-    }
-    for mapping in of_udp() {
-        let number = Protocol::Udp.number();
-        let tracked = match conntrack::to_port(netfilter, mapping.container, number, mapping.host_port) {
-            // Nothing is tracked on a kernel that does not track.
+    let of_udp = |like: &IpAddr| {
+        let mut by_port: BTreeMap<u16, Vec<&Mapping>> = BTreeMap::new();
+        for mapping in mappings {
+            if mapping.protocol == Protocol::Udp && mapping.container.is_ipv4() == like.is_ipv4() {
+                by_port.entry(mapping.host_port).or_default().push(mapping);
+            }
+        }
+        by_port
+    };
+    let mut of_host: BTreeMap<IpAddr, bool> = BTreeMap::new();
+    for like in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+        let by_port = of_udp(&like);
+        if by_port.is_empty() || !conntrack::is_any() {
+            continue;
+        }
+        let ports = by_port.keys().copied().collect();
+        let tracked = match conntrack::to_ports(netfilter, like, Protocol::Udp.number(), &ports) {
+            // A kernel without connection tracking has nothing to forget.
             Err(error) if matches!(error.kind(), Kind::Unsupported | Kind::Invalid) => return Ok(()),
             other => other.explain()?,
         };
         for connection in tracked {
-            let to_port_of_host = mapping.host.is_none_or(|host| host == connection.destination.0);
-            if to_port_of_host
-                && wrong(mapping, connection.answers_from)
-                && is_of_host(connection.destination.0)?
-            {
+            let (address, port) = connection.destination;
+            let leads_astray = by_port.get(&port).into_iter().flatten().any(|mapping| {
+                mapping.host.is_none_or(|host| host == address) && wrong(mapping, connection.answers_from)
+            });
+            if !leads_astray {
+                continue;
+            }
+            let is_of_host = match of_host.get(&address) {
+                Some(known) => *known,
+                None => *of_host.entry(address).or_insert(is_of_host(address)?),
+            };
+            if is_of_host {
                 conntrack::forget(netfilter, &connection).explain()?;
             }
         }

@@ -133,6 +133,71 @@ fn udp_and_sctp_ports() {
     }
 }
 
+/// A sender that never pauses reaches the container as soon as ADD returns, and no longer once DEL has returned: the flows that
+/// were tracked before are removed, of every port and of both families, in one walk of the table however many ports there are.
+#[test]
+fn tracked_udp_flows_follow_the_mapping() {
+    if !testkit::is_root() || !testkit::can_trace() {
+        return;
+    }
+    let lab = Lab::new();
+    let flows = || -> Vec<String> {
+        let list = lab.host.sh("conntrack -L -p udp 2>/dev/null");
+        list.lines().filter(|line| line.contains("sport=4001")).map(str::to_owned).collect()
+    };
+    let send = || {
+        for port in 5301..5304 {
+            for address in ["192.0.2.1", "[2001:db8::1]"] {
+                let family = if address.starts_with('[') { 6 } else { 4 };
+                lab.host.sh(&format!(
+                    "echo x | ip netns exec other socat -u - UDP{family}:{address}:{port},sourceport=4001"
+                ));
+            }
+        }
+    };
+    let mapping = |port: u16| json!({"hostPort": port, "containerPort": 53, "protocol": "udp"});
+    let conf = lab.portmap((5301..5304).map(mapping).collect());
+    let call = Call::new(&lab.host, &OURS, "c1");
+    let netlink_sends = |verb: &str, conf: &Value| {
+        let environment = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", "c1"),
+            ("CNI_NETNS", "/run/netns/c1"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", OURS.to_str().unwrap()),
+        ];
+        let traced = lab.host.trace(&OURS.join("portmap"), &environment, conf.to_string().as_bytes(), None);
+        assert!(traced.status.success(), "{}", traced.stdout);
+        traced.syscalls.iter().filter(|call| call.number.name() == "sendto" && !call.by_child).count()
+    };
+
+    send();
+    assert_eq!(flows().len(), 6, "{:?}", flows());
+    call.add(&conf);
+    assert_eq!(flows(), Vec::<String>::new(), "flows to the host itself after ADD");
+    send();
+    let to_container = flows();
+    assert!(
+        to_container.len() == 6
+            && to_container.iter().all(|flow| flow.contains("src=10.88.0.2") || flow.contains("src=fd88::2")),
+        "{to_container:?}"
+    );
+    call.add(&conf);
+    assert_eq!(flows().len(), 6, "flows that lead to the container stay");
+    call.del(&conf, &lab.result);
+    assert_eq!(flows(), Vec::<String>::new(), "flows to the container after DEL");
+
+    send();
+    let many = lab.portmap((5301..5351).map(mapping).collect());
+    let three = netlink_sends("ADD", &conf);
+    lab.host.sh("conntrack -D -p udp --orig-port-dst 5301 2>/dev/null || true");
+    netlink_sends("DEL", &conf);
+    send();
+    // Six flows are removed either way.
+    assert_eq!(netlink_sends("ADD", &many), three, "the table is walked once");
+    netlink_sends("DEL", &many);
+}
+
 /// A port that somebody has is refused with that container's name, and nothing of the ADD stays.
 #[test]
 fn a_port_in_use_names_its_container() {
