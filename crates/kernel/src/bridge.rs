@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    error::Result,
+    error::{Kind, Result},
     link::{IFINFO, Named, ifinfo},
     message::{Attrs, Message, read_u16, read_u32},
     socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
@@ -100,8 +100,40 @@ pub fn set_port(socket: &Socket, link: &dyn Named, port: Port) -> Result<()> {
 /// Lists the VLANs of a port, or of the bridge itself.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the link does not exist or the kernel refuses.
+#[doc(alias = "RTM_GETVLAN")]
 pub fn vlans(socket: &Socket, link: &dyn Named) -> Result<Vec<Vlan>> {
+    // `struct br_vlan_msg`: the kernel answers for this link alone.
+    let mut fixed = [0; BR_VLAN_MSG];
+    fixed[0] = AF_BRIDGE;
+    fixed[4..].copy_from_slice(&link.index().to_ne_bytes());
+    let message = Message::new(RTM_GETVLAN, REQUEST | DUMP, &fixed);
+    let found = socket.dump(&message, "list VLANs of", &format_args!("`{}`", link.name()), |received| {
+        let entries = Attrs::after(received.payload, BR_VLAN_MSG);
+        let entries = entries.filter(|(kind, _)| *kind == BRIDGE_VLANDB_ENTRY);
+        Some(entries.flat_map(|(_, entry)| read_range(entry)).collect::<Vec<_>>())
+    });
+    match found {
+        Err(error) if error.kind() == Kind::Unsupported => vlans_of_all(socket, link),
+        other => Ok(other?.into_iter().flatten().collect()),
+    }
+}
+
+/// Reads the VLANs of an entry, which are a range if they have the same flags.
+fn read_range(entry: &[u8]) -> Vec<Vlan> {
+    let attrs = Attrs(entry);
+    let Some(first) = attrs.find(BRIDGE_VLANDB_ENTRY_INFO).and_then(read_vlan) else { return Vec::new() };
+    let last = attrs.find(BRIDGE_VLANDB_ENTRY_RANGE).and_then(read_u16).unwrap_or(first.id);
+    (first.id..=last).map(|id| Vlan { id, ..first }).collect()
+}
+
+fn read_vlan(info: &[u8]) -> Option<Vlan> {
+    let (flags, id) = (read_u16(info)?, read_u16(info.get(2..)?)?);
+    Some(Vlan { id, pvid: flags & VLAN_PVID != 0, untagged: flags & VLAN_UNTAGGED != 0 })
+}
+
+/// Lists the VLANs of a link before Linux 5.6, which can only list those of all links, and leaves some out when links go meanwhile.
+fn vlans_of_all(socket: &Socket, link: &dyn Named) -> Result<Vec<Vlan>> {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST | DUMP, &ifinfo(AF_BRIDGE, 0, 0, 0));
     message.u32(libc::IFLA_EXT_MASK, FILTER_VLAN);
     let all = socket.dump(&message, "list VLANs of", &format_args!("`{}`", link.name()), |received| {
@@ -110,15 +142,8 @@ pub fn vlans(socket: &Socket, link: &dyn Named) -> Result<Vec<Vlan>> {
             return None;
         }
         let spec = Attrs::after(received.payload, IFINFO).find(libc::IFLA_AF_SPEC)?;
-        let vlan = |(kind, data): (u16, &[u8])| {
-            if kind != BRIDGE_VLAN_INFO {
-                return None;
-            }
-            let flags = read_u16(data)?;
-            let id = read_u16(data.get(2..)?)?;
-            Some(Vlan { id, pvid: flags & VLAN_PVID != 0, untagged: flags & VLAN_UNTAGGED != 0 })
-        };
-        Some(Attrs(spec).filter_map(vlan).collect::<Vec<_>>())
+        let infos = Attrs(spec).filter(|(kind, _)| *kind == BRIDGE_VLAN_INFO);
+        Some(infos.filter_map(|(_, info)| read_vlan(info)).collect::<Vec<_>>())
     })?;
     Ok(all.into_iter().flatten().collect())
 }
@@ -177,6 +202,11 @@ const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 const BR_VLAN_FILTERING: u16 = 7;
 const BRPORT_MODE: u16 = 4;
 const BRPORT_ISOLATED: u16 = 33;
+const RTM_GETVLAN: u16 = 114;
+const BR_VLAN_MSG: usize = 8;
+const BRIDGE_VLANDB_ENTRY: u16 = 1;
+const BRIDGE_VLANDB_ENTRY_INFO: u16 = 1;
+const BRIDGE_VLANDB_ENTRY_RANGE: u16 = 2;
 const FILTER_VLAN: u32 = 1 << 1;
 const BRIDGE_FLAGS: u16 = 0;
 const BRIDGE_VLAN_INFO: u16 = 2;

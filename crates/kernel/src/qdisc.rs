@@ -6,9 +6,9 @@ use ipnet::IpNet;
 
 use crate::{
     error::Result,
-    link::Link,
-    message::{Attrs, Message, read_text, read_u32},
-    socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
+    link::{self, Link},
+    message::{Attrs, Message, Received, read_text, read_u32},
+    socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
 /// Describes a token bucket.
@@ -189,61 +189,62 @@ pub fn remove(socket: &Socket, link: &Link) -> Result<()> {
     Ok(())
 }
 
-/// Finds the discipline at the root of a link, and whether something redirects what comes in.
+/// Returns the discipline at the root of a link, and whether one takes what comes in.
+///
+/// Each of the two is asked for by itself. A list of all disciplines would not do: the kernel remembers by number how far it
+/// came, and leaves links out when others go meanwhile (`tc_dump_qdisc`).
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the link does not exist.
+#[doc(alias = "RTM_GETQDISC")]
 pub fn look(socket: &Socket, link: &Link) -> Result<(Option<Root>, bool)> {
-    let message = Message::new(libc::RTM_GETQDISC, REQUEST | DUMP, &tcmsg(link, 0, 0, 0));
-    let (mut root, mut redirected) = (None, false);
-    socket.dump(
-        &message,
-        "list the queues of",
-        &format_args!("`{}`", link.name),
-        |received| -> Option<()> {
-            let fixed = received.payload.first_chunk::<TCMSG>()?;
-            if read_u32(&fixed[4..])? != link.index {
-                return None;
-            }
-            let attrs = Attrs::after(received.payload, TCMSG);
-            let kind = attrs.find(libc::TCA_KIND).map(read_text)?;
-            match read_u32(&fixed[12..])? {
-                TC_H_INGRESS => redirected = kind == "ingress" || kind == "clsact",
-                TC_H_ROOT => {
-                    let options = attrs.find(libc::TCA_OPTIONS).unwrap_or_default();
-                    let bucket = (kind == "tbf").then(|| read_bucket(options)).flatten();
-                    root = Some(Root { kind, bucket });
-                }
-                _ => {}
-            }
-            None
-        },
-    )?;
-    Ok((root, redirected))
+    let ask = |parent: u32| -> Result<Option<Root>> {
+        // The kernel tells the group of listeners, and the one who asks only for an echo (`qdisc_get_notify`). It says nothing
+        // at all of a discipline that it made itself, so the end is the acknowledgement.
+        let message = Message::new(libc::RTM_GETQDISC, REQUEST | ECHO | ACK, &tcmsg(link, 0, parent, 0));
+        let mut found = None;
+        let asked = socket.ask_for_any(
+            message,
+            "look at the queues of",
+            &format_args!("`{}`", link.name),
+            |received| {
+                found = found.take().or_else(|| read_root(&received));
+            },
+        );
+        match asked {
+            Err(error) if error.errno == rustix::io::Errno::NOENT => Ok(None),
+            other => other.map(|()| found),
+        }
+    };
+    let ingress = ask(TC_H_INGRESS)?;
+    let takes = ingress.is_some_and(|root| root.kind == "ingress" || root.kind == "clsact");
+    Ok((ask(TC_H_ROOT)?, takes))
 }
 
-/// Lists the indices of the links that something is redirected to, as [`redirect`] does it.
+fn read_root(received: &Received<'_>) -> Option<Root> {
+    let attrs = Attrs::after(received.payload, TCMSG);
+    let kind = attrs.find(libc::TCA_KIND).map(read_text)?;
+    let options = attrs.find(libc::TCA_OPTIONS).unwrap_or_default();
+    let bucket = (kind == "tbf").then(|| read_bucket(options)).flatten();
+    Some(Root { kind, bucket })
+}
+
+/// Returns the indices of the links that something is redirected to, as [`redirect`] does it.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn redirect_targets(socket: &Socket) -> Result<Vec<u32>> {
-    let all = Message::new(libc::RTM_GETQDISC, REQUEST | DUMP, &[0; TCMSG]);
-    let from = socket.dump(&all, "list", &"queues", |received| {
-        let fixed = received.payload.first_chunk::<TCMSG>()?;
-        (read_u32(&fixed[12..])? == TC_H_INGRESS).then(|| read_u32(&fixed[4..])).flatten()
-    })?;
     let mut targets = Vec::new();
-    for index in from {
-        let mut fixed = [0; TCMSG];
-        fixed[4..8].copy_from_slice(&index.to_ne_bytes());
-        fixed[12..16].copy_from_slice(&INGRESS_HANDLE.to_ne_bytes());
-        let message = Message::new(RTM_GETTFILTER, REQUEST | DUMP, &fixed);
-        let found = socket.dump(&message, "list the filters of link", &index, |received| {
-            let options = Attrs::after(received.payload, TCMSG).find(libc::TCA_OPTIONS)?;
-            let action = Attrs(Attrs(options).find(U32_ACT)?).next()?.1;
-            let mirred = Attrs(Attrs(action).find(ACT_OPTIONS)?).find(MIRRED_PARMS)?;
-            read_u32(mirred.get(24..)?)
-        });
+    // By the list of links, which is read anew if it changes; see `look`.
+    for link in link::list(socket)? {
+        let message = Message::new(RTM_GETTFILTER, REQUEST | DUMP, &tcmsg(&link, 0, INGRESS_HANDLE, 0));
+        let found =
+            socket.dump(&message, "list the filters of", &format_args!("`{}`", link.name), |received| {
+                let options = Attrs::after(received.payload, TCMSG).find(libc::TCA_OPTIONS)?;
+                let action = Attrs(Attrs(options).find(U32_ACT)?).next()?.1;
+                let mirred = Attrs(Attrs(action).find(ACT_OPTIONS)?).find(MIRRED_PARMS)?;
+                read_u32(mirred.get(24..)?)
+            });
         // The link may be gone by now.
         targets.extend(crate::error::absent_is_none(found)?.unwrap_or_default());
     }
@@ -308,6 +309,7 @@ fn tcmsg(link: &Link, handle: u32, parent: u32, info: u32) -> [u8; TCMSG] {
 }
 
 const TCMSG: usize = 20;
+const ECHO: u16 = libc::NLM_F_ECHO as u16;
 const RTM_NEWTCLASS: u16 = 40;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_GETTFILTER: u16 = 46;

@@ -227,6 +227,21 @@ impl Socket {
         self.exchange(message, &mut answer).map_err(|refusal| refusal.into_error(doing, object.to_string()))
     }
 
+    /// Asks for an object of which the kernel may say nothing. The message asks for an acknowledgement ([`ACK`]), which is the end.
+    pub(crate) fn ask_for_any(
+        &self,
+        message: Message,
+        doing: &'static str,
+        object: &dyn fmt::Display,
+        mut read: impl FnMut(Received<'_>),
+    ) -> Result<()> {
+        let mut answer = |received: Received<'_>| {
+            read(received);
+            false
+        };
+        self.exchange(message, &mut answer).map_err(|refusal| refusal.into_error(doing, object.to_string()))
+    }
+
     /// Asks for all objects, again when the kernel's list changed while it was read.
     ///
     /// `read` makes one value of a message, or none to leave it out.

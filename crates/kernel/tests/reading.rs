@@ -4,6 +4,7 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use kernel::{
@@ -11,6 +12,7 @@ use kernel::{
     link::{self, Change},
     neigh,
     nft::{self, Batch, Data, Element, Family, Field, Set, Table},
+    qdisc,
     route::{self, Route},
     sysctl::{self, Setting},
 };
@@ -315,4 +317,62 @@ fn batches_are_transactions() {
     });
     let listed = host.sh("nft list table inet lab");
     assert!(listed.contains("type inet_proto . inet_service : ipv4_addr . inet_service"), "{listed}");
+}
+
+/// What a link has is found while other links come and go. Lists of all links' disciplines leave some out then.
+#[test]
+fn disciplines_are_found_on_a_busy_host() {
+    const LINKS: usize = 200;
+    const AT_ONCE: usize = 8;
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let pairs: String =
+        (0..LINKS).map(|index| format!("link add s{index} type veth peer name t{index}\n")).collect();
+    std::fs::write(host.path("/run/batch"), pairs + "link add last0 type veth peer name last1\n").unwrap();
+    host.sh("ip -batch /run/batch");
+    let bucket = qdisc::Bucket { rate: 1_000_000, burst: 100_000, limit: 125_000 };
+    let busy = AtomicUsize::new(AT_ONCE);
+    // Links that come first in the kernel's list go, and come back as its last.
+    let churn = |first: usize| {
+        on_host(&host, |socket| {
+            for index in (first..LINKS).step_by(AT_ONCE) {
+                let name = format!("s{index}");
+                link::remove(socket, &link::require(socket, &name).unwrap()).unwrap();
+                let veth = link::Veth {
+                    name: &name,
+                    peer_name: &format!("t{index}"),
+                    peer_netns: None,
+                    peer_group: None,
+                    mtu: None,
+                    mac: None,
+                    peer_mac: None,
+                };
+                link::create_veth(socket, &veth).unwrap();
+            }
+        });
+        busy.fetch_sub(1, Ordering::Relaxed);
+    };
+    let limited = on_host(&host, |socket| {
+        let [limited, other] = ["last0", "last1"].map(|name| link::require(socket, name).unwrap());
+        qdisc::add_bucket(socket, &limited, &bucket).unwrap();
+        qdisc::redirect(socket, &limited, &other).unwrap();
+        limited
+    });
+    std::thread::scope(|scope| {
+        let churn = &churn;
+        for first in 0..AT_ONCE {
+            scope.spawn(move || churn(first));
+        }
+        let (mut looks, mut missed) = (0, 0);
+        on_host(&host, |socket| {
+            while busy.load(Ordering::Relaxed) > 0 {
+                let (root, redirected) = qdisc::look(socket, &limited).unwrap();
+                looks += 1;
+                missed += usize::from(!(redirected && root.is_some_and(|root| root.is(&bucket))));
+            }
+        });
+        assert_eq!(missed, 0, "of {looks}");
+    });
 }
