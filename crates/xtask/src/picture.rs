@@ -67,7 +67,7 @@ fn run_demo(binary: &Path) -> Result<String, String> {
 fn draw(output: &str) -> String {
     let command = format!("{PROMPT}{COMMAND}");
     let mut lines = vec![vec![(PROMPT, GOOD), (COMMAND, PLAIN)]];
-    lines.extend(output.trim_end().lines().map(color));
+    lines.extend(output.trim_end().lines().map(highlight));
     let longest =
         output.lines().chain([command.as_str()]).map(|line| line.chars().count()).max().unwrap_or(0);
     let width = longest * FONT_SIZE * 62 / 100 + 2 * MARGIN;
@@ -102,8 +102,8 @@ fn draw(output: &str) -> String {
     svg
 }
 
-/// Colours a line of the demo: the word `ok` and the time of a step stand out from what the step did.
-fn color(line: &str) -> Vec<Span<'_>> {
+/// Highlights a line of the demo: the word `ok` and the time of a step stand out from what the step did.
+fn highlight(line: &str) -> Vec<Span<'_>> {
     const OK: &str = "  ok";
     const UNIT: &str = " ms";
     match line.find(UNIT).map(|at| at + UNIT.len()).filter(|_| line.starts_with(OK)) {
