@@ -9,6 +9,7 @@ mod growth;
 mod hot;
 mod kernel;
 mod pages;
+mod picture;
 mod scale;
 mod soak;
 mod spec;
@@ -30,6 +31,7 @@ cargo xtask CHORE
   tidy                 conventions: arrows between crates, names, maps that tell the truth
   spec                 which test shows which requirement of the specification
   pages [--check]      write the tables of keys in docs/plugins from the code
+  picture [BINARY]     draw docs/demo.svg, the terminal picture of README.md, from a run of `netloom demo`
   deny                 licences, sources and duplicates of what we depend on
   kernel [PACKAGE [TEST...]]
                        run tests on another kernel of Debian's, such as linux-image-6.12-amd64, in QEMU
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Some("tidy") => tidy::tidy(),
         Some("spec") => spec::spec(),
         Some("pages") => pages::pages(&arguments[1..]),
+        Some("picture") => picture::picture(&arguments[1..]),
         Some("deny") => test::deny(),
         Some("kernel") => kernel::kernel(&arguments[1..]),
         Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
