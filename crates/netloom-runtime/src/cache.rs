@@ -217,19 +217,54 @@ pub fn remove(path: &Path) -> Result<(), Error> {
 /// # Errors
 /// When the folder cannot be read.
 pub fn entries(state: &Path) -> Result<Vec<Entry>, Error> {
-    let dir = state.join("results");
-    let mut paths = Vec::new();
-    match fs::read_dir(&dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(Error::Io { doing: "read folder", path: dir, source }),
-        Ok(entries) => paths.extend(entries.flatten().map(|entry| entry.path())),
-    }
-    paths.sort();
     let entry = |path: PathBuf| match parse(&fs::read(path).ok()?) {
-        Cached::Entry(entry) if !entry.ifname.is_empty() && !entry.network.is_empty() => Some(*entry),
+        Cached::Entry(entry) if is_complete(&entry) => Some(*entry),
         _ => None,
     };
-    Ok(paths.into_iter().filter_map(entry).collect())
+    Ok(files(state)?.into_iter().filter_map(entry).collect())
+}
+
+/// Lists every attachment of a network, for a caller that removes what is not among them: a file that may be one of the network's
+/// and cannot be read is an error. Go's libcni writes its files in place, so one that it writes now looks damaged.
+pub(crate) fn all_of(state: &Path, network: &str) -> Result<Vec<Entry>, Error> {
+    let prefix = format!("{network}-");
+    let mut found = Vec::new();
+    for path in files(state)? {
+        let name = path.file_name().unwrap_or_default();
+        if !name.as_encoded_bytes().starts_with(prefix.as_bytes()) {
+            continue;
+        }
+        let unknown = |reason: String| Error::Unknown { path: path.clone(), reason };
+        let bytes = match fs::read(&path) {
+            // A DEL came first.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(|error| unknown(error.to_string()))?,
+        };
+        match parse(&bytes) {
+            Cached::Entry(entry) if is_complete(&entry) => found.push(*entry),
+            Cached::Damaged(reason) => return Err(unknown(reason)),
+            _ => return Err(unknown("it names no attachment".into())),
+        }
+    }
+    found.retain(|entry| entry.network == network);
+    Ok(found)
+}
+
+fn is_complete(entry: &Entry) -> bool {
+    !entry.ifname.is_empty() && !entry.network.is_empty()
+}
+
+fn files(state: &Path) -> Result<Vec<PathBuf>, Error> {
+    let dir = state.join("results");
+    let error = |source| Error::Io { doing: "read folder", path: dir.clone(), source };
+    let entries = match fs::read_dir(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(error)?,
+    };
+    let mut paths: Vec<PathBuf> =
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<_>>().map_err(error)?;
+    paths.sort();
+    Ok(paths)
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -94,6 +94,17 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A cache file that may belong to the network cannot be read, so its attachment may be alive: nothing was removed.
+    #[error(
+        "cannot tell which attachments are in use: cache file {}: {reason}; try again, or remove the file if no container uses it",
+        path.display()
+    )]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be used.
+        reason: String,
+    },
     /// The attachment exists already.
     #[error(
         "container {container:?} is on network {network:?} with interface {ifname:?} already: delete it first"

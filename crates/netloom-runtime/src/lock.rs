@@ -26,14 +26,23 @@ pub(crate) fn container(state: &Path, id: &str) -> Result<Guard, Error> {
     Ok(guard)
 }
 
-/// Waits until no GC runs on a network; others may work on it at the same time.
+/// Waits until no GC runs on a network or waits for it. Other operations may run at the same time.
 pub(crate) fn network(state: &Path, name: &str) -> Result<Guard, Error> {
+    drop(take(state, &turn(name), File::lock_shared)?);
     take(state, &format!("network-{name}"), File::lock_shared)
 }
 
-/// Waits until nobody works on a network, and keeps others away.
+/// Waits until no operation runs on a network, and holds off others.
+///
+/// File locks are not fair: on a busy host there is always one who shares the network's lock. So whoever wants it alone takes
+/// the turn first, which lets no one else in.
 pub(crate) fn whole_network(state: &Path, name: &str) -> Result<Guard, Error> {
+    let _turn = take(state, &turn(name), File::lock)?;
     take(state, &format!("network-{name}"), File::lock)
+}
+
+fn turn(name: &str) -> String {
+    format!("turn-network-{name}")
 }
 
 fn take(state: &Path, name: &str, lock: fn(&File) -> io::Result<()>) -> Result<Guard, Error> {

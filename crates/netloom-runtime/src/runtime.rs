@@ -190,20 +190,53 @@ impl<E: Executor> Runtime<E> {
         Ok(())
     }
 
-    /// Removes what belongs to no attachment in `valid`: remembered attachments by DEL with the configuration
-    /// that they were added with, the rest by the plugins' GC. Nobody else works on the network meanwhile.
+    /// Removes everything of a network that belongs to no cached attachment that is alive: cached attachments that are not, by
+    /// DEL with the configuration that they were added with; the rest by the plugins' GC.
     ///
-    /// `valid` lists everything of the network that is to stay, whoever added it; an empty list means that
-    /// nothing is.
+    /// The cache is read under the lock that keeps [`Self::add`] and [`Self::del`] of this network out, in this process and in
+    /// others. An attachment whose `add` returned before is in the cache, and one whose `add` comes later begins when everything
+    /// is done; neither loses anything. Runtimes that do not take this lock (Go's libcni has none) must not add to the network
+    /// meanwhile: see [`Self::gc_except`].
     ///
     /// # Errors
-    /// With all errors; each of them leaves the rest to be done.
-    pub fn gc(&self, list: &NetworkList, valid: &[Attachment]) -> Result<(), Error> {
+    /// [`Error::Unknown`] if a cache file that may belong to the network cannot be read: nothing is removed then. Otherwise all
+    /// errors; each of them leaves something to a later call, and does not keep this one from going on.
+    pub fn gc(
+        &self,
+        list: &NetworkList,
+        mut is_alive: impl FnMut(&cache::Entry) -> bool,
+    ) -> Result<(), Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
+        let _alone = lock::whole_network(&self.state, &list.name)?;
+        let valid: Vec<Attachment> = cache::all_of(&self.state, &list.name)?
+            .into_iter()
+            .filter(|entry| is_alive(entry))
+            .map(|entry| Attachment { container_id: entry.container_id, ifname: entry.ifname })
+            .collect();
+        self.gc_locked(list, &valid)
+    }
+
+    /// Removes everything of a network that belongs to none of the attachments in `valid`, for a runtime that keeps its own list.
+    ///
+    /// **The list must be complete when this is called, and stay so until it returns**: whatever is not in it goes, a container
+    /// that was added a moment ago too. So the caller holds off its own ADDs of this network from before it makes the list until
+    /// this returns, and lists the attachments of all other runtimes on the host that use the network. A caller that cannot do
+    /// that uses [`Self::gc`]. The same holds for `cni.dev/valid-attachments` of whoever calls plugins directly (SPEC section 4,
+    /// "Garbage-collect"). An empty list removes everything.
+    ///
+    /// # Errors
+    /// As [`Self::gc`].
+    pub fn gc_except(&self, list: &NetworkList, valid: &[Attachment]) -> Result<(), Error> {
+        NetworkName::parse(&list.name).map_err(Error::Invalid)?;
+        let _alone = lock::whole_network(&self.state, &list.name)?;
+        self.gc_locked(list, valid)
+    }
+
+    /// The caller holds the network's lock.
+    fn gc_locked(&self, list: &NetworkList, valid: &[Attachment]) -> Result<(), Error> {
         if list.disable_gc {
             return Ok(());
         }
-        let _alone = lock::whole_network(&self.state, &list.name)?;
         let mut errors = Vec::new();
         let is_valid = |entry: &cache::Entry| {
             valid.iter().any(|a| a.container_id == entry.container_id && a.ifname == entry.ifname)

@@ -265,9 +265,9 @@ fn gc() {
     let network = list(&["p1", "p2"]);
     lab.runtime.add(&network, &container()).unwrap();
     lab.calls();
-    lab.runtime.gc(&list_with("1.1.0", r#","disableGC":true"#, &["p1"]), &[]).unwrap();
+    lab.runtime.gc_except(&list_with("1.1.0", r#","disableGC":true"#, &["p1"]), &[]).unwrap();
     assert!(lab.calls().is_empty());
-    lab.runtime.gc(&network, &[attachment()]).unwrap();
+    lab.runtime.gc_except(&network, &[attachment()]).unwrap();
     let calls = lab.calls();
     assert_eq!(
         calls[0].1["cni.dev/valid-attachments"],
@@ -277,7 +277,7 @@ fn gc() {
     // An error does not keep the others from being called.
     lab.fails("p1", "GC", r#"{"code":5,"msg":"first"}"#, "");
     lab.fails("p2", "GC", r#"{"code":5,"msg":"second"}"#, "");
-    let error = lab.runtime.gc(&network, &[]).unwrap_err().to_string();
+    let error = lab.runtime.gc_except(&network, &[]).unwrap_err().to_string();
     assert!(error.contains("first") && error.contains("second"), "{error}");
     let calls = lab.calls();
     let verbs: Vec<&str> = calls.iter().map(|(call, _)| call.as_str()).collect();
@@ -301,7 +301,7 @@ fn gc_deletes_as_it_was_added() {
     other.name = "other-list".into();
     lab.runtime.add(&other, &Container::new("elsewhere", "/x")).unwrap();
     lab.calls();
-    lab.runtime.gc(&list(&["p2"]), &[]).unwrap();
+    lab.runtime.gc_except(&list(&["p2"]), &[]).unwrap();
     let calls = lab.calls();
     assert_eq!(calls[0].0, "DEL p1");
     assert_eq!(
@@ -571,7 +571,7 @@ fn operations_are_ordered() {
         for _ in 0..3 {
             scope.spawn(|| lab.runtime.del(&network, &Container::new("same", "/n")).unwrap());
         }
-        scope.spawn(|| lab.runtime.gc(&network, &[]).unwrap());
+        scope.spawn(|| lab.runtime.gc_except(&network, &[]).unwrap());
         scope.spawn(|| lab.runtime.del(&network, &Container::new("other", "/n")).unwrap());
     });
     let order = fs::read_to_string(lab.path("order")).unwrap();
@@ -589,8 +589,10 @@ fn operations_are_ordered() {
     }
     assert_eq!(order.lines().count(), 10);
     // No lock of a container stays behind.
-    let locks: Vec<_> = fs::read_dir(lab.path("state/netloom/locks")).unwrap().flatten().collect();
-    assert_eq!(locks.len(), 1, "{locks:?}");
+    let locks = fs::read_dir(lab.path("state/netloom/locks")).unwrap().map(|lock| lock.unwrap().file_name());
+    let mut locks: Vec<_> = locks.collect();
+    locks.sort();
+    assert_eq!(locks, ["network-some-list", "turn-network-some-list"]);
 }
 
 /// V48, V49: what is remembered, in libcni's own form, and libcni's own file read.
@@ -679,4 +681,67 @@ fn configuration_reaches_the_plugin_whole() {
     let log = fs::read_to_string(lab.path("log")).unwrap();
     assert!(log.contains(r#""z":{"n":12345678901234567890123},"a":[1.0,1e"#), "{log}");
     let _: Object = json::parse_object(log[log.find('{').unwrap()..].trim().as_bytes()).unwrap();
+}
+
+/// GC beside ADD and DEL: what was added stays, whenever GC began. The plugin keeps a file for each container, as host-local does,
+/// and its GC removes those that are not listed.
+#[test]
+fn gc_takes_nothing_from_who_was_just_added() {
+    const WORKERS: usize = 8;
+    const ROUNDS: usize = 25;
+    let lab = Lab::new(&["p1"]);
+    fs::create_dir(lab.path("owned")).unwrap();
+    executable(
+        &lab.path("bin/p1"),
+        "#!/bin/sh\ndir=${0%/bin/*}/owned\nconf=$(cat)\ncase $CNI_COMMAND in\nADD) : >$dir/$CNI_CONTAINERID;;\n\
+         DEL) rm -f $dir/$CNI_CONTAINERID;;\nGC) for file in $dir/*; do\n\
+         case $conf in *\\\"${file##*/}\\\"*) ;; *) rm -f $file;; esac; done;;\nesac\necho '{\"cniVersion\":\"1.1.0\"}'\n",
+    );
+    let network = list(&["p1"]);
+    let working = std::sync::atomic::AtomicUsize::new(WORKERS);
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let (lab, network, working) = (&lab, &network, &working);
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let id = format!("c{worker}-{round}");
+                    let container = Container::new(&id, "/some/netns");
+                    lab.runtime.add(network, &container).unwrap();
+                    // Two collections, of which one begins after the ADD.
+                    for _ in 0..2 {
+                        lab.runtime.gc(network, |_| true).unwrap();
+                        assert!(lab.path("owned").join(&id).exists(), "{id} lost what it has");
+                    }
+                    lab.runtime.check(network, &container).unwrap();
+                    lab.runtime.del(network, &container).unwrap();
+                }
+                working.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+            });
+        }
+        while working.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+            lab.runtime.gc(&network, |_| true).unwrap();
+        }
+    });
+    assert_eq!(lab.runtime.attachments().unwrap(), []);
+}
+
+/// A file that may be an attachment's and cannot be read keeps GC from removing anything: libcni writes its files in place.
+#[test]
+fn gc_removes_nothing_where_it_cannot_tell() {
+    let lab = Lab::new(&["p1"]);
+    let network = list(&["p1"]);
+    lab.runtime.add(&network, &container()).unwrap();
+    lab.calls();
+    let other = lab.cache_file().with_file_name("some-list-other-eth0");
+    let whole = fs::read(lab.cache_file()).unwrap();
+    for damaged in [&b""[..], &whole[..whole.len() / 2], b"{}", br#"{"cniVersion":"1.1.0"}"#] {
+        fs::write(&other, damaged).unwrap();
+        let error = lab.runtime.gc(&network, |_| false).unwrap_err();
+        assert!(matches!(&error, Error::Unknown { path, .. } if *path == other), "{error}");
+        assert_eq!(lab.calls(), []);
+    }
+    // Another network's is no matter.
+    fs::rename(&other, other.with_file_name("another-other-eth0")).unwrap();
+    lab.runtime.gc(&network, |_| false).unwrap();
+    assert_eq!(lab.runtime.attachments().unwrap(), []);
 }

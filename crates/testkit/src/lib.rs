@@ -270,6 +270,7 @@ impl Host {
             ["lock", ".netloom-index"].contains(&name)
                 || name.starts_with("last_reserved_ip.")
                 || path.contains("/locks/network-")
+                || path.contains("/locks/turn-network-")
         };
         let mut files: Vec<String> = files
             .iter()

@@ -3,11 +3,8 @@
 use std::path::Path;
 
 use clap::Args;
-use kernel::Netns;
-use netloom_runtime::{
-    Runtime, load,
-    types::{Attachment, NetworkList},
-};
+use kernel::{Netns, netns::is_gone};
+use netloom_runtime::{Runtime, cache::Entry, load, types::NetworkList};
 
 use super::{Failure, Outcome, Places, containers, networks};
 
@@ -18,8 +15,8 @@ pub(crate) struct Options {
     pub(crate) network: Option<String>,
 }
 
-/// Keeps the attachments that are remembered and whose namespace exists, whoever made them, and removes
-/// everything else of the network.
+/// Keeps the attachments that are cached and whose namespace exists, whichever runtime made them, and removes everything else of
+/// the network.
 pub(crate) fn gc(places: &Places, options: &Options) -> Outcome {
     containers::remove_dead(places)?;
     let runtime = places.runtime_with_own_plugins()?;
@@ -39,13 +36,10 @@ pub(crate) fn gc(places: &Places, options: &Options) -> Outcome {
 }
 
 fn gc_network(runtime: &Runtime, list: &NetworkList) -> Outcome {
-    let entries = runtime.attachments()?;
-    let valid: Vec<Attachment> = entries
-        .into_iter()
-        // Older runtimes do not write the namespace down: whether theirs exists is not known, so it stays.
-        .filter(|entry| entry.network == list.name)
-        .filter(|entry| entry.netns.is_empty() || Netns::open(Path::new(&entry.netns)).is_ok())
-        .map(|entry| Attachment { container_id: entry.container_id, ifname: entry.ifname })
-        .collect();
-    Ok(runtime.gc(list, &valid)?)
+    // Older runtimes do not record the namespace. Whether theirs exists is not known, so the attachment stays.
+    let is_alive = |entry: &Entry| {
+        entry.netns.is_empty()
+            || !matches!(Netns::open(Path::new(&entry.netns)), Err(error) if is_gone(&error))
+    };
+    Ok(runtime.gc(list, is_alive)?)
 }

@@ -14,6 +14,7 @@ mod dhcp;
 mod existing_links;
 mod firewall;
 mod first;
+mod gc_race;
 mod host_device;
 mod lab;
 mod links;

@@ -1,0 +1,91 @@
+//! `netloom gc` beside containers that come and go.
+
+use std::{
+    fs,
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use testkit::Host;
+
+use crate::lab::{OURS, dual_stack};
+
+/// How long, in seconds, and with how many at once; `NETLOOM_GC_SECONDS` and `NETLOOM_GC_WORKERS` for longer runs.
+const SECONDS: u64 = 6;
+const WORKERS: u64 = 16;
+
+/// Ends the collector's loop when the last worker has ended, however it did.
+struct Working<'a>(&'a AtomicUsize);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// A container that was just added, and one that is being added, keep interface, addresses, rules and cache entry while GC runs in a
+/// loop; what is left when all are gone is nothing.
+#[test]
+fn gc_takes_nothing_from_the_living() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let workers = number("NETLOOM_GC_WORKERS", WORKERS);
+    let deadline = Instant::now() + Duration::from_secs(number("NETLOOM_GC_SECONDS", SECONDS));
+    let mut list = dual_stack();
+    list["macspoofchk"] = true.into();
+    let list = serde_json::json!({"cniVersion": "1.1.0", "name": "lab", "plugins": [list]});
+    let conf_dir = host.path("/etc/cni/net.d");
+    fs::create_dir_all(&conf_dir).unwrap();
+    fs::write(conf_dir.join("10-lab.conflist"), list.to_string()).unwrap();
+    let netloom = |arguments: &[&str]| {
+        let mut command = Command::new(OURS.join("netloom"));
+        command.args(arguments).env("CNI_PATH", &*OURS).env("NETCONFPATH", "/etc/cni/net.d");
+        let child =
+            host.spawn(command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()));
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "netloom {arguments:?}: {said}");
+        output.stdout
+    };
+    for worker in 0..workers {
+        host.container(&format!("c{worker}"));
+    }
+    let (working, rounds) = (AtomicUsize::new(workers.try_into().unwrap()), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for worker in 0..workers {
+            let (netloom, host, working, rounds) = (&netloom, &host, &working, &rounds);
+            scope.spawn(move || {
+                let _working = Working(working);
+                let netns = format!("/run/netns/c{worker}");
+                while Instant::now() < deadline {
+                    let result: Value = serde_json::from_slice(&netloom(&["add", "lab", &netns])).unwrap();
+                    for ip in result["ips"].as_array().unwrap() {
+                        let address = ip["address"].as_str().unwrap().split('/').next().unwrap();
+                        let reservation = host.path(&format!("/var/lib/cni/networks/lab/{address}"));
+                        assert!(reservation.exists(), "c{worker} lost {address}");
+                    }
+                    netloom(&["check", "lab", &netns]);
+                    netloom(&["del", "lab", &netns]);
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let mut collections = 0;
+        while working.load(Ordering::Relaxed) > 0 {
+            netloom(&["gc", "lab"]);
+            collections += 1;
+        }
+        println!("{collections} collections beside {} containers", rounds.load(Ordering::Relaxed));
+    });
+    let left = host.sh("ip -br link | grep veth || true; ls /var/lib/cni/networks/lab | grep -e : -e ^10 || true; ls /var/lib/cni/results");
+    assert_eq!(left, "");
+    assert!(!host.sh("nft list ruleset").contains("elements ="));
+}
