@@ -6,7 +6,7 @@ use ruleset::{masquerade, reference, spoof};
 
 use crate::{
     common_config::ipam_of,
-    failure::{Errors, Explain},
+    error::{Errors, Explain},
     owner::{Owner, is_stale},
 };
 

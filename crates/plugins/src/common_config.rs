@@ -4,7 +4,7 @@ use netloom_plugin::{Code, Error, Request};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::failure::invalid;
+use crate::error::invalid;
 
 // The comments of the keys in this and the plugins' files are what `netloom schema` and docs/plugins say of them.
 

@@ -14,7 +14,7 @@ use kernel::{
 };
 use netloom_plugin::{Error, result::v100::Success};
 
-use crate::failure::{Explain, differs};
+use crate::error::{Explain, check_failed};
 
 /// Holds an open sandbox.
 pub(crate) struct ContainerNetns {
@@ -122,7 +122,9 @@ impl ContainerNetns {
                 continue;
             }
             match addresses.iter().find(|address| address.net == ip.address) {
-                None => return Err(differs(format!("address {} is missing on `{}`", ip.address, link.name))),
+                None => {
+                    return Err(check_failed(format!("address {} is missing on `{}`", ip.address, link.name)));
+                }
                 Some(taken) if taken.duplicate => return Err(in_use(link, taken.net)),
                 Some(_) => {}
             }
@@ -137,7 +139,7 @@ impl ContainerNetns {
                     && (route.gateway == expected.gateway || expected.gateway.is_none())
             };
             if !there.iter().any(same) {
-                return Err(differs(format!("route {expected} is missing in the container")));
+                return Err(check_failed(format!("route {expected} is missing in the container")));
             }
         }
         Ok(())

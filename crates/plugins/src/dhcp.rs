@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha512};
 
-use crate::failure::invalid;
+use crate::error::invalid;
 
 /// The plugin.
 #[derive(Debug)]
@@ -246,7 +246,7 @@ impl Plugin for Dhcp {
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
         match asked(&conf.socket, &Call::Check(who(request, sandbox)), Code::TryAgainLater)? {
-            Answer::Failed(why) => Err(crate::failure::differs(why)),
+            Answer::Failed(why) => Err(crate::error::check_failed(why)),
             Answer::Leases(_) | Answer::Done => Ok(()),
         }
     }

@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::{
     cleanup,
-    failure::{Explain, differs, invalid},
+    error::{Explain, check_failed, invalid},
     owner::Owner,
     prev_result::{addresses, prev_result},
 };
@@ -194,19 +194,19 @@ impl Plugin for Firewall {
         let admission = admission(&conf, &prev, sandbox)?;
         let netfilter = deferred::netfilter().explain()?;
         if !firewall::is_set(&netfilter, &owner.mark(), &admission).explain()? {
-            return Err(differs("the firewall does not know the container's addresses"));
+            return Err(check_failed("the firewall does not know the container's addresses"));
         }
         if conf.policy != Policy::Open {
             let bridge = bridge(&prev, conf.policy)?;
             let together = conf.policy == Policy::SameBridge;
             if !firewall::is_guarded(&netfilter, &owner.network_mark(), bridge, together).explain()? {
-                return Err(differs(format!("`{bridge}` is not kept apart from other bridges")));
+                return Err(check_failed(format!("`{bridge}` is not kept apart from other bridges")));
             }
         }
         if let Some(mut bus) = conf.bus()? {
             for ip in &admission.addresses {
                 if !bus.has_source(&conf.zone, *ip)? {
-                    return Err(differs(format!("{ip} is not in firewalld's zone {}", conf.zone)));
+                    return Err(check_failed(format!("{ip} is not in firewalld's zone {}", conf.zone)));
                 }
             }
             return Ok(());
@@ -214,7 +214,7 @@ impl Plugin for Firewall {
         if forward_hook::is_open(&netfilter, conf.wanted()).explain()? {
             Ok(())
         } else {
-            Err(differs("a chain at the forward hook does not let containers' traffic through"))
+            Err(check_failed("a chain at the forward hook does not let containers' traffic through"))
         }
     }
 

@@ -20,8 +20,8 @@ use crate::{
     cleanup,
     common_config::Ipam,
     container_link::{self, Addressing},
-    container_netns::{ContainerNetns, Duplicates},
-    failure::{Errors, Explain, invalid},
+    container_netns::ContainerNetns,
+    error::{Errors, Explain, invalid},
 };
 
 use device::{Device, bring_back, come_to_rest, move_in};
@@ -125,12 +125,7 @@ impl Conf {
         Ok(Self {
             device,
             without_link: driver.is_some_and(|driver| USER_SPACE_DRIVERS.contains(&driver)),
-            addressing: Addressing {
-                ipam: written.ipam.kind(),
-                dns: written.dns,
-                duplicates: Duplicates::of(written.enabledad),
-                announce: true,
-            },
+            addressing: Addressing::on_segment(written.ipam.kind(), written.dns, written.enabledad),
         })
     }
 }

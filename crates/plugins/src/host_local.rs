@@ -21,7 +21,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    failure::{Explain, differs, invalid},
+    error::{Explain, check_failed, invalid},
     runtime_args::{Asked, require_one_per_family},
 };
 
@@ -213,7 +213,7 @@ impl Plugin for HostLocal {
             None => Vec::new(),
         };
         if owned.is_empty() {
-            return Err(differs(format!(
+            return Err(check_failed(format!(
                 "host-local: Failed to find address added by container {}",
                 sandbox.container_id
             )));

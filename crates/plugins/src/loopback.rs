@@ -11,7 +11,7 @@ use netloom_plugin::{
 
 use crate::{
     container_netns::ContainerNetns,
-    failure::{Explain, differs, invalid},
+    error::{Explain, check_failed, invalid},
 };
 
 /// The plugin.
@@ -73,7 +73,7 @@ impl Plugin for Loopback {
         if link::require(&container.socket, LO).explain()?.up {
             Ok(())
         } else {
-            Err(differs("loopback interface is down"))
+            Err(check_failed("loopback interface is down"))
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     cleanup,
     common_config::{Ipam, ipam_of, mtu, require_masquerade_backend},
     container_netns::{ContainerNetns, Duplicates, Settings},
-    failure::{Errors, Explain, differs, invalid},
+    error::{Errors, Explain, check_failed, invalid},
     interface,
     owner::Owner,
     veth,
@@ -141,7 +141,10 @@ impl Plugin for Ptp {
         for ip in &prev.ips {
             let towards = route::link_towards(&host, ip.address.addr()).explain()?;
             if towards != inside.peer {
-                return Err(differs(format!("the host has no route to {} by `{}`", ip.address, inside.name)));
+                return Err(check_failed(format!(
+                    "the host has no route to {} by `{}`",
+                    ip.address, inside.name
+                )));
             }
         }
         if conf.masquerade {
@@ -149,7 +152,7 @@ impl Plugin for Ptp {
             let netfilter = deferred::netfilter().explain()?;
             let mark = Owner::of(request, sandbox).mark();
             if let Some(net) = masquerade::absent(&netfilter, &mark, &addresses).explain()?.first() {
-                return Err(differs(format!("address {net} is not masqueraded")));
+                return Err(check_failed(format!("address {net} is not masqueraded")));
             }
         }
         container.compare(&inside, &prev)

@@ -7,7 +7,7 @@ use netloom_plugin::{Code, Error, Request, SpecVersion, capability::IpRange};
 use schemars::JsonSchema;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::failure::invalid;
+use crate::error::invalid;
 
 /// Holds the configuration of an IPAM plugin as written: its own part, and what is asked for.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ pub(crate) struct RuntimeMac {
 
 /// Takes the hardware address from where it is asked for: `first` (key and text, in order), then `CNI_ARGS`, then the
 /// configuration's own `mac`.
-pub(crate) fn asked_mac(
+pub(crate) fn requested_mac(
     request: &Request,
     first: &[(&str, &str)],
     configured: &str,

@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::{
     container_netns::ContainerNetns,
-    failure::{Errors, Explain, differs, invalid},
+    error::{Errors, Explain, check_failed, invalid},
     prev_result::prev_result,
 };
 
@@ -147,7 +147,7 @@ impl Plugin for Sbr {
                 rule.source == Some(source) && conf.table.is_none_or(|table| rule.table == table)
             });
             if !there {
-                return Err(differs(format!(
+                return Err(check_failed(format!(
                     "no rule leads what leaves from {source} to a table of its own"
                 )));
             }

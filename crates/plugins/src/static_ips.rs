@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    failure::{differs, invalid},
+    error::{check_failed, invalid},
     runtime_args::{Asked, require_one_per_family},
 };
 
@@ -119,7 +119,7 @@ impl Plugin for Static {
             if let (Some(found), Some(gateway)) = (found, gateway)
                 && found.gateway != Some(gateway)
             {
-                return Err(differs(format!(
+                return Err(check_failed(format!(
                     "static: address {} of `{}` has another gateway than {gateway}",
                     net.addr(),
                     sandbox.ifname

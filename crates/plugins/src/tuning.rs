@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use crate::{
     cleanup,
     container_netns::ContainerNetns,
-    failure::{Errors, Explain, differs, invalid},
+    error::{Errors, Explain, check_failed, invalid},
     owner::Owner,
     prev_result::prev_result,
     runtime_args::{RuntimeMac, require_known_args},
@@ -211,7 +211,7 @@ impl Plugin for Tuning {
                 return Ok(());
             }
             let there = there.unwrap_or_else(|| "missing".into());
-            Err(differs(format!("sysctl net/{path} is {there}, configured is {value}")))
+            Err(check_failed(format!("sysctl net/{path} is {there}, configured is {value}")))
         };
         container
             .netns
@@ -228,7 +228,9 @@ impl Plugin for Tuning {
             ("transmit queue length", change.queue.is_some_and(|queue| link.queue != queue)),
         ];
         match wrong.iter().find(|(_, wrong)| *wrong) {
-            Some((what, _)) => Err(differs(format!("{what} of `{ifname}` is not as configured: {link:?}"))),
+            Some((what, _)) => {
+                Err(check_failed(format!("{what} of `{ifname}` is not as configured: {link:?}")))
+            }
             None => Ok(()),
         }
     }

@@ -8,7 +8,7 @@ use netloom_plugin::{Code, Error, Sandbox, Undo};
 
 use crate::{
     container_netns::ContainerNetns,
-    failure::{Explain, differs},
+    error::{Explain, check_failed},
     owner::Owner,
 };
 
@@ -57,7 +57,7 @@ pub(crate) fn create(
                 // The container's end says which link of the host is the other.
                 let outside = match inside.peer {
                     Some(index) => Handle { index, name },
-                    None => return Err(differs(format!("`{ifname}` has no other end"))),
+                    None => return Err(check_failed(format!("`{ifname}` has no other end"))),
                 };
                 return Ok((outside, inside));
             }

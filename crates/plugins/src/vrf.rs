@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use crate::{
     container_netns::ContainerNetns,
-    failure::{Explain, differs, invalid},
+    error::{Explain, check_failed, invalid},
     prev_result::prev_result,
 };
 
@@ -125,10 +125,13 @@ impl Plugin for Vrf {
         let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let socket = &container.socket;
         let vrf = link::find(socket, &conf.name).explain()?.filter(is_vrf);
-        let vrf = vrf.ok_or_else(|| differs(format!("VRF {} is gone", conf.name)))?;
+        let vrf = vrf.ok_or_else(|| check_failed(format!("VRF {} is gone", conf.name)))?;
         let inside = link::require(socket, sandbox.ifname.as_str()).explain()?;
         if inside.master != Some(vrf.index) {
-            return Err(differs(format!("failed to find {} associated to vrf {}", inside.name, conf.name)));
+            return Err(check_failed(format!(
+                "failed to find {} associated to vrf {}",
+                inside.name, conf.name
+            )));
         }
         Ok(())
     }

@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use crate::{
     common_config::{Ipam, mtu, require_masquerade_backend},
-    failure::invalid,
-    runtime_args::{Args, RuntimeMac, asked_mac, require_known_args},
+    error::invalid,
+    runtime_args::{Args, RuntimeMac, requested_mac, require_known_args},
 };
 
 /// The configuration as written. Numbers are wide, so that what does not fit is refused by name.
@@ -166,7 +166,7 @@ impl Conf {
                 .transpose()?,
             ipam,
             dns: written.dns,
-            mac: asked_mac(
+            mac: requested_mac(
                 request,
                 &[
                     ("runtimeConfig.mac", &written.runtime_config.mac),

@@ -11,7 +11,7 @@ use netloom_types::name::IfName;
 
 use crate::{
     container_netns::ContainerNetns,
-    failure::{Explain, invalid},
+    error::{Explain, invalid},
 };
 
 /// Says which link it is.

@@ -5,7 +5,7 @@ use std::{fs, io::ErrorKind};
 use netloom_plugin::{Code, Error};
 use regex_lite::Regex;
 
-use crate::failure::invalid;
+use crate::error::invalid;
 
 /// A regular expression a line; without the file all are allowed.
 const FILE: &str = "/etc/cni/tuning/allowlist.conf";
