@@ -1,4 +1,4 @@
-//! `loopback`: the container's own `lo`, up.
+//! `loopback`: sets the container's `lo` up.
 
 use kernel::{
     addr,
@@ -36,11 +36,12 @@ impl Plugin for Loopback {
             })?;
         }
         let addresses = addr::list(&container.socket, &lo).explain()?;
-        if let Some(strange) = addresses.iter().find(|address| !address.net.addr().is_loopback()) {
+        if let Some(other) = addresses.iter().find(|address| !address.net.addr().is_loopback()) {
             return Err(invalid(format!(
                 "loopback interface found with non-loopback address \"{}\"",
-                strange.net.addr()
-            )));
+                other.net.addr()
+            ))
+            .details("remove that address from `lo` in the container"));
         }
         if let Some(prev) = &request.prev_result {
             return Ok(prev.clone());

@@ -140,7 +140,7 @@ fn configurations() -> Vec<Case> {
             "ipam",
             json!({"type": "static", "addresses": [{"address": "10.5.0.2/24"}]}),
             7,
-            "without gateway",
+            "without a gateway",
         ),
         (HOST_LOCAL, "ipam", json!(null), 7, "'ipam'"),
         (HOST_LOCAL, "ipam.subnet", json!(null), 7, "no IP ranges"),
