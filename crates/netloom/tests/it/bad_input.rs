@@ -134,7 +134,7 @@ fn configurations() -> Vec<Case> {
         (PTP, "ipMasqBackend", json!("pf"), 2, "pf"),
         (PTP, "dns", json!([]), 6, "`dns`"),
         (PTP, "dns", json!({"search": 5}), 6, "`dns.search`"),
-        (PTP, "ipam", json!({"type": "static", "addresses": []}), 7, "missing IP config"),
+        (PTP, "ipam", json!({"type": "static", "addresses": []}), 999, "missing IP config"),
         (
             PTP,
             "ipam",
