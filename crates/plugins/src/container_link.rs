@@ -183,7 +183,7 @@ pub(crate) fn addresses_of(
 
 /// Removes the container's link, if its namespace still exists.
 fn remove_link(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> {
-    let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+    let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())? else { return Ok(()) };
     let mark = owner.mark();
     let mut found = false;
     // A killed ADD may have left the link under its temporary name.

@@ -35,7 +35,7 @@ impl ContainerNetns {
     }
 
     /// Opens the namespace for a DEL. Returns `None` if there is no path, or the namespace is gone.
-    pub(crate) fn open_if_there(path: Option<&Path>) -> Result<Option<Self>, Error> {
+    pub(crate) fn open_if_exists(path: Option<&Path>) -> Result<Option<Self>, Error> {
         let Some(path) = path else { return Ok(None) };
         match Self::open(path) {
             Ok(container) => Ok(Some(container)),
@@ -58,7 +58,7 @@ impl ContainerNetns {
                     sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "1")?;
                 }
                 Duplicates::Ignore => sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?,
-                Duplicates::Quick | Duplicates::Unasked => {}
+                Duplicates::Fast | Duplicates::Skip => {}
             }
             if settings.announce {
                 sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
@@ -86,9 +86,9 @@ impl ContainerNetns {
     /// The kernel announces the addresses to neighbours if the sysctls say so. With duplicate address detection this waits until
     /// the IPv6 addresses have passed it.
     pub(crate) fn configure(&self, link: &Link, result: &Success, settings: Settings) -> Result<(), Error> {
-        let detect = settings.ipv6 && matches!(settings.duplicates, Duplicates::Detect | Duplicates::Quick);
+        let detect = settings.ipv6 && matches!(settings.duplicates, Duplicates::Detect | Duplicates::Fast);
         let shortened = match settings.duplicates {
-            Duplicates::Quick if detect => self.shorten_detection(&link.name)?,
+            Duplicates::Fast if detect => self.shorten_detection(&link.name)?,
             _ => Vec::new(),
         };
         let mut gateways: [Option<IpAddr>; 2] = [None, None];
@@ -242,17 +242,17 @@ pub(crate) enum Duplicates {
     /// Enables detection on the interface, and waits for it.
     Detect,
     /// Starts detection at once, and waits no longer than an answer on the local segment takes.
-    Quick,
+    Fast,
     /// Disables detection on the interface, because no other host is on the link.
     Ignore,
     /// Skips detection for these addresses, whatever the interface is set to.
-    Unasked,
+    Skip,
 }
 
 impl Duplicates {
     /// Returns what `enabledad` means for a link on a segment shared with other hosts.
     pub(crate) fn of(detect: bool) -> Self {
-        if detect { Self::Detect } else { Self::Quick }
+        if detect { Self::Detect } else { Self::Fast }
     }
 }
 

@@ -41,7 +41,7 @@ impl ContainerLink for Dummy {
             chained: None,
             dns: written.dns,
             // No other host is on this link.
-            duplicates: Duplicates::Unasked,
+            duplicates: Duplicates::Skip,
             announce: false,
         })
     }

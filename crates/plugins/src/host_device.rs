@@ -193,7 +193,7 @@ impl Plugin for HostDevice {
                 return Ok(());
             }
             let host = Socket::open(Protocol::Route).explain()?;
-            let container = ContainerNetns::open_if_there(sandbox.netns.as_deref())?;
+            let container = ContainerNetns::open_if_exists(sandbox.netns.as_deref())?;
             move_to_host(&host, container.as_ref(), &conf.device, sandbox.ifname.as_str())
         })
     }

@@ -64,7 +64,9 @@ impl Plugin for Loopback {
     }
 
     fn del(&self, _: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+        let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())? else {
+            return Ok(());
+        };
         let lo = link::require(&container.socket, LO).explain()?;
         set_up(&container, &lo, false)
     }

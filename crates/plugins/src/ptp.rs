@@ -90,7 +90,7 @@ impl Plugin for Ptp {
         let mark = owner.mark();
         // No other host is on this link. Without duplicate address detection IPv6 works at once.
         sysctl::set(Setting::Ipv6(&outside.name, "accept_dad"), "0").explain()?;
-        link::change(&host, &outside, &veth::owned(&mark)).explain()?;
+        link::change(&host, &outside, &veth::up_and_marked(&mark)).explain()?;
         sysctl::set(Setting::Ipv6(&outside.name, "accept_ra"), "0").explain()?;
 
         let mut result = container_link::addresses_of(request, &conf.ipam, sandbox, undo)?;

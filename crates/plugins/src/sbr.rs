@@ -119,7 +119,9 @@ impl Plugin for Sbr {
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+        let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())? else {
+            return Ok(());
+        };
         let _lock = container.netns.lock().explain()?;
         // If the interface is gone, its routes are too, but rules stay until they are removed.
         let mut sources: Vec<IpAddr> = Vec::new();

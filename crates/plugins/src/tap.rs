@@ -91,7 +91,7 @@ impl ContainerLink for Tap {
                 chained: None,
                 dns: written.dns,
                 // Until a program opens the link there is no peer to answer, and afterwards that program is the only one.
-                duplicates: Duplicates::Unasked,
+                duplicates: Duplicates::Skip,
                 announce: true,
             },
         })

@@ -199,7 +199,7 @@ impl Plugin for Tuning {
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let file = saved_file(request, sandbox)?;
         let Some(saved) = Saved::read(&file)? else { return Ok(()) };
-        if let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())?
+        if let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())?
             && let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()?
         {
             link::change(&container.socket, &inside, &saved.change()).explain()?;

@@ -81,7 +81,7 @@ pub(crate) fn create(
 ///
 /// Until then its group identifies the network: a link can have a group from its creation, but no alias. If the ADD is killed
 /// in between, GC finds the link by the group.
-pub(crate) fn owned(mark: &str) -> Change<'_> {
+pub(crate) fn up_and_marked(mark: &str) -> Change<'_> {
     Change { up: Some(true), alias: Some(mark), group: Some(0), ..Change::default() }
 }
 
@@ -99,7 +99,7 @@ pub(crate) fn remove(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> 
         }
     }
     // The ADD of another implementation gave the host end another name.
-    if let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())?
+    if let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())?
         && let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()?
     {
         container.remove_link(&inside)?;

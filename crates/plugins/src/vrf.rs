@@ -107,7 +107,9 @@ impl Plugin for Vrf {
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
-        let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+        let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())? else {
+            return Ok(());
+        };
         let socket = &container.socket;
         let _lock = container.netns.lock().explain()?;
         let Some(vrf) = link::find(socket, &conf.name).explain()?.filter(is_vrf) else { return Ok(()) };

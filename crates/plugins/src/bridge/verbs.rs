@@ -165,7 +165,7 @@ fn connect(
     const ATTEMPTS: u32 = 4;
     let mark = owner.mark();
     for attempt in 0.. {
-        let change = Change { master: Some(bridge.index), ..veth::owned(&mark) };
+        let change = Change { master: Some(bridge.index), ..veth::up_and_marked(&mark) };
         let Err(error) = link::change(host, outside, &change) else { break };
         // Another ADD made the bridge, failed, and took it away again; a third one may have made the next.
         let there = link::find_quick(host, &bridge.name).explain()?;
