@@ -134,7 +134,7 @@ impl ContainerNetns {
                         ip.address, link.name
                     )));
                 }
-                Some(taken) if taken.duplicate => return Err(in_use(link, taken.net)),
+                Some(address) if address.duplicate => return Err(in_use(link, address.net)),
                 Some(_) => {}
             }
             let gateway = &mut gateways[usize::from(ip.address.addr().is_ipv6())];
@@ -142,12 +142,12 @@ impl ContainerNetns {
         }
         for wanted in &result.routes {
             let expected = route_of(wanted, link, gateways[usize::from(wanted.dst.addr().is_ipv6())]);
-            let there = route::list(&self.socket, wanted.dst.addr()).explain()?;
+            let routes = route::list(&self.socket, wanted.dst.addr()).explain()?;
             let same = |route: &route::Route| {
                 route.dst == expected.dst.trunc()
                     && (route.gateway == expected.gateway || expected.gateway.is_none())
             };
-            if !there.iter().any(same) {
+            if !routes.iter().any(same) {
                 return Err(check_failed(format!("route {expected} is missing in the container")));
             }
         }

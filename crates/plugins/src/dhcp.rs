@@ -36,10 +36,10 @@ struct Ipam {
     daemon_socket_path: String,
     /// Options to send to the server
     #[schemars(example = serde_json::json!([{"option": "host-name", "fromArg": "K8S_POD_NAME"}]))]
-    provide: Vec<Provide>,
+    provide: Vec<ProvidedOption>,
     /// Options to request in addition to subnet mask, router, DNS servers, domain, search list, static and classless routes
     #[schemars(example = serde_json::json!([{"option": "121"}]))]
-    request: Vec<Wanted>,
+    request: Vec<RequestedOption>,
     /// Metric of the lease's routes
     #[schemars(example = 100, range(min = 0, max = 4_294_967_295_u32))]
     priority: i64,
@@ -52,7 +52,7 @@ struct Ipam {
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Provide {
+struct ProvidedOption {
     /// Number of the option, or one of `subnet-mask`, `routers`, `host-name`, `vendor-class-identifier`, `dhcp-client-identifier`, `user-class`
     #[schemars(example = &"host-name")]
     option: String,
@@ -66,7 +66,7 @@ struct Provide {
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Wanted {
+struct RequestedOption {
     /// Number or name of the option
     #[schemars(example = &"121")]
     option: String,

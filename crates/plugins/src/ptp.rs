@@ -142,7 +142,7 @@ impl Plugin for Ptp {
             let towards = route::link_towards(&host, ip.address.addr()).explain()?;
             if towards != inside.peer {
                 return Err(check_failed(format!(
-                    "the host does not route {} to the peer of `{}`",
+                    "the host has no route to {} over the peer of `{}`",
                     ip.address, inside.name
                 )));
             }

@@ -230,14 +230,10 @@ impl Plugin for Tuning {
         let link = link::require(&container.socket, ifname).explain()?;
         let change = conf.change();
         let is_on = |on: bool| if on { "on" } else { "off" }.to_owned();
+        let mac_text = |mac: Option<Mac>| mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string());
         // Each with the configured and the actual value.
         let properties = [
-            (
-                "hardware address",
-                change
-                    .mac
-                    .map(|mac| (mac.to_string(), link.mac.map_or("none".to_owned(), |mac| mac.to_string()))),
-            ),
+            ("hardware address", change.mac.map(|mac| (mac.to_string(), mac_text(link.mac)))),
             ("promiscuous mode", Some((is_on(conf.promiscuous), is_on(link.promiscuity > 0)))),
             ("MTU", change.mtu.map(|mtu| (mtu.to_string(), link.mtu.to_string()))),
             ("all-multicast mode", change.all_multicast.map(|all| (is_on(all), is_on(link.all_multicast)))),
