@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::{
     cleanup,
     container_netns::ContainerNetns,
-    failure::{Errors, Explain, differs, invalid},
+    error::{Errors, Explain, check_failed, invalid},
     interface,
     owner::Owner,
     prev_result::{host_end, prev_result},
@@ -235,7 +235,7 @@ impl Plugin for Bandwidth {
             if conf.is_limited(&host, link, bucket)? {
                 return Ok(());
             }
-            Err(differs(format!("the rate of `{}` is not limited as configured", link.name)))
+            Err(check_failed(format!("the rate of `{}` is not limited as configured", link.name)))
         };
         if let Some(bucket) = &conf.ingress {
             limited(&outside, bucket)?;
@@ -248,11 +248,11 @@ impl Plugin for Bandwidth {
                 of_owner = of_owner.or(found.filter(|ifb| ifb.alias.as_ref().is_none_or(|it| *it == mark)));
             }
             let ifb = of_owner.ok_or_else(|| {
-                differs(format!("the link that limits what `{}` sends is gone", sandbox.ifname))
+                check_failed(format!("the link that limits what `{}` sends is gone", sandbox.ifname))
             })?;
             limited(&ifb, bucket)?;
             if !qdisc::look(&host, &outside).explain()?.1 {
-                return Err(differs(format!("what `{}` sends is not limited", sandbox.ifname)));
+                return Err(check_failed(format!("what `{}` sends is not limited", sandbox.ifname)));
             }
         }
         Ok(())

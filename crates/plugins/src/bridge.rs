@@ -1,4 +1,4 @@
-//! `bridge`: a veth pair between the container and a bridge of the host.
+//! `bridge`: a veth pair whose host end is a port of a bridge.
 
 mod conf;
 mod gateway;

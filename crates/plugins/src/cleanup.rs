@@ -1,4 +1,4 @@
-//! Removing what an owner has, or what nobody has any more, of the things that several plugins make.
+//! Removal of an attachment's objects (DEL) and of stale ones (GC), for objects that several plugins create.
 
 use kernel::{Kind, Protocol, Socket, deferred, link};
 use netloom_plugin::{Attachment, Code, Error, Request, Sandbox};
@@ -6,11 +6,11 @@ use ruleset::{masquerade, reference, spoof};
 
 use crate::{
     common_config::ipam_of,
-    failure::{Errors, Explain},
+    error::{Errors, Explain},
     owner::{Owner, is_stale},
 };
 
-/// Removes what nftables has of this container, whatever the configuration says by now.
+/// Removes the owner's masquerade and spoof check from nftables, whatever the current configuration says.
 pub(crate) fn remove_rules(owner: &Owner<'_>) -> Result<(), Error> {
     let Some(netfilter) = netfilter()? else { return Ok(()) };
     let mark = owner.mark();
@@ -19,7 +19,7 @@ pub(crate) fn remove_rules(owner: &Owner<'_>) -> Result<(), Error> {
     remove_reference_masquerade(&netfilter, owner)
 }
 
-/// Removes the masquerade that the reference plugins set up, in iptables or nftables.
+/// Removes the masquerade that the reference plugins created, in iptables or nftables.
 fn remove_reference_masquerade(netfilter: &Socket, owner: &Owner<'_>) -> Result<(), Error> {
     let chain = Owner::reference_chain(owner.network, owner.container, "");
     reference::remove_nat_chains(netfilter, &[chain]).explain()?;
@@ -27,7 +27,7 @@ fn remove_reference_masquerade(netfilter: &Socket, owner: &Owner<'_>) -> Result<
     reference::remove_masquerade(netfilter, &|comment| comment.starts_with(&mark)).explain()
 }
 
-/// Opens netfilter; none on a kernel without, where there is nothing to remove.
+/// Opens a netfilter socket. Returns `None` on a kernel without nftables, where there is nothing to remove.
 pub(crate) fn netfilter() -> Result<Option<Socket>, Error> {
     match deferred::netfilter() {
         Ok(socket) => Ok(Some(socket)),
@@ -36,15 +36,15 @@ pub(crate) fn netfilter() -> Result<Option<Socket>, Error> {
     }
 }
 
-/// Says with the code of STATUS when the kernel has no nftables.
+/// Fails with the code of STATUS if the kernel has no nftables.
 pub(crate) fn require_nftables() -> Result<(), Error> {
     deferred::netfilter().and_then(|socket| kernel::nft::generation(&socket)).map(drop).map_err(|error| {
         Error::new(Code::NotAvailable, error.to_string())
-            .details("this plugin needs nftables in the kernel (module nf_tables)")
+            .details("load the module with `modprobe nf_tables`: this plugin needs nftables")
     })
 }
 
-/// Removes links of this network that belong to no valid attachment.
+/// Removes host links of this network that belong to no valid attachment.
 pub(crate) fn gc_links(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
     let network = request.config.name.as_str();
     let mut errors = Errors::default();
@@ -58,7 +58,7 @@ pub(crate) fn gc_links(request: &Request, valid: &[Attachment]) -> Result<(), Er
             _ => {}
         }
     }
-    // One by one what nothing but its group tells.
+    // Links without a mark are identified by the group alone, so they are removed one by one, not by group.
     for link in unmarked {
         errors.note(link::remove(&host, &link).explain());
     }
@@ -68,20 +68,20 @@ pub(crate) fn gc_links(request: &Request, valid: &[Attachment]) -> Result<(), Er
     errors.into_result()
 }
 
-/// Removes of our rules, and of those of the reference plugins, what belongs to no valid attachment of this network.
+/// Removes rules of this network that belong to no valid attachment, ours and those of the reference plugins.
 pub(crate) fn gc_rules(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
     let Some(netfilter) = netfilter()? else { return Ok(()) };
     let network = request.config.name.as_str();
     let mut errors = Errors::default();
     errors.note(ruleset::retain(&netfilter, &|mark| is_stale(mark, network, valid)).explain());
-    let of_reference: Vec<String> = valid
+    let valid_marks: Vec<String> = valid
         .iter()
         .map(|a| Owner { network, container: &a.container_id, ifname: &a.ifname }.reference_mark())
         .collect();
     let network_hash = Owner { network, container: "", ifname: "" }.reference_mark()[..17].to_owned();
     errors.note(
         reference::remove_masquerade(&netfilter, &|comment| {
-            comment.starts_with(&network_hash) && !of_reference.iter().any(|mark| comment.starts_with(mark))
+            comment.starts_with(&network_hash) && !valid_marks.iter().any(|mark| comment.starts_with(mark))
         })
         .explain(),
     );
@@ -94,7 +94,7 @@ pub(crate) fn gc_rules(request: &Request, valid: &[Attachment]) -> Result<(), Er
     errors.into_result()
 }
 
-/// Removes a container's link, and has its addresses released.
+/// Removes a container's link and releases its addresses, in the order that the IPAM plugin needs.
 pub(crate) fn remove_link_and_addresses(
     request: &Request,
     sandbox: &Sandbox,
@@ -103,12 +103,12 @@ pub(crate) fn remove_link_and_addresses(
     let mut errors = Errors::default();
     match ipam_of(request)? {
         None => errors.note(remove_link()),
-        // An address is nobody else's as long as the link has it.
+        // The address must not be reused while the link still has it.
         Some(ipam) if ["host-local", "static"].contains(&ipam.as_str()) => {
             errors.note(remove_link());
             errors.note(request.delegate_del(&ipam, sandbox));
         }
-        // A server that gave it must be told by that link.
+        // The IPAM plugin may need the link to tell a server that the address is released.
         Some(ipam) => {
             errors.note(request.delegate_del(&ipam, sandbox));
             errors.note(remove_link());

@@ -1,31 +1,31 @@
-//! Keys that several configurations have in common, as written.
+//! Keys that several configurations share.
 
 use netloom_plugin::{Code, Error, Request};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::failure::invalid;
+use crate::error::invalid;
 
-// The comments of the keys in this and the plugins' files are what `netloom schema` and docs/plugins say of them.
+// The comments of configuration keys, here and in the plugins' modules, are what `netloom schema` and docs/plugins show.
 
-/// Where the addresses come from; without it, or with an empty `type`, there are none
-// An interface plugin reads no more of it than who it is delegated to.
+/// The IPAM configuration. Without it, or with an empty `type`, the interface has no addresses
+// An interface plugin reads only the type of the plugin that it delegates to.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct Ipam {
-    /// The IPAM plugin: `host-local`, `static`, `dhcp`, or anybody's; its own keys stand beside
+    /// Type of the IPAM plugin: `host-local`, `static`, `dhcp` or any other. Its keys stand beside `type`
     #[schemars(example = &"host-local")]
     r#type: String,
 }
 
 impl Ipam {
-    /// Returns the IPAM plugin; none for a network without addresses.
+    /// Returns the IPAM plugin's type, or `None` for a network without addresses.
     pub(crate) fn kind(self) -> Option<String> {
         Some(self.r#type).filter(|kind| !kind.is_empty())
     }
 }
 
-/// Reads no more of a configuration than DEL needs, so that it works with one that ADD would refuse.
+/// Reads the IPAM plugin's type and nothing else, so that DEL works with a configuration that ADD would refuse.
 pub(crate) fn ipam_of(request: &Request) -> Result<Option<String>, Error> {
     #[derive(Deserialize)]
     struct Part {
@@ -35,16 +35,19 @@ pub(crate) fn ipam_of(request: &Request) -> Result<Option<String>, Error> {
     Ok(request.read::<Part>()?.ipam.kind())
 }
 
-/// Checks an MTU; 0 is the kernel's default.
+/// Validates an MTU. Returns `None` for 0, which leaves the choice to the kernel.
 pub(crate) fn mtu(written: i64) -> Result<Option<u32>, Error> {
     if written == 0 {
         return Ok(None);
     }
     let mtu = u32::try_from(written).ok().filter(|mtu| (68..=65535).contains(mtu));
-    mtu.map(Some).ok_or_else(|| invalid(format!("`mtu` {written} must be between 68 and 65535")))
+    mtu.map(Some).ok_or_else(|| {
+        invalid(format!("`mtu` {written} must be between 68 and 65535"))
+            .details("set `mtu` to such a number, or leave it out")
+    })
 }
 
-/// Either name of a backend asks for masquerade, and gets it by nftables.
+/// Validates `ipMasqBackend`. Both names are accepted; masquerade uses nftables either way.
 pub(crate) fn require_masquerade_backend(written: Option<&str>) -> Result<(), Error> {
     match written {
         None | Some("iptables" | "nftables") => Ok(()),
@@ -52,6 +55,6 @@ pub(crate) fn require_masquerade_backend(written: Option<&str>) -> Result<(), Er
             Code::UnsupportedField,
             format!("unknown ipmasq backend {other:?} in `ipMasqBackend`"),
         )
-        .details("use \"nftables\", \"iptables\" or leave it out")),
+        .details("set it to \"nftables\" or \"iptables\", or leave it out")),
     }
 }

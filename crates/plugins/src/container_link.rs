@@ -1,8 +1,11 @@
-//! What plugins have in common whose work is one link in the container, and nothing on the host.
+//! Plugins whose work is one link in the container and nothing on the host: macvlan, ipvlan, vlan, tap and dummy.
+//!
+//! Such a plugin implements [`ContainerLink`]; [`LinkPlugin`] turns that into the verbs. `host-device` uses the functions
+//! here too, but has verbs of its own, because its link must return to the host.
 
 use kernel::link::{self, Change, Link};
 use netloom_plugin::{
-    Attachment, Error, Request, Sandbox, Undo,
+    Attachment, Code, Error, Plugin, Request, Sandbox, Undo,
     result::{Dns, v100::Success},
 };
 
@@ -10,26 +13,113 @@ use crate::{
     cleanup,
     common_config::ipam_of,
     container_netns::{ContainerNetns, Duplicates, Settings},
-    failure::{Explain, invalid},
+    error::{Explain, no_addresses},
     interface,
     owner::Owner,
 };
 
-/// Says where a link's addresses come from and what is told of them.
+/// The parts in which the plugins with one container link differ.
+pub(crate) trait ContainerLink: Sync {
+    /// The plugin's type.
+    const NAME: &'static str;
+    /// The kernel's name for the link's driver.
+    const KIND: &'static str;
+    /// The validated configuration.
+    type Conf;
+
+    /// Reads and validates the configuration.
+    fn conf(request: &Request) -> Result<Self::Conf, Error>;
+
+    /// Returns how the link gets its addresses.
+    fn addressing(conf: &Self::Conf) -> &Addressing;
+
+    /// Creates the link in the container under its final name, and registers its removal.
+    fn create(
+        conf: &Self::Conf,
+        request: &Request,
+        sandbox: &Sandbox,
+        container: &ContainerNetns,
+        undo: &mut Undo,
+    ) -> Result<Link, Error>;
+
+    /// Compares what only this kind of link has with the configuration (CHECK).
+    fn check(conf: &Self::Conf, container: &ContainerNetns, link: &Link) -> Result<(), Error>;
+
+    /// Fails if ADD could not create the link (STATUS).
+    fn status(conf: &Self::Conf) -> Result<(), Error> {
+        let _ = conf;
+        Ok(())
+    }
+}
+
+/// The verbs of a plugin with one container link.
+#[derive(Debug)]
+pub(crate) struct LinkPlugin<T>(pub(crate) T);
+
+impl<T: ContainerLink> Plugin for LinkPlugin<T> {
+    fn name(&self) -> &'static str {
+        T::NAME
+    }
+
+    fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
+        let conf = T::conf(request)?;
+        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
+        require_free(&container, sandbox)?;
+        let link = T::create(&conf, request, sandbox, &container, undo)?;
+        configure(request, sandbox, undo, &container, &link, T::addressing(&conf))
+    }
+
+    fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+        let owner = Owner::of(request, sandbox);
+        cleanup::remove_link_and_addresses(request, sandbox, || remove_link(&owner, sandbox))
+    }
+
+    fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
+        let conf = T::conf(request)?;
+        let ipam = T::addressing(&conf).ipam.as_deref();
+        let (container, link) = check(request, sandbox, ipam, Some(T::KIND))?;
+        T::check(&conf, &container, &link)
+    }
+
+    fn status(&self, request: &Request) -> Result<(), Error> {
+        let conf = T::conf(request)?;
+        T::status(&conf)?;
+        status(request, T::addressing(&conf).ipam.as_deref())
+    }
+
+    fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
+        gc(request, valid)
+    }
+}
+
+/// How a link gets its addresses, and what the result says about them.
 #[derive(Debug)]
 pub(crate) struct Addressing {
-    /// The IPAM plugin; none for a link without addresses.
+    /// The IPAM plugin, or `None` if there is none.
     pub(crate) ipam: Option<String>,
-    /// What the configuration says of DNS.
+    /// The previous plugin's result, whose addresses the link gets if there is no IPAM plugin.
+    pub(crate) chained: Option<Success>,
+    /// DNS settings of the configuration.
     pub(crate) dns: Dns,
-    /// What is done about others that may have the addresses.
+    /// How addresses that another host may have are detected.
     pub(crate) duplicates: Duplicates,
-    /// Neighbours are told of them.
+    /// Whether the kernel announces the addresses to neighbours.
     pub(crate) announce: bool,
 }
 
-/// Has a link that was just made taken away again if a later step fails.
-pub(crate) fn remove_later(container: &ContainerNetns, name: &str, undo: &mut Undo) -> Result<(), Error> {
+impl Addressing {
+    /// Returns the addressing of a link on a segment shared with other hosts.
+    pub(crate) fn on_segment(ipam: Option<String>, dns: Dns, enabledad: bool) -> Self {
+        Self { ipam, chained: None, dns, duplicates: Duplicates::of(enabledad), announce: true }
+    }
+}
+
+/// Registers the removal of a link, in case a later step fails.
+pub(crate) fn remove_on_failure(
+    container: &ContainerNetns,
+    name: &str,
+    undo: &mut Undo,
+) -> Result<(), Error> {
     let (socket, name) = (container.socket.clone(), name.to_owned());
     undo.push(format!("remove `{name}`"), move || match link::find(&socket, &name).explain()? {
         Some(link) => link::remove(&socket, &link).explain(),
@@ -37,36 +127,50 @@ pub(crate) fn remove_later(container: &ContainerNetns, name: &str, undo: &mut Un
     })
 }
 
-/// Refuses an interface that is there, before anything is made.
+/// Fails if the container already has an interface of the requested name.
 pub(crate) fn require_free(container: &ContainerNetns, sandbox: &Sandbox) -> Result<(), Error> {
     let ifname = sandbox.ifname.as_str();
     if link::find(&container.socket, ifname).explain()?.is_none() {
         return Ok(());
     }
     Err(Error::new(
-        netloom_plugin::Code::InvalidEnvironment,
+        Code::InvalidEnvironment,
         format!("CNI_IFNAME: interface {ifname:?} already exists in the container"),
     )
     .details("delete the container before it is added again, or choose another CNI_IFNAME"))
 }
 
-/// Returns the link its addresses and routes, up, and makes the result.
+/// Gives the link its addresses and routes, sets it up, and returns the result.
 pub(crate) fn configure(
     request: &Request,
     sandbox: &Sandbox,
     undo: &mut Undo,
     container: &ContainerNetns,
-    inside: &Link,
-    conf: &Addressing,
+    link: &Link,
+    addressing: &Addressing,
 ) -> Result<Success, Error> {
-    let result = match &conf.ipam {
-        Some(ipam) => addresses_of(request, ipam, sandbox, undo)?,
-        None => Success::default(),
+    let mut result = match (&addressing.ipam, &addressing.chained) {
+        (Some(ipam), _) => addresses_of(request, ipam, sandbox, undo)?,
+        (None, Some(chained)) => chained.clone(),
+        (None, None) => Success::default(),
     };
-    apply(sandbox, container, inside, conf, result)
+    if result.ips.is_empty() {
+        link::change(&container.socket, link, &Change { up: Some(true), ..Change::default() }).explain()?;
+    } else {
+        result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
+        let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
+        let settings = Settings { ipv6, duplicates: addressing.duplicates, announce: addressing.announce };
+        container.set_sysctls(sandbox.ifname.as_str(), settings)?;
+        container.configure(link, &result, settings)?;
+    }
+    result.interfaces = vec![interface::in_container(link, sandbox)];
+    if !addressing.dns.is_empty() {
+        result.dns = addressing.dns.clone();
+    }
+    Ok(result)
 }
 
-/// Gets the addresses; an IPAM plugin that gives none is in error.
+/// Runs the IPAM plugin's ADD, and fails if it returns no address.
 pub(crate) fn addresses_of(
     request: &Request,
     ipam: &str,
@@ -74,64 +178,30 @@ pub(crate) fn addresses_of(
     undo: &mut Undo,
 ) -> Result<Success, Error> {
     let result = request.delegate_add(ipam, sandbox, undo)?;
-    if result.ips.is_empty() {
-        return Err(invalid(format!("IPAM plugin {ipam:?} returned missing IP config")));
-    }
-    Ok(result)
+    if result.ips.is_empty() { Err(no_addresses(ipam)) } else { Ok(result) }
 }
 
-/// Returns the link what a result says of addresses and routes.
-pub(crate) fn apply(
-    sandbox: &Sandbox,
-    container: &ContainerNetns,
-    inside: &Link,
-    conf: &Addressing,
-    mut result: Success,
-) -> Result<Success, Error> {
-    if result.ips.is_empty() {
-        link::change(&container.socket, inside, &Change { up: Some(true), ..Change::default() }).explain()?;
-    } else {
-        result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
-        let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
-        let settings = Settings { ipv6, duplicates: conf.duplicates, announce: conf.announce };
-        container.set_sysctls(sandbox.ifname.as_str(), settings)?;
-        container.configure(inside, &result, settings)?;
-    }
-    result.interfaces = vec![interface::in_container(inside, sandbox)];
-    if !conf.dns.is_empty() {
-        result.dns = conf.dns.clone();
-    }
-    Ok(result)
-}
-
-/// Removes the interface and releases its addresses (DEL).
-pub(crate) fn del(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-    let owner = Owner::of(request, sandbox);
-    cleanup::remove_link_and_addresses(request, sandbox, || remove_link(&owner, sandbox))
-}
-
+/// Removes the container's link, if its namespace still exists.
 fn remove_link(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> {
-    let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+    let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())? else { return Ok(()) };
     let mark = owner.mark();
     let mut found = false;
-    // An ADD that was killed may have left the link under its first name.
+    // A killed ADD may have left the link under its temporary name.
     for name in [sandbox.ifname.as_str(), &owner.host_link(0)] {
-        if let Some(inside) = link::find(&container.socket, name).explain()? {
-            container.remove_link(&inside)?;
-            found |= inside.alias.as_ref() == Some(&mark);
+        if let Some(link) = link::find(&container.socket, name).explain()? {
+            container.remove_link(&link)?;
+            found |= link.alias.as_ref() == Some(&mark);
         }
     }
     if found {
         return Ok(());
     }
-    // Gone, or somebody else's, or the container has given it another name.
-    let renamed = link::list(&container.socket).explain()?.into_iter();
-    renamed
-        .filter(|link| link.alias.as_ref() == Some(&mark))
-        .try_for_each(|link| container.remove_link(&link))
+    // The link is gone, never had a mark, or was renamed in the container.
+    let links = link::list(&container.socket).explain()?.into_iter();
+    links.filter(|link| link.alias.as_ref() == Some(&mark)).try_for_each(|link| container.remove_link(&link))
 }
 
-/// Compares the interface with the previous result (CHECK), and gives it.
+/// Compares the interface with the previous result (CHECK), and returns it with its namespace.
 pub(crate) fn check(
     request: &Request,
     sandbox: &Sandbox,
@@ -143,17 +213,17 @@ pub(crate) fn check(
     }
     let prev = request.require_prev_result()?;
     let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
-    let inside = interface::require_listed(&container, sandbox, &prev, kind)?;
-    container.compare(&inside, &prev)?;
-    Ok((container, inside))
+    let link = interface::require_listed(&container, sandbox, &prev, kind)?;
+    container.compare(&link, &prev)?;
+    Ok((container, link))
 }
 
-/// Asks the IPAM plugin whether it is ready (STATUS).
+/// Runs the IPAM plugin's STATUS.
 pub(crate) fn status(request: &Request, ipam: Option<&str>) -> Result<(), Error> {
     ipam.map_or(Ok(()), |ipam| request.delegate_status(ipam))
 }
 
-/// Has the IPAM plugin release what belongs to no valid attachment (GC); links go with their namespaces.
+/// Runs the IPAM plugin's GC. The links themselves disappear with their namespaces.
 pub(crate) fn gc(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
     ipam_of(request)?.map_or(Ok(()), |ipam| request.delegate_gc(&ipam, valid))
 }

@@ -1,4 +1,4 @@
-//! The inside of a sandbox: its namespace, a socket in it, and what every interface plugin does there.
+//! An open container namespace, and how interfaces in it get their sysctls, addresses and routes.
 
 use std::{net::IpAddr, path::Path, time::Duration};
 
@@ -14,25 +14,28 @@ use kernel::{
 };
 use netloom_plugin::{Error, result::v100::Success};
 
-use crate::failure::{Explain, differs};
+use crate::error::{Explain, check_failed};
 
-/// Holds an open sandbox.
+/// An open container namespace with a netlink socket in it.
 pub(crate) struct ContainerNetns {
-    /// Where this process is at home.
+    /// The namespace of this process.
     pub(crate) host: Netns,
+    /// The container's namespace.
     pub(crate) netns: Netns,
+    /// A route netlink socket in the container's namespace.
     pub(crate) socket: Socket,
 }
 
 impl ContainerNetns {
+    /// Opens the namespace at a path.
     pub(crate) fn open(path: &Path) -> kernel::Result<Self> {
         let (host, netns) = (Netns::own()?, Netns::open(path)?);
         let socket = netns.run_from(&host, || Socket::open(Protocol::Route))??;
         Ok(Self { host, netns, socket })
     }
 
-    /// Opens a sandbox that may be gone, as DEL finds it.
-    pub(crate) fn open_if_there(path: Option<&Path>) -> Result<Option<Self>, Error> {
+    /// Opens the namespace for a DEL. Returns `None` if there is no path, or the namespace is gone.
+    pub(crate) fn open_if_exists(path: Option<&Path>) -> Result<Option<Self>, Error> {
         let Some(path) = path else { return Ok(None) };
         match Self::open(path) {
             Ok(container) => Ok(Some(container)),
@@ -41,12 +44,12 @@ impl ContainerNetns {
         }
     }
 
-    /// Removes a link of the container, and returns once it is gone for everybody.
+    /// Removes a link of the container. Returns once the kernel has announced the removal.
     pub(crate) fn remove_link(&self, link: &Link) -> Result<(), Error> {
         self.run(|| deferred::remove_link(&self.socket, link))
     }
 
-    /// Sets the interface's sysctls for the addresses that it gets, as the reference plugins leave them.
+    /// Sets the interface's sysctls for its addresses to the values that the reference plugins set.
     pub(crate) fn set_sysctls(&self, ifname: &str, settings: Settings) -> Result<(), Error> {
         self.run(|| {
             match settings.duplicates {
@@ -55,7 +58,7 @@ impl ContainerNetns {
                     sysctl::ensure(Setting::Ipv6(ifname, "accept_dad"), "1")?;
                 }
                 Duplicates::Ignore => sysctl::set(Setting::Ipv6(ifname, "accept_dad"), "0")?,
-                Duplicates::Quick | Duplicates::Unasked => {}
+                Duplicates::Fast | Duplicates::Skip => {}
             }
             if settings.announce {
                 sysctl::set(Setting::Ipv4(ifname, "arp_notify"), "1")?;
@@ -65,7 +68,7 @@ impl ContainerNetns {
         })
     }
 
-    /// Sets the sysctls of an interface that turns out to get IPv6 addresses; neighbours are told of them.
+    /// Sets the sysctls of an interface whose IPAM result turns out to have IPv6 addresses, and enables their announcement.
     pub(crate) fn set_ipv6_sysctls(&self, ifname: &str) -> Result<(), Error> {
         self.run(|| {
             sysctl::set(Setting::Ipv6(ifname, "ndisc_notify"), "1")?;
@@ -73,17 +76,19 @@ impl ContainerNetns {
         })
     }
 
+    /// Runs a function in the container's namespace.
     fn run<T>(&self, work: impl FnOnce() -> kernel::Result<T>) -> Result<T, Error> {
         self.netns.run_from(&self.host, work).and_then(|done| done).explain()
     }
 
-    /// Returns the interface the addresses and routes of a result, up, and has the kernel tell neighbours where the sysctls say so.
+    /// Adds the addresses and routes of a result to the interface and sets it up.
     ///
-    /// Where it is asked for it waits until IPv6 addresses are the container's for sure.
+    /// The kernel announces the addresses to neighbours if the sysctls say so. With duplicate address detection this waits until
+    /// the IPv6 addresses have passed it.
     pub(crate) fn configure(&self, link: &Link, result: &Success, settings: Settings) -> Result<(), Error> {
-        let detect = settings.ipv6 && matches!(settings.duplicates, Duplicates::Detect | Duplicates::Quick);
-        let hurried = match settings.duplicates {
-            Duplicates::Quick if detect => self.hurry(&link.name)?,
+        let detect = settings.ipv6 && matches!(settings.duplicates, Duplicates::Detect | Duplicates::Fast);
+        let shortened = match settings.duplicates {
+            Duplicates::Fast if detect => self.shorten_detection(&link.name)?,
             _ => Vec::new(),
         };
         let mut gateways: [Option<IpAddr>; 2] = [None, None];
@@ -94,25 +99,26 @@ impl ContainerNetns {
             let gateway = &mut gateways[usize::from(ip.address.addr().is_ipv6())];
             *gateway = gateway.or(ip.gateway);
         }
-        // Neighbours are told when a link comes up, and when one that is up gets a hardware address, be it its own.
-        let told = match link.mac.filter(|_| link.up) {
+        // The kernel announces addresses when a link comes up, and when a link that is up gets a hardware address, even the
+        // one that it already has.
+        let announcement = match link.mac.filter(|_| link.up) {
             Some(mac) => Change { mac: Some(mac), ..Change::default() },
             None => Change { up: Some(true), ..Change::default() },
         };
-        requests.push(link::changing(link, &told));
+        requests.push(link::changing(link, &announcement));
         if detect {
             self.socket.make(requests.drain(..)).explain()?;
-            self.settle(link)?;
+            self.wait_for_detection(link)?;
         }
-        self.set_all(&hurried)?;
+        self.set_all(&shortened)?;
         for wanted in &result.routes {
-            let on_link = route_of(wanted, link, gateways[usize::from(wanted.dst.addr().is_ipv6())]);
-            requests.push(route::addition(&on_link));
+            let route = route_of(wanted, link, gateways[usize::from(wanted.dst.addr().is_ipv6())]);
+            requests.push(route::addition(&route));
         }
         self.socket.make(requests).explain()
     }
 
-    /// Compares the interface with a result (CHECK): its addresses, and the routes that it was given.
+    /// Compares the interface's addresses and the container's routes with a result (CHECK).
     pub(crate) fn compare(&self, link: &Link, result: &Success) -> Result<(), Error> {
         let addresses = addr::list(&self.socket, link).explain()?;
         let mut gateways: [Option<IpAddr>; 2] = [None, None];
@@ -122,8 +128,13 @@ impl ContainerNetns {
                 continue;
             }
             match addresses.iter().find(|address| address.net == ip.address) {
-                None => return Err(differs(format!("address {} is missing on `{}`", ip.address, link.name))),
-                Some(taken) if taken.duplicate => return Err(in_use(link, taken.net)),
+                None => {
+                    return Err(check_failed(format!(
+                        "address {} is missing on `{}`",
+                        ip.address, link.name
+                    )));
+                }
+                Some(address) if address.duplicate => return Err(in_use(link, address.net)),
                 Some(_) => {}
             }
             let gateway = &mut gateways[usize::from(ip.address.addr().is_ipv6())];
@@ -131,23 +142,24 @@ impl ContainerNetns {
         }
         for wanted in &result.routes {
             let expected = route_of(wanted, link, gateways[usize::from(wanted.dst.addr().is_ipv6())]);
-            let there = route::list(&self.socket, wanted.dst.addr()).explain()?;
+            let routes = route::list(&self.socket, wanted.dst.addr()).explain()?;
             let same = |route: &route::Route| {
                 route.dst == expected.dst.trunc()
                     && (route.gateway == expected.gateway || expected.gateway.is_none())
             };
-            if !there.iter().any(same) {
-                return Err(differs(format!("route {expected} is missing in the container")));
+            if !routes.iter().any(same) {
+                return Err(check_failed(format!("route {expected} is missing in the container")));
             }
         }
         Ok(())
     }
 
-    /// Has the kernel ask at once for others who have an address, and wait for their answer for a hundredth of a second
-    /// (its least) instead of one. Gives what was set before.
+    /// Makes the kernel start duplicate address detection at once and wait a hundredth of a second, its minimum, for an answer
+    /// instead of a full second. Returns the previous settings.
     ///
-    /// What is set is a little less: the kernel counts in ticks and rounds up, to one more than its least at 250 a second.
-    fn hurry<'a>(&self, ifname: &'a str) -> Result<Vec<(Setting<'a>, String)>, Error> {
+    /// The value is less than 10 ms because the kernel counts in ticks and rounds up: at 250 ticks a second, 10 ms would become
+    /// one tick more than the minimum.
+    fn shorten_detection<'a>(&self, ifname: &'a str) -> Result<Vec<(Setting<'a>, String)>, Error> {
         let quick = [
             (Setting::Ipv6(ifname, "router_solicitation_delay"), "0"),
             (Setting::Ipv6Neighbour(ifname, "retrans_time_ms"), "8"),
@@ -155,7 +167,7 @@ impl ContainerNetns {
         self.set_all(&quick.map(|(setting, value)| (setting, value.to_owned())))
     }
 
-    /// Writes settings that are there and gives their old values.
+    /// Writes those settings that exist, and returns their old values.
     fn set_all<'a>(&self, settings: &[(Setting<'a>, String)]) -> Result<Vec<(Setting<'a>, String)>, Error> {
         if settings.is_empty() {
             return Ok(Vec::new());
@@ -173,8 +185,8 @@ impl ContainerNetns {
         self.run(write)
     }
 
-    /// Waits until the interface's addresses can be used.
-    fn settle(&self, link: &Link) -> Result<(), Error> {
+    /// Waits until no address of the interface is tentative. Fails if another host has one of them.
+    fn wait_for_detection(&self, link: &Link) -> Result<(), Error> {
         const LIMIT: Duration = Duration::from_secs(5);
         let mut events: Option<Events> = None;
         loop {
@@ -186,7 +198,7 @@ impl ContainerNetns {
                 return Ok(());
             }
             let Some(events) = &events else {
-                // From here on nothing is missed; what came before is looked at once more.
+                // Events from here on are received. The next round looks again for what happened before.
                 events = Some(self.run(Events::of_addresses)?);
                 continue;
             };
@@ -208,47 +220,48 @@ fn allow_ipv6(ifname: &str) -> kernel::Result<()> {
 fn in_use(link: &Link, net: IpNet) -> Error {
     Error::new(
         netloom_plugin::Code::Internal,
-        format!("address {net} on `{}` is in use by somebody else on that link", link.name),
+        format!("address {net} on `{}` is in use by another host on that link", link.name),
     )
-    .details("give the container another address, or the other one")
+    .details("assign another address to the container, or to the host that has this one")
 }
 
-/// Says how an interface's addresses are treated.
+/// How an interface's addresses are configured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
-    /// There are IPv6 addresses among them.
+    /// Whether there are IPv6 addresses among them.
     pub(crate) ipv6: bool,
-    /// What is done about others that may have them.
+    /// How addresses that another host may have are detected.
     pub(crate) duplicates: Duplicates,
-    /// The kernel tells neighbours of them, so that they do not go on with what they knew before.
+    /// Whether the kernel announces them, so that neighbours replace stale entries of their caches.
     pub(crate) announce: bool,
 }
 
-/// Says what is done about somebody else on the link who may have an address.
+/// Duplicate address detection for IPv6 (RFC 4862).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Duplicates {
-    /// The interface is set to ask, and the answer is waited for.
+    /// Enables detection on the interface, and waits for it.
     Detect,
-    /// The interface asks at once, and the answer is waited for, but no longer than one on this segment takes.
-    Quick,
-    /// The interface is set not to ask, as where nobody else is on the link.
+    /// Starts detection at once, and waits no longer than an answer on the local segment takes.
+    Fast,
+    /// Disables detection on the interface, because no other host is on the link.
     Ignore,
-    /// These addresses are not asked about, whatever the interface is set to.
-    Unasked,
+    /// Skips detection for these addresses, whatever the interface is set to.
+    Skip,
 }
 
 impl Duplicates {
-    /// Reads `enabledad` of a link on a segment with others.
+    /// Returns what `enabledad` means for a link on a segment shared with other hosts.
     pub(crate) fn of(detect: bool) -> Self {
-        if detect { Self::Detect } else { Self::Quick }
+        if detect { Self::Detect } else { Self::Fast }
     }
 }
 
 /// `RT_SCOPE_LINK` of `linux/rtnetlink.h`.
 const LINK_SCOPE: u8 = 253;
 
+/// Converts a result's route to the kernel's, via the gateway of its family if it has none of its own.
 fn route_of(wanted: &netloom_plugin::result::Route, link: &Link, gateway: Option<IpAddr>) -> route::Route {
-    // What is on the link goes by nobody.
+    // A destination on the link needs no gateway.
     let gateway = wanted.gw.or(gateway.filter(|_| wanted.scope != Some(LINK_SCOPE)));
     route::Route {
         priority: wanted.priority,

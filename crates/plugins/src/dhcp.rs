@@ -1,4 +1,4 @@
-//! `dhcp`: addresses from the network's own servers, kept by the daemon (`dhcp daemon`).
+//! `dhcp`: addresses from the network's DHCP servers. A daemon (`dhcp daemon`) obtains and renews the leases.
 
 use std::path::PathBuf;
 
@@ -18,56 +18,59 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha512};
 
-use crate::failure::invalid;
+use crate::{
+    error::{check_failed, invalid},
+    runtime_args::missing_ipam,
+};
 
 /// The plugin.
 #[derive(Debug)]
 pub struct Dhcp;
 
-/// `ipam` as written.
+/// The value of `ipam` as written.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 struct Ipam {
-    /// Where the daemon listens
+    /// Socket of the daemon
     #[schemars(example = &"/run/cni/dhcp.sock", extend("default" = DEFAULT_SOCKET))]
     daemon_socket_path: String,
-    /// Options to send along
+    /// Options to send to the server
     #[schemars(example = serde_json::json!([{"option": "host-name", "fromArg": "K8S_POD_NAME"}]))]
-    provide: Vec<Provide>,
-    /// Options to ask for beside mask, router, DNS servers, domain, search list, static and classless routes
+    provide: Vec<ProvidedOption>,
+    /// Options to request in addition to subnet mask, router, DNS servers, domain, search list, static and classless routes
     #[schemars(example = serde_json::json!([{"option": "121"}]))]
-    request: Vec<Wanted>,
-    /// Metric of the routes
+    request: Vec<RequestedOption>,
+    /// Metric of the lease's routes
     #[schemars(example = 100, range(min = 0, max = 4_294_967_295_u32))]
     priority: i64,
-    /// A lease of IPv4 (RFC 2131)
+    /// Obtain an IPv4 lease (RFC 2131)
     #[schemars(extend("default" = true))]
     ipv4: Option<bool>,
-    /// A lease of IPv6 (RFC 8415, IA_NA); the reference plugin has no IPv6
+    /// Obtain an IPv6 lease (RFC 8415, IA_NA). The reference plugin does not support IPv6
     ipv6: bool,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Provide {
-    /// Its number, or one of `subnet-mask`, `routers`, `host-name`, `vendor-class-identifier`, `dhcp-client-identifier`, `user-class`
+struct ProvidedOption {
+    /// Number of the option, or one of `subnet-mask`, `routers`, `host-name`, `vendor-class-identifier`, `dhcp-client-identifier`, `user-class`
     #[schemars(example = &"host-name")]
     option: String,
-    /// A text, at most 255 bytes
+    /// Value to send, at most 255 bytes
     #[schemars(example = &"web-1")]
     value: String,
-    /// A key of `CNI_ARGS`, whose value is sent
+    /// Key of `CNI_ARGS` whose value is sent
     #[schemars(example = &"K8S_POD_NAME")]
     from_arg: String,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct Wanted {
-    /// Its number or name
+struct RequestedOption {
+    /// Number or name of the option
     #[schemars(example = &"121")]
     option: String,
-    /// Nothing else is asked for
+    /// Request none of the default options
     skip_default: bool,
 }
 
@@ -79,7 +82,7 @@ pub(crate) struct Written {
     ipam: Option<Ipam>,
 }
 
-/// The configuration as meant.
+/// The validated configuration.
 struct Conf {
     socket: PathBuf,
     provide: Vec<(u8, Vec<u8>)>,
@@ -89,7 +92,7 @@ struct Conf {
     ipv6: bool,
 }
 
-/// Names of options as in dhcp-options(5); others go by their number.
+/// Option names as in dhcp-options(5). Other options are given by number.
 const NAMES: [(&str, u8); 6] = [
     ("subnet-mask", 1),
     ("routers", 3),
@@ -100,6 +103,7 @@ const NAMES: [(&str, u8); 6] = [
 ];
 
 impl Conf {
+    /// Reads and validates the configuration.
     fn of(request: &Request) -> Result<Self, Error> {
         let Ipam { daemon_socket_path, provide, request: wanted, priority, ipv4, ipv6 } = ipam(request)?;
         let mut provided = Vec::new();
@@ -112,28 +116,31 @@ impl Conf {
                     return Err(invalid(format!(
                         "`{key}.value`: value too long for option {:?}",
                         option.option
-                    )));
+                    ))
+                    .details("shorten the value to at most 255 bytes"));
                 }
                 provided.push((number, value.as_bytes().to_vec()));
             }
         }
         let skip_default = wanted.iter().any(|option| option.skip_default);
-        let mut asked = if skip_default { Vec::new() } else { v4::DEFAULT_REQUEST.to_vec() };
+        let mut requested = if skip_default { Vec::new() } else { v4::DEFAULT_REQUEST.to_vec() };
         for (index, option) in wanted.iter().enumerate().filter(|(_, option)| !option.option.is_empty()) {
-            asked.push(number(&option.option, &format!("ipam.request[{index}]"))?);
+            requested.push(number(&option.option, &format!("ipam.request[{index}]"))?);
         }
-        asked.sort_unstable();
-        asked.dedup();
+        requested.sort_unstable();
+        requested.dedup();
         let ipv4 = ipv4.unwrap_or(true);
         if !ipv4 && !ipv6 {
-            return Err(invalid("`ipam.ipv4` is false and `ipam.ipv6` is not set: no address is asked for"));
+            return Err(invalid("`ipam.ipv4` is false and `ipam.ipv6` is not set: no address is requested")
+                .details("set `ipam.ipv6` to true, or leave `ipam.ipv4` out"));
         }
         Ok(Self {
             socket: socket(&daemon_socket_path)?,
             provide: provided,
-            request: asked,
+            request: requested,
             priority: u32::try_from(priority).map_err(|_| {
                 invalid(format!("`ipam.priority` {priority} must be between 0 and 4294967295"))
+                    .details("set it to such a number, or leave it out")
             })?,
             ipv4,
             ipv6,
@@ -142,7 +149,7 @@ impl Conf {
 }
 
 fn ipam(request: &Request) -> Result<Ipam, Error> {
-    request.read::<Written>()?.ipam.ok_or_else(|| invalid("IPAM config missing 'ipam' key"))
+    request.read::<Written>()?.ipam.ok_or_else(missing_ipam)
 }
 
 fn socket(written: &str) -> Result<PathBuf, Error> {
@@ -154,7 +161,8 @@ fn socket(written: &str) -> Result<PathBuf, Error> {
     if !path.is_absolute() || written.len() > 107 {
         return Err(invalid(format!(
             "`ipam.daemonSocketPath` {written:?} must be an absolute path of at most 107 bytes"
-        )));
+        ))
+        .details(format!("set it to such a path, or leave it out for {DEFAULT_SOCKET}")));
     }
     Ok(path)
 }
@@ -176,7 +184,7 @@ fn who(request: &Request, sandbox: &Sandbox) -> Who {
     }
 }
 
-/// Returns the client's name as the reference makes it, so that a server gives the same address to either.
+/// Returns the client identifier that the reference plugin would send, so that a server assigns the same address to both.
 fn client_id(who: &Who) -> Vec<u8> {
     const LONGEST: usize = 254;
     let mut name = format!("{}/{}/{}", who.container, who.network, who.ifname).into_bytes();
@@ -185,7 +193,7 @@ fn client_id(who: &Who) -> Vec<u8> {
     [&[0], &name[..]].concat()
 }
 
-/// Returns the client's DUID of type UUID (RFC 6355), which follows from its name.
+/// Returns the client's DUID of type UUID (RFC 6355), derived from the client identifier.
 fn duid(client_id: &[u8]) -> Vec<u8> {
     [&[0, 4], &Sha512::digest(client_id)[..16]].concat()
 }
@@ -213,20 +221,21 @@ impl Plugin for Dhcp {
             priority: conf.priority,
         };
         let socket = conf.socket.clone();
-        undo.push("give the lease back", move || match ask(&socket, &Call::Release(who)) {
-            Ok(Answer::Failed(why)) => Err(Error::new(Code::Internal, why)),
+        undo.push("release the lease", move || match ask(&socket, &Call::Release(who)) {
+            Ok(Answer::Failed(why)) => Err(Error::new(Code::Internal, why).details(RELEASE_HINT)),
             // Without a daemon there is no lease.
             _ => Ok(()),
         })?;
-        match asked(&conf.socket, &call, Code::TryAgainLater)? {
+        match call_daemon(&conf.socket, &call, Code::TryAgainLater)? {
             Answer::Leases(leases) => Ok(result(&leases, conf.priority)),
-            Answer::Done => Err(Error::new(Code::Internal, "the DHCP daemon gave no lease")),
+            Answer::Done => Err(Error::new(Code::Internal, "the DHCP daemon returned no lease")
+                .details("restart the DHCP daemon: it answered with something other than a lease")),
             Answer::Failed(why) => Err(Error::new(
                 Code::Internal,
                 format!("the DHCP daemon got no lease: {why}"),
             )
             .details(
-                "is there a DHCP server on that link? `tcpdump -ni LINK port 67` shows who asks and answers",
+                "check that a DHCP server serves that link: `tcpdump -ni LINK port 67` shows requests and answers",
             )),
         }
     }
@@ -235,24 +244,26 @@ impl Plugin for Dhcp {
         let socket = socket(&ipam(request)?.daemon_socket_path)?;
         let who = who(request, sandbox);
         match ask(&socket, &Call::Release(who.clone())) {
-            Ok(Answer::Failed(why)) => Err(Error::new(Code::Internal, why)),
+            Ok(Answer::Failed(why)) => Err(Error::new(Code::Internal, why).details(RELEASE_HINT)),
             Ok(_) => Ok(()),
-            // It does not run: the next one is not to keep the lease, which ends by itself at the server.
-            Err(_) => dhcp::daemon::forget(&socket, &who)
-                .map_err(|error| Error::new(Code::Io, format!("cannot forget the lease: {error}"))),
+            // The daemon does not run. A new one must not renew the lease, which then expires at the server.
+            Err(_) => dhcp::daemon::forget(&socket, &who).map_err(|error| {
+                Error::new(Code::Io, format!("cannot remove the stored lease: {error}"))
+                    .details("make the daemon's folder of leases writable, then call DEL again")
+            }),
         }
     }
 
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
-        match asked(&conf.socket, &Call::Check(who(request, sandbox)), Code::TryAgainLater)? {
-            Answer::Failed(why) => Err(crate::failure::differs(why)),
+        match call_daemon(&conf.socket, &Call::Check(who(request, sandbox)), Code::TryAgainLater)? {
+            Answer::Failed(why) => Err(check_failed(why)),
             Answer::Leases(_) | Answer::Done => Ok(()),
         }
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {
-        asked(&Conf::of(request)?.socket, &Call::Ping, Code::NotAvailable).map(drop)
+        call_daemon(&Conf::of(request)?.socket, &Call::Ping, Code::NotAvailable).map(drop)
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
@@ -261,19 +272,24 @@ impl Plugin for Dhcp {
             network: request.config.name.as_str().to_owned(),
             valid: valid.iter().map(|it| (it.container_id.clone(), it.ifname.clone())).collect(),
         };
-        // Without a daemon nobody keeps a lease.
+        // Without a daemon there are no leases.
         drop(ask(&socket, &call));
         Ok(())
     }
 }
 
-fn asked(socket: &std::path::Path, call: &Call, code: Code) -> Result<Answer, Error> {
+/// What to do when the daemon cannot release a lease.
+const RELEASE_HINT: &str = "call DEL again; the lease also expires at the server by itself";
+
+/// Sends a call to the daemon. `code` is the error's code if it cannot be reached.
+fn call_daemon(socket: &std::path::Path, call: &Call, code: Code) -> Result<Answer, Error> {
     ask(socket, call).map_err(|error| {
         Error::new(code, format!("error dialing DHCP daemon at {}: {error}", socket.display()))
-            .details("start it: `/opt/cni/bin/dhcp daemon`, or the systemd unit cni-dhcp.socket")
+            .details("start it with `/opt/cni/bin/dhcp daemon`, or enable the systemd unit cni-dhcp.socket")
     })
 }
 
+/// Converts leases to a result.
 fn result(leases: &[Lease], priority: u32) -> Success {
     /// `RT_SCOPE_LINK`: a destination on the link itself.
     const LINK_SCOPE: u8 = 253;

@@ -1,4 +1,4 @@
-//! `firewall`: lets a container's traffic through a host that drops what it forwards.
+//! `firewall`: admits a container's traffic on a host that drops forwarded packets by default.
 
 mod firewalld;
 
@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::{
     cleanup,
-    failure::{Explain, differs, invalid},
+    error::{Explain, check_failed, invalid},
     owner::Owner,
     prev_result::{addresses, prev_result},
 };
@@ -31,26 +31,26 @@ pub struct Firewall;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Written {
-    /// Who lets the traffic through. Without it: firewalld where it runs, nftables and what else drops elsewhere
+    /// What admits the traffic. Defaults to firewalld if it runs, otherwise to nftables and a rule in every other chain that would drop
     #[schemars(extend("enum" = ["nftables", "iptables", "firewalld"]))]
     backend: String,
-    /// A chain of iptables that comes first, for the administrator's own rules
+    /// Iptables chain for the administrator's own rules, evaluated first
     #[schemars(example = &"CNI-ADMIN")]
     iptables_admin_chain_name: String,
-    /// The zone that gets the container's addresses
+    /// Firewalld zone that the container's addresses are added to
     #[schemars(example = &"trusted", extend("default" = "trusted"))]
     firewalld_zone: String,
-    /// Who reaches the container: everybody, containers of its own bridge alone, or no other bridge's containers
+    /// Which containers reach this one: all (`open`), all but those of other bridges with a policy (`same-bridge`), or none of any bridge with a policy (`isolated`). Traffic from outside the host is not affected
     #[schemars(extend("enum" = ["open", "same-bridge", "isolated"], "default" = "open"))]
     ingress_policy: String,
 }
 
-/// The configuration as meant.
+/// The validated configuration.
 struct Conf {
-    /// Ask firewalld rather than open other tables; none for where it runs.
+    /// Whether to use firewalld instead of rules in foreign chains, or `None` to use it if it runs.
     firewalld: Option<bool>,
     zone: String,
-    /// Iptables' chains are wanted even where nobody uses them.
+    /// Whether to create the iptables chains even if no other rules use iptables.
     iptables: bool,
     admin_chain: String,
     policy: Policy,
@@ -63,7 +63,18 @@ enum Policy {
     Isolated,
 }
 
+impl Policy {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::SameBridge => "same-bridge",
+            Self::Isolated => "isolated",
+        }
+    }
+}
+
 impl Conf {
+    /// Reads and validates the configuration.
     fn of(request: &Request) -> Result<Self, Error> {
         let written: Written = request.read()?;
         let (firewalld, iptables) = match written.backend.as_str() {
@@ -76,7 +87,7 @@ impl Conf {
                     Code::UnsupportedField,
                     format!("unrecognized backend {other:?} in `backend`"),
                 )
-                .details("use \"nftables\", \"iptables\", \"firewalld\" or leave it out"));
+                .details("set it to \"nftables\", \"iptables\" or \"firewalld\", or leave it out"));
             }
         };
         let policy = match written.ingress_policy.as_str() {
@@ -90,11 +101,13 @@ impl Conf {
         };
         let or = |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
         let admin_chain = or(written.iptables_admin_chain_name.clone(), "CNI-ADMIN");
-        // What iptables takes for a name of a chain.
+        // The restrictions of iptables.
         if admin_chain.len() > 28 || admin_chain.starts_with('-') || admin_chain.contains(char::is_whitespace)
         {
-            return Err(invalid(format!("`iptablesAdminChainName` {admin_chain:?} is no name of a chain"))
-                .details("at most 28 characters, without spaces, not beginning with -"));
+            return Err(invalid(format!(
+                "`iptablesAdminChainName` {admin_chain:?} is not a valid chain name"
+            ))
+            .details("use at most 28 characters, without spaces, not beginning with -"));
         }
         Ok(Self {
             firewalld,
@@ -105,19 +118,17 @@ impl Conf {
         })
     }
 
+    /// Returns the rules to have at the forward hook.
     fn wanted(&self) -> Wanted<'_> {
         Wanted { admin_chain: &self.admin_chain, always: self.iptables }
     }
 
-    /// Returns the bus of firewalld, if that is to be asked.
+    /// Returns a connection to firewalld, or `None` if firewalld is not used.
     fn bus(&self) -> Result<Option<firewalld::Bus>, Error> {
         match self.firewalld {
             Some(false) => Ok(None),
             None => Ok(firewalld::Bus::connect().ok()),
-            Some(true) => firewalld::Bus::connect().map(Some).map_err(|error| {
-                Error::new(Code::Internal, format!("cannot reach firewalld: {error}"))
-                    .details("start firewalld, or leave `backend` out")
-            }),
+            Some(true) => firewalld::Bus::connect().map(Some),
         }
     }
 }
@@ -146,14 +157,14 @@ impl Plugin for Firewall {
         let mark = owner.mark();
         firewall::add(&netfilter, &mark, &admission).explain()?;
         let socket = netfilter.clone();
-        undo.push("undo what the firewall lets through", move || {
+        undo.push("remove the container from the firewall", move || {
             firewall::remove(&socket, &mark).map(drop).explain()
         })?;
         if let Some(mut bus) = bus {
             for ip in &admission.addresses {
                 bus.add_source(&conf.zone, *ip)?;
                 let (zone, ip) = (conf.zone.clone(), *ip);
-                undo.push(format!("take {ip} out of zone {zone}"), move || {
+                undo.push(format!("remove {ip} from zone {zone}"), move || {
                     firewalld::Bus::connect().and_then(|mut bus| bus.remove_source(&zone, ip)).or(Ok(()))
                 })?;
             }
@@ -166,21 +177,21 @@ impl Plugin for Firewall {
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let owner = Owner::of(request, sandbox);
         let Some(netfilter) = cleanup::netfilter()? else { return Ok(()) };
-        let mut gone = firewall::remove(&netfilter, &owner.mark()).explain()?;
-        // What the reference plugins let through, and firewalld, know containers by their addresses alone.
+        let mut addresses = firewall::remove(&netfilter, &owner.mark()).explain()?;
+        // Rules of the reference plugins, and firewalld, identify containers by their addresses alone.
         if let Some(prev) = &request.prev_result {
-            gone.extend(prev.ips.iter().map(|ip| ip.address.addr()));
+            addresses.extend(prev.ips.iter().map(|ip| ip.address.addr()));
         }
-        gone.sort_unstable();
-        gone.dedup();
-        reference::remove_forward_rules(&netfilter, &gone).explain()?;
+        addresses.sort_unstable();
+        addresses.dedup();
+        reference::remove_forward_rules(&netfilter, &addresses).explain()?;
         let Ok(conf) = Conf::of(request) else { return Ok(()) };
         if conf.firewalld != Some(false)
-            && !gone.is_empty()
+            && !addresses.is_empty()
             && let Ok(mut bus) = firewalld::Bus::connect()
         {
-            for ip in gone {
-                // It was not there, or the zone is not: nothing is left either way.
+            for ip in addresses {
+                // Fails if the address or the zone does not exist. Nothing is left either way.
                 drop(bus.remove_source(&conf.zone, ip));
             }
         }
@@ -194,19 +205,19 @@ impl Plugin for Firewall {
         let admission = admission(&conf, &prev, sandbox)?;
         let netfilter = deferred::netfilter().explain()?;
         if !firewall::is_set(&netfilter, &owner.mark(), &admission).explain()? {
-            return Err(differs("the firewall does not know the container's addresses"));
+            return Err(check_failed("the firewall does not admit the container's addresses"));
         }
         if conf.policy != Policy::Open {
             let bridge = bridge(&prev, conf.policy)?;
             let together = conf.policy == Policy::SameBridge;
             if !firewall::is_guarded(&netfilter, &owner.network_mark(), bridge, together).explain()? {
-                return Err(differs(format!("`{bridge}` is not kept apart from other bridges")));
+                return Err(check_failed(format!("`{bridge}` is not isolated from other bridges")));
             }
         }
         if let Some(mut bus) = conf.bus()? {
             for ip in &admission.addresses {
                 if !bus.has_source(&conf.zone, *ip)? {
-                    return Err(differs(format!("{ip} is not in firewalld's zone {}", conf.zone)));
+                    return Err(check_failed(format!("{ip} is not in firewalld's zone {}", conf.zone)));
                 }
             }
             return Ok(());
@@ -214,7 +225,7 @@ impl Plugin for Firewall {
         if forward_hook::is_open(&netfilter, conf.wanted()).explain()? {
             Ok(())
         } else {
-            Err(differs("a chain at the forward hook does not let containers' traffic through"))
+            Err(check_failed("a chain at the forward hook does not admit the containers' traffic"))
         }
     }
 
@@ -232,6 +243,7 @@ impl Plugin for Firewall {
     }
 }
 
+/// Returns what the firewall admits for the container.
 fn admission(conf: &Conf, prev: &Success, sandbox: &Sandbox) -> Result<Admission, Error> {
     let ips: Vec<IpAddr> = addresses(prev, sandbox).map(|ip| ip.address.addr()).collect();
     let isolated = if conf.policy == Policy::Isolated {
@@ -244,10 +256,10 @@ fn admission(conf: &Conf, prev: &Success, sandbox: &Sandbox) -> Result<Admission
     Ok(Admission { addresses: ips, isolated })
 }
 
-/// Returns the bridge of the plugin before, which lists it first.
+/// Returns the bridge, which the previous plugin lists first.
 fn bridge(prev: &Success, policy: Policy) -> Result<&str, Error> {
     prev.interfaces.first().map(|it| it.name.as_str()).filter(|name| !name.is_empty()).ok_or_else(|| {
-        invalid(format!("prevResult lists no interface, which ingress policy {policy:?} needs"))
-            .details("chain firewall behind bridge")
+        invalid(format!("prevResult lists no bridge, which `ingressPolicy` {:?} needs", policy.as_str()))
+            .details("put firewall after bridge in `plugins`, or use \"open\"")
     })
 }

@@ -1,4 +1,4 @@
-//! `host-device`: a link of the host goes into the container, and comes back under its old name.
+//! `host-device`: moves a link of the host into the container, and back under its old name.
 
 mod device;
 
@@ -20,11 +20,11 @@ use crate::{
     cleanup,
     common_config::Ipam,
     container_link::{self, Addressing},
-    container_netns::{ContainerNetns, Duplicates},
-    failure::{Errors, Explain, invalid},
+    container_netns::ContainerNetns,
+    error::{Errors, Explain, invalid},
 };
 
-use device::{Device, bring_back, come_to_rest, move_in};
+use device::{Device, move_to_container, move_to_host, restore_returned};
 
 /// The plugin.
 #[derive(Debug)]
@@ -34,23 +34,23 @@ pub struct HostDevice;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Written {
-    /// The link by its name; one of the four is required, and the first of them counts
+    /// Name of the link. One of `device`, `hwaddr`, `kernelpath` and `pciBusID` is required; the first that is set, in this order, is used
     #[schemars(example = &"eth1")]
     device: String,
-    /// The link by its hardware address
+    /// Hardware address of the link
     #[schemars(example = &"c2:11:22:33:44:55")]
     hwaddr: String,
-    /// The link by the path of its device in sysfs
+    /// Path of the link's device in sysfs
     #[schemars(example = &"/sys/devices/pci0000:00/0000:00:1f.6")]
     kernelpath: String,
-    /// The link by the PCI address of its device; one that a program drives (`vfio-pci`) is named in the result, and not touched
+    /// PCI address of the link's device. A device with a user-space driver such as `vfio-pci` has no link: it is listed in the result and not moved
     #[schemars(example = &"0000:00:1f.6")]
     #[serde(rename = "pciBusID")]
     pci_bus_id: String,
-    /// IPv6 duplicate address detection: the ADD waits for the full second that an answer may take. Without it, a hundredth
+    /// IPv6 duplicate address detection waits a full second for an answer. Without it, a hundredth of a second
     enabledad: bool,
     ipam: Ipam,
-    /// What the result says of DNS, where the IPAM plugin says nothing
+    /// DNS settings of the result. They replace those of the IPAM plugin
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
     runtime_config: RuntimeDevice,
@@ -59,49 +59,58 @@ pub(crate) struct Written {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 struct RuntimeDevice {
-    /// Capability `deviceID`: the device that a device plugin chose, by its PCI or auxiliary address; it counts more than `pciBusID`
+    /// Capability `deviceID`: PCI or auxiliary-bus address of the device that a device plugin allocated. It takes precedence over `pciBusID`
     #[schemars(example = &"0000:04:00.5")]
     #[serde(rename = "deviceID")]
     device_id: String,
 }
 
-/// The configuration as meant.
+/// The validated configuration.
 struct Conf {
     device: Device,
-    /// A program drives the device (DPDK), so there is no link to move.
+    /// Whether the device has a user-space driver (DPDK), so that there is no link to move.
     without_link: bool,
     addressing: Addressing,
 }
 
 const PCI: &str = "/sys/bus/pci/devices";
 const AUXILIARY: &str = "/sys/bus/auxiliary/devices";
-/// Drivers that hand a PCI device to programs.
+/// Kernel drivers that make a PCI device available to user space.
 const USER_SPACE_DRIVERS: [&str; 3] = ["vfio-pci", "uio_pci_generic", "igb_uio"];
 
 impl Conf {
+    /// Reads and validates the configuration.
     fn of(request: &Request) -> Result<Self, Error> {
         let written: Written = request.read()?;
         let (mut pci, mut auxiliary) = (written.pci_bus_id.as_str(), "");
-        let asked = written.runtime_config.device_id.as_str();
-        if !asked.is_empty() {
-            let is_on = |bus: &str| Ok::<_, Error>(below(bus, "runtimeConfig.deviceID", asked)?.exists());
+        let requested = written.runtime_config.device_id.as_str();
+        if !requested.is_empty() {
+            let is_on =
+                |bus: &str| Ok::<_, Error>(device_dir(bus, "runtimeConfig.deviceID", requested)?.exists());
             (pci, auxiliary) = match (is_on(PCI)?, is_on(AUXILIARY)?) {
-                (true, _) => (asked, ""),
-                (_, true) => ("", asked),
+                (true, _) => (requested, ""),
+                (_, true) => ("", requested),
                 _ => {
                     return Err(invalid(format!(
-                        "runtime config DeviceID {asked} not found or unsupported in `runtimeConfig.deviceID`"
-                    )));
+                        "runtime config DeviceID {requested} not found or unsupported in `runtimeConfig.deviceID`"
+                    ))
+                    .details("pass the address of a device in /sys/bus/pci/devices or /sys/bus/auxiliary/devices"));
                 }
             };
         }
         let device = if !written.device.is_empty() {
             let name = IfName::parse(&written.device);
-            let name = name.map_err(|error| invalid(format!("`device` {:?}: {error}", written.device)))?;
+            let name = name.map_err(|error| {
+                invalid(format!("`device` {:?}: {error}", written.device))
+                    .details("set `device` to the name of a link; `ip link` lists them")
+            })?;
             Device::Named(name.as_str().to_owned())
         } else if !written.hwaddr.is_empty() {
             let mac = written.hwaddr.parse();
-            Device::WithMac(mac.map_err(|error| invalid(format!("`hwaddr` {:?}: {error}", written.hwaddr)))?)
+            Device::WithMac(mac.map_err(|error| {
+                invalid(format!("`hwaddr` {:?}: {error}", written.hwaddr))
+                    .details("write it as c2:11:22:33:44:55")
+            })?)
         } else if !written.kernelpath.is_empty() {
             let path = Path::new(&written.kernelpath);
             let is_plain = path.components().all(|part| part != std::path::Component::ParentDir);
@@ -109,15 +118,17 @@ impl Conf {
                 return Err(invalid(format!(
                     "`kernelpath` {:?} must be absolute and begin with /sys/devices/",
                     written.kernelpath
-                )));
+                ))
+                .details("use the path that `readlink -f /sys/class/net/LINK/device` prints"));
             }
             Device::At(path.to_owned())
         } else if !pci.is_empty() {
-            Device::At(below(PCI, "pciBusID", pci)?)
+            Device::At(device_dir(PCI, "pciBusID", pci)?)
         } else if !auxiliary.is_empty() {
-            Device::At(below(AUXILIARY, "runtimeConfig.deviceID", auxiliary)?)
+            Device::At(device_dir(AUXILIARY, "runtimeConfig.deviceID", auxiliary)?)
         } else {
-            return Err(invalid("specify either \"device\", \"hwaddr\", \"kernelpath\" or \"pciBusID\""));
+            return Err(invalid("specify either \"device\", \"hwaddr\", \"kernelpath\" or \"pciBusID\"")
+                .details("set one of these keys, for example `device` to a name that `ip link` lists"));
         };
         let driver = |pci: &str| std::fs::canonicalize(Path::new(PCI).join(pci).join("driver")).ok();
         let driver = Some(pci).filter(|pci| !pci.is_empty()).and_then(driver);
@@ -125,20 +136,16 @@ impl Conf {
         Ok(Self {
             device,
             without_link: driver.is_some_and(|driver| USER_SPACE_DRIVERS.contains(&driver)),
-            addressing: Addressing {
-                ipam: written.ipam.kind(),
-                dns: written.dns,
-                duplicates: Duplicates::of(written.enabledad),
-                announce: true,
-            },
+            addressing: Addressing::on_segment(written.ipam.kind(), written.dns, written.enabledad),
         })
     }
 }
 
-/// Names the folder of a device on a bus; the name leads nowhere else.
-fn below(bus: &str, key: &str, name: &str) -> Result<PathBuf, Error> {
+/// Returns the sysfs folder of a device on a bus. Fails if the name would lead to another folder.
+fn device_dir(bus: &str, key: &str, name: &str) -> Result<PathBuf, Error> {
     if name.contains('/') || name.starts_with('.') {
-        return Err(invalid(format!("`{key}` {name:?} is no name of a device")));
+        return Err(invalid(format!("`{key}` {name:?} is not a device address"))
+            .details("write it as in /sys/bus/pci/devices, for example 0000:00:1f.6"));
     }
     Ok(Path::new(bus).join(name))
 }
@@ -167,14 +174,15 @@ impl Plugin for HostDevice {
         }
         container_link::require_free(&container, sandbox)?;
         let host = Socket::open(Protocol::Route).explain()?;
-        // It may be back from a container that nobody deleted.
-        come_to_rest(&host, &conf.device)?;
+        // The device may have returned from a namespace that ended without a DEL.
+        restore_returned(&host, &conf.device)?;
         let outside = conf.device.find(&host)?;
         let outside = outside.ok_or_else(|| {
-            invalid(format!("failed to find host device: there is no {}", conf.device))
-                .details("`ip link` lists what there is; it may be in another container")
+            invalid(format!("failed to find host device: there is no {}", conf.device)).details(
+                "set it to a link of the host; `ip link` lists them. Another container may have the device",
+            )
         })?;
-        let inside = move_in(&host, &container, &conf.device, outside, sandbox, undo)?;
+        let inside = move_to_container(&host, &container, &conf.device, outside, sandbox, undo)?;
         container_link::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
     }
 
@@ -185,8 +193,8 @@ impl Plugin for HostDevice {
                 return Ok(());
             }
             let host = Socket::open(Protocol::Route).explain()?;
-            let container = ContainerNetns::open_if_there(sandbox.netns.as_deref())?;
-            bring_back(&host, container.as_ref(), &conf.device, sandbox.ifname.as_str())
+            let container = ContainerNetns::open_if_exists(sandbox.netns.as_deref())?;
+            move_to_host(&host, container.as_ref(), &conf.device, sandbox.ifname.as_str())
         })
     }
 
@@ -209,7 +217,7 @@ impl Plugin for HostDevice {
         errors.note(container_link::gc(request, valid));
         let conf = Conf::of(request)?;
         let host = Socket::open(Protocol::Route).explain()?;
-        errors.note(come_to_rest(&host, &conf.device));
+        errors.note(restore_returned(&host, &conf.device));
         errors.into_result()
     }
 }

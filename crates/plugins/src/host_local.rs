@@ -1,4 +1,4 @@
-//! `host-local`: addresses from ranges, remembered on this host in the reference plugin's own files.
+//! `host-local`: addresses from ranges, with reservations in the reference plugin's files on this host.
 
 use std::{
     fs,
@@ -21,8 +21,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    failure::{Explain, differs, invalid},
-    runtime_args::{Asked, require_one_per_family},
+    error::{Explain, check_failed, invalid},
+    runtime_args::{IpamConf, require_one_per_family},
 };
 
 /// The plugin.
@@ -31,18 +31,18 @@ pub struct HostLocal;
 
 const DATA_DIR: &str = "/var/lib/cni/networks";
 
-/// The part under `ipam`, as written.
+/// The value of `ipam` as written.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Ipam {
-    /// The old form: one range, with its keys beside the others
+    /// A single range, in the old form
     #[schemars(example = &"10.88.0.0/16")]
     subnet: String,
-    /// First address of `subnet` to give out
+    /// First address of `subnet` to assign
     #[schemars(with = "Option<String>", example = &"10.88.1.0")]
     #[serde(with = "netloom_types::address::optional_ip")]
     range_start: Option<IpAddr>,
-    /// Last address of `subnet` to give out
+    /// Last address of `subnet` to assign
     #[schemars(with = "Option<String>", example = &"10.88.1.255")]
     #[serde(with = "netloom_types::address::optional_ip")]
     range_end: Option<IpAddr>,
@@ -50,28 +50,28 @@ pub(crate) struct Ipam {
     #[schemars(with = "Option<String>", example = &"10.88.0.1")]
     #[serde(with = "netloom_types::address::optional_ip")]
     gateway: Option<IpAddr>,
-    /// Pools, of each of which a container gets one address: one pool of each family for both, several ranges in a pool when one is too small
+    /// Range sets. A container gets one address of each set, so two sets make it dual-stack. A set of several ranges acts as one larger range
     #[schemars(example = serde_json::json!([[{"subnet": "10.88.0.0/16"}], [{"subnet": "2001:db8:1::/64"}]]))]
     ranges: Vec<Vec<IpRange>>,
     /// Routes of the container
     #[schemars(example = serde_json::json!([{"dst": "0.0.0.0/0"}]))]
     routes: Vec<Route>,
-    /// Folder of what is taken, one below it for each network
+    /// Folder of reservations, with a subfolder for each network
     #[schemars(example = &"/run/cni/networks", extend("default" = DATA_DIR))]
     data_dir: String,
-    /// A file like resolv.conf(5), which becomes the result's DNS
+    /// File in the format of resolv.conf(5) from which the result's DNS settings are read
     #[schemars(example = &"/etc/resolv.conf")]
     resolv_conf: String,
-    /// A file of whoever keeps the network (`netloomd`), which says `ready` when it is, and else why not: STATUS fails without that
+    /// File in which the network's daemon (`netloomd`) writes `ready`, or why the network is not. STATUS fails unless it reads `ready`
     #[schemars(example = &"/run/netloom/netloom.ready")]
     ready_file: String,
-    /// How long an address that was given back rests, in seconds, while there are others; 0 for not at all
+    /// Seconds for which a released address is not assigned again while others are free. 0 reuses it at once
     #[schemars(example = 60)]
     cooldown: u32,
 }
 
 impl Ipam {
-    /// Names the folder of a network.
+    /// Returns the network's store of reservations.
     fn store(&self, request: &Request) -> Store {
         let data_dir = if self.data_dir.is_empty() { DATA_DIR } else { &self.data_dir };
         let cooldown = Duration::from_secs(self.cooldown.into());
@@ -80,7 +80,7 @@ impl Ipam {
     }
 }
 
-/// The configuration as meant.
+/// The validated configuration.
 struct Conf {
     sets: Vec<RangeSet>,
     requested: Vec<IpAddr>,
@@ -91,8 +91,9 @@ struct Conf {
 }
 
 impl Conf {
+    /// Reads and validates the configuration.
     fn of(request: &Request) -> Result<Self, Error> {
-        let written: Asked<Ipam> = Asked::of(request)?;
+        let written: IpamConf<Ipam> = IpamConf::of(request)?;
         let ipam = written.ipam;
         let store = ipam.store(request);
 
@@ -109,8 +110,9 @@ impl Conf {
 
         let mut ranges = written.runtime_config.ip_ranges;
         if !ipam.subnet.is_empty() {
-            let subnet = netloom_types::address::parse_cidr(&ipam.subnet)
-                .map_err(|error| invalid(format!("`ipam.subnet`: {error}")))?;
+            let subnet = netloom_types::address::parse_cidr(&ipam.subnet).map_err(|error| {
+                invalid(format!("`ipam.subnet`: {error}")).details("write it as 10.88.0.0/16")
+            })?;
             ranges.push(vec![IpRange {
                 subnet,
                 range_start: ipam.range_start,
@@ -132,7 +134,8 @@ impl Conf {
                 if let Some((a, b)) = set.overlap(other) {
                     return Err(invalid(format!(
                         "range set {index} overlaps with {other_index}: {a} and {b}"
-                    )));
+                    ))
+                    .details("use ranges that do not overlap, or put both into one set"));
                 }
             }
         }
@@ -146,7 +149,7 @@ impl Conf {
         })
     }
 
-    /// Names the folder alone, for verbs that must work whatever the ranges say.
+    /// Returns the store alone, for verbs that must work whatever the ranges are.
     fn store_of(request: &Request) -> Result<Store, Error> {
         #[derive(Deserialize)]
         struct Part {
@@ -170,9 +173,9 @@ impl Plugin for HostLocal {
         let mut locked = conf.store.lock().explain()?;
         let owned = locked.owned(owner).explain()?;
         for (index, set) in conf.sets.iter().enumerate() {
-            let wanted = conf.requested.iter().position(|ip| set.range_of(*ip).is_some());
-            let wanted = wanted.map(|at| conf.requested.remove(at));
-            let reserved = match wanted {
+            let requested = conf.requested.iter().position(|ip| set.range_of(*ip).is_some());
+            let requested = requested.map(|at| conf.requested.remove(at));
+            let reserved = match requested {
                 Some(ip) => reserve(&mut locked, set, index, ip, owner),
                 None => pick(&mut locked, set, index, owner, &owned),
             };
@@ -193,7 +196,7 @@ impl Plugin for HostLocal {
         if !conf.requested.is_empty() {
             let left: Vec<String> = conf.requested.iter().map(ToString::to_string).collect();
             return Err(invalid(format!("failed to allocate all requested IPs: {}", left.join(" ")))
-                .details("no range has them, or more were asked for than there are range sets"));
+                .details("request addresses within the ranges, and at most one of each range set"));
         }
         Ok(Success { ips, routes: conf.routes, dns, ..Success::default() })
     }
@@ -213,7 +216,7 @@ impl Plugin for HostLocal {
             None => Vec::new(),
         };
         if owned.is_empty() {
-            return Err(differs(format!(
+            return Err(check_failed(format!(
                 "host-local: Failed to find address added by container {}",
                 sandbox.container_id
             )));
@@ -233,7 +236,7 @@ impl Plugin for HostLocal {
                     Code::NotAvailable,
                     format!("no IP addresses available in range set: {set}"),
                 )
-                .details("every address is reserved; `netloom gc` removes what no container has any more"));
+                .details("run `netloom gc` to release addresses of containers that no longer exist, or add a range"));
             }
         }
         Ok(())
@@ -252,27 +255,27 @@ impl Plugin for HostLocal {
     }
 }
 
-/// Fails unless whoever keeps the network has said that it is ready.
+/// Fails unless the ready file says that the network is ready.
 fn require_ready(path: &Path) -> Result<(), Error> {
-    let said = fs::read_to_string(path).map_err(|error| {
+    let text = fs::read_to_string(path).map_err(|error| {
         Error::new(
             Code::NotAvailable,
             format!("the network is not ready: cannot read {}: {error}", path.display()),
         )
-        .details("the node daemon has not said yet that it is: `netloom cluster` and its log say more")
+        .details("wait until the node daemon has written the file; `netloom cluster` and the daemon's log show its state")
     })?;
-    if said.trim() == "ready" {
+    if text.trim() == "ready" {
         return Ok(());
     }
-    Err(Error::new(Code::NotAvailable, format!("the network is not ready: {}", said.trim()))
-        .details("the node daemon says so: `netloom cluster` and its log say more"))
+    Err(Error::new(Code::NotAvailable, format!("the network is not ready: {}", text.trim()))
+        .details("wait for the node daemon; `netloom cluster` and its log show what it waits for"))
 }
 
 fn owner(sandbox: &Sandbox) -> Owner<'_> {
     Owner { container: sandbox.container_id.as_str(), ifname: sandbox.ifname.as_str() }
 }
 
-/// Reserves the address that was asked for.
+/// Reserves a requested address.
 fn reserve<'a>(
     locked: &mut Locked<'_>,
     set: &'a RangeSet,
@@ -282,7 +285,8 @@ fn reserve<'a>(
 ) -> Result<(&'a Range, IpAddr), Error> {
     let range = set.range_of(ip).ok_or_else(|| invalid(format!("{ip} is in no range of {set}")))?;
     if ip == range.gateway {
-        return Err(invalid(format!("requested ip {ip} is subnet's gateway")));
+        return Err(invalid(format!("requested ip {ip} is subnet's gateway"))
+            .details("request another address, or none"));
     }
     if locked.reserve(ip, owner, index).explain()? {
         return Ok((range, ip));
@@ -291,10 +295,12 @@ fn reserve<'a>(
         Code::TryAgainLater,
         format!("requested IP address {ip} is not available in range set {set}"),
     )
-    .details("another container has it"))
+    .details(
+        "request another address: another container has this one; `netloom gc` releases stale reservations",
+    ))
 }
 
-/// Reserves the next free address, unless the owner had one of the set before.
+/// Reserves the next free address. Fails if the owner already has one of the set.
 fn pick<'a>(
     locked: &mut Locked<'_>,
     set: &'a RangeSet,
@@ -307,32 +313,33 @@ fn pick<'a>(
             "{ip} has been allocated to {}, duplicate allocation is not allowed",
             owner.container
         ))
-        .details("the container was added before and not deleted: call DEL first"));
+        .details("call DEL first: the container was added before and never deleted"));
     }
     locked.reserve_next(set, owner, index).explain()?.ok_or_else(|| {
         Error::new(Code::TryAgainLater, format!("no IP addresses available in range set: {set}")).details(
-            "`netloom gc` removes reservations that no container has any more; or use a larger range",
+            "run `netloom gc` to release addresses of containers that no longer exist, or use a larger range",
         )
     })
 }
 
 fn range_set(index: usize, ranges: &[IpRange]) -> Result<RangeSet, Error> {
     let range = |range: &IpRange| Range::new(range.subnet, range.range_start, range.range_end, range.gateway);
-    ranges
-        .iter()
-        .map(range)
-        .collect::<Result<Vec<_>, _>>()
-        .and_then(RangeSet::new)
-        .map_err(|error| invalid(format!("invalid range set {index}: {error}")))
+    ranges.iter().map(range).collect::<Result<Vec<_>, _>>().and_then(RangeSet::new).map_err(|error| {
+        invalid(format!("invalid range set {index}: {error}"))
+            .details("correct `ipam.ranges`, for example [[{\"subnet\": \"10.88.0.0/16\"}]]")
+    })
 }
 
 fn ip(key: &str, text: &str) -> Result<IpAddr, Error> {
-    parse_ip_maybe_cidr(text).map(|(ip, _)| ip).map_err(|error| invalid(format!("{key}: {error}")))
+    parse_ip_maybe_cidr(text).map(|(ip, _)| ip).map_err(|error| {
+        invalid(format!("{key}: {error}")).details("pass an address, such as 10.88.0.7 or 10.88.0.7/16")
+    })
 }
 
 fn read_resolv_conf(path: &Path) -> Result<Dns, Error> {
     let text = fs::read_to_string(path).map_err(|error| {
         Error::new(Code::Io, format!("cannot read `ipam.resolvConf` {}: {error}", path.display()))
+            .details("set `ipam.resolvConf` to a readable file, or leave it out")
     })?;
     let mut dns = Dns::default();
     for line in text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {

@@ -1,4 +1,4 @@
-//! An interface as results list it, and as CHECK finds it by that.
+//! Interfaces as results list them, and how CHECK finds the container's interface from such a list.
 
 use kernel::link::{self, Link, Mac};
 use netloom_plugin::{
@@ -8,17 +8,17 @@ use netloom_plugin::{
 
 use crate::{
     container_netns::ContainerNetns,
-    failure::{Explain, differs},
+    error::{Explain, check_failed},
 };
 
-/// Describes a link of the host for a result.
+/// Describes a host link for a result.
 pub(crate) fn on_host(link: &Link) -> Interface {
     listed(&link.name, link.mac)
 }
 
-/// Describes a link of the host of which no more is known than name and hardware address.
+/// Describes a host link of which only the name and the hardware address are known.
 pub(crate) fn listed(name: &str, mac: Option<Mac>) -> Interface {
-    Interface { name: name.to_owned(), mac: text_of(mac), ..Interface::default() }
+    Interface { name: name.to_owned(), mac: mac_text(mac), ..Interface::default() }
 }
 
 /// Describes a link of the container for a result.
@@ -26,7 +26,9 @@ pub(crate) fn in_container(link: &Link, sandbox: &Sandbox) -> Interface {
     Interface { sandbox: sandbox.netns_text(), ..on_host(link) }
 }
 
-/// Finds the container's interface as a result lists it (CHECK). `kind` is what it must be; none for hardware.
+/// Finds the container's interface and compares it with the previous result's entry (CHECK).
+///
+/// `kind` is the link kind it must have, or `None` for hardware.
 pub(crate) fn require_listed(
     container: &ContainerNetns,
     sandbox: &Sandbox,
@@ -38,16 +40,18 @@ pub(crate) fn require_listed(
         .interfaces
         .iter()
         .find(|interface| interface.name == sandbox.ifname.as_str() && interface.sandbox == netns)
-        .ok_or_else(|| differs(format!("prevResult has no interface `{}` in {netns}", sandbox.ifname)))?;
-    let inside = link::find(&container.socket, sandbox.ifname.as_str())
-        .explain()?
-        .ok_or_else(|| differs(format!("CNI created interface in container {} not found", sandbox.ifname)))?;
+        .ok_or_else(|| {
+            check_failed(format!("prevResult has no interface `{}` in {netns}", sandbox.ifname))
+        })?;
+    let inside = link::find(&container.socket, sandbox.ifname.as_str()).explain()?.ok_or_else(|| {
+        check_failed(format!("CNI created interface in container {} not found", sandbox.ifname))
+    })?;
     if let Some(kind) = kind.filter(|kind| inside.kind.as_deref() != Some(kind)) {
-        return Err(differs(format!("ContainerNetns interface {} not of type {kind}", inside.name)));
+        return Err(check_failed(format!("Container interface {} not of type {kind}", inside.name)));
     }
-    let mac = text_of(inside.mac);
+    let mac = mac_text(inside.mac);
     if !expected.mac.is_empty() && expected.mac != mac {
-        return Err(differs(format!(
+        return Err(check_failed(format!(
             "Interface {} Mac {} doesn't match container Mac: {mac}",
             inside.name, expected.mac
         )));
@@ -55,6 +59,6 @@ pub(crate) fn require_listed(
     Ok(inside)
 }
 
-fn text_of(mac: Option<Mac>) -> String {
+fn mac_text(mac: Option<Mac>) -> String {
     mac.map(|mac| mac.to_string()).unwrap_or_default()
 }

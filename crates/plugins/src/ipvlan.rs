@@ -1,19 +1,16 @@
-//! `ipvlan`: a link in the container that shares hardware address and segment with one of the host's.
+//! `ipvlan`: a link in the container that shares the hardware address and the segment of a parent link.
 
-use kernel::link::{Driver, IpvlanMode};
-use netloom_plugin::{
-    Attachment, Error, Plugin, Request, Sandbox, Undo,
-    result::{Dns, v100::Success},
-};
+use kernel::link::{Driver, IpvlanMode, Link};
+use netloom_plugin::{Error, Request, Sandbox, Undo, result::Dns};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
     common_config::{Ipam, mtu},
-    container_link::{self, Addressing},
-    container_netns::{ContainerNetns, Duplicates},
-    failure::{Explain, differs, invalid},
-    parent_link::{self, Master, Over},
+    container_link::{Addressing, ContainerLink},
+    container_netns::ContainerNetns,
+    error::{check_failed, invalid},
+    parent_link::{self, Child, Parent},
 };
 
 /// The plugin.
@@ -24,127 +21,108 @@ pub struct Ipvlan;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Written {
-    /// The link of the host to send by; without it, the interface of the plugin before in the list, or the one of the default route
+    /// Parent link on the host. Defaults to the interface of the previous plugin in the list, then to the link of the default route
     #[schemars(example = &"eth0")]
     master: String,
-    /// `l2`: as if on the master's segment; `l3`: routed by the host, without ARP; `l3s`: the same, seen by the host's netfilter
+    /// `l2`: on the parent's segment. `l3`: routed by the host, without ARP. `l3s`: like `l3`, and the host's netfilter sees the packets
     #[schemars(extend("enum" = ["l2", "l3", "l3s"], "default" = "l2"))]
     mode: String,
-    /// MTU of the link, 68 to 65535; 0 is the master's
+    /// MTU of the link, 68 to 65535. 0 is the MTU of the parent link
     #[schemars(example = 1450)]
     mtu: i64,
     /// `master` is a link of the container, not of the host
     link_in_container: bool,
-    /// IPv6 duplicate address detection: the ADD waits for the full second that an answer may take. Without it, a hundredth
+    /// IPv6 duplicate address detection waits a full second for an answer. Without it, a hundredth of a second
     enabledad: bool,
     ipam: Ipam,
-    /// What the result says of DNS, where the IPAM plugin says nothing
+    /// DNS settings of the result. They replace those of the IPAM plugin
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
 }
 
-/// The configuration as meant.
-struct Conf {
-    master: Master,
+/// The validated configuration.
+pub(crate) struct Conf {
+    parent: Parent,
     mode: IpvlanMode,
     mtu: Option<u32>,
-    /// The addresses of the plugin before it in the list, which gives no link its own.
-    given: Option<Success>,
     addressing: Addressing,
 }
 
-impl Conf {
-    fn of(request: &Request) -> Result<Self, Error> {
-        let written: Written = request.read()?;
-        let mode = match written.mode.as_str() {
-            "" | "l2" => IpvlanMode::L2,
-            "l3" => IpvlanMode::L3,
-            "l3s" => IpvlanMode::L3s,
-            other => {
-                return Err(invalid(format!("unknown ipvlan mode: {other:?} in `mode`"))
-                    .details("use \"l2\", \"l3\" or \"l3s\""));
-            }
-        };
-        let ipam = written.ipam.kind();
-        let prev = request.prev_result.as_ref();
-        Ok(Self {
-            master: Master::of(&written.master, written.link_in_container)?,
-            mode,
-            mtu: mtu(written.mtu)?,
-            given: prev.filter(|prev| ipam.is_none() && !prev.ips.is_empty()).cloned(),
-            addressing: Addressing {
-                ipam,
-                dns: written.dns,
-                duplicates: Duplicates::of(written.enabledad),
-                announce: true,
-            },
-        })
-    }
+/// The values of `mode`.
+const MODES: [(&str, IpvlanMode); 3] =
+    [("l2", IpvlanMode::L2), ("l3", IpvlanMode::L3), ("l3s", IpvlanMode::L3s)];
 
-    /// A link of the plugin before is the master, if none is named.
-    fn master_of_prev(mut self, request: &Request) -> Result<Self, Error> {
-        if let (None, Some(prev)) = (&self.master.name, &request.prev_result) {
-            match &prev.interfaces[..] {
-                [only] if !only.name.is_empty() => {
-                    self.master = Master::of(&only.name, self.master.in_container)?;
-                }
-                _ => {
-                    return Err(invalid("chained master failure. PrevResult lacks a single named interface")
-                        .details("name the link in `master`"));
-                }
-            }
-        }
-        Ok(self)
+fn mode_text(mode: IpvlanMode) -> &'static str {
+    MODES.into_iter().find(|(_, known)| *known == mode).map_or("unknown", |(text, _)| text)
+}
+
+/// Returns the previous plugin's interface as the parent, if the configuration names none.
+fn parent(conf: &Conf, request: &Request) -> Result<Option<Parent>, Error> {
+    let (None, Some(prev)) = (&conf.parent.name, &request.prev_result) else { return Ok(None) };
+    match &prev.interfaces[..] {
+        [only] if !only.name.is_empty() => Parent::of(&only.name, conf.parent.in_container).map(Some),
+        _ => Err(invalid("chained master failure. PrevResult lacks a single named interface")
+            .details("set `master` to the parent link")),
     }
 }
 
-impl Plugin for Ipvlan {
-    fn name(&self) -> &'static str {
-        "ipvlan"
+impl ContainerLink for Ipvlan {
+    const NAME: &'static str = "ipvlan";
+    const KIND: &'static str = "ipvlan";
+    type Conf = Conf;
+
+    fn conf(request: &Request) -> Result<Conf, Error> {
+        let written: Written = request.read()?;
+        let mode = if written.mode.is_empty() { "l2" } else { &written.mode };
+        let (_, mode) = MODES.into_iter().find(|(text, _)| *text == mode).ok_or_else(|| {
+            invalid(format!("unknown ipvlan mode: {mode:?} in `mode`"))
+                .details("use \"l2\", \"l3\" or \"l3s\"")
+        })?;
+        let mut addressing = Addressing::on_segment(written.ipam.kind(), written.dns, written.enabledad);
+        addressing.chained = request.prev_result.clone().filter(|prev| !prev.ips.is_empty());
+        Ok(Conf {
+            parent: Parent::of(&written.master, written.link_in_container)?,
+            mode,
+            mtu: mtu(written.mtu)?,
+            addressing,
+        })
     }
 
-    fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
-        let conf = Conf::of(request)?.master_of_prev(request)?;
-        if conf.addressing.ipam.is_none() && conf.given.is_none() {
+    fn addressing(conf: &Conf) -> &Addressing {
+        &conf.addressing
+    }
+
+    fn create(
+        conf: &Conf,
+        request: &Request,
+        sandbox: &Sandbox,
+        container: &ContainerNetns,
+        undo: &mut Undo,
+    ) -> Result<Link, Error> {
+        let chained = parent(conf, request)?;
+        if conf.addressing.ipam.is_none() && conf.addressing.chained.is_none() {
             return Err(invalid("`ipam.type` is missing").details(
-                "ipvlan shares a hardware address, so it is nothing without addresses of its own: from IPAM, or from the \
-                 plugin before",
+                "set `ipam.type`, or chain ipvlan after a plugin that returns addresses: the interface shares its \
+                 parent's hardware address and needs an address of its own",
             ));
         }
-        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
-        let over = Over { driver: Driver::Ipvlan { mode: conf.mode }, mtu: conf.mtu, mac: None };
-        let inside = parent_link::create(request, sandbox, undo, &container, &conf.master, over)?;
-        match conf.given {
-            Some(given) => container_link::apply(sandbox, &container, &inside, &conf.addressing, given),
-            None => container_link::configure(request, sandbox, undo, &container, &inside, &conf.addressing),
-        }
+        let child = Child { driver: Driver::Ipvlan { mode: conf.mode }, mtu: conf.mtu, mac: None };
+        let parent = chained.as_ref().unwrap_or(&conf.parent);
+        parent_link::create(request, sandbox, container, parent, child, undo)
     }
 
-    fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        container_link::del(request, sandbox)
+    fn check(conf: &Conf, container: &ContainerNetns, link: &Link) -> Result<(), Error> {
+        conf.parent.check(container, link)?;
+        let mode = match link.driver {
+            Some(Driver::Ipvlan { mode }) if mode == conf.mode => return Ok(()),
+            Some(Driver::Ipvlan { mode }) => mode_text(mode),
+            _ => "unknown",
+        };
+        Err(check_failed(format!("container ipvlan mode {mode} does not match {}", mode_text(conf.mode))))
     }
 
-    fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let conf = Conf::of(request)?;
-        let (container, inside) =
-            container_link::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("ipvlan"))?;
-        conf.master.check(&container, &inside)?;
-        match inside.driver {
-            Some(Driver::Ipvlan { mode }) if mode == conf.mode => Ok(()),
-            other => Err(differs(format!("container ipvlan mode {other:?} does not match {:?}", conf.mode))),
-        }
-    }
-
-    fn status(&self, request: &Request) -> Result<(), Error> {
-        let conf = Conf::of(request)?;
-        // Without a name it may be the one of the plugin before, which is known at ADD alone.
-        if conf.master.name.is_some() {
-            conf.master.require()?;
-        }
-        container_link::status(request, conf.addressing.ipam.as_deref())
-    }
-
-    fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        container_link::gc(request, valid)
+    fn status(conf: &Conf) -> Result<(), Error> {
+        // Without a name the parent may be the previous plugin's interface, which is known only at ADD.
+        if conf.parent.name.is_some() { conf.parent.require() } else { Ok(()) }
     }
 }

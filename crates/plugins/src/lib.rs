@@ -1,9 +1,23 @@
-//! The plugins, a module each, and the table that lists them.
+//! The plugins, one module each, and the table that lists them.
 //!
-//! A plugin is read in this order: its configuration as written and as meant, then its verbs. What several of
-//! them need stands beside them: `asked` is what a runtime asks for,
-//! `owner` names whose things are, `container` is the inside of a sandbox, `chained` is what a plugin knows of those
-//! before it, `single` what those do that make one link and no more, `over` those that make it over another.
+//! Each module holds a plugin's configuration as written (`Written`, whose field comments are the documentation of its
+//! keys), the validated configuration (`Conf`), and the verbs. Shared by several plugins are:
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `container_link` | the verbs of plugins whose work is one link in the container |
+//! | `parent_link` | links created on a parent link: macvlan, ipvlan, vlan |
+//! | `veth` | veth pairs between the host and a container |
+//! | `container_netns` | an open container namespace, and the configuration of interfaces in it |
+//! | `interface` | interfaces as results list them |
+//! | `prev_result` | what a chained plugin reads from the previous result |
+//! | `common_config` | keys that several configurations share |
+//! | `runtime_args` | what a runtime passes beside the configuration: `runtimeConfig`, `args`, `CNI_ARGS` |
+//! | `owner` | names and marks that identify the attachment a kernel object belongs to |
+//! | `cleanup` | removal of an attachment's objects (DEL) and of stale ones (GC) |
+//! | `wait_for_removal` | the key `waitForRemoval`, which every plugin accepts |
+//! | `error` | lower layers' errors as CNI errors |
+//! | `schema` | JSON Schemas of the configurations |
 #![forbid(unsafe_code)]
 
 pub mod bandwidth;
@@ -31,7 +45,7 @@ mod cleanup;
 mod common_config;
 mod container_link;
 mod container_netns;
-mod failure;
+mod error;
 mod interface;
 mod owner;
 mod parent_link;
@@ -40,18 +54,19 @@ mod runtime_args;
 mod veth;
 mod wait_for_removal;
 
+use container_link::LinkPlugin;
 use netloom_plugin::{Delegates, Plugin};
 
-/// Lists every plugin, in the order in which a reader meets them.
+/// Every plugin, in the order of the documentation.
 pub const ALL: [&dyn Plugin; 18] = [
     &loopback::Loopback,
     &bridge::Bridge,
     &ptp::Ptp,
-    &macvlan::Macvlan,
-    &ipvlan::Ipvlan,
-    &vlan::Vlan,
-    &dummy::Dummy,
-    &tap::Tap,
+    &LinkPlugin(macvlan::Macvlan),
+    &LinkPlugin(ipvlan::Ipvlan),
+    &LinkPlugin(vlan::Vlan),
+    &LinkPlugin(dummy::Dummy),
+    &LinkPlugin(tap::Tap),
     &host_device::HostDevice,
     &host_local::HostLocal,
     &static_ips::Static,
@@ -69,7 +84,7 @@ pub fn by_name(name: &str) -> Option<&'static dyn Plugin> {
     ALL.into_iter().find(|plugin| plugin.name() == name)
 }
 
-/// Has every plugin here called in process when another delegates to it.
+/// Runs delegated plugins in this process if they are plugins of this crate.
 pub const LINKED: Delegates = Delegates { linked: by_name };
 
 pub use owner::Owner;

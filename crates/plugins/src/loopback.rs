@@ -1,4 +1,4 @@
-//! `loopback`: the container's own `lo`, up.
+//! `loopback`: sets the container's `lo` up.
 
 use kernel::{
     addr,
@@ -11,7 +11,7 @@ use netloom_plugin::{
 
 use crate::{
     container_netns::ContainerNetns,
-    failure::{Explain, differs, invalid},
+    error::{Explain, check_failed, invalid},
 };
 
 /// The plugin.
@@ -36,11 +36,12 @@ impl Plugin for Loopback {
             })?;
         }
         let addresses = addr::list(&container.socket, &lo).explain()?;
-        if let Some(strange) = addresses.iter().find(|address| !address.net.addr().is_loopback()) {
+        if let Some(other) = addresses.iter().find(|address| !address.net.addr().is_loopback()) {
             return Err(invalid(format!(
                 "loopback interface found with non-loopback address \"{}\"",
-                strange.net.addr()
-            )));
+                other.net.addr()
+            ))
+            .details("remove that address from `lo` in the container"));
         }
         if let Some(prev) = &request.prev_result {
             return Ok(prev.clone());
@@ -63,7 +64,9 @@ impl Plugin for Loopback {
     }
 
     fn del(&self, _: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+        let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())? else {
+            return Ok(());
+        };
         let lo = link::require(&container.socket, LO).explain()?;
         set_up(&container, &lo, false)
     }
@@ -73,7 +76,7 @@ impl Plugin for Loopback {
         if link::require(&container.socket, LO).explain()?.up {
             Ok(())
         } else {
-            Err(differs("loopback interface is down"))
+            Err(check_failed("loopback interface is down"))
         }
     }
 }

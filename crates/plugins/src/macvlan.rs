@@ -1,20 +1,17 @@
-//! `macvlan`: a link in the container with a hardware address of its own, on the segment of one of the host's.
+//! `macvlan`: a link in the container with its own hardware address, on the segment of a parent link.
 
-use kernel::link::{Driver, Mac, MacvlanMode};
-use netloom_plugin::{
-    Attachment, Error, Plugin, Request, Sandbox, Undo,
-    result::{Dns, v100::Success},
-};
+use kernel::link::{Driver, Link, Mac, MacvlanMode};
+use netloom_plugin::{Error, Request, Sandbox, Undo, result::Dns};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
     common_config::{Ipam, mtu},
-    container_link::{self, Addressing},
-    container_netns::{ContainerNetns, Duplicates},
-    failure::{Explain, differs, invalid},
-    parent_link::{self, Master, Over},
-    runtime_args::{RuntimeMac, asked_mac, require_known_args},
+    container_link::{Addressing, ContainerLink},
+    container_netns::ContainerNetns,
+    error::{check_failed, invalid},
+    parent_link::{self, Child, Parent},
+    runtime_args::{RuntimeMac, requested_mac, require_known_args},
 };
 
 /// The plugin.
@@ -25,109 +22,105 @@ pub struct Macvlan;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Written {
-    /// The link of the host to send by; without it, the one of the default route
+    /// Parent link on the host. Defaults to the link of the default route
     #[schemars(example = &"eth0")]
     master: String,
-    /// Who reaches whom: containers of the same master each other (`bridge`), nobody (`private`), by the switch (`vepa`), or one container that has the whole link (`passthru`)
+    /// Which macvlans of one parent reach each other: all (`bridge`), none (`private`), or those whose frames the switch sends back (`vepa`). With `passthru` the parent has one macvlan, which uses the parent's hardware address
     #[schemars(extend("enum" = ["bridge", "private", "vepa", "passthru"], "default" = "bridge"))]
     mode: String,
-    /// MTU of the link, 68 to 65535; 0 is the master's
+    /// MTU of the link, 68 to 65535. 0 is the MTU of the parent link
     #[schemars(example = 1450)]
     mtu: i64,
-    /// Hardware address of the interface; without it the kernel chooses one
+    /// Hardware address of the interface. Defaults to an address that the kernel chooses
     #[schemars(example = &"c2:11:22:33:44:55")]
     mac: String,
     /// `master` is a link of the container, not of the host
     link_in_container: bool,
-    /// Length of the queue of broadcast frames, of the master; 0 is the kernel's 1000
+    /// Length of the parent link's queue of broadcast frames. 0 is the kernel's default, 1000
     #[schemars(example = 2000)]
     #[serde(rename = "bcqueuelen")]
-    broadcasts: u32,
-    /// IPv6 duplicate address detection: the ADD waits for the full second that an answer may take. Without it, a hundredth
+    broadcast_queue: u32,
+    /// IPv6 duplicate address detection waits a full second for an answer. Without it, a hundredth of a second
     enabledad: bool,
     ipam: Ipam,
-    /// What the result says of DNS, where the IPAM plugin says nothing
+    /// DNS settings of the result. They replace those of the IPAM plugin
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
     runtime_config: RuntimeMac,
 }
 
-/// The configuration as meant.
-struct Conf {
-    master: Master,
+/// The validated configuration.
+pub(crate) struct Conf {
+    parent: Parent,
     mode: MacvlanMode,
-    broadcasts: Option<u32>,
+    broadcast_queue: Option<u32>,
     mtu: Option<u32>,
     mac: Option<Mac>,
     addressing: Addressing,
 }
 
-impl Conf {
-    fn of(request: &Request) -> Result<Self, Error> {
-        let written: Written = request.read()?;
-        require_known_args(request)?;
-        let mode = match written.mode.as_str() {
-            "" | "bridge" => MacvlanMode::Bridge,
-            "private" => MacvlanMode::Private,
-            "vepa" => MacvlanMode::Vepa,
-            "passthru" => MacvlanMode::Passthru,
-            other => {
-                return Err(invalid(format!("unknown macvlan mode: {other:?} in `mode`"))
-                    .details("use \"bridge\", \"private\", \"vepa\" or \"passthru\""));
-            }
-        };
-        Ok(Self {
-            master: Master::of(&written.master, written.link_in_container)?,
-            mode,
-            broadcasts: Some(written.broadcasts).filter(|length| *length != 0),
-            mtu: mtu(written.mtu)?,
-            mac: asked_mac(request, &[("runtimeConfig.mac", &written.runtime_config.mac)], &written.mac)?,
-            addressing: Addressing {
-                ipam: written.ipam.kind(),
-                dns: written.dns,
-                duplicates: Duplicates::of(written.enabledad),
-                announce: true,
-            },
-        })
-    }
+/// The values of `mode`.
+const MODES: [(&str, MacvlanMode); 4] = [
+    ("bridge", MacvlanMode::Bridge),
+    ("private", MacvlanMode::Private),
+    ("vepa", MacvlanMode::Vepa),
+    ("passthru", MacvlanMode::Passthru),
+];
+
+fn mode_text(mode: MacvlanMode) -> &'static str {
+    MODES.into_iter().find(|(_, known)| *known == mode).map_or("unknown", |(text, _)| text)
 }
 
-impl Plugin for Macvlan {
-    fn name(&self) -> &'static str {
-        "macvlan"
+impl ContainerLink for Macvlan {
+    const NAME: &'static str = "macvlan";
+    const KIND: &'static str = "macvlan";
+    type Conf = Conf;
+
+    fn conf(request: &Request) -> Result<Conf, Error> {
+        let written: Written = request.read()?;
+        require_known_args(request)?;
+        let mode = if written.mode.is_empty() { "bridge" } else { &written.mode };
+        let (_, mode) = MODES.into_iter().find(|(text, _)| *text == mode).ok_or_else(|| {
+            invalid(format!("unknown macvlan mode: {mode:?} in `mode`"))
+                .details("use \"bridge\", \"private\", \"vepa\" or \"passthru\"")
+        })?;
+        Ok(Conf {
+            parent: Parent::of(&written.master, written.link_in_container)?,
+            mode,
+            broadcast_queue: Some(written.broadcast_queue).filter(|length| *length != 0),
+            mtu: mtu(written.mtu)?,
+            mac: requested_mac(request, &[("runtimeConfig.mac", &written.runtime_config.mac)], &written.mac)?,
+            addressing: Addressing::on_segment(written.ipam.kind(), written.dns, written.enabledad),
+        })
     }
 
-    fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
-        let conf = Conf::of(request)?;
-        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
-        let driver = Driver::Macvlan { mode: conf.mode, broadcasts: conf.broadcasts };
-        let over = Over { driver, mtu: conf.mtu, mac: conf.mac };
-        let inside = parent_link::create(request, sandbox, undo, &container, &conf.master, over)?;
-        container_link::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
+    fn addressing(conf: &Conf) -> &Addressing {
+        &conf.addressing
     }
 
-    fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        container_link::del(request, sandbox)
+    fn create(
+        conf: &Conf,
+        request: &Request,
+        sandbox: &Sandbox,
+        container: &ContainerNetns,
+        undo: &mut Undo,
+    ) -> Result<Link, Error> {
+        let driver = Driver::Macvlan { mode: conf.mode, broadcasts: conf.broadcast_queue };
+        let child = Child { driver, mtu: conf.mtu, mac: conf.mac };
+        parent_link::create(request, sandbox, container, &conf.parent, child, undo)
     }
 
-    fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let conf = Conf::of(request)?;
-        let (container, inside) =
-            container_link::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("macvlan"))?;
-        conf.master.check(&container, &inside)?;
-        match inside.driver {
-            Some(Driver::Macvlan { mode, .. }) if mode == conf.mode => Ok(()),
-            other => Err(differs(format!("container macvlan mode {other:?} does not match {:?}", conf.mode))),
-        }
+    fn check(conf: &Conf, container: &ContainerNetns, link: &Link) -> Result<(), Error> {
+        conf.parent.check(container, link)?;
+        let mode = match link.driver {
+            Some(Driver::Macvlan { mode, .. }) if mode == conf.mode => return Ok(()),
+            Some(Driver::Macvlan { mode, .. }) => mode_text(mode),
+            _ => "unknown",
+        };
+        Err(check_failed(format!("container macvlan mode {mode} does not match {}", mode_text(conf.mode))))
     }
 
-    fn status(&self, request: &Request) -> Result<(), Error> {
-        let conf = Conf::of(request)?;
-        conf.master.require()?;
-        container_link::status(request, conf.addressing.ipam.as_deref())
-    }
-
-    fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        container_link::gc(request, valid)
+    fn status(conf: &Conf) -> Result<(), Error> {
+        conf.parent.require()
     }
 }

@@ -1,26 +1,27 @@
-//! Whose things are: names and marks that follow from network, container and interface, so that DEL and GC find
-//! everything again without a list.
+//! Names and marks that identify the attachment a kernel object belongs to.
+//!
+//! They are derived from network, container and interface, so that DEL and GC find every object without a stored list.
 
 use kernel::link::Mac;
 use netloom_plugin::{Attachment, Request, Sandbox};
 use sha2::{Digest, Sha512};
 
-/// Names an attachment of a network.
+/// The attachment that a kernel object belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner<'a> {
-    /// The network.
+    /// Name of the network.
     pub network: &'a str,
-    /// The container.
+    /// ID of the container.
     pub container: &'a str,
-    /// The interface in it.
+    /// Name of the interface in the container.
     pub ifname: &'a str,
 }
 
-/// The kernel and nft keep at most this much of a mark.
+/// Longest mark in bytes that both the kernel (as an alias) and nft (as a comment) keep.
 const MARK_LENGTH: usize = 127;
 
 impl<'a> Owner<'a> {
-    /// Takes the owner from a request.
+    /// Returns the attachment of a request.
     pub fn of(request: &'a Request, sandbox: &'a Sandbox) -> Self {
         Self {
             network: request.config.name.as_str(),
@@ -29,7 +30,7 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Returns the mark that objects carry: two hashes to compare, and the names for a person to read.
+    /// Returns the mark that objects carry: two hashes to compare, followed by the names for people to read.
     pub fn mark(&self) -> String {
         let mut mark = format!(
             "{}-{} {} {} {}",
@@ -43,20 +44,20 @@ impl<'a> Owner<'a> {
         mark
     }
 
-    /// Returns the mark of what belongs to the whole network, and goes when none of its attachments is left.
+    /// Returns the mark of objects that belong to the whole network. GC removes them when the network has no attachment left.
     pub(crate) fn network_mark(&self) -> String {
-        let mut mark = format!("{}-{OF_NETWORK} {}", network_hash(self.network), self.network);
+        let mut mark = format!("{}-{WHOLE_NETWORK} {}", network_hash(self.network), self.network);
         mark.truncate(MARK_LENGTH);
         mark
     }
 
-    /// Returns the group of links of the network that have no mark yet: in the upper half of the numbers, where people
-    /// put none.
+    /// Returns the link group of the network's links that have no mark yet. It is in the upper half of the numbers, which
+    /// administrators do not use.
     pub(crate) fn unmarked_group(&self) -> u32 {
         (hash(&[self.network]) >> 32) as u32 | 1 << 31
     }
 
-    /// Returns the name of a chain that the reference plugins make for a container in iptables.
+    /// Returns the name of a chain that the reference plugins create for a container in iptables.
     pub(crate) fn reference_chain(network: &str, container: &str, prefix: &str) -> String {
         const LENGTH: usize = 28;
         let mut name = format!("CNI-{prefix}");
@@ -65,21 +66,21 @@ impl<'a> Owner<'a> {
         name
     }
 
-    /// Returns what the reference plugins' masquerade rules in nftables say of an attachment.
+    /// Returns the beginning of the comment by which the reference plugins' nftables masquerade rules name an attachment.
     pub(crate) fn reference_mark(&self) -> String {
         let attachment = reference_hash(&format!("{}:{}", self.ifname, self.container));
         format!("{}-{}", network_hash(self.network), &attachment[..16])
     }
 
-    /// Returns the names of the link by which what a container sends is limited: the reference plugins', which is one
-    /// for a container in a network, and one for another interface of the same.
+    /// Returns the possible names of the ifb link that limits a container's egress: the reference plugins' name, which is
+    /// the same for all interfaces of a container in a network, and a name for a second interface.
     pub(crate) fn limiting_links(&self) -> [String; 2] {
         let name = |parts: &[&str]| format!("bwp{}", &reference_hash(&parts.concat())[..12]);
         [name(&[self.network, self.container]), name(&[self.network, self.container, "/", self.ifname])]
     }
 
-    /// Returns the name of the host's end of a veth pair, `veth` and eight digits, which NetworkManager leaves
-    /// alone. Another attempt gives another name, for when the first is somebody else's.
+    /// Returns the name of a veth pair's host end: `veth` and eight hexadecimal digits, which NetworkManager does not manage.
+    /// Each attempt has another name, in case an unrelated link has the first.
     pub fn host_link(&self, attempt: u32) -> String {
         let hash = hash(&[self.network, self.container, self.ifname, &attempt.to_string()]);
         format!("veth{:08x}", hash >> 32)
@@ -104,22 +105,22 @@ impl<'a> Owner<'a> {
     const PORT_PREFIX: u8 = 0xfe;
 }
 
-/// Returns whether a mark is of this network and of none of its valid attachments.
+/// Returns whether a mark is of this network but of none of its valid attachments.
 pub(crate) fn is_stale(mark: &str, network: &str, valid: &[Attachment]) -> bool {
-    let Some(of_network) = mark.strip_prefix(&network_hash(network)).and_then(|rest| rest.strip_prefix('-'))
+    let Some(attachment) = mark.strip_prefix(&network_hash(network)).and_then(|rest| rest.strip_prefix('-'))
     else {
         return false;
     };
-    if of_network.starts_with(OF_NETWORK) {
+    if attachment.starts_with(WHOLE_NETWORK) {
         return valid.is_empty();
     }
-    !valid.iter().any(|a| of_network.starts_with(&attachment_hash(&a.container_id, &a.ifname)))
+    !valid.iter().any(|a| attachment.starts_with(&attachment_hash(&a.container_id, &a.ifname)))
 }
 
-/// Stands in the place of an attachment's hash.
-const OF_NETWORK: &str = "network";
+/// Takes the place of the attachment's hash in the mark of a whole network.
+const WHOLE_NETWORK: &str = "network";
 
-/// Hashes as the reference plugins do: SHA-512 of the text, in hexadecimal.
+/// Returns the hash that the reference plugins use: SHA-512 in hexadecimal.
 fn reference_hash(text: &str) -> String {
     Sha512::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -132,7 +133,7 @@ fn attachment_hash(container: &str, ifname: &str) -> String {
     format!("{:016x}", hash(&[container, ifname]))
 }
 
-/// Returns the first 8 bytes of the SHA-512 of some names.
+/// Returns the first 8 bytes of the SHA-512 of the names, separated by NUL.
 fn hash(parts: &[&str]) -> u64 {
     let digest = Sha512::digest(parts.join("\0"));
     let mut first = [0; 8];

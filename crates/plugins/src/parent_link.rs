@@ -1,4 +1,4 @@
-//! What plugins have in common whose link is made over another one: macvlan, ipvlan, vlan.
+//! Links created on a parent link of the host: macvlan, ipvlan and vlan.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,28 +13,32 @@ use netloom_types::name::IfName;
 use crate::{
     container_link,
     container_netns::ContainerNetns,
-    failure::{Explain, differs, explained, invalid},
+    error::{Explain, check_failed, invalid, kernel_error},
     owner::Owner,
 };
 
-/// Says which link it is made over.
+/// The configured parent link (`master`).
 #[derive(Debug)]
-pub(crate) struct Master {
-    /// Its name; none for the one of the default route.
+pub(crate) struct Parent {
+    /// Its name, or `None` for the link of the default route.
     pub(crate) name: Option<IfName>,
-    /// It is in the container.
+    /// Whether the link is in the container rather than on the host.
     pub(crate) in_container: bool,
 }
 
-impl Master {
-    /// Reads `master` and `linkInContainer`.
+impl Parent {
+    /// Parses `master` and `linkInContainer`.
     pub(crate) fn of(name: &str, in_container: bool) -> Result<Self, Error> {
-        let parse =
-            |name| IfName::parse(name).map_err(|error| invalid(format!("`master` {name:?}: {error}")));
+        let parse = |name| {
+            IfName::parse(name).map_err(|error| {
+                invalid(format!("`master` {name:?}: {error}"))
+                    .details("set `master` to the name of a link; `ip link` lists them")
+            })
+        };
         Ok(Self { name: Some(name).filter(|name| !name.is_empty()).map(parse).transpose()?, in_container })
     }
 
-    /// Finds it.
+    /// Finds the link.
     fn find(&self, socket: &Socket) -> Result<Link, Error> {
         let found = match &self.name {
             Some(name) => link::find(socket, name.as_str()).explain()?,
@@ -44,16 +48,16 @@ impl Master {
             Some(name) => {
                 invalid(format!("failed to lookup master {:?}: there is no such link", name.as_str()))
                     .details(if self.in_container {
-                        "`linkInContainer` is set: it must be in the container"
+                        "create the link in the container first, or unset `linkInContainer`"
                     } else {
-                        "`ip link` lists what there is; `master` names the host's"
+                        "set `master` to a link of the host; `ip link` lists them"
                     })
             }
-            None => invalid("no default route interface found").details("name the link in `master`"),
+            None => invalid("no default route interface found").details("set `master` to a link of the host"),
         })
     }
 
-    /// Returns whether it is there (STATUS).
+    /// Fails if the link does not exist (STATUS). A link of the container is known only at ADD.
     pub(crate) fn require(&self) -> Result<(), Error> {
         if self.in_container {
             return Ok(());
@@ -62,99 +66,102 @@ impl Master {
         self.find(&host).map(drop).map_err(|error| Error { code: Code::NotAvailable, ..error })
     }
 
-    /// Compares (CHECK): the link is over this one.
-    pub(crate) fn check(&self, container: &ContainerNetns, inside: &Link) -> Result<(), Error> {
-        // By its number alone; a default route may go elsewhere by now.
-        if self.name.is_none() {
-            return Ok(());
-        }
-        let master = if self.in_container {
+    /// Fails if a container's link is not on this parent (CHECK).
+    pub(crate) fn check(&self, container: &ContainerNetns, child: &Link) -> Result<(), Error> {
+        // The default route may have moved to another link since ADD.
+        let Some(name) = &self.name else { return Ok(()) };
+        let parent = if self.in_container {
             self.find(&container.socket)?
         } else {
             self.find(&Socket::open(Protocol::Route).explain()?)?
         };
-        let there = if self.in_container {
+        let netns = if self.in_container {
             None
         } else {
             netns::number_in(&container.socket, &container.host).explain()?
         };
-        if (inside.peer, inside.peer_netns) != (Some(master.index), there) {
-            return Err(differs(format!("`{}` is not over `{}`", inside.name, master.name)));
+        if (child.peer, child.peer_netns) == (Some(parent.index), netns) {
+            Ok(())
+        } else {
+            Err(check_failed(format!("`{}` is not on the parent link `{name}`", child.name)))
         }
-        Ok(())
     }
 }
 
-/// Describes the link to be made over a master.
+/// A link to create on a parent.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Over {
+pub(crate) struct Child {
     pub(crate) driver: Driver,
-    /// MTU in bytes; none for the master's.
+    /// MTU in bytes, or `None` for the parent's.
     pub(crate) mtu: Option<u32>,
+    /// Hardware address, or `None` for one that the kernel chooses.
     pub(crate) mac: Option<Mac>,
 }
 
-/// Makes the container's link over the master.
+/// Creates the container's link on its parent.
 pub(crate) fn create(
     request: &Request,
     sandbox: &Sandbox,
-    undo: &mut Undo,
     container: &ContainerNetns,
-    master: &Master,
-    over: Over,
+    parent: &Parent,
+    child: Child,
+    undo: &mut Undo,
 ) -> Result<Link, Error> {
-    container_link::require_free(container, sandbox)?;
-    let socket = if master.in_container {
+    let socket = if parent.in_container {
         container.socket.clone()
     } else {
         Socket::open(Protocol::Route).explain()?
     };
-    let master = master.find(&socket)?;
-    if let Some(mtu) = over.mtu.filter(|mtu| *mtu > master.mtu) {
-        return Err(invalid(format!("invalid MTU {mtu}, must be [0, master MTU({})]", master.mtu)));
+    let parent = parent.find(&socket)?;
+    if let Some(mtu) = child.mtu.filter(|mtu| *mtu > parent.mtu) {
+        return Err(invalid(format!("invalid MTU {mtu}, must be [0, master MTU({})]", parent.mtu))
+            .details("lower `mtu`, or leave it out to use the MTU of the parent link"));
     }
-    // Not by its final name: kernels look for that one among the host's links too.
+    // The link gets its final name only once it is in the container: some kernels also look for that name on the host.
     let owner = Owner::of(request, sandbox);
-    let first_name = owner.host_link(0);
-    // An ADD that was killed left it.
-    if let Some(left) = link::find(&container.socket, &first_name).explain()? {
-        link::remove(&container.socket, &left).explain()?;
+    let temporary_name = owner.host_link(0);
+    // A killed ADD may have left it behind.
+    if let Some(stale) = link::find(&container.socket, &temporary_name).explain()? {
+        link::remove(&container.socket, &stale).explain()?;
     }
     let new = New {
-        over: Some(master.index),
+        over: Some(parent.index),
         netns: Some(&container.netns),
-        mtu: over.mtu,
-        mac: over.mac,
-        ..New::of(&first_name, over.driver)
+        mtu: child.mtu,
+        mac: child.mac,
+        ..New::of(&temporary_name, child.driver)
     };
     link::create(&socket, &new).map_err(|error| {
         let hint = match error.kind() {
-            Kind::Busy => "another macvlan, ipvlan or bridge has this link: use one kind, or another link",
-            Kind::Exists => "the master has such a link already",
-            _ => return explained(&error),
+            Kind::Busy => {
+                "use another parent link: this one already carries links of another kind (macvlan, ipvlan) or is a port"
+            }
+            Kind::Exists => "use another parent link or VLAN ID: the parent already has such a link",
+            _ => return kernel_error(&error),
         };
-        explained(&error).details(hint)
+        kernel_error(&error).details(hint)
     })?;
-    container_link::remove_later(container, &first_name, undo)?;
-    let inside = link::require(&container.socket, &first_name).explain()?;
+    container_link::remove_on_failure(container, &temporary_name, undo)?;
+    let link = link::require(&container.socket, &temporary_name).explain()?;
     let ifname = sandbox.ifname.as_str();
-    container_link::remove_later(container, ifname, undo)?;
-    // The mark finds it again under whatever name the container gives it.
+    container_link::remove_on_failure(container, ifname, undo)?;
+    // The mark identifies the link even if the container renames it.
     let mark = owner.mark();
     let change = Change { name: Some(ifname), alias: Some(&mark), ..Change::default() };
-    link::change(&container.socket, &inside, &change).explain()?;
-    Ok(Link { name: ifname.to_owned(), ..inside })
+    link::change(&container.socket, &link, &change).explain()?;
+    Ok(Link { name: ifname.to_owned(), ..link })
 }
 
-/// Finds the link of the default route with the lowest metric, IPv4 before IPv6.
+/// Finds the link of the default route with the lowest metric. The IPv4 route is looked up first.
 fn by_default_route(socket: &Socket) -> Result<Option<Link>, Error> {
+    /// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
     const MAIN: u32 = 254;
-    for like in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
-        let routes = route::list(socket, like).explain()?;
-        let by_default = routes
+    for family in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+        let routes = route::list(socket, family).explain()?;
+        let defaults = routes
             .iter()
             .filter(|route| route.dst.prefix_len() == 0 && route.table == MAIN && route.link != 0);
-        if let Some(first) = by_default.min_by_key(|route| route.priority) {
+        if let Some(first) = defaults.min_by_key(|route| route.priority) {
             return link::find_index(socket, first.link).explain();
         }
     }

@@ -24,7 +24,7 @@ use serde::Deserialize;
 
 use crate::{
     cleanup,
-    failure::{Explain, differs, explained, invalid},
+    error::{Explain, check_failed, invalid, kernel_error},
     owner::Owner,
     prev_result::{first_of_each_family, prev_result},
 };
@@ -166,8 +166,8 @@ impl Plugin for Portmap {
         let absent = portmap::absent(&netfilter, &mark, &conf.mappings, &conf.terms).explain()?;
         match absent.first().map(|index| conf.mappings.get(*index)) {
             None => Ok(()),
-            Some(Some(mapping)) => Err(differs(format!("{} is not published", described(mapping)))),
-            Some(None) => Err(differs("masquerade of the published ports is missing")),
+            Some(Some(mapping)) => Err(check_failed(format!("{} is not published", described(mapping)))),
+            Some(None) => Err(check_failed("masquerade of the published ports is missing")),
         }
     }
 
@@ -301,7 +301,7 @@ fn route_from_localhost(mappings: &[Mapping]) -> Result<(), Error> {
 fn taken(error: RulesetError, mappings: &[Mapping]) -> Error {
     let (index, owner) = match error {
         RulesetError::Taken { index, owner } => (index, owner),
-        RulesetError::Kernel(error) => return explained(&error),
+        RulesetError::Kernel(error) => return kernel_error(&error),
     };
     let port = mappings.get(index).map_or_else(String::new, described);
     // A mark is two hashes, then interface, container and network.

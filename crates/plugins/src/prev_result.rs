@@ -13,7 +13,7 @@ use netloom_plugin::{
 
 use crate::{
     container_netns::ContainerNetns,
-    failure::{Explain, invalid},
+    error::{Explain, invalid},
     veth,
 };
 

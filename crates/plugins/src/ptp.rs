@@ -1,4 +1,4 @@
-//! `ptp`: a veth pair between the container and the host, routed, without a bridge.
+//! `ptp`: a routed veth pair between the container and the host, without a bridge.
 
 use std::net::IpAddr;
 
@@ -22,8 +22,9 @@ use serde::Deserialize;
 use crate::{
     cleanup,
     common_config::{Ipam, ipam_of, mtu, require_masquerade_backend},
+    container_link,
     container_netns::{ContainerNetns, Duplicates, Settings},
-    failure::{Errors, Explain, differs, invalid},
+    error::{Errors, Explain, check_failed, invalid},
     interface,
     owner::Owner,
     veth,
@@ -37,21 +38,21 @@ pub struct Ptp;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Written {
-    /// What leaves the network gets the host's address (masquerade)
+    /// Masquerade: packets that leave the network get the host's address
     ip_masq: bool,
-    /// Either name is taken; rules are nftables' either way
+    /// Accepted for compatibility. Masquerade uses nftables with either name
     #[schemars(extend("enum" = ["nftables", "iptables"]))]
     ip_masq_backend: Option<String>,
-    /// MTU of the link, 68 to 65535; 0 is the kernel's 1500
+    /// MTU of the link, 68 to 65535. 0 is the kernel's default, 1500
     #[schemars(example = 1450)]
     mtu: i64,
     ipam: Ipam,
-    /// What the result says of DNS, where the IPAM plugin says nothing
+    /// DNS settings of the result. They replace those of the IPAM plugin
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
 }
 
-/// The configuration as meant.
+/// The validated configuration.
 struct Conf {
     masquerade: bool,
     mtu: Option<u32>,
@@ -59,16 +60,16 @@ struct Conf {
     dns: Dns,
 }
 
-/// The index of the container's interface in the result: behind the host's end.
+/// The index of the container's interface in the result, after the host end.
 const INSIDE: i64 = 1;
 
 impl Conf {
+    /// Reads and validates the configuration.
     fn of(request: &Request) -> Result<Self, Error> {
         let written: Written = request.read()?;
         require_masquerade_backend(written.ip_masq_backend.as_deref())?;
         let ipam = written.ipam.kind().ok_or_else(|| {
-            invalid("`ipam.type` is missing")
-                .details("ptp routes the container's addresses, so it needs some")
+            invalid("`ipam.type` is missing").details("set `ipam.type`: ptp routes the container's addresses")
         })?;
         Ok(Self { masquerade: written.ip_masq, mtu: mtu(written.mtu)?, ipam, dns: written.dns })
     }
@@ -87,15 +88,12 @@ impl Plugin for Ptp {
         let new = veth::New { mtu: conf.mtu, mac: None, port: false };
         let (outside, inside) = veth::create(&host, &container, sandbox, &owner, new, undo)?;
         let mark = owner.mark();
-        // Nobody else is on this link, so its addresses need not be asked about: IPv6 works at once.
+        // No other host is on this link. Without duplicate address detection IPv6 works at once.
         sysctl::set(Setting::Ipv6(&outside.name, "accept_dad"), "0").explain()?;
-        link::change(&host, &outside, &veth::owned(&mark)).explain()?;
+        link::change(&host, &outside, &veth::up_and_marked(&mark)).explain()?;
         sysctl::set(Setting::Ipv6(&outside.name, "accept_ra"), "0").explain()?;
 
-        let mut result = request.delegate_add(&conf.ipam, sandbox, undo)?;
-        if result.ips.is_empty() {
-            return Err(invalid(format!("IPAM plugin {:?} returned missing IP config", conf.ipam)));
-        }
+        let mut result = container_link::addresses_of(request, &conf.ipam, sandbox, undo)?;
         result.ips.iter_mut().for_each(|ip| ip.interface = Some(INSIDE));
         let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
         let settings = Settings { ipv6, duplicates: Duplicates::Ignore, announce: false };
@@ -103,9 +101,11 @@ impl Plugin for Ptp {
         container.configure(&inside, &result, settings)?;
         for ip in &result.ips {
             let gateway = ip.gateway.ok_or_else(|| {
-                invalid(format!("IPAM plugin {:?} gave address {} without gateway", conf.ipam, ip.address))
+                let (ipam, address) = (&conf.ipam, ip.address);
+                invalid(format!("IPAM plugin {ipam:?} returned address {address} without a gateway"))
+                    .details("configure a gateway under `ipam`: ptp routes the container's traffic via it")
             })?;
-            route_by_gateway(&container, &inside, ip.address, gateway)?;
+            route_via_gateway(&container, &inside, ip.address, gateway)?;
             route_to_container(&host, &outside, ip.address.addr(), gateway)?;
         }
         if conf.masquerade {
@@ -139,11 +139,14 @@ impl Plugin for Ptp {
         let inside = interface::require_listed(&container, sandbox, &prev, Some("veth"))?;
         let host = Socket::open(Protocol::Route).explain()?;
         let outside = veth::host_end(&host, &container, &inside)?
-            .ok_or_else(|| differs(format!("the host end of `{}` is not on this host", inside.name)))?;
+            .ok_or_else(|| check_failed(format!("the host end of `{}` is not on this host", inside.name)))?;
         for ip in &prev.ips {
             let towards = route::link_towards(&host, ip.address.addr()).explain()?;
             if towards != Some(outside.index) {
-                return Err(differs(format!("the host has no route to {} by `{}`", ip.address, inside.name)));
+                return Err(check_failed(format!(
+                    "the host has no route to {} over the peer of `{}`",
+                    ip.address, inside.name
+                )));
             }
         }
         if conf.masquerade {
@@ -151,7 +154,7 @@ impl Plugin for Ptp {
             let netfilter = deferred::netfilter().explain()?;
             let mark = Owner::of(request, sandbox).mark();
             if let Some(net) = masquerade::absent(&netfilter, &mark, &addresses).explain()?.first() {
-                return Err(differs(format!("address {net} is not masqueraded")));
+                return Err(check_failed(format!("address {net} is not masqueraded")));
             }
         }
         container.compare(&inside, &prev)
@@ -166,8 +169,8 @@ impl Plugin for Ptp {
     }
 }
 
-/// Has everything of the container's subnet go by the gateway, which is the only one on the link.
-fn route_by_gateway(
+/// Routes the container's subnet via the gateway, the only other host on the link.
+fn route_via_gateway(
     container: &ContainerNetns,
     inside: &Link,
     address: IpNet,
@@ -177,11 +180,11 @@ fn route_by_gateway(
     route::remove(&container.socket, subnet, inside.index).explain()?;
     let source = Some(address.addr());
     let on_link = Route { scope: LINK_SCOPE, source, ..Route::new(IpNet::from(gateway), None, inside.index) };
-    let by_gateway = Route { source, ..Route::new(subnet, Some(gateway), inside.index) };
-    container.socket.make([route::addition(&on_link), route::addition(&by_gateway)]).explain()
+    let via_gateway = Route { source, ..Route::new(subnet, Some(gateway), inside.index) };
+    container.socket.make([route::addition(&on_link), route::addition(&via_gateway)]).explain()
 }
 
-/// Makes the host the gateway, and routes the container's address to it.
+/// Gives the host end the gateway's address, and routes the container's address to the host end.
 fn route_to_container(
     host: &Socket,
     outside: &Handle,

@@ -1,4 +1,4 @@
-//! What a runtime asks of a plugin beside its configuration: `runtimeConfig`, `args.cni` and `CNI_ARGS`.
+//! What a runtime passes to a plugin beside the configuration: `runtimeConfig`, `args.cni` and `CNI_ARGS`.
 
 use std::net::IpAddr;
 
@@ -7,11 +7,12 @@ use netloom_plugin::{Code, Error, Request, SpecVersion, capability::IpRange};
 use schemars::JsonSchema;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::failure::invalid;
+use crate::error::invalid;
 
-/// Holds the configuration of an IPAM plugin as written: its own part, and what is asked for.
+/// The configuration of an IPAM plugin as written: its own keys, and the addresses that the runtime requests.
 #[derive(Debug)]
-pub(crate) struct Asked<T> {
+pub(crate) struct IpamConf<T> {
+    /// The value of `ipam`.
     pub(crate) ipam: T,
     pub(crate) args: AddressArgs,
     pub(crate) runtime_config: RuntimeAddresses,
@@ -24,11 +25,11 @@ pub(crate) struct AddressArgs {
     pub(crate) cni: AddressCniArgs,
 }
 
-/// What stands under `args.cni`.
+/// `args.cni` of an IPAM plugin.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct AddressCniArgs {
-    /// Addresses that the orchestrator asks for
+    /// Addresses that the orchestrator requests
     #[schemars(example = serde_json::json!(["10.88.0.7"]))]
     pub(crate) ips: Vec<String>,
 }
@@ -37,10 +38,10 @@ pub(crate) struct AddressCniArgs {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct RuntimeAddresses {
-    /// Capability `ips`: addresses that the runtime asks for
+    /// Capability `ips`: addresses that the runtime requests
     #[schemars(example = serde_json::json!(["10.88.0.7/16"]))]
     pub(crate) ips: Vec<String>,
-    /// Capability `ipRanges`: ranges before those of the configuration, for `host-local`
+    /// Capability `ipRanges`: range sets that `host-local` uses in addition to the configured ones, and before them
     #[schemars(example = serde_json::json!([[{"subnet": "10.88.0.0/16"}]]))]
     pub(crate) ip_ranges: Vec<Vec<IpRange>>,
 }
@@ -52,16 +53,16 @@ pub(crate) struct Args {
     pub(crate) cni: CniArgs,
 }
 
-/// What stands under `args.cni`.
+/// `args.cni` of an interface plugin.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct CniArgs {
-    /// The hardware address that the orchestrator asks for
+    /// Hardware address that the orchestrator requests
     #[schemars(example = &"c2:11:22:33:44:55")]
     pub(crate) mac: String,
 }
 
-/// The configuration of an IPAM plugin as written.
+/// The configuration that contains an IPAM plugin's keys.
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", bound = "T: DeserializeOwned")]
 pub(crate) struct Written<T> {
@@ -74,13 +75,14 @@ pub(crate) struct Written<T> {
     runtime_config: RuntimeAddresses,
 }
 
-/// The keys of `CNI_ARGS` that plugins here know: one variable serves the interface plugin and its IPAM.
+/// Keys of `CNI_ARGS` that the plugins know. The interface plugin and its IPAM plugin get the same variable.
 const KNOWN_ARGS: [&str; 3] = ["IP", "GATEWAY", "MAC"];
 
-impl<T: DeserializeOwned> Asked<T> {
+impl<T: DeserializeOwned> IpamConf<T> {
+    /// Reads the configuration.
     pub(crate) fn of(request: &Request) -> Result<Self, Error> {
         let written: Written<T> = request.read()?;
-        let ipam = written.ipam.ok_or_else(|| invalid("IPAM config missing 'ipam' key"))?;
+        let ipam = written.ipam.ok_or_else(missing_ipam)?;
         require_known_args(request)?;
         Ok(Self { ipam, args: written.args, runtime_config: written.runtime_config })
     }
@@ -90,37 +92,47 @@ impl<T: DeserializeOwned> Asked<T> {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct RuntimeMac {
-    /// Capability `mac`: the hardware address that the runtime asks for
+    /// Capability `mac`: hardware address that the runtime requests
     #[schemars(example = &"c2:11:22:33:44:55")]
     pub(crate) mac: String,
 }
 
-/// Takes the hardware address from where it is asked for: `first` (key and text, in order), then `CNI_ARGS`, then the
+/// Returns the requested hardware address. The sources are `first` (key and text, in order), then `CNI_ARGS`, then the
 /// configuration's own `mac`.
-pub(crate) fn asked_mac(
+pub(crate) fn requested_mac(
     request: &Request,
     first: &[(&str, &str)],
     configured: &str,
 ) -> Result<Option<Mac>, Error> {
-    let last = [("MAC of CNI_ARGS", request.args.value("MAC").unwrap_or_default()), ("mac", configured)];
-    let asked = first.iter().copied().chain(last).find(|(_, text)| !text.is_empty());
-    let Some((key, text)) = asked else { return Ok(None) };
-    let mac: Mac = text.parse().map_err(|error| invalid(format!("`{key}` {text:?}: {error}")))?;
+    let others = [("MAC of CNI_ARGS", request.args.value("MAC").unwrap_or_default()), ("mac", configured)];
+    let requested = first.iter().copied().chain(others).find(|(_, text)| !text.is_empty());
+    let Some((key, text)) = requested else { return Ok(None) };
+    let mac: Mac =
+        text.parse().map_err(|error| invalid(format!("`{key}` {text:?}: {error}")).details(MAC_HINT))?;
     if mac.0[0] & 1 != 0 {
-        return Err(invalid(format!("`{key}` {text:?} is a group address, which no interface can have")));
+        return Err(invalid(format!("`{key}` {text:?} is a group address, which no interface can have"))
+            .details(MAC_HINT));
     }
     Ok(Some(mac))
 }
 
-/// Refuses keys of `CNI_ARGS` that no plugin here knows, unless they are to be ignored.
-pub(crate) fn require_known_args(request: &Request) -> Result<(), Error> {
-    request
-        .args
-        .require_known(&KNOWN_ARGS)
-        .map_err(|error| Error::new(Code::InvalidEnvironment, format!("CNI_ARGS: {error}")))
+/// A hardware address to try instead: locally administered, and not a group address.
+const MAC_HINT: &str = "use a unicast address, such as c2:11:22:33:44:55";
+
+/// Creates the error of an IPAM plugin's configuration without `ipam`.
+pub(crate) fn missing_ipam() -> Error {
+    invalid("IPAM config missing 'ipam' key").details("put the plugin's keys under `ipam`, beside `type`")
 }
 
-/// Versions before 0.3.0 cannot say more than one address of a family.
+/// Fails if `CNI_ARGS` has a key that no plugin knows, unless it says `IgnoreUnknown=1`.
+pub(crate) fn require_known_args(request: &Request) -> Result<(), Error> {
+    request.args.require_known(&KNOWN_ARGS).map_err(|error| {
+        Error::new(Code::InvalidEnvironment, format!("CNI_ARGS: {error}"))
+            .details("remove the key from CNI_ARGS, or add `IgnoreUnknown=1`")
+    })
+}
+
+/// Fails if there are more addresses than the result of an old version can hold: one of each family before 0.3.0.
 pub(crate) fn require_one_per_family(
     version: SpecVersion,
     ips: impl Iterator<Item = IpAddr> + Clone,

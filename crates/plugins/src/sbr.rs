@@ -1,4 +1,4 @@
-//! `sbr`: source-based routing, so that what leaves from an interface's address leaves by that interface.
+//! `sbr`: source-based routing, so that packets from an interface's address leave on that interface.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::{
     container_netns::ContainerNetns,
-    failure::{Errors, Explain, differs, invalid},
+    error::{Errors, Explain, check_failed, invalid},
     prev_result::prev_result,
 };
 
@@ -30,54 +30,57 @@ pub struct Sbr;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Written {
-    /// A table that somebody else keeps, to which only the rules lead; without it, the first free one from 100 on
+    /// Routing table that another program fills; the plugin adds only the rules that select it. Defaults to a new table, the first free one from 100 on, which the plugin fills
     #[schemars(example = 200, range(min = 1, max = 4_294_967_295_u32))]
     table: Option<i64>,
-    /// Gateways to route by, at most one of each family; without them, the result's
+    /// Gateways of the default routes, at most one of each family. Defaults to those of the previous result
     #[schemars(example = serde_json::json!(["10.1.0.1"]))]
     gateways: Vec<String>,
-    /// Routes say which source address to use
+    /// Adds routes with source hints to the main table, so that the kernel chooses the interface's address as source
     add_source_hints: bool,
 }
 
-/// The configuration as meant.
+/// The validated configuration.
 struct Conf {
-    /// The table is somebody else's: only rules lead to it.
+    /// The foreign table that rules select, or `None` for a table of the plugin's own.
     table: Option<u32>,
-    /// Gateways that count more than the result's, one of each family.
+    /// Gateways that take precedence over the result's, at most one of each family.
     gateways: Vec<IpAddr>,
     source_hints: bool,
 }
 
-/// Tables from here on are tried, as the reference does.
+/// The first table that the plugin tries, as in the reference plugin.
 const FIRST_TABLE: u32 = 100;
+/// `RT_TABLE_MAIN` and `RT_SCOPE_LINK` of `linux/rtnetlink.h`.
 const MAIN_TABLE: u32 = 254;
 const LINK_SCOPE: u8 = 253;
 
 impl Conf {
+    /// Reads and validates the configuration.
     fn of(request: &Request) -> Result<Self, Error> {
         let written: Written = request.read()?;
         let table = written.table.map(|table| {
-            u32::try_from(table)
-                .ok()
-                .filter(|table| *table > 0)
-                .ok_or_else(|| invalid(format!("`table` {table} is no number of a routing table")))
+            u32::try_from(table).ok().filter(|table| *table > 0).ok_or_else(|| {
+                invalid(format!("`table` {table} is not a routing table"))
+                    .details("use a number from 1 to 4294967295, or leave it out")
+            })
         });
         let parse = |(index, text): (usize, &String)| {
             text.parse::<IpAddr>().map_err(|_| {
                 invalid(format!("invalid static gateway IP address: {text:?} in `gateways[{index}]`"))
+                    .details("write an address without prefix length, such as 10.1.0.1")
             })
         };
         let gateways = written.gateways.iter().enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
-        for v4 in [true, false] {
-            if gateways.iter().filter(|gateway| gateway.is_ipv4() == v4).count() > 1 {
-                return Err(invalid("`gateways` has more than one address of a family")
-                    .details("write at most one for IPv4 and one for IPv6"));
-            }
+        let ipv4 = gateways.iter().filter(|gateway| gateway.is_ipv4()).count();
+        if ipv4 > 1 || gateways.len() - ipv4 > 1 {
+            return Err(invalid("`gateways` has more than one address of a family")
+                .details("list at most one for IPv4 and one for IPv6"));
         }
         Ok(Self { table: table.transpose()?, gateways, source_hints: written.add_source_hints })
     }
 
+    /// Returns the gateway for packets from an address.
     fn gateway(&self, ip: &IpConfig) -> Option<IpAddr> {
         let same_family = |gateway: &IpAddr| gateway.is_ipv4() == ip.address.addr().is_ipv4();
         self.gateways.iter().copied().find(same_family).or(ip.gateway)
@@ -95,10 +98,10 @@ impl Plugin for Sbr {
         let ips = addresses(&prev, sandbox)?;
         let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let inside = link::require(&container.socket, sandbox.ifname.as_str()).explain()?;
-        // Others who choose a table in this container wait, also the reference's.
+        // Another plugin, ours or the reference, must not choose the same table in this container meanwhile.
         let lock = container.netns.lock().explain()?;
         let before = Routes::read(&container)?;
-        undo.push("put routes and rules back", {
+        undo.push("restore routes and rules", {
             let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
             let before = before.clone();
             move || before.restore(&container)
@@ -116,16 +119,18 @@ impl Plugin for Sbr {
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+        let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())? else {
+            return Ok(());
+        };
         let _lock = container.netns.lock().explain()?;
-        // The interface may be gone already, and with it its routes; rules stay until they are removed.
+        // If the interface is gone, its routes are too, but rules stay until they are removed.
         let mut sources: Vec<IpAddr> = Vec::new();
         if let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()? {
-            let there = addr::list(&container.socket, &inside).explain()?;
-            sources.extend(there.iter().map(|address| address.net.addr()));
+            let addresses = addr::list(&container.socket, &inside).explain()?;
+            sources.extend(addresses.iter().map(|address| address.net.addr()));
         }
         if let Some(prev) = &request.prev_result {
-            sources.extend(of_interface(prev, sandbox).map(|ip| ip.address.addr()));
+            sources.extend(interface_ips(prev, sandbox).map(|ip| ip.address.addr()));
         }
         let mut errors = Errors::default();
         for rule in rules(&container)? {
@@ -143,12 +148,12 @@ impl Plugin for Sbr {
         let rules = rules(&container)?;
         for ip in addresses(&prev, sandbox)? {
             let source = ip.address.addr();
-            let there = rules.iter().any(|rule| {
+            let exists = rules.iter().any(|rule| {
                 rule.source == Some(source) && conf.table.is_none_or(|table| rule.table == table)
             });
-            if !there {
-                return Err(differs(format!(
-                    "no rule leads what leaves from {source} to a table of its own"
+            if !exists {
+                return Err(check_failed(format!(
+                    "no rule selects a routing table for packets from {source}"
                 )));
             }
         }
@@ -160,50 +165,52 @@ impl Plugin for Sbr {
     }
 }
 
-fn of_interface<'a>(prev: &'a Success, sandbox: &'a Sandbox) -> impl Iterator<Item = &'a IpConfig> {
+/// Returns the addresses of the container's interface in the previous result.
+fn interface_ips<'a>(prev: &'a Success, sandbox: &'a Sandbox) -> impl Iterator<Item = &'a IpConfig> {
     prev.ips
         .iter()
         .filter(|ip| prev.interface_of(ip).is_none_or(|interface| interface.name == sandbox.ifname.as_str()))
 }
 
+/// Returns those addresses, and fails if the result has none at all.
 fn addresses(prev: &Success, sandbox: &Sandbox) -> Result<Vec<IpConfig>, Error> {
     if prev.ips.is_empty() {
         return Err(invalid(format!("No IP addresses supplied on interface: {}", sandbox.ifname))
-            .details("sbr routes by the addresses of prevResult: chain it behind a plugin that gives some"));
+            .details("put sbr after a plugin that returns addresses in `plugins`"));
     }
-    Ok(of_interface(prev, sandbox).cloned().collect())
+    Ok(interface_ips(prev, sandbox).cloned().collect())
 }
 
-/// What a container's routing was.
+/// A container's rules and routes before a change.
 #[derive(Debug, Clone)]
 struct Routes {
     rules: Vec<Rule>,
-    all: Vec<Route>,
+    routes: Vec<Route>,
 }
 
 impl Routes {
     fn read(container: &ContainerNetns) -> Result<Self, Error> {
-        let mut all = route::list(&container.socket, Ipv4Addr::UNSPECIFIED.into()).explain()?;
-        all.extend(route::list(&container.socket, Ipv6Addr::UNSPECIFIED.into()).explain()?);
-        Ok(Self { rules: rules(container)?, all })
+        let mut routes = route::list(&container.socket, Ipv4Addr::UNSPECIFIED.into()).explain()?;
+        routes.extend(route::list(&container.socket, Ipv6Addr::UNSPECIFIED.into()).explain()?);
+        Ok(Self { rules: rules(container)?, routes })
     }
 
-    /// Lists the routes of the main table by a link.
+    /// Returns a link's routes in the main table.
     fn of_link(&self, link: &Link) -> Vec<Route> {
-        let by_link = self.all.iter().filter(|route| route.link == link.index && route.table == MAIN_TABLE);
-        by_link.copied().collect()
+        let routes = self.routes.iter();
+        routes.filter(|route| route.link == link.index && route.table == MAIN_TABLE).copied().collect()
     }
 
-    /// Finds the first table from `candidate` on that no rule leads to and no route is in.
+    /// Returns the first table from `candidate` on that no rule selects and that has no route.
     fn free_table(&self, candidate: u32) -> u32 {
         let taken = |table: u32| {
             self.rules.iter().any(|rule| rule.table == table)
-                || self.all.iter().any(|route| route.table == table)
+                || self.routes.iter().any(|route| route.table == table)
         };
         (candidate..=u32::MAX).find(|table| !taken(*table)).unwrap_or(candidate)
     }
 
-    /// Puts everything back.
+    /// Restores the rules and routes.
     fn restore(&self, container: &ContainerNetns) -> Result<(), Error> {
         let now = Self::read(container)?;
         for rule in now.rules.iter().filter(|rule| !self.rules.contains(rule)) {
@@ -211,26 +218,28 @@ impl Routes {
                 rule::remove(&container.socket, source, rule.table).explain()?;
             }
         }
-        // Those that others go by come first.
-        let mut missing: Vec<&Route> = self.all.iter().filter(|route| !now.all.contains(route)).collect();
+        // Routes without a gateway come first: those with one need them to reach it.
+        let mut missing: Vec<&Route> =
+            self.routes.iter().filter(|route| !now.routes.contains(route)).collect();
         missing.sort_by_key(|route| route.gateway.is_some());
         for route in missing {
             route::replace(&container.socket, route).explain()?;
         }
-        for route in now.all.iter().filter(|route| !self.all.contains(route)) {
+        for route in now.routes.iter().filter(|route| !self.routes.contains(route)) {
             route::remove_exact(&container.socket, route).explain()?;
         }
         Ok(())
     }
 }
 
+/// Lists the rules of both families.
 fn rules(container: &ContainerNetns) -> Result<Vec<Rule>, Error> {
     let mut rules = rule::list(&container.socket, Ipv4Addr::UNSPECIFIED.into()).explain()?;
     rules.extend(rule::list(&container.socket, Ipv6Addr::UNSPECIFIED.into()).explain()?);
     Ok(rules)
 }
 
-/// Moves the interface's routes from the main table to one for each of its addresses.
+/// Moves the interface's routes from the main table to one table for each of its addresses.
 fn route_by_source(
     container: &ContainerNetns,
     inside: &Link,
@@ -245,18 +254,19 @@ fn route_by_source(
         let source = ip.address.addr();
         rule::add(socket, source, table).explain()?;
         if let Some(gateway) = conf.gateway(ip) {
-            let all = IpNet::new(any(source), 0).map_err(|error| invalid(error.to_string()))?;
-            // A gateway outside the subnets is refused by the kernel, as of any route.
-            route::add(socket, &Route { table, ..Route::new(all, Some(gateway), inside.index) }).explain()?;
+            let default = IpNet::new(unspecified(source), 0).map_err(|error| invalid(error.to_string()))?;
+            // The kernel refuses a gateway outside the interface's subnets, as for any route.
+            route::add(socket, &Route { table, ..Route::new(default, Some(gateway), inside.index) })
+                .explain()?;
         }
         for route in &of_link {
-            let generic = route.source.is_none() && route.gateway.is_none();
+            let unspecific = route.source.is_none() && route.gateway.is_none();
             let in_subnet = |other: Option<IpAddr>| other.is_some_and(|other| ip.address.contains(&other));
-            if generic || in_subnet(route.source) || in_subnet(route.gateway) {
+            if unspecific || in_subnet(route.source) || in_subnet(route.gateway) {
                 route::replace(socket, &Route { table, ..*route }).explain()?;
             }
         }
-        // Another table for each address.
+        // Each address gets a table of its own.
         table = before.free_table(table + 1);
     }
     if conf.source_hints {
@@ -275,6 +285,7 @@ fn route_by_source(
     Ok(())
 }
 
-fn any(like: IpAddr) -> IpAddr {
-    if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+/// Returns the unspecified address of an address's family.
+fn unspecified(ip: IpAddr) -> IpAddr {
+    if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }

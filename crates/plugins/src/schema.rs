@@ -1,4 +1,4 @@
-//! JSON Schemas of configurations (draft 2020-12), from the types that the plugins read them by.
+//! JSON Schemas of configurations (draft 2020-12), from the types that the plugins parse them into.
 
 use netloom_plugin::SpecVersion;
 use schemars::{JsonSchema, generate::SchemaSettings};
@@ -10,17 +10,17 @@ use crate::{
 };
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
-/// Plugins that others delegate to: their keys stand under `ipam` of another plugin's configuration.
+/// The IPAM plugins, whose keys are under `ipam` in an interface plugin's configuration.
 const IPAM: [&str; 3] = ["host-local", "static", "dhcp"];
 
-/// Describes the configuration of one plugin, as it stands in a list or alone; none for a type that is none of ours.
+/// Returns the schema of one plugin's configuration, in a list or alone. Returns `None` for an unknown plugin.
 ///
-/// The keys of an IPAM plugin are described as they stand in an interface plugin's configuration: under `ipam`.
+/// The schema of an IPAM plugin has its keys under `ipam`, as in an interface plugin's configuration.
 pub fn of_plugin(name: &str) -> Option<Value> {
     by_name(name)?;
     let mut properties = Map::new();
     if !IPAM.contains(&name) {
-        properties.insert("type".to_owned(), json!({"const": name, "description": "The plugin"}));
+        properties.insert("type".to_owned(), json!({"const": name, "description": "Type of the plugin"}));
     }
     properties.extend(protocol_keys());
     properties.extend(keys(name));
@@ -38,10 +38,11 @@ pub fn of_plugin(name: &str) -> Option<Value> {
     Some(schema)
 }
 
-/// Describes a network configuration list (`*.conflist`); plugins of other kinds than ours may have any keys.
+/// Returns the schema of a network configuration list (`*.conflist`). Unknown plugins may have any keys.
 pub fn of_list() -> Value {
     let plugins = ALL.iter().map(|plugin| plugin.name()).filter(|name| !IPAM.contains(name));
-    let of_plugins: Value = plugins.clone().filter_map(|name| Some(when(name, of_plugin(name)?))).collect();
+    let plugin_schemas: Value =
+        plugins.clone().filter_map(|name| Some(when(name, of_plugin(name)?))).collect();
     json!({
         "$schema": DRAFT,
         "title": "CNI network configuration list",
@@ -49,41 +50,41 @@ pub fn of_list() -> Value {
         "required": ["cniVersion", "name"],
         "$defs": {"ipam": any_ipam()},
         "properties": {
-            "cniVersion": version("The version of the specification that the list is written for"),
+            "cniVersion": version("Version of the specification that the list is written for"),
             "cniVersions": {
                 "type": "array",
                 "items": version("A version that the list can be used with"),
-                "description": "All versions that it can be used with; the newest that the runtime knows is used",
+                "description": "All versions that the list can be used with. The runtime uses the newest one that it supports",
             },
             "name": {
                 "type": "string",
                 "pattern": "^[a-zA-Z0-9][a-zA-Z0-9_.-]*$",
-                "description": "The network; no other on this host may have the same name",
+                "description": "Name of the network, unique on the host",
             },
-            "disableCheck": {"type": ["boolean", "string"], "default": false, "description": "Runtimes are not to CHECK"},
-            "disableGC": {"type": ["boolean", "string"], "default": false, "description": "Runtimes are not to GC"},
+            "disableCheck": {"type": ["boolean", "string"], "default": false, "description": "Runtimes must not run CHECK"},
+            "disableGC": {"type": ["boolean", "string"], "default": false, "description": "Runtimes must not run GC"},
             "loadOnlyInlinedPlugins": {
                 "type": "boolean",
                 "default": false,
-                "description": "Plugins are those of `plugins` alone, not those of files in a folder beside the list too",
+                "description": "Use only the plugins in `plugins`, not those of files in the folder beside the list",
             },
             "plugins": {
                 "type": "array",
-                "description": "The plugins, in the order in which they add; they delete in the other",
+                "description": "The plugins in the order of ADD. DEL runs them in reverse order",
                 "items": {
                     "type": "object",
                     "required": ["type"],
                     "properties": {
-                        "type": {"type": "string", "examples": plugins.collect::<Vec<_>>(), "description": "The plugin, by the name of its file"},
+                        "type": {"type": "string", "examples": plugins.collect::<Vec<_>>(), "description": "Type of the plugin: the name of its executable"},
                     },
-                    "allOf": of_plugins,
+                    "allOf": plugin_schemas,
                 },
             },
         },
     })
 }
 
-/// What a plugin reads beside what every configuration has.
+/// Returns the keys of a plugin, without those that every configuration has.
 fn keys(name: &str) -> Map<String, Value> {
     match name {
         "loopback" => Map::new(),
@@ -101,7 +102,7 @@ fn keys(name: &str) -> Map<String, Value> {
         "portmap" => read_by::<portmap::Written>(),
         "firewall" => read_by::<firewall::Written>(),
         "tuning" => {
-            let mut keys = read_by::<tuning::Wishes>();
+            let mut keys = read_by::<tuning::Settings>();
             keys.extend(read_by::<tuning::Written>());
             keys
         }
@@ -116,25 +117,27 @@ fn keys(name: &str) -> Map<String, Value> {
     }
 }
 
+/// Returns the keys of a configuration type.
 fn read_by<T: JsonSchema>() -> Map<String, Value> {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.inline_subschemas = true;
         settings.meta_schema = None;
     });
     let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
-    tell_only_what_is_known(&mut schema);
+    remove_implementation_details(&mut schema);
     match schema.get_mut("properties").map(Value::take) {
         Some(Value::Object(keys)) => keys,
         _ => Map::new(),
     }
 }
 
-/// Takes out what speaks of the code and not of the configuration: widths of numbers, defaults that are "nothing", and
-/// what types say of themselves, which ends with a full stop, as what they say of keys does not.
-fn tell_only_what_is_known(schema: &mut Value) {
+/// Removes what describes the code rather than the configuration: number formats, empty defaults, and the documentation of types.
+///
+/// A type's documentation ends with a full stop, that of a key does not.
+fn remove_implementation_details(schema: &mut Value) {
     match schema {
         Value::Object(keys) => {
-            let is_nothing = |value: &Value| match value {
+            let is_empty = |value: &Value| match value {
                 Value::Null => true,
                 Value::String(text) => text.is_empty(),
                 Value::Array(items) => items.is_empty(),
@@ -145,25 +148,25 @@ fn tell_only_what_is_known(schema: &mut Value) {
             if keys.contains_key("type") {
                 keys.retain(|key, value| match key.as_str() {
                     "format" => false,
-                    "default" => !is_nothing(value),
+                    "default" => !is_empty(value),
                     "description" => value.as_str().is_none_or(|text| !text.ends_with('.')),
                     _ => true,
                 });
             }
-            keys.values_mut().for_each(tell_only_what_is_known);
+            keys.values_mut().for_each(remove_implementation_details);
         }
-        Value::Array(items) => items.iter_mut().for_each(tell_only_what_is_known),
+        Value::Array(items) => items.iter_mut().for_each(remove_implementation_details),
         _ => {}
     }
 }
 
-/// Describes what stands under `ipam`, by its `type`.
+/// Returns the schema of `ipam`, which depends on its `type`.
 fn any_ipam() -> Value {
     let each = IPAM.iter().map(|kind| when(kind, keys(kind).remove("ipam").unwrap_or_default()));
     json!({"allOf": each.collect::<Vec<_>>()})
 }
 
-/// Has a schema count for configurations of this type alone. Its definitions stand where the whole begins.
+/// Makes a schema apply only to configurations of a type. Its definitions are those of the enclosing schema.
 fn when(kind: &str, mut then: Value) -> Value {
     if let Some(keys) = then.as_object_mut() {
         keys.retain(|key, _| !key.starts_with('$'));
@@ -171,21 +174,21 @@ fn when(kind: &str, mut then: Value) -> Value {
     json!({"if": {"properties": {"type": {"const": kind}}, "required": ["type"]}, "then": then})
 }
 
-/// The keys of a configuration that the specification knows.
+/// Returns the keys that every plugin's configuration may have.
 fn protocol_keys() -> Map<String, Value> {
     let keys = json!({
-        "cniVersion": version("The version of the specification; a list says it once for all its plugins"),
-        "name": {"type": "string", "description": "The network; a list says it once for all its plugins"},
+        "cniVersion": version("Version of the specification. A list has it once for all plugins"),
+        "name": {"type": "string", "description": "Name of the network. A list has it once for all plugins"},
         "capabilities": {
             "type": "object",
             "additionalProperties": {"type": "boolean"},
-            "description": "What of `runtimeConfig` the runtime is to hand to this plugin",
+            "description": "Keys of `runtimeConfig` that the runtime passes to this plugin",
             "examples": [{"portMappings": true}],
         },
         wait_for_removal::KEY: {
             "type": "boolean",
             "default": false,
-            "description": "DEL returns only when the kernel has let go of everything, not as soon as it is gone for everybody",
+            "description": "DEL waits until the kernel has released every removed object, instead of returning once none of them is visible",
         },
     });
     match keys {

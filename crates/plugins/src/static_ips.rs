@@ -1,4 +1,4 @@
-//! `static`: addresses that stand in the configuration, or that the runtime asks for.
+//! `static`: addresses from the configuration or from the runtime.
 
 use std::net::IpAddr;
 
@@ -15,42 +15,42 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    failure::{differs, invalid},
-    runtime_args::{Asked, require_one_per_family},
+    error::{check_failed, invalid},
+    runtime_args::{IpamConf, require_one_per_family},
 };
 
 /// The plugin.
 #[derive(Debug)]
 pub struct Static;
 
-/// The part under `ipam`, as written.
+/// The value of `ipam` as written.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct Ipam {
-    /// The container's addresses; what the runtime asks for replaces them
+    /// Addresses of the container. Those that the runtime requests replace them
     #[schemars(example = serde_json::json!([{"address": "10.1.0.5/24", "gateway": "10.1.0.1"}]))]
     addresses: Vec<Address>,
     /// Routes of the container
     #[schemars(example = serde_json::json!([{"dst": "0.0.0.0/0"}]))]
     routes: Vec<Route>,
-    /// What the result says of DNS
+    /// DNS settings of the result
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 struct Address {
-    /// An address with its prefix
+    /// Address with prefix length
     #[schemars(example = &"10.1.0.5/24")]
     #[serde(default)]
     address: String,
-    /// Gateway of that subnet
+    /// Gateway of the address's subnet
     #[schemars(with = "Option<String>", example = &"10.1.0.1")]
     #[serde(default, with = "netloom_types::address::optional_ip")]
     gateway: Option<IpAddr>,
 }
 
-/// The configuration as meant.
+/// The validated configuration.
 struct Conf {
     addresses: Vec<(IpNet, Option<IpAddr>)>,
     routes: Vec<Route>,
@@ -58,8 +58,9 @@ struct Conf {
 }
 
 impl Conf {
+    /// Reads and validates the configuration.
     fn of(request: &Request) -> Result<Self, Error> {
-        let written: Asked<Ipam> = Asked::of(request)?;
+        let written: IpamConf<Ipam> = IpamConf::of(request)?;
         let ipam = written.ipam;
         let mut addresses = Vec::new();
         for (index, entry) in ipam.addresses.iter().enumerate() {
@@ -70,15 +71,17 @@ impl Conf {
             addresses.push((cidr("`IP` of CNI_ARGS", item)?, None));
         }
         for item in listed(request, "GATEWAY") {
-            let gateway =
-                parse_ip(item).map_err(|_| invalid(format!("invalid gateway address: {item} (CNI_ARGS)")))?;
-            for (net, of_net) in &mut addresses {
+            let gateway = parse_ip(item).map_err(|_| {
+                invalid(format!("invalid gateway address: {item} (CNI_ARGS)"))
+                    .details("pass an address without prefix length, such as GATEWAY=10.1.0.1")
+            })?;
+            for (net, gateway_of_net) in &mut addresses {
                 if net.contains(&gateway) {
-                    *of_net = Some(gateway);
+                    *gateway_of_net = Some(gateway);
                 }
             }
         }
-        // What the runtime asks for replaces the rest; the capability comes last and so wins.
+        // Requested addresses replace configured ones. The capability is last and takes precedence.
         for (key, ips) in
             [("`args.cni.ips`", &written.args.cni.ips), ("`runtimeConfig.ips`", &written.runtime_config.ips)]
         {
@@ -119,8 +122,8 @@ impl Plugin for Static {
             if let (Some(found), Some(gateway)) = (found, gateway)
                 && found.gateway != Some(gateway)
             {
-                return Err(differs(format!(
-                    "static: address {} of `{}` has another gateway than {gateway}",
+                return Err(check_failed(format!(
+                    "static: the gateway of address {} of `{}` is not {gateway}",
                     net.addr(),
                     sandbox.ifname
                 )));
@@ -134,10 +137,14 @@ impl Plugin for Static {
     }
 }
 
+/// Returns the items of a comma-separated value of `CNI_ARGS`.
 fn listed<'a>(request: &'a Request, key: &str) -> impl Iterator<Item = &'a str> {
     request.args.value(key).into_iter().flat_map(|text| text.split(',')).map(str::trim)
 }
 
 fn cidr(key: &str, text: &str) -> Result<IpNet, Error> {
-    parse_cidr(text).map_err(|error| invalid(format!("{key} is expected to be in CIDR notation: {error}")))
+    parse_cidr(text).map_err(|error| {
+        invalid(format!("{key} is expected to be in CIDR notation: {error}"))
+            .details("write it with a prefix length, such as 10.1.0.5/24")
+    })
 }

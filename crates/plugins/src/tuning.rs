@@ -1,4 +1,4 @@
-//! `tuning`: sysctls and properties of the container's interface, as the network wants them.
+//! `tuning`: sysctls of the container and properties of its interface.
 
 mod allowed;
 mod saved;
@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use crate::{
     cleanup,
     container_netns::ContainerNetns,
-    failure::{Errors, Explain, differs, invalid},
+    error::{Errors, Explain, check_failed, invalid},
     owner::Owner,
     prev_result::prev_result,
     runtime_args::{RuntimeMac, require_known_args},
@@ -30,35 +30,35 @@ use saved::Saved;
 #[derive(Debug)]
 pub struct Tuning;
 
-/// The configuration as written, beside the network's own [`Wishes`].
+/// The configuration as written, without the [`Settings`] beside these keys.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Written {
-    /// Folder of the values that DEL puts back
+    /// Folder in which ADD saves the interface's previous properties, which DEL restores
     #[schemars(example = &"/run/cni/tuning", extend("default" = saved::DIR))]
     data_dir: String,
     runtime_config: RuntimeMac,
     args: Args,
 }
 
-/// What can be wished for by the network, and in `args.cni` by the runtime.
+/// Settings that the configuration has at its top level, and the runtime under `args.cni`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct Wishes {
-    /// Sysctls of the container's namespace, as texts; `IFNAME` in a name stands for the interface
+pub(crate) struct Settings {
+    /// Sysctls of the container's network namespace, with string values. `IFNAME` in a name stands for the interface
     #[schemars(with = "BTreeMap<String, String>", example = serde_json::json!({"net.ipv4.conf.IFNAME.arp_filter": "1"}))]
     sysctl: Map<String, Value>,
-    /// Hardware address
+    /// Hardware address of the interface
     #[schemars(example = &"c2:11:22:33:44:55")]
     mac: String,
-    /// The interface takes every frame
+    /// Promiscuous mode: the interface accepts every frame
     promisc: Option<bool>,
-    /// MTU, at least 68; 0 is as it was
+    /// MTU of the interface, at least 68. 0 leaves it unchanged
     #[schemars(example = 1450)]
     mtu: Option<i64>,
-    /// The interface takes every multicast frame
+    /// All-multicast mode: the interface accepts every multicast frame
     allmulti: Option<bool>,
-    /// Length of its transmit queue, in packets
+    /// Length of the interface's transmit queue in packets
     #[schemars(example = 2000)]
     #[serde(rename = "txQLen")]
     tx_q_len: Option<i64>,
@@ -67,10 +67,10 @@ pub(crate) struct Wishes {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 struct Args {
-    cni: Wishes,
+    cni: Settings,
 }
 
-/// The configuration as meant.
+/// The validated configuration.
 struct Conf {
     /// Paths below `net` in `/proc/sys`, with the value of each.
     sysctls: Vec<(String, String)>,
@@ -82,45 +82,53 @@ struct Conf {
 }
 
 impl Conf {
+    /// Reads and validates the configuration. Values of the runtime take precedence.
     fn of(request: &Request, ifname: &str) -> Result<Self, Error> {
         let written: Written = request.read()?;
         require_known_args(request)?;
-        let (of_network, asked): (Wishes, Wishes) = (request.read()?, written.args.cni);
-        let mut wished = of_network.sysctl;
-        wished.extend(asked.sysctl);
-        allowed::require(wished.keys().map(String::as_str))?;
-        let sysctls = wished
+        let (configured, requested): (Settings, Settings) = (request.read()?, written.args.cni);
+        let mut sysctls = configured.sysctl;
+        sysctls.extend(requested.sysctl);
+        allowed::require(sysctls.keys().map(String::as_str))?;
+        let sysctls = sysctls
             .iter()
             .map(|(key, value)| match value.as_str() {
                 Some(value) => Ok((path(key, ifname)?, value.to_owned())),
-                None => Err(invalid(format!("`sysctl.{key}` must be a text, such as \"1\""))),
+                None => Err(invalid(format!("`sysctl.{key}` must be a string, such as \"1\""))
+                    .details("put the value in quotes")),
             })
             .collect::<Result<_, Error>>()?;
-        // The last that is said counts.
+        // The last one that is set takes precedence.
         let macs = [
-            ("mac", of_network.mac.as_str()),
+            ("mac", configured.mac.as_str()),
             ("CNI_ARGS MAC", request.args.value("MAC").unwrap_or_default()),
             ("runtimeConfig.mac", &written.runtime_config.mac),
-            ("args.cni.mac", &asked.mac),
+            ("args.cni.mac", &requested.mac),
         ];
         let mac = macs.iter().rev().find(|(_, text)| !text.is_empty());
-        let mac = mac
-            .map(|(key, text)| text.parse().map_err(|error| invalid(format!("`{key}` {text:?} is {error}"))));
+        let mac = mac.map(|(key, text)| {
+            text.parse().map_err(|error| {
+                invalid(format!("`{key}` {text:?} is {error}")).details("write it as c2:11:22:33:44:55")
+            })
+        });
         let number = |key: &str, value: Option<i64>, least: i64| {
             let number = value.map(|value| u32::try_from(value).ok().filter(|_| value >= least).ok_or(value));
-            number.transpose().map_err(|value| invalid(format!("`{key}` {value} is no length in range")))
+            number.transpose().map_err(|value| {
+                invalid(format!("`{key}` {value} is out of range"))
+                    .details(format!("use a number from {least} to 4294967295"))
+            })
         };
         Ok(Self {
             sysctls,
             mac: mac.transpose()?,
-            promiscuous: asked.promisc.or(of_network.promisc).unwrap_or_default(),
-            mtu: number("mtu", asked.mtu.or(of_network.mtu).filter(|mtu| *mtu != 0), 68)?,
-            all_multicast: asked.allmulti.or(of_network.allmulti),
-            queue: number("txQLen", asked.tx_q_len.or(of_network.tx_q_len), 0)?,
+            promiscuous: requested.promisc.or(configured.promisc).unwrap_or_default(),
+            mtu: number("mtu", requested.mtu.or(configured.mtu).filter(|mtu| *mtu != 0), 68)?,
+            all_multicast: requested.allmulti.or(configured.allmulti),
+            queue: number("txQLen", requested.tx_q_len.or(configured.tx_q_len), 0)?,
         })
     }
 
-    /// Returns what it changes of the interface.
+    /// Returns the change of the interface's properties.
     fn change(&self) -> Change<'static> {
         Change {
             mac: self.mac,
@@ -132,6 +140,7 @@ impl Conf {
         }
     }
 
+    /// Returns whether any property of the interface changes.
     fn changes_link(&self) -> bool {
         let Change { mac, promiscuous, mtu, all_multicast, queue, .. } = self.change();
         mac.is_some() || promiscuous.is_some() || mtu.is_some() || all_multicast.is_some() || queue.is_some()
@@ -140,13 +149,13 @@ impl Conf {
 
 /// Returns the path below `net` of a key like `net.ipv4.conf.IFNAME.arp_filter`.
 fn path(key: &str, ifname: &str) -> Result<String, Error> {
-    // Dots of the interface's name are none of the path's.
+    // Dots in the interface's name are not path separators, so it is inserted last.
     let path = key.replace('.', "/").replacen("IFNAME", ifname, 1);
     let mut steps = path.split('/');
     let is_plain = |step: &str| !step.is_empty() && step != "." && step != ".." && !step.contains('\0');
     if steps.next() != Some("net") || steps.clone().count() < 1 || !steps.all(is_plain) {
         return Err(invalid(format!("invalid net sysctl key: {key:?}"))
-            .details("a key begins with \"net.\"; others are not the network namespace's own"));
+            .details("use a key that begins with \"net.\": only those belong to the network namespace"));
     }
     Ok(path["net/".len()..].to_owned())
 }
@@ -165,24 +174,24 @@ impl Plugin for Tuning {
             let inside = link::require(&container.socket, ifname).explain()?;
             let file = saved_file(request, sandbox)?;
             Saved::of(&inside, &conf.change(), request.config.name.as_str()).write(&file)?;
-            undo.push("forget what the interface was", {
+            undo.push("remove the saved properties", {
                 let file = file.clone();
                 move || saved::remove(&file)
             })?;
-            let (socket, was) = (container.socket.clone(), inside.clone());
-            let back = reverse(&inside, &conf.change());
-            undo.push(format!("change `{ifname}` back"), move || {
-                link::change(&socket, &was, &back).explain()
+            let (socket, before) = (container.socket.clone(), inside.clone());
+            let reverse = reverse(&inside, &conf.change());
+            undo.push(format!("restore `{ifname}`"), move || {
+                link::change(&socket, &before, &reverse).explain()
             })?;
             link::change(&container.socket, &inside, &conf.change()).explain()?;
             if let (Some(before), Some(mac)) = (inside.mac, conf.mac) {
-                follow_with_spoof_check(request, sandbox, before, mac, undo)?;
+                update_spoof_check(request, sandbox, before, mac, undo)?;
             }
         }
         set_sysctls(container, &conf, undo)?;
         if let Some(mac) = conf.mac {
-            let of_container = result.interfaces.iter_mut().filter(|interface| interface.name == ifname);
-            of_container.for_each(|interface| interface.mac = mac.to_string());
+            let interfaces = result.interfaces.iter_mut().filter(|interface| interface.name == ifname);
+            interfaces.for_each(|interface| interface.mac = mac.to_string());
         }
         Ok(result)
     }
@@ -190,7 +199,7 @@ impl Plugin for Tuning {
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let file = saved_file(request, sandbox)?;
         let Some(saved) = Saved::read(&file)? else { return Ok(()) };
-        if let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())?
+        if let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())?
             && let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()?
         {
             link::change(&container.socket, &inside, &saved.change()).explain()?;
@@ -204,14 +213,14 @@ impl Plugin for Tuning {
         let conf = Conf::of(request, ifname)?;
         let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let read = |(path, value): &(String, String)| {
-            let there = sysctl::read(Setting::Net(path)).explain()?;
-            // The kernel separates several values by tabs.
+            let actual = sysctl::read(Setting::Net(path)).explain()?;
+            // The kernel separates several values with tabs.
             let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-            if there.as_deref().map(words) == Some(words(value)) {
+            if actual.as_deref().map(words) == Some(words(value)) {
                 return Ok(());
             }
-            let there = there.unwrap_or_else(|| "missing".into());
-            Err(differs(format!("sysctl net/{path} is {there}, configured is {value}")))
+            let actual = actual.unwrap_or_else(|| "missing".into());
+            Err(check_failed(format!("sysctl net/{path} is {actual}, configured is {value}")))
         };
         container
             .netns
@@ -220,17 +229,24 @@ impl Plugin for Tuning {
             .flatten()?;
         let link = link::require(&container.socket, ifname).explain()?;
         let change = conf.change();
-        let wrong = [
-            ("hardware address", change.mac.is_some_and(|mac| link.mac != Some(mac))),
-            ("promiscuous mode", conf.promiscuous != (link.promiscuity > 0)),
-            ("MTU", change.mtu.is_some_and(|mtu| link.mtu != mtu)),
-            ("all-multicast mode", change.all_multicast.is_some_and(|all| link.all_multicast != all)),
-            ("transmit queue length", change.queue.is_some_and(|queue| link.queue != queue)),
+        let is_on = |on: bool| if on { "on" } else { "off" }.to_owned();
+        let mac_text = |mac: Option<Mac>| mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string());
+        // Each with the configured and the actual value.
+        let properties = [
+            ("hardware address", change.mac.map(|mac| (mac.to_string(), mac_text(link.mac)))),
+            ("promiscuous mode", Some((is_on(conf.promiscuous), is_on(link.promiscuity > 0)))),
+            ("MTU", change.mtu.map(|mtu| (mtu.to_string(), link.mtu.to_string()))),
+            ("all-multicast mode", change.all_multicast.map(|all| (is_on(all), is_on(link.all_multicast)))),
+            ("transmit queue length", change.queue.map(|queue| (queue.to_string(), link.queue.to_string()))),
         ];
-        match wrong.iter().find(|(_, wrong)| *wrong) {
-            Some((what, _)) => Err(differs(format!("{what} of `{ifname}` is not as configured: {link:?}"))),
-            None => Ok(()),
+        for (property, values) in properties {
+            if let Some((configured, actual)) = values.filter(|(configured, actual)| configured != actual) {
+                return Err(check_failed(format!(
+                    "{property} of `{ifname}` is not as configured: {actual} instead of {configured}"
+                )));
+            }
         }
+        Ok(())
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {
@@ -260,7 +276,7 @@ fn saved_file(request: &Request, sandbox: &Sandbox) -> Result<PathBuf, Error> {
     Ok(data_dir(&request.read()?).join(saved::file_name(owner.container, owner.ifname)))
 }
 
-/// Returns the change that takes another one back.
+/// Returns the change that reverts another one.
 fn reverse(link: &Link, change: &Change<'_>) -> Change<'static> {
     Change {
         mac: change.mac.and(link.mac),
@@ -272,8 +288,8 @@ fn reverse(link: &Link, change: &Change<'_>) -> Change<'static> {
     }
 }
 
-/// What the bridge lets pass from the container goes by the new address.
-fn follow_with_spoof_check(
+/// Makes the bridge's MAC spoof check accept the new address instead of the previous one.
+fn update_spoof_check(
     request: &Request,
     sandbox: &Sandbox,
     before: Mac,
@@ -283,20 +299,19 @@ fn follow_with_spoof_check(
     let Some(netfilter) = cleanup::netfilter()? else { return Ok(()) };
     let mark = Owner::of(request, sandbox).mark();
     spoof::follow(&netfilter, &mark, mac).explain()?;
-    undo.push("have the spoof check go by the address of before", move || {
-        spoof::follow(&netfilter, &mark, before).explain()
-    })
+    undo.push("restore the spoof check", move || spoof::follow(&netfilter, &mark, before).explain())
 }
 
+/// Writes the sysctls and registers the restoration of the old values.
 fn set_sysctls(container: ContainerNetns, conf: &Conf, undo: &mut Undo) -> Result<(), Error> {
     if conf.sysctls.is_empty() {
         return Ok(());
     }
     let mut before = Vec::new();
     let set = |(path, value): &(String, String)| {
-        let was = sysctl::read(Setting::Net(path)).explain()?;
+        let old = sysctl::read(Setting::Net(path)).explain()?;
         sysctl::write(Setting::Net(path), value).explain()?;
-        before.extend(was.map(|was| (path.clone(), was)));
+        before.extend(old.map(|old| (path.clone(), old)));
         Ok(())
     };
     let outcome = container
@@ -304,9 +319,9 @@ fn set_sysctls(container: ContainerNetns, conf: &Conf, undo: &mut Undo) -> Resul
         .run_from(&container.host, || conf.sysctls.iter().try_for_each(set))
         .explain()
         .flatten();
-    undo.push("set sysctls back", move || {
-        let back = |(path, was): &(String, String)| sysctl::write(Setting::Net(path), was);
-        let all = || before.iter().rev().try_for_each(back);
+    undo.push("restore sysctls", move || {
+        let restore = |(path, old): &(String, String)| sysctl::write(Setting::Net(path), old);
+        let all = || before.iter().rev().try_for_each(restore);
         container.netns.run_from(&container.host, all).and_then(|done| done).explain()
     })?;
     outcome

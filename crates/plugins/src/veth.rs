@@ -1,4 +1,4 @@
-//! veth pairs between a container and the host: made from inside the container, found again by the owner.
+//! veth pairs between a container and the host. They are created in the container and identified by their owner.
 
 use kernel::{
     Kind, Protocol, Socket, deferred,
@@ -7,24 +7,23 @@ use kernel::{
 };
 use netloom_plugin::{Code, Error, Sandbox, Undo};
 
-use crate::{
-    container_netns::ContainerNetns,
-    failure::{Explain, differs},
-    owner::Owner,
-};
+use crate::{container_netns::ContainerNetns, error::Explain, owner::Owner};
 
-/// Says what the container's end is to have.
+/// Properties of a new veth pair.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct New {
-    /// MTU in bytes, of both ends; none for the kernel's default.
+    /// MTU of both ends in bytes, or `None` for the kernel's default.
     pub(crate) mtu: Option<u32>,
-    /// Hardware address; none for a random one.
+    /// Hardware address of the container end, or `None` for a random one.
     pub(crate) mac: Option<Mac>,
     /// The host end becomes a port of a bridge.
     pub(crate) port: bool,
 }
 
-/// Makes the veth pair from inside the container, as the name there is the one that may be taken.
+/// Creates the veth pair and returns the host end and the container end.
+///
+/// The pair is created in the container, because the interface name there is fixed and may be taken; the host end has several
+/// names to choose from.
 pub(crate) fn create(
     host: &Socket,
     container: &ContainerNetns,
@@ -37,7 +36,7 @@ pub(crate) fn create(
     let ifname = sandbox.ifname.as_str();
     for attempt in 0..ATTEMPTS {
         let name = owner.host_link(attempt);
-        let made = link::create_veth(
+        let created = link::create_veth(
             &container.socket,
             &Veth {
                 name: ifname,
@@ -49,23 +48,22 @@ pub(crate) fn create(
                 peer_mac: new.port.then(|| owner.port_mac(attempt)),
             },
         );
-        match made {
+        match created {
             Ok(inside) => {
-                let (socket, of) = (host.clone(), name.clone());
+                let (socket, host_name) = (host.clone(), name.clone());
                 undo.push(format!("remove veth pair `{name}`"), move || {
-                    match link::find(&socket, &of).explain()? {
+                    match link::find(&socket, &host_name).explain()? {
                         Some(link) => link::remove(&socket, &link).explain(),
                         None => Ok(()),
                     }
                 })?;
-                // The container's end says which link of the host is the other.
-                let outside = match inside.peer {
-                    Some(index) => Handle { index, name },
-                    None => return Err(differs(format!("`{ifname}` has no other end"))),
+                let Some(index) = inside.peer else {
+                    return Err(Error::new(Code::Internal, format!("`{ifname}` has no peer on the host"))
+                        .details("another process removed or moved the host end: add the container again"));
                 };
-                return Ok((outside, inside));
+                return Ok((Handle { index, name }, inside));
             }
-            // One of the two names is taken: the container's is final, the host's is one of many.
+            // One of the two names is taken. Only the host end can get another one.
             Err(error) if error.kind() == Kind::Exists => {
                 if link::find(&container.socket, ifname).explain()?.is_some() {
                     return Err(Error::new(
@@ -78,32 +76,34 @@ pub(crate) fn create(
             Err(error) => return Err(error).explain(),
         }
     }
-    Err(Error::new(Code::Internal, "no name is free for the host's end of the veth pair").details(
-        "other links have all that it might get: remove those called `veth` and digits that nobody uses",
+    Err(Error::new(Code::Internal, "no name is free for the host end of the veth pair").details(
+        "remove unused links whose name is `veth` and eight hexadecimal digits: every name this attachment can have is taken",
     ))
 }
 
-/// Sets the host's end up and marks it. Until then its group says whose it is, the one thing that a link can have from
-/// its creation and that another can look for: should the ADD be killed between the two, GC finds it.
-pub(crate) fn owned(mark: &str) -> Change<'_> {
+/// Returns the change that sets the host end up and marks it.
+///
+/// Until then its group identifies the network: a link can have a group from its creation, but no alias. If the ADD is killed
+/// in between, GC finds the link by the group.
+pub(crate) fn up_and_marked(mark: &str) -> Change<'_> {
     Change { up: Some(true), alias: Some(mark), group: Some(0), ..Change::default() }
 }
 
-/// Removes the veth pair by whichever end is found: the host's by its name and mark, the container's by its name.
+/// Removes the veth pair by either end: the host end by its name and mark, the container end by its name.
 ///
-/// Returns once it is gone for everybody; what the kernel still has to wait for is not waited for.
+/// Returns once the kernel has announced the removal, without waiting for its grace periods.
 pub(crate) fn remove(owner: &Owner<'_>, sandbox: &Sandbox) -> Result<(), Error> {
     let host = Socket::open(Protocol::Route).explain()?;
     let mark = owner.mark();
     for attempt in 0.. {
         let Some(outside) = link::find(&host, &owner.host_link(attempt)).explain()? else { break };
-        // An ADD that was killed may not have come to mark it.
+        // A killed ADD may have left it without a mark.
         if outside.alias.as_ref().is_none_or(|alias| *alias == mark) {
             deferred::remove_link(&host, &outside).explain()?;
         }
     }
-    // Somebody else's ADD gave the host's end another name.
-    if let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())?
+    // The ADD of another implementation gave the host end another name.
+    if let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())?
         && let Some(inside) = link::find(&container.socket, sandbox.ifname.as_str()).explain()?
     {
         container.remove_link(&inside)?;

@@ -1,19 +1,16 @@
-//! `vlan`: a link in the container that sends and receives by one of the host's, in a VLAN.
+//! `vlan`: a link in the container that sends and receives the frames of one VLAN of a parent link.
 
-use kernel::link::Driver;
-use netloom_plugin::{
-    Attachment, Error, Plugin, Request, Sandbox, Undo,
-    result::{Dns, v100::Success},
-};
+use kernel::link::{Driver, Link};
+use netloom_plugin::{Error, Request, Sandbox, Undo, result::Dns};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
     common_config::{Ipam, mtu},
-    container_link::{self, Addressing},
-    container_netns::{ContainerNetns, Duplicates},
-    failure::{Explain, differs, invalid},
-    parent_link::{self, Master, Over},
+    container_link::{Addressing, ContainerLink},
+    container_netns::ContainerNetns,
+    error::{check_failed, invalid},
+    parent_link::{self, Child, Parent},
 };
 
 /// The plugin.
@@ -24,97 +21,84 @@ pub struct Vlan;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Written {
-    /// The link of the host to send by; required
+    /// Parent link on the host. Required
     #[schemars(example = &"eth0")]
     master: String,
-    /// The VLAN, 0 to 4094
+    /// VLAN ID, 0 to 4094
     #[schemars(example = 100, range(min = 0, max = 4094))]
     #[serde(rename = "vlanId")]
     vlan: i64,
-    /// MTU of the link, 68 to 65535; 0 is the master's
+    /// MTU of the link, 68 to 65535. 0 is the MTU of the parent link
     #[schemars(example = 1450)]
     mtu: i64,
     /// `master` is a link of the container, not of the host
     link_in_container: bool,
-    /// IPv6 duplicate address detection: the ADD waits for the full second that an answer may take. Without it, a hundredth
+    /// IPv6 duplicate address detection waits a full second for an answer. Without it, a hundredth of a second
     enabledad: bool,
     ipam: Ipam,
-    /// What the result says of DNS, where the IPAM plugin says nothing
+    /// DNS settings of the result. They replace those of the IPAM plugin
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
 }
 
-/// The configuration as meant.
-struct Conf {
-    master: Master,
+/// The validated configuration.
+pub(crate) struct Conf {
+    parent: Parent,
     id: u16,
     mtu: Option<u32>,
     addressing: Addressing,
 }
 
-impl Conf {
-    fn of(request: &Request) -> Result<Self, Error> {
+impl ContainerLink for Vlan {
+    const NAME: &'static str = "vlan";
+    const KIND: &'static str = "vlan";
+    type Conf = Conf;
+
+    fn conf(request: &Request) -> Result<Conf, Error> {
         let written: Written = request.read()?;
-        let master = Master::of(&written.master, written.link_in_container)?;
-        if master.name.is_none() {
-            return Err(invalid("`master` is missing").details("it names the link to make the VLAN for"));
+        let parent = Parent::of(&written.master, written.link_in_container)?;
+        if parent.name.is_none() {
+            return Err(invalid("`master` is missing").details("set `master` to the parent link of the VLAN"));
         }
         let id = u16::try_from(written.vlan).ok().filter(|id| *id <= 4094).ok_or_else(|| {
             invalid(format!("invalid VLAN ID {} in `vlanId` (must be between 0 and 4094)", written.vlan))
         })?;
         let ipam = written.ipam.kind().ok_or_else(|| {
-            invalid("`ipam.type` is missing").details("a VLAN of a container is nothing without addresses")
+            invalid("`ipam.type` is missing").details("set `ipam.type`: a VLAN interface needs addresses")
         })?;
-        Ok(Self {
-            master,
+        Ok(Conf {
+            parent,
             id,
             mtu: mtu(written.mtu)?,
-            addressing: Addressing {
-                ipam: Some(ipam),
-                dns: written.dns,
-                duplicates: Duplicates::of(written.enabledad),
-                announce: true,
-            },
+            addressing: Addressing::on_segment(Some(ipam), written.dns, written.enabledad),
         })
     }
-}
 
-impl Plugin for Vlan {
-    fn name(&self) -> &'static str {
-        "vlan"
+    fn addressing(conf: &Conf) -> &Addressing {
+        &conf.addressing
     }
 
-    fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
-        let conf = Conf::of(request)?;
-        let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
-        let over = Over { driver: Driver::Vlan { id: conf.id }, mtu: conf.mtu, mac: None };
-        let inside = parent_link::create(request, sandbox, undo, &container, &conf.master, over)?;
-        container_link::configure(request, sandbox, undo, &container, &inside, &conf.addressing)
+    fn create(
+        conf: &Conf,
+        request: &Request,
+        sandbox: &Sandbox,
+        container: &ContainerNetns,
+        undo: &mut Undo,
+    ) -> Result<Link, Error> {
+        let child = Child { driver: Driver::Vlan { id: conf.id }, mtu: conf.mtu, mac: None };
+        parent_link::create(request, sandbox, container, &conf.parent, child, undo)
     }
 
-    fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        container_link::del(request, sandbox)
-    }
-
-    fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        let conf = Conf::of(request)?;
-        let (container, inside) =
-            container_link::check(request, sandbox, conf.addressing.ipam.as_deref(), Some("vlan"))?;
-        conf.master.check(&container, &inside)?;
-        if inside.driver == Some(Driver::Vlan { id: conf.id }) {
+    fn check(conf: &Conf, container: &ContainerNetns, link: &Link) -> Result<(), Error> {
+        conf.parent.check(container, link)?;
+        if link.driver == Some(Driver::Vlan { id: conf.id }) {
             Ok(())
         } else {
-            Err(differs(format!("`{}` is not in VLAN {}", inside.name, conf.id)))
+            Err(check_failed(format!("`{}` is not in VLAN {}", link.name, conf.id)))
         }
     }
 
-    fn status(&self, request: &Request) -> Result<(), Error> {
-        let conf = Conf::of(request)?;
-        conf.master.require()?;
-        container_link::status(request, conf.addressing.ipam.as_deref())
-    }
-
-    fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        container_link::gc(request, valid)
+    fn status(conf: &Conf) -> Result<(), Error> {
+        conf.parent.require()
     }
 }

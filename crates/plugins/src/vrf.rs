@@ -1,4 +1,4 @@
-//! `vrf`: puts the container's interface into a VRF, a routing domain of its own.
+//! `vrf`: adds the container's interface to a VRF, a routing domain of its own.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use crate::{
     container_netns::ContainerNetns,
-    failure::{Explain, differs, invalid},
+    error::{Explain, check_failed, invalid},
     prev_result::prev_result,
 };
 
@@ -29,39 +29,42 @@ pub struct Vrf;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct Written {
-    /// The VRF; it is made if the container has none of the name. Required
+    /// Name of the VRF. The plugin creates it if the container has none of this name. Required
     #[schemars(example = &"blue")]
     vrfname: String,
-    /// Its routing table; 0 is the first that no VRF has
+    /// Routing table of the VRF. 0 is the first table that no VRF uses
     #[schemars(example = 1001, range(min = 0, max = 4_294_967_295_u32))]
     table: i64,
 }
 
-/// The configuration as meant.
+/// The validated configuration.
 struct Conf {
     name: String,
-    /// The table; none for the first that no VRF has.
+    /// The table, or `None` for the first that no VRF uses.
     table: Option<u32>,
 }
 
 const TABLES: RangeInclusive<u32> = 1..=u32::MAX;
+/// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
 const MAIN_TABLE: u32 = 254;
 
 impl Conf {
+    /// Reads and validates the configuration.
     fn of(request: &Request) -> Result<Self, Error> {
         let Written { vrfname: name, table } = request.read()?;
         if name.is_empty() {
-            return Err(
-                invalid("`vrfname` is missing").details("configuration is expected to have a valid vrf name")
-            );
+            return Err(invalid("`vrfname` is missing: configuration is expected to have a valid vrf name")
+                .details("set `vrfname` to a name of at most 15 characters"));
         }
         if name.len() > 15 || name.contains(['/', ':']) || name.contains(char::is_whitespace) || name == ".."
         {
-            return Err(invalid(format!("`vrfname` {name:?} is no name of a link"))
-                .details("at most 15 characters, without spaces, / and :"));
+            return Err(invalid(format!("`vrfname` {name:?} is not a valid link name"))
+                .details("use at most 15 characters, without spaces, / and :"));
         }
-        let table = u32::try_from(table)
-            .map_err(|_| invalid(format!("`table` {table} is no number of a routing table")))?;
+        let table = u32::try_from(table).map_err(|_| {
+            invalid(format!("`table` {table} is not a routing table"))
+                .details("use a number from 1 to 4294967295, or leave it out")
+        })?;
         Ok(Self { name, table: Some(table).filter(|table| *table != 0) })
     }
 }
@@ -80,30 +83,33 @@ impl Plugin for Vrf {
         let conf = Conf::of(request)?;
         let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let socket = &container.socket;
-        // Others who choose a table, or are first with the same VRF, wait.
+        // Another plugin must not choose the same table or create the same VRF meanwhile.
         let _lock = container.netns.lock().explain()?;
         let inside = link::require(socket, sandbox.ifname.as_str()).explain()?;
         if let Some(master) = inside.master {
             let name = link::find_index(socket, master).explain()?.map(|link| link.name).unwrap_or_default();
-            return Err(invalid(format!("interface {} has already a master set: {name}", inside.name)));
+            return Err(invalid(format!("interface {} has already a master set: {name}", inside.name))
+                .details("remove the interface from that bridge, bond or VRF first: a link has one master"));
         }
         let vrf = find_or_create(socket, &conf, undo)?;
-        let before = Kept::read(socket, &inside)?;
-        undo.push(format!("take `{}` out of `{}`", inside.name, vrf.name), {
+        let before = Saved::read(socket, &inside)?;
+        undo.push(format!("remove `{}` from `{}`", inside.name, vrf.name), {
             let (socket, inside, before) = (socket.clone(), inside.clone(), before.clone());
             move || {
                 set_master(&socket, &inside, 0)?;
-                before.put_back(&socket, &inside, MAIN_TABLE)
+                before.restore(&socket, &inside, MAIN_TABLE)
             }
         })?;
         set_master(socket, &inside, vrf.index)?;
-        before.put_back(socket, &inside, table_of(&vrf).unwrap_or(MAIN_TABLE))?;
+        before.restore(socket, &inside, table_of(&vrf).unwrap_or(MAIN_TABLE))?;
         Ok(prev)
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
-        let Some(container) = ContainerNetns::open_if_there(sandbox.netns.as_deref())? else { return Ok(()) };
+        let Some(container) = ContainerNetns::open_if_exists(sandbox.netns.as_deref())? else {
+            return Ok(());
+        };
         let socket = &container.socket;
         let _lock = container.netns.lock().explain()?;
         let Some(vrf) = link::find(socket, &conf.name).explain()?.filter(is_vrf) else { return Ok(()) };
@@ -125,10 +131,13 @@ impl Plugin for Vrf {
         let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let socket = &container.socket;
         let vrf = link::find(socket, &conf.name).explain()?.filter(is_vrf);
-        let vrf = vrf.ok_or_else(|| differs(format!("VRF {} is gone", conf.name)))?;
+        let vrf = vrf.ok_or_else(|| check_failed(format!("VRF {} does not exist", conf.name)))?;
         let inside = link::require(socket, sandbox.ifname.as_str()).explain()?;
         if inside.master != Some(vrf.index) {
-            return Err(differs(format!("failed to find {} associated to vrf {}", inside.name, conf.name)));
+            return Err(check_failed(format!(
+                "failed to find {} associated to vrf {}",
+                inside.name, conf.name
+            )));
         }
         Ok(())
     }
@@ -149,29 +158,34 @@ fn table_of(link: &Link) -> Option<u32> {
     }
 }
 
+/// Finds the VRF, or creates it and registers its removal.
 fn find_or_create(socket: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link, Error> {
-    if let Some(there) = link::find(socket, &conf.name).explain()? {
-        if !is_vrf(&there) {
-            return Err(invalid(format!("link {} is not a VRF", conf.name)));
+    if let Some(existing) = link::find(socket, &conf.name).explain()? {
+        if !is_vrf(&existing) {
+            return Err(
+                invalid(format!("link {} is not a VRF", conf.name)).details("set `vrfname` to another name")
+            );
         }
-        if conf.table.is_some_and(|table| table_of(&there) != Some(table)) {
+        if conf.table.is_some_and(|table| table_of(&existing) != Some(table)) {
             return Err(invalid(format!(
                 "VRF {} already exist with different routing table {}",
                 conf.name,
-                table_of(&there).unwrap_or_default()
-            )));
+                table_of(&existing).unwrap_or_default()
+            ))
+            .details("set `table` to that one, or `vrfname` to another name"));
         }
-        return Ok(there);
+        return Ok(existing);
     }
     let links = link::list(socket).explain()?;
     let taken = |table: u32| links.iter().any(|link| table_of(link) == Some(table));
-    // The reserved tables (253 to 255) are in everybody's use.
+    // 253 to 255 are the tables default, main and local.
     let free = || TABLES.into_iter().find(|table| !taken(*table) && !(253..=255).contains(table));
     let table = conf.table.or_else(free).unwrap_or(1);
     match link::create(socket, &New { up: true, ..New::of(&conf.name, Driver::Vrf { table }) }) {
         Err(error) if error.kind() == Kind::Unsupported => {
-            return Err(Error::new(Code::Internal, error.to_string())
-                .details("the kernel has no VRFs: load the module vrf"));
+            return Err(
+                Error::new(Code::Internal, error.to_string()).details("load the module with `modprobe vrf`")
+            );
         }
         other => other.explain()?,
     }
@@ -187,28 +201,33 @@ fn set_master(socket: &Socket, link: &Link, master: u32) -> Result<(), Error> {
     link::change(socket, link, &Change { master: Some(master), ..Change::default() }).explain()
 }
 
-/// What an interface loses when its routing domain changes.
+/// The addresses and routes that an interface loses when its master changes.
 #[derive(Debug, Clone)]
-struct Kept {
+struct Saved {
     addresses: Vec<addr::Address>,
     routes: Vec<Route>,
 }
 
-impl Kept {
+impl Saved {
+    /// Reads the global IPv6 addresses and the routes of the main table.
     fn read(socket: &Socket, link: &Link) -> Result<Self, Error> {
         let mut addresses = addr::list(socket, link).explain()?;
         addresses.retain(|address| is_global_v6(address.net.addr()));
         let mut routes = route::list(socket, Ipv4Addr::UNSPECIFIED.into()).explain()?;
         routes.extend(route::list(socket, Ipv6Addr::UNSPECIFIED.into()).explain()?);
-        // The kernel makes those of its own again.
+        /// `RTPROT_KERNEL`: the kernel creates these routes again by itself.
         const BY_KERNEL: u8 = 2;
-        routes.retain(|it| {
-            it.link == link.index && it.scope == 0 && it.protocol != BY_KERNEL && it.table == MAIN_TABLE
+        routes.retain(|route| {
+            route.link == link.index
+                && route.scope == 0
+                && route.protocol != BY_KERNEL
+                && route.table == MAIN_TABLE
         });
         Ok(Self { addresses, routes })
     }
 
-    fn put_back(&self, socket: &Socket, link: &Link, table: u32) -> Result<(), Error> {
+    /// Adds them again, the routes in a given table.
+    fn restore(&self, socket: &Socket, link: &Link, table: u32) -> Result<(), Error> {
         for address in &self.addresses {
             match addr::add(socket, link, address.net, Detection::Skip) {
                 Err(error) if error.kind() == Kind::Exists => {}

@@ -1,4 +1,4 @@
-//! What a configuration may say to any plugin: whether DEL waits until the kernel has let go of everything.
+//! The key `waitForRemoval`, which every plugin accepts: DEL waits until the kernel has released everything.
 
 use netloom_plugin::{
     Attachment, Code, Error, Plugin, Request, Sandbox, SpecVersion, Undo, result::v100::Success,
@@ -6,28 +6,32 @@ use netloom_plugin::{
 use netloom_types::json;
 use serde_json::Value;
 
-/// A plugin that heeds `waitForRemoval` of its configuration, as `NETLOOM_WAIT=1` asks for all.
+/// A plugin with support for `waitForRemoval`, and with the release in its about text.
+///
+/// `NETLOOM_WAIT=1` has the effect of the key for every configuration.
 #[derive(Clone, Copy)]
 pub struct WaitForRemoval(pub &'static dyn Plugin);
 
-/// The key.
+/// The key's name.
 pub(crate) const KEY: &str = "waitForRemoval";
 
-fn is_asked(request: &Request) -> Result<bool, Error> {
+/// Returns whether the key is true.
+fn is_set(request: &Request) -> Result<bool, Error> {
     match json::lookup(&request.config.object, KEY) {
         None => Ok(false),
-        Some(Value::Bool(asked)) => Ok(*asked),
+        Some(Value::Bool(set)) => Ok(*set),
         Some(other) => Err(Error::new(
             Code::Decode,
             format!("`{KEY}`: expected true or false, found {}", json::kind_of(other)),
-        )),
+        )
+        .details(format!("set `{KEY}` to true or false, without quotes, or leave it out"))),
     }
 }
 
-/// By itself a removal leaves the kernel's grace periods to a child.
-fn heed(request: &Request) {
-    // What ADD would refuse must not stop a removal.
-    if is_asked(request).unwrap_or(false) {
+/// Makes removals wait for the kernel's grace periods, which they otherwise leave to a child process.
+fn apply(request: &Request) {
+    // A value that ADD refuses must not stop a removal.
+    if is_set(request).unwrap_or(false) {
         kernel::deferred::wait_always();
     }
 }
@@ -38,7 +42,7 @@ impl Plugin for WaitForRemoval {
     }
 
     fn about(&self) -> String {
-        self.0.about()
+        format!("{} v{} (Netloom)", self.0.about(), env!("CARGO_PKG_VERSION"))
     }
 
     fn versions(&self) -> &'static [SpecVersion] {
@@ -46,12 +50,12 @@ impl Plugin for WaitForRemoval {
     }
 
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
-        is_asked(request)?;
+        is_set(request)?;
         self.0.add(request, sandbox, undo)
     }
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
-        heed(request);
+        apply(request);
         self.0.del(request, sandbox)
     }
 
@@ -60,12 +64,12 @@ impl Plugin for WaitForRemoval {
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {
-        is_asked(request)?;
+        is_set(request)?;
         self.0.status(request)
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        heed(request);
+        apply(request);
         self.0.gc(request, valid)
     }
 }

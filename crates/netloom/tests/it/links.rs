@@ -87,7 +87,7 @@ fn a_duplicate_address_is_found() {
         let call = Call::new(&host, &OURS, "c1");
         let before = host.snapshot();
         let (_, said) = call.call("ADD", &conf).error();
-        assert!(said.contains("fd88::9/64") && said.contains("in use by somebody else"), "{said}");
+        assert!(said.contains("fd88::9/64") && said.contains("in use by another host"), "{said}");
         before.assert_same(&host.snapshot(), "a duplicate address");
         assert!(!host.succeeds("ip netns exec c1 ip link show eth0"));
 
@@ -100,7 +100,7 @@ fn a_duplicate_address_is_found() {
         host.sh("ip -n other -6 addr add fd88::8/64 dev up1 nodad; ip -n c1 link set eth0 down; ip -n c1 link set eth0 up
                  timeout 10 sh -c 'until ip -n c1 -6 addr show dev eth0 | grep -q dadfailed; do sleep 0.05; done'");
         let (_, said) = call.call("CHECK", &with_prev(&conf, &result)).error();
-        assert!(said.contains("fd88::8/64") && said.contains("in use by somebody else"), "{said}");
+        assert!(said.contains("fd88::8/64") && said.contains("in use by another host"), "{said}");
         host.sh("ip -n other -6 addr del fd88::8/64 dev up1");
         call.del(&conf, &result);
     }

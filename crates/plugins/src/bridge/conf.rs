@@ -1,4 +1,4 @@
-//! The configuration of `bridge`: as written, and as meant.
+//! The configuration of `bridge`, as written and validated.
 
 use kernel::{
     bridge::{Port, Vlan},
@@ -11,58 +11,58 @@ use serde::Deserialize;
 
 use crate::{
     common_config::{Ipam, mtu, require_masquerade_backend},
-    failure::invalid,
-    runtime_args::{Args, RuntimeMac, asked_mac, require_known_args},
+    error::invalid,
+    runtime_args::{Args, RuntimeMac, requested_mac, require_known_args},
 };
 
-/// The configuration as written. Numbers are wide, so that what does not fit is refused by name.
+/// The configuration as written. Numbers are wider than needed, so that the error for one out of range names its key.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Written {
-    /// Name of the bridge; it is made if it is not there
+    /// Name of the bridge. The plugin creates it if it does not exist
     #[schemars(example = &"br0", extend("default" = DEFAULT_BRIDGE))]
     bridge: Option<String>,
-    /// The bridge gets the gateway's address, and the host forwards
+    /// The bridge gets the gateway's address, and the plugin enables forwarding on the host
     is_gateway: bool,
-    /// The same, and the container's default route leads there
+    /// Like `isGateway`, and the container's default route leads to the gateway
     is_default_gateway: bool,
-    /// An address that the bridge has of another gateway in the same subnet is replaced, not an error
+    /// Replace a different address that the bridge has in the gateway's subnet, instead of failing
     force_address: bool,
-    /// What leaves the network gets the host's address (masquerade)
+    /// Masquerade: packets that leave the network get the host's address
     ip_masq: bool,
-    /// Either name is taken; rules are nftables' either way
+    /// Accepted for compatibility. Masquerade uses nftables with either name
     #[schemars(extend("enum" = ["nftables", "iptables"]))]
     ip_masq_backend: Option<String>,
-    /// MTU of the link, 68 to 65535; 0 is the kernel's 1500
+    /// MTU of the link, 68 to 65535. 0 is the kernel's default, 1500
     #[schemars(example = 1450)]
     mtu: i64,
-    /// The port sends frames back to where they came from, for a container that calls itself by a published port
+    /// Hairpin mode of the port, for a container that connects to itself via a published port
     hairpin_mode: bool,
-    /// The bridge itself takes every frame; not with `hairpinMode`
+    /// Promiscuous mode of the bridge. Not with `hairpinMode`
     promisc_mode: bool,
-    /// VLAN of the container's untagged frames, 1 to 4094; 0 is none. The bridge tells VLANs apart, and the gateway is on a port of its own
+    /// VLAN of the container's untagged frames, 1 to 4094. Enables VLAN filtering on the bridge; the gateway is then a VLAN interface of its own. 0 is no VLAN
     #[schemars(example = 100, range(min = 0, max = 4094))]
     vlan: i64,
-    /// VLANs whose tagged frames the container sends and receives
+    /// VLANs of the tagged frames that the container sends and receives
     #[schemars(example = serde_json::json!([{"id": 42}, {"minID": 100, "maxID": 110}]))]
     vlan_trunk: Option<Vec<Trunk>>,
-    /// With `vlan`: the port stays in the bridge's own VLAN 1 too
+    /// With `vlan`: the port is also in the bridge's default VLAN 1
     preserve_default_vlan: bool,
-    /// Frames whose sender is not the container's hardware address are dropped
+    /// Drop frames whose source is not the container's hardware address
     macspoofchk: bool,
-    /// Packets, and claims in ARP and neighbour discovery, of other addresses than the container's are dropped; needs `ipam`
+    /// Drop packets from other addresses than the container's, and ARP and neighbour discovery messages that claim such addresses. Requires `ipam`
     ipspoofchk: bool,
-    /// IPv6 duplicate address detection: the ADD waits until the kernel has found the address to be unique
+    /// IPv6 duplicate address detection: ADD waits until the kernel has found the address to be unique
     enabledad: bool,
-    /// The container's end stays down, without addresses; not with `ipam`
+    /// The container's interface stays down and without addresses. Not with `ipam`
     disable_container_interface: bool,
-    /// Containers of this bridge do not reach each other, only the host and beyond
+    /// Isolate the port: containers of this bridge reach the host and other networks, but not each other
     port_isolation: bool,
-    /// A link of the host that becomes a port of the bridge, so that containers are on its segment
+    /// Host link that becomes a port of the bridge, which connects the containers to its segment
     #[schemars(example = &"eth1")]
     uplink_interface: String,
     ipam: Ipam,
-    /// What the result says of DNS, where the IPAM plugin says nothing
+    /// DNS settings of the result. They replace those of the IPAM plugin
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
     dns: Dns,
     args: Args,
@@ -71,21 +71,21 @@ pub(crate) struct Written {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 struct Trunk {
-    /// First of several, with `maxID`
+    /// First VLAN of a range, with `maxID`
     #[schemars(example = 100, range(min = 1, max = 4094))]
     #[serde(rename = "minID", default)]
     min_id: Option<i64>,
-    /// Last of several
+    /// Last VLAN of the range
     #[schemars(example = 110, range(min = 1, max = 4094))]
     #[serde(rename = "maxID", default)]
     max_id: Option<i64>,
-    /// One
+    /// A single VLAN
     #[schemars(example = 42, range(min = 1, max = 4094))]
     #[serde(default)]
     id: Option<i64>,
 }
 
-/// The configuration as meant.
+/// The validated configuration.
 #[derive(Debug)]
 pub(super) struct Conf {
     pub(super) bridge: IfName,
@@ -96,23 +96,24 @@ pub(super) struct Conf {
     pub(super) mtu: Option<u32>,
     pub(super) port: Port,
     pub(super) promiscuous: bool,
-    /// The VLANs of the port; none when the bridge does not tell VLANs apart.
+    /// VLANs of the port, or `None` for a bridge without VLAN filtering.
     pub(super) vlans: Option<Vlans>,
     pub(super) mac_spoof_check: bool,
     pub(super) ip_spoof_check: bool,
     pub(super) detect_duplicates: bool,
-    /// The container's end stays down, without addresses.
+    /// Whether the container's interface stays down and without addresses.
     pub(super) leave_down: bool,
     pub(super) uplink: Option<IfName>,
-    /// The IPAM plugin; none for a network without addresses.
+    /// The IPAM plugin, or `None` for a network without addresses.
     pub(super) ipam: Option<String>,
     pub(super) dns: Dns,
     pub(super) mac: Option<Mac>,
 }
 
+/// VLANs of the container's port.
 #[derive(Debug)]
 pub(super) struct Vlans {
-    /// The VLAN of untagged frames, on whose interface the gateway is too.
+    /// VLAN of untagged frames. The gateway's address is on the bridge's interface in this VLAN.
     pub(super) access: Option<u16>,
     pub(super) of_port: Vec<Vlan>,
     pub(super) keep_default: bool,
@@ -121,11 +122,15 @@ pub(super) struct Vlans {
 const DEFAULT_BRIDGE: &str = "cni0";
 
 impl Conf {
+    /// Reads and validates the configuration.
     pub(super) fn of(request: &Request) -> Result<Self, Error> {
         let written: Written = request.read()?;
         require_known_args(request)?;
         let named = |key: &str, name: &str| {
-            IfName::parse(name).map_err(|error| invalid(format!("`{key}` {name:?}: {error}")))
+            IfName::parse(name).map_err(|error| {
+                invalid(format!("`{key}` {name:?}: {error}"))
+                    .details(format!("set `{key}` to the name of a link"))
+            })
         };
         let bridge = match written.bridge.as_deref() {
             None => DEFAULT_BRIDGE,
@@ -141,8 +146,8 @@ impl Conf {
                 .details("remove `ipam`, or `disableContainerInterface`"));
         }
         if written.ipspoofchk && ipam.is_none() {
-            return Err(invalid("`ipspoofchk` without `ipam`: there are no addresses to go by")
-                .details("set `ipam`, or leave `ipspoofchk` out; `macspoofchk` needs no addresses"));
+            return Err(invalid("`ipspoofchk` needs `ipam`: without addresses there is nothing to check")
+                .details("set `ipam`, or use `macspoofchk` instead"));
         }
         require_masquerade_backend(written.ip_masq_backend.as_deref())?;
         let mtu = mtu(written.mtu)?;
@@ -166,7 +171,7 @@ impl Conf {
                 .transpose()?,
             ipam,
             dns: written.dns,
-            mac: asked_mac(
+            mac: requested_mac(
                 request,
                 &[
                     ("runtimeConfig.mac", &written.runtime_config.mac),
@@ -180,7 +185,8 @@ impl Conf {
 
 fn vlans(access: i64, trunk: Option<&[Trunk]>, keep_default: bool) -> Result<Option<Vlans>, Error> {
     if !(0..=4094).contains(&access) {
-        return Err(invalid(format!("invalid VLAN ID {access} (must be between 0 and 4094)")));
+        return Err(invalid(format!("invalid VLAN ID {access} (must be between 0 and 4094)"))
+            .details("set `vlan` to such a number, or leave it out"));
     }
     let access = u16::try_from(access).ok().filter(|id| *id != 0);
     if access.is_none() && trunk.is_none() {
@@ -190,13 +196,15 @@ fn vlans(access: i64, trunk: Option<&[Trunk]>, keep_default: bool) -> Result<Opt
     for (index, item) in trunk.unwrap_or_default().iter().enumerate() {
         let id = |key: &str, id: i64| match u16::try_from(id) {
             Ok(id @ 1..=4094) => Ok(id),
-            _ => Err(invalid(format!("`vlanTrunk[{index}].{key}` {id} must be between 1 and 4094"))),
+            _ => Err(invalid(format!("`vlanTrunk[{index}].{key}` {id} must be between 1 and 4094"))
+                .details("use the ID of a VLAN")),
         };
         match (item.min_id, item.max_id) {
             (Some(min), Some(max)) => {
                 let (min, max) = (id("minID", min)?, id("maxID", max)?);
                 if min > max {
-                    return Err(invalid(format!("`vlanTrunk[{index}]`: minID is greater than maxID")));
+                    return Err(invalid(format!("`vlanTrunk[{index}]`: minID is greater than maxID"))
+                        .details("swap `minID` and `maxID`"));
                 }
                 tagged.extend(min..=max);
             }
@@ -205,7 +213,8 @@ fn vlans(access: i64, trunk: Option<&[Trunk]>, keep_default: bool) -> Result<Opt
                 let missing = if min.is_none() { "minID" } else { "maxID" };
                 return Err(invalid(format!(
                     "`vlanTrunk[{index}]`: minID and maxID should be configured simultaneously, {missing} is missing"
-                )));
+                ))
+                .details(format!("add `{missing}`, or use `id` for a single VLAN")));
             }
         }
         if let Some(single) = item.id {
@@ -217,7 +226,7 @@ fn vlans(access: i64, trunk: Option<&[Trunk]>, keep_default: bool) -> Result<Opt
     of_port.extend(access.map(untagged));
     of_port.extend(tagged.iter().map(|id| Vlan { id: *id, pvid: false, untagged: false }));
     if access.is_none() && !tagged.is_empty() {
-        // A trunk without `vlan` carries its untagged frames in VLAN 1, as it did before `vlan` could be left out.
+        // Without `vlan` a trunk has its untagged frames in VLAN 1, as before `vlan` became optional.
         of_port.push(untagged(1));
     }
     Ok(Some(Vlans { access, of_port, keep_default }))

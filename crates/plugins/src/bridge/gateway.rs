@@ -17,7 +17,7 @@ use super::{
     verbs::{look, set_vlans},
 };
 use crate::{
-    failure::{Explain, invalid},
+    error::{Explain, invalid},
     owner::Owner,
 };
 

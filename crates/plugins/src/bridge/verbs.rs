@@ -32,7 +32,7 @@ use crate::{
     cleanup,
     common_config::ipam_of,
     container_netns::{ContainerNetns, Duplicates, Settings},
-    failure::{Errors, Explain, differs, invalid},
+    error::{Errors, Explain, check_failed, invalid},
     interface,
     owner::Owner,
     veth,
@@ -122,19 +122,19 @@ pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
 
     let bridge = link::find(&host, conf.bridge.as_str()).explain()?.ok_or_else(|| {
-        differs(format!("CNI created bridge {} in host namespace was not found", conf.bridge))
+        check_failed(format!("CNI created bridge {} in host namespace was not found", conf.bridge))
     })?;
     if bridge.kind.as_deref() != Some("bridge") {
-        return Err(differs(format!("Interface {} does not have link type of bridge", bridge.name)));
+        return Err(check_failed(format!("Interface {} does not have link type of bridge", bridge.name)));
     }
     if conf.promiscuous && bridge.promiscuity == 0 {
-        return Err(differs(format!("bridge `{}` is not in promiscuous mode", bridge.name)));
+        return Err(check_failed(format!("bridge `{}` is not in promiscuous mode", bridge.name)));
     }
     let inside = interface::require_listed(&container, sandbox, &prev, Some("veth"))?;
     let outside = veth::host_end(&host, &container, &inside)?
-        .ok_or_else(|| differs(format!("the host end of `{}` is not on this host", inside.name)))?;
+        .ok_or_else(|| check_failed(format!("the host end of `{}` is not on this host", inside.name)))?;
     if outside.master != Some(bridge.index) {
-        return Err(differs(format!("`{}` is no port of bridge `{}`", outside.name, bridge.name)));
+        return Err(check_failed(format!("`{}` is no port of bridge `{}`", outside.name, bridge.name)));
     }
     check_rules(&conf, &owner, &outside.name, &inside, &prev)?;
     container.compare(&inside, &prev)
@@ -163,7 +163,7 @@ fn connect(
     const ATTEMPTS: u32 = 4;
     let mark = owner.mark();
     for attempt in 0.. {
-        let change = Change { master: Some(bridge.index), ..veth::owned(&mark) };
+        let change = Change { master: Some(bridge.index), ..veth::up_and_marked(&mark) };
         let joined =
             link::mac(host, &bridge.name).and_then(|mac| link::change(host, outside, &change).map(|()| mac));
         let error = match joined {
@@ -385,13 +385,13 @@ fn check_rules(
     let netfilter = deferred::netfilter().explain()?;
     let mark = owner.mark();
     if let Some(net) = masquerade::absent(&netfilter, &mark, &masqueraded).explain()?.first() {
-        return Err(differs(format!("address {net} is not masqueraded")));
+        return Err(check_failed(format!("address {net} is not masqueraded")));
     }
     if let Some(sender) = &sender
         && !spoof::is_set(&netfilter, &mark, sender).explain()?
     {
         let kind = if sender.check_mac { "MAC" } else { "address" };
-        return Err(differs(format!("`{outside}` has no {kind} spoof check")));
+        return Err(check_failed(format!("`{outside}` has no {kind} spoof check")));
     }
     Ok(())
 }

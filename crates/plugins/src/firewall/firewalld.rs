@@ -1,6 +1,6 @@
-//! firewalld, asked over the system's D-Bus: the three calls that put an address into a zone.
+//! A D-Bus client for the three calls to firewalld that add an address to a zone, remove it, and query it.
 //!
-//! Written here because the clients that there are come with an asynchronous runtime or are kept up no more. Source:
+//! Existing D-Bus clients need an asynchronous runtime or are no longer maintained. Sources:
 //! D-Bus Specification 0.43, "Message Protocol" and "Authentication Protocol"; `firewalld.dbus(5)`.
 
 use std::{
@@ -13,7 +13,7 @@ use std::{
 use ipnet::IpNet;
 use netloom_plugin::{Code, Error};
 
-/// Holds a connection to the system's bus, on which firewalld is.
+/// A connection to firewalld over the system bus.
 pub(super) struct Bus {
     stream: BufReader<UnixStream>,
     serial: u32,
@@ -22,18 +22,21 @@ pub(super) struct Bus {
 const SOCKET: &str = "/run/dbus/system_bus_socket";
 const FIREWALLD: &str = "org.fedoraproject.FirewallD1";
 const ZONE: &str = "org.fedoraproject.FirewallD1.zone";
-/// firewalld answers within tens of milliseconds, or while it reloads within seconds.
+/// Time limit for an answer. firewalld answers within tens of milliseconds, or within seconds while it reloads.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// An answer to a call: yes or no, any other value, or the name and text of an error.
+/// An answer to a call.
 enum Answer {
-    Yes(bool),
+    /// A method return whose first value is a boolean.
+    Bool(bool),
+    /// A method return with any other value.
     Other,
-    Refused { name: String, text: String },
+    /// An error with its D-Bus name and text.
+    Error { name: String, text: String },
 }
 
 impl Bus {
-    /// Connects, if firewalld is there.
+    /// Connects to the bus. Fails if firewalld does not run.
     pub(super) fn connect() -> Result<Self, Error> {
         let mut bus = Self::open().map_err(|error| explain("connect to", &error))?;
         let owner = bus.call(
@@ -41,53 +44,63 @@ impl Bus {
             &[FIREWALLD],
         )?;
         match owner {
-            Answer::Refused { .. } => {
-                Err(Error::new(Code::Internal, "firewalld is not running (nobody owns its name on the bus)"))
-            }
-            Answer::Yes(_) | Answer::Other => Ok(bus),
+            Answer::Error { .. } => Err(Error::new(
+                Code::Internal,
+                format!("firewalld is not running: {FIREWALLD} has no owner on the bus"),
+            )
+            .details(START_HINT)),
+            Answer::Bool(_) | Answer::Other => Ok(bus),
         }
     }
 
-    /// Puts an address into a zone, whose rules then hold for what it sends. One that is there is fine.
+    /// Adds an address to a zone, whose rules then apply to packets from it. Succeeds if the zone already has it.
     pub(super) fn add_source(&mut self, zone: &str, ip: IpAddr) -> Result<(), Error> {
         match self.zone("addSource", zone, ip)? {
-            Answer::Refused { text, .. }
-                if !text.contains("ZONE_ALREADY_SET") && !text.contains("ALREADY") =>
-            {
-                Err(Error::new(Code::Internal, format!("firewalld does not add {ip} to zone {zone}: {text}"))
-                    .details("`firewalldZone` must be a zone that firewalld has (firewall-cmd --get-zones)"))
-            }
-            Answer::Refused { .. } | Answer::Yes(_) | Answer::Other => Ok(()),
+            // All errors of firewalld have the D-Bus name `org.fedoraproject.FirewallD1.Exception`, so the zone's state decides
+            // whether it already has the address.
+            Answer::Error { .. } if self.has_source(zone, ip)? => Ok(()),
+            Answer::Error { name, text } => Err(Error::new(
+                Code::Internal,
+                format!("firewalld does not add {ip} to zone {zone}: {name}: {text}"),
+            )
+            .details("set `firewalldZone` to a zone of firewalld; `firewall-cmd --get-zones` lists them")),
+            Answer::Bool(_) | Answer::Other => Ok(()),
         }
     }
 
-    /// Takes an address out of a zone.
+    /// Removes an address from a zone.
     pub(super) fn remove_source(&mut self, zone: &str, ip: IpAddr) -> Result<(), Error> {
         match self.zone("removeSource", zone, ip)? {
-            Answer::Refused { name, text } => Err(Error::new(
+            Answer::Error { name, text } => Err(Error::new(
                 Code::Internal,
-                format!("firewalld keeps {ip} in zone {zone}: {name}: {text}"),
+                format!("firewalld does not remove {ip} from zone {zone}: {name}: {text}"),
+            )
+            .details(
+                "remove it with `firewall-cmd --zone ZONE --remove-source ADDRESS` if it is still there",
             )),
-            Answer::Yes(_) | Answer::Other => Ok(()),
+            Answer::Bool(_) | Answer::Other => Ok(()),
         }
     }
 
     /// Returns whether a zone has an address.
     pub(super) fn has_source(&mut self, zone: &str, ip: IpAddr) -> Result<bool, Error> {
-        Ok(matches!(self.zone("querySource", zone, ip)?, Answer::Yes(true)))
+        Ok(matches!(self.zone("querySource", zone, ip)?, Answer::Bool(true)))
     }
 
+    /// Calls a method of firewalld's zone interface.
     fn zone(&mut self, method: &str, zone: &str, ip: IpAddr) -> Result<Answer, Error> {
         let source = IpNet::from(ip).to_string();
         self.call((FIREWALLD, "/org/fedoraproject/FirewallD1", ZONE, method), &[zone, &source])
     }
 
+    /// Connects to the bus and authenticates.
     fn open() -> Result<Self, IoError> {
         let stream = UnixStream::connect(SOCKET)?;
         stream.set_read_timeout(Some(LIMIT))?;
         stream.set_write_timeout(Some(LIMIT))?;
         let mut bus = Self { stream: BufReader::new(stream), serial: 0 };
-        // The bus takes the user's number from the socket; what is said must agree: in hexadecimal digits of its text.
+        // The bus takes the user ID from the socket's credentials. The client must send the same ID: its decimal digits as
+        // hexadecimal ASCII.
         let user = std::fs::metadata("/proc/self").map(|me| std::os::unix::fs::MetadataExt::uid(&me))?;
         let user: String = user.to_string().bytes().map(|digit| format!("{digit:02x}")).collect();
         bus.stream.get_mut().write_all(format!("\0AUTH EXTERNAL {user}\r\n").as_bytes())?;
@@ -106,7 +119,7 @@ impl Bus {
         self.exchange(method, arguments).map_err(|error| explain("talk to", &error))
     }
 
-    /// Calls a method (destination, path, interface, member) with texts, and reads until its answer.
+    /// Calls a method (destination, path, interface, member) with string arguments, and reads until its answer.
     fn exchange(
         &mut self,
         (destination, path, interface, member): (&str, &str, &str, &str),
@@ -141,9 +154,9 @@ impl Bus {
         }
     }
 
-    /// Reads a message; none if it is no answer to the last call.
+    /// Reads a message. Returns `None` if it does not answer the last call.
     fn read(&mut self) -> Result<Option<Answer>, IoError> {
-        let broken = || IoError::new(ErrorKind::InvalidData, "the bus sent something that is no message");
+        let broken = || IoError::new(ErrorKind::InvalidData, "the bus sent an invalid message");
         let mut fixed = [0; 16];
         self.stream.read_exact(&mut fixed)?;
         let word = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
@@ -164,19 +177,20 @@ impl Bus {
         }
         Ok(Some(match (fixed[1], fields.signature.as_bytes().first()) {
             (ERROR, _) => {
-                Answer::Refused { name: fields.error, text: read_text(&content, 0).unwrap_or_default().0 }
+                Answer::Error { name: fields.error, text: read_text(&content, 0).unwrap_or_default().0 }
             }
-            (_, Some(b'b')) => Answer::Yes(content.first().is_some_and(|byte| *byte != 0)),
+            (_, Some(b'b')) => Answer::Bool(content.first().is_some_and(|byte| *byte != 0)),
             _ => Answer::Other,
         }))
     }
 }
 
-/// Builds a message in the byte order of the least first.
+/// A little-endian D-Bus message under construction.
 #[derive(Default)]
 struct Writer(Vec<u8>);
 
 impl Writer {
+    /// Appends zeros up to a multiple of `to` bytes.
     fn pad(&mut self, to: usize) {
         self.0.resize(self.0.len().next_multiple_of(to), 0);
     }
@@ -191,7 +205,7 @@ impl Writer {
         self.0.extend(text.bytes().chain([0]));
     }
 
-    /// A header field: its code, and a variant. The fields begin at a multiple of 8.
+    /// Appends a header field: its code and a variant. Each field starts at a multiple of 8.
     fn field(&mut self, code: u8, kind: char, text: &str) {
         self.pad(8);
         self.0.extend([code, 1, kind as u8, 0]);
@@ -204,11 +218,14 @@ impl Writer {
     }
 }
 
-/// What the header of an answer says.
+/// The header fields of an answer.
 #[derive(Default)]
 struct Fields {
+    /// Serial number of the call that it answers.
     answers: Option<u32>,
+    /// Name of the error.
     error: String,
+    /// Types of the values.
     signature: String,
 }
 
@@ -248,7 +265,7 @@ impl Fields {
     }
 }
 
-/// Reads a text and gives the place behind it.
+/// Reads a string and returns it with the offset behind it.
 fn read_text(bytes: &[u8], at: usize) -> Option<(String, usize)> {
     let length = u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?);
     let start = at + 4;
@@ -261,8 +278,11 @@ fn length(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
 }
 
+/// What to do if firewalld cannot be reached.
+const START_HINT: &str = "start firewalld, or leave `backend` out";
+
 fn explain(doing: &str, error: &IoError) -> Error {
-    Error::new(Code::Internal, format!("cannot {doing} firewalld by {SOCKET}: {error}"))
+    Error::new(Code::Internal, format!("cannot {doing} firewalld over {SOCKET}: {error}")).details(START_HINT)
 }
 
 const METHOD_CALL: u8 = 1;

@@ -1,4 +1,4 @@
-//! The device itself: which it is, how it goes into a container, and how it comes back whatever happened to that.
+//! The device: how it is identified, moved into a container, and moved back even if the container is gone or renamed it.
 
 use std::path::{Path, PathBuf};
 
@@ -11,22 +11,22 @@ use netloom_types::name::IfName;
 
 use crate::{
     container_netns::ContainerNetns,
-    failure::{Explain, invalid},
+    error::{Explain, invalid},
 };
 
-/// Says which link it is.
+/// How the configuration identifies the device.
 #[derive(Debug, Clone)]
 pub(super) enum Device {
-    /// The one with this name.
+    /// By the name of its link.
     Named(String),
-    /// The one with this hardware address.
+    /// By hardware address.
     WithMac(Mac),
-    /// The one in a folder `net` of the device's folder in sysfs.
+    /// By its folder in sysfs, which has the link in its subfolder `net`.
     At(PathBuf),
 }
 
 impl Device {
-    /// Finds it among the host's links.
+    /// Finds the device among the host's links.
     pub(super) fn find(&self, host: &Socket) -> Result<Option<Link>, Error> {
         match self {
             Self::Named(name) => link::find(host, name).explain(),
@@ -40,25 +40,25 @@ impl Device {
         }
     }
 
-    /// Finds it in the container: by the name that it got, or (who is root there can rename it) by what is known of it.
+    /// Finds the device in the container: by its interface name, or if the container's root has renamed it, by its properties.
     fn find_inside(&self, container: &ContainerNetns, ifname: &str) -> Result<Option<Link>, Error> {
-        let is_it = |link: &Link| match self {
+        let matches = |link: &Link| match self {
             Self::Named(name) => link.alias.as_deref() == Some(name),
-            Self::WithMac(mac) => link.mac == Some(*mac) && has_left(link),
-            // Its folder shows in the container's sysfs alone.
-            Self::At(_) => has_left(link),
+            Self::WithMac(mac) => link.mac == Some(*mac) && was_moved(link),
+            // The device's folder is visible only in the container's sysfs.
+            Self::At(_) => was_moved(link),
         };
         if let Some(inside) = link::find(&container.socket, ifname).explain()?
-            && (is_it(&inside) || inside.alias.is_some())
+            && (matches(&inside) || inside.alias.is_some())
         {
             return Ok(Some(inside));
         }
-        Ok(link::list(&container.socket).explain()?.into_iter().find(is_it))
+        Ok(link::list(&container.socket).explain()?.into_iter().find(matches))
     }
 }
 
-/// A device that was moved has the name of before as its alias, as the reference plugin leaves it.
-fn has_left(link: &Link) -> bool {
+/// Returns whether a link is a moved device: its alias is its name on the host, as the reference plugin sets it.
+fn was_moved(link: &Link) -> bool {
     link.alias.as_ref().is_some_and(|alias| *alias != link.name && IfName::parse(alias).is_ok())
 }
 
@@ -72,7 +72,7 @@ impl std::fmt::Display for Device {
     }
 }
 
-/// Reads which link a device has; a virtual one has it a folder deeper.
+/// Reads the name of a device's link from sysfs. A virtio device has it one folder deeper.
 fn name_in(folder: &Path) -> Option<String> {
     let first = |folder: PathBuf| -> Option<String> {
         std::fs::read_dir(folder).ok()?.next()?.ok()?.file_name().into_string().ok()
@@ -85,17 +85,19 @@ fn name_in(folder: &Path) -> Option<String> {
     })
 }
 
-/// The other names by which a device says that it is away, and how it was: the alias is the reference's, and as it has it.
+/// Returns the alternative names that mark a moved device, each with whether the link was up. The alias is not available for
+/// this: the reference plugin uses it.
 fn marks(name: &str) -> [(String, bool); 2] {
     [(format!("{name}-was-up"), true), (format!("{name}-was-down"), false)]
 }
 
+/// Returns whether a link has one of these marks.
 fn has_mark(link: &Link, name: &str) -> bool {
     marks(name).iter().any(|(mark, _)| link.other_names.contains(mark))
 }
 
-/// Moves the device into the container, under its name there, up.
-pub(super) fn move_in(
+/// Moves the device into the container under its interface name.
+pub(super) fn move_to_container(
     host: &Socket,
     container: &ContainerNetns,
     device: &Device,
@@ -104,21 +106,21 @@ pub(super) fn move_in(
     undo: &mut Undo,
 ) -> Result<Link, Error> {
     let ifname = sandbox.ifname.as_str();
-    undo.push(format!("bring `{}` back", outside.name), {
+    undo.push(format!("move `{}` back to the host", outside.name), {
         let (host, device, ifname) = (host.clone(), device.clone(), ifname.to_owned());
         let (path, outside) = (container.netns.path().to_owned(), outside.clone());
         move || {
             let container = ContainerNetns::open(&path).explain()?;
-            bring_back(&host, Some(&container), &device, &ifname)?;
-            // It had not gone yet.
-            let Some(there) = link::find(&host, &outside.name).explain()? else { return Ok(()) };
-            settle(&host, &there, &outside.name)
+            move_to_host(&host, Some(&container), &device, &ifname)?;
+            // The device may not have been moved yet.
+            let Some(link) = link::find(&host, &outside.name).explain()? else { return Ok(()) };
+            restore_state(&host, &link, &outside.name)
         }
     })?;
     for (mark, _) in marks(&outside.name).iter().filter(|(_, up)| *up == outside.up) {
         link::set_other_name(host, &outside, mark, true).explain()?;
     }
-    // One message moves, renames and marks it: it is never there without its mark.
+    // One message moves, renames and marks the link, so that the container never has it without the alias.
     let change = Change {
         netns: Some(&container.netns),
         name: Some(ifname),
@@ -129,60 +131,63 @@ pub(super) fn move_in(
     link::require(&container.socket, ifname).explain()
 }
 
-/// Brings the device back to the host, wherever it is.
-pub(super) fn bring_back(
+/// Moves the device back to the host, or restores it there if it has already returned.
+pub(super) fn move_to_host(
     host: &Socket,
     container: Option<&ContainerNetns>,
     device: &Device,
     ifname: &str,
 ) -> Result<(), Error> {
-    let Some(container) = container else { return come_to_rest(host, device) };
-    let Some(inside) = device.find_inside(container, ifname)? else { return come_to_rest(host, device) };
-    // What stands in the configuration is believed before what the container's root could write.
+    let Some(container) = container else { return restore_returned(host, device) };
+    let Some(inside) = device.find_inside(container, ifname)? else { return restore_returned(host, device) };
+    // The configuration takes precedence over the alias, which the container's root can change.
     let name = match device {
         Device::Named(name) => name.clone(),
         Device::WithMac(_) | Device::At(_) => inside.alias.clone().unwrap_or_default(),
     };
     IfName::parse(&name).map_err(|error| {
-        invalid(format!("failed to find original ifname for {ifname:?}: {name:?}: {error}"))
-            .details("its alias, which says it, was changed: move it back with `ip link set netns`")
+        invalid(format!("failed to find original ifname for {ifname:?}: {name:?}: {error}")).details(
+            "move it back with `ip link set LINK netns PID`: its alias, which holds the name, was changed",
+        )
     })?;
     let socket = &container.socket;
     link::change(socket, &inside, &Change { up: Some(false), ..Change::default() }).explain()?;
-    // Already here, so that whoever watches the host's links does not see it come under a strange name.
+    // Renamed in the container, so that programs that watch the host's links never see it under the container's name.
     let renamed = link::change(socket, &inside, &Change { name: Some(&name), ..Change::default() });
     match renamed {
         Err(error) if error.kind() == Kind::Exists => {}
         other => other.explain()?,
     }
-    let home = |name| Change { netns: Some(&container.host), name: Some(name), ..Change::default() };
-    match link::change(socket, &inside, &home(&name)) {
-        // Somebody on the host has its name. It is not left here, where it may be lost.
+    let to_host = |name| Change { netns: Some(&container.host), name: Some(name), ..Change::default() };
+    match link::change(socket, &inside, &to_host(&name)) {
+        // Another link of the host has its name. The device is moved all the same: it could be lost in the container.
         Err(error) if error.kind() == Kind::Exists => {
-            link::change(socket, &inside, &home(ANY_NAME)).explain()?;
+            link::change(socket, &inside, &to_host(ANY_NAME)).explain()?;
             return Err(invalid(format!("another link of the host has the name {name:?} of the device"))
                 .details("rename or remove that link, then run DEL again: the device is back on the host"));
         }
         other => other.explain()?,
     }
     let outside = link::require(host, &name).explain()?;
-    settle(host, &outside, &name)
+    restore_state(host, &outside, &name)
 }
 
-/// Returns a device its name back that came to the host without a DEL, as the kernel brings hardware back from a namespace
-/// that ends: under the container's name for it, or if that was taken another.
-pub(super) fn come_to_rest(host: &Socket, device: &Device) -> Result<(), Error> {
+/// Restores name and state of a device that returned to the host without a DEL.
+///
+/// The kernel moves hardware back from a namespace that ends, under its interface name in the container or, if that is taken,
+/// under a generated one.
+pub(super) fn restore_returned(host: &Socket, device: &Device) -> Result<(), Error> {
     let (found, name) = match device {
         Device::Named(name) => {
             let found = match link::find(host, name).explain()? {
-                Some(there) => Some(there).filter(|link| has_mark(link, name)),
+                Some(link) => Some(link).filter(|link| has_mark(link, name)),
                 None => {
                     link::list(host).explain()?.into_iter().find(|link| link.alias.as_deref() == Some(name))
                 }
             };
             (found, name.clone())
         }
-        // One that was marked and has not left has no alias yet, or no more.
+        // A device that was marked but not moved has no alias, or no longer has one.
         other => {
             let found = other.find(host)?;
             let names = found.iter().flat_map(|link| [link.alias.clone(), Some(link.name.clone())]).flatten();
@@ -195,11 +200,11 @@ pub(super) fn come_to_rest(host: &Socket, device: &Device) -> Result<(), Error> 
         link::change(host, &found, &Change { up: Some(false), ..Change::default() }).explain()?;
         link::change(host, &found, &Change { name: Some(&name), ..Change::default() }).explain()?;
     }
-    settle(host, &found, &name)
+    restore_state(host, &found, &name)
 }
 
-/// Takes our marks from a device that is on the host under its name, and sets it up if it was.
-fn settle(host: &Socket, link: &Link, name: &str) -> Result<(), Error> {
+/// Removes the marks from a device on the host, and sets it up if it was up.
+fn restore_state(host: &Socket, link: &Link, name: &str) -> Result<(), Error> {
     let up = marks(name).iter().any(|(mark, up)| *up && link.other_names.contains(mark));
     let change = Change { alias: Some(""), up: up.then_some(true), ..Change::default() };
     link::change(host, link, &change).explain()?;
@@ -209,5 +214,5 @@ fn settle(host: &Socket, link: &Link, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// The kernel's pattern for a name that is free.
+/// A pattern that the kernel completes to a free name.
 const ANY_NAME: &str = "dev%d";

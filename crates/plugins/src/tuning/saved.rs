@@ -1,4 +1,4 @@
-//! What an interface was before it was tuned: a file for each, as the reference has it.
+//! The properties of an interface before ADD changed them: one file per interface, in the reference plugin's format.
 
 use std::{
     fs,
@@ -11,10 +11,10 @@ use kernel::link::{Change, Link};
 use netloom_plugin::{Code, Error};
 use serde::{Deserialize, Serialize};
 
-/// Where the files are, unless the configuration says otherwise.
+/// Default folder of the files.
 pub(super) const DIR: &str = "/run/cni/tuning";
 
-/// The content of the file. `network` is ours, so that GC knows whose it is; the reference passes it over.
+/// The content of a file. `network` is an addition for GC, which the reference plugin ignores.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Saved {
@@ -32,13 +32,13 @@ pub(super) struct Saved {
     network: String,
 }
 
-/// Names the file of an interface.
+/// Returns the name of an interface's file.
 pub(super) fn file_name(container: &str, ifname: &str) -> String {
     format!("{container}_{ifname}.json")
 }
 
 impl Saved {
-    /// Takes from a link what is about to be changed.
+    /// Returns those properties of a link that a change is about to overwrite.
     pub(super) fn of(link: &Link, change: &Change<'_>, network: &str) -> Self {
         Self {
             mac: change.mac.and(link.mac).map(|mac| mac.to_string()).unwrap_or_default(),
@@ -50,7 +50,7 @@ impl Saved {
         }
     }
 
-    /// Returns the change that makes the interface so again.
+    /// Returns the change that restores the properties.
     pub(super) fn change(&self) -> Change<'static> {
         Change {
             mac: self.mac.parse().ok(),
@@ -62,12 +62,12 @@ impl Saved {
         }
     }
 
-    /// Returns whether it was saved for a network.
+    /// Returns whether the file belongs to a network.
     pub(super) fn is_of(&self, network: &str) -> bool {
         self.network == network
     }
 
-    /// Reads a file; none when it is not there. One that is damaged restores nothing.
+    /// Reads a file. Returns `None` if there is none; a damaged file restores nothing.
     pub(super) fn read(file: &Path) -> Result<Option<Self>, Error> {
         match fs::read(file) {
             Ok(content) => Ok(Some(serde_json::from_slice(&content).unwrap_or_default())),
@@ -76,7 +76,7 @@ impl Saved {
         }
     }
 
-    /// Writes a file, whole or not at all.
+    /// Writes a file atomically.
     pub(super) fn write(&self, file: &Path) -> Result<(), Error> {
         let failed = |error: std::io::Error| failed("write", file, &error);
         let content = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
@@ -86,30 +86,30 @@ impl Saved {
         if kernel::file::create_whole(file, &content).is_ok() {
             return Ok(());
         }
-        // There is one from an ADD before, or the file system has no files without names.
-        let fresh = file.with_extension(format!("{}.new", std::process::id()));
+        // An earlier ADD left one, or the file system does not support `O_TMPFILE`.
+        let temporary = file.with_extension(format!("{}.new", std::process::id()));
         let written = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&fresh)
+            .open(&temporary)
             .and_then(|mut out| out.write_all(&content))
-            .and_then(|()| fs::rename(&fresh, file));
+            .and_then(|()| fs::rename(&temporary, file));
         written.map_err(|error| {
-            drop(fs::remove_file(&fresh));
+            drop(fs::remove_file(&temporary));
             failed(error)
         })
     }
 }
 
-/// Returns whether a file is one that an ADD was about to write when it was killed.
+/// Returns whether a file is the temporary file of an ADD that was killed.
 pub(super) fn is_abandoned(file: &Path) -> bool {
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let writer = name.strip_suffix(".new").and_then(|name| name.rsplit_once('.')).map(|(_, pid)| pid);
     writer.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
 }
 
-/// Removes a file. Absent is fine.
+/// Removes a file. Succeeds if it is already gone.
 pub(super) fn remove(file: &Path) -> Result<(), Error> {
     match fs::remove_file(file) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", file, &error)),
@@ -117,7 +117,7 @@ pub(super) fn remove(file: &Path) -> Result<(), Error> {
     }
 }
 
-/// Lists the files of a folder with what they say; what a killed ADD left half-made is one that says nothing.
+/// Lists the files of a folder with their content. Temporary files of a killed ADD have an empty one.
 pub(super) fn list(dir: &Path) -> Result<Vec<(PathBuf, Saved)>, Error> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -129,5 +129,5 @@ pub(super) fn list(dir: &Path) -> Result<Vec<(PathBuf, Saved)>, Error> {
 
 fn failed(doing: &str, path: &Path, error: &std::io::Error) -> Error {
     Error::new(Code::Io, format!("cannot {doing} {}: {error}", path.display()))
-        .details("tuning keeps there what interfaces were; `dataDir` says where")
+        .details("make that folder writable, or set `dataDir` to one that is: tuning saves interfaces' properties there")
 }
