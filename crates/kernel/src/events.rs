@@ -15,8 +15,7 @@ use crate::{
     addr::{self, Address},
     error::{Error, Result},
     link::{self, Link},
-    message::Received,
-    neigh::{self, Neighbour},
+    message::{Received, read_u32},
     route,
     socket::{Protocol, Socket},
 };
@@ -91,7 +90,7 @@ impl Events {
         let outcome = self.0.receive(|received| {
             matters |= match received.kind {
                 libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
-                    neigh::link_of(&received).is_none_or(|link| links.contains(&link))
+                    neighbour_link(&received).is_none_or(|link| links.contains(&link))
                 }
                 libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
                     received.flags & REPLACE != 0
@@ -134,21 +133,6 @@ impl Events {
         })
     }
 
-    /// Waits until what has been announced of neighbours is enough.
-    ///
-    /// # Errors
-    /// As [`Self::wait_for_link`].
-    pub fn wait_for_neighbours(
-        &self,
-        limit: Duration,
-        object: &str,
-        mut enough: impl FnMut(&Neighbour) -> bool,
-    ) -> Result<()> {
-        self.wait(limit, "wait for", object, |received| {
-            neigh::read(received).is_some_and(|neighbour| enough(&neighbour))
-        })
-    }
-
     /// Reads what has come and tells whether a link's removal is among it.
     pub(crate) fn announces_removal(&self, index: u32) -> Result<bool, Errno> {
         let mut removed = false;
@@ -168,7 +152,11 @@ impl Events {
         }
     }
 
-    fn wait(
+    /// Waits until `fits` returns true for an announcement, or until announcements were lost.
+    ///
+    /// # Errors
+    /// [`crate::Kind::TimedOut`] after `limit`, [`crate::Kind::Interrupted`] by a signal.
+    pub(crate) fn wait(
         &self,
         limit: Duration,
         doing: &'static str,
@@ -193,6 +181,11 @@ impl Events {
             }
         }
     }
+}
+
+/// Returns the link's index in a neighbour announcement (`struct ndmsg`).
+fn neighbour_link(received: &Received<'_>) -> Option<u32> {
+    read_u32(received.payload.get(4..)?)
 }
 
 const REPLACE: u16 = libc::NLM_F_REPLACE as u16;

@@ -28,6 +28,12 @@ impl Message {
         message
     }
 
+    /// Returns whether the message asks for a removal. In rtnetlink every fourth kind is one (`RTM_NEW*`, `RTM_DEL*`,
+    /// `RTM_GET*`, `RTM_SET*`: `rtnl_msg_kind` of the kernel).
+    pub(crate) fn is_removal(&self) -> bool {
+        u16::from_ne_bytes([self.bytes[4], self.bytes[5]]) & 3 == libc::RTM_DELLINK & 3
+    }
+
     pub(crate) fn attr(&mut self, kind: u16, data: &[u8]) -> &mut Self {
         // Attributes longer than 64 KiB cannot be said; none of ours comes near.
         let length = u16::try_from(4 + data.len()).unwrap_or(u16::MAX);

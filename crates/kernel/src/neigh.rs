@@ -97,8 +97,12 @@ pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTr
     if let Some(error) = refused.into_iter().next() {
         return Err(error);
     }
-    let outcome = events.wait_for_neighbours(limit, "who has addresses of the segment", |neighbour| {
-        if neighbour.link == link && neighbour.mac.is_some() && ips.contains(&neighbour.ip) {
+    let outcome = events.wait(limit, "wait for", "neighbours of the segment", |received| {
+        if let Some(neighbour) = read(received)
+            && neighbour.link == link
+            && neighbour.mac.is_some()
+            && ips.contains(&neighbour.ip)
+        {
             answered.insert(neighbour.ip);
         }
         answered.len() == ips.len()
@@ -159,11 +163,6 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Neighbour> {
     let ip = read_ip(attrs.find(NDA_DST)?)?;
     let mac = attrs.find(NDA_LLADDR).and_then(|data| data.try_into().ok()).map(Mac);
     Some(Neighbour { link, ip, mac, permanent: state & PERMANENT != 0 })
-}
-
-/// Reads the link's index alone.
-pub(crate) fn link_of(received: &Received<'_>) -> Option<u32> {
-    read_u32(received.payload.get(4..)?)
 }
 
 pub(crate) fn read_forward(received: &Received<'_>) -> Option<Forward> {

@@ -1,6 +1,6 @@
 //! Routes.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, ops::RangeInclusive};
 
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -12,7 +12,18 @@ use crate::{
     socket::{CREATE, DUMP, REQUEST, Request, Socket},
 };
 
-/// Describes a route by a link.
+/// The scope of routes to other networks (`RT_SCOPE_UNIVERSE`).
+pub const SCOPE_UNIVERSE: u8 = libc::RT_SCOPE_UNIVERSE;
+/// The scope of routes to destinations on the link itself (`RT_SCOPE_LINK`).
+pub const SCOPE_LINK: u8 = libc::RT_SCOPE_LINK;
+/// The scope of routes to addresses of this host (`RT_SCOPE_HOST`).
+pub const SCOPE_HOST: u8 = libc::RT_SCOPE_HOST;
+/// The main routing table (`RT_TABLE_MAIN`).
+pub const TABLE_MAIN: u32 = libc::RT_TABLE_MAIN as u32;
+/// The tables that every host has: default, main and local (`RT_TABLE_DEFAULT` to `RT_TABLE_LOCAL`).
+pub const TABLES_RESERVED: RangeInclusive<u32> = libc::RT_TABLE_DEFAULT as u32..=libc::RT_TABLE_LOCAL as u32;
+
+/// A route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// Where to.
@@ -23,9 +34,9 @@ pub struct Route {
     pub link: u32,
     /// Metric; 0 for the kernel's default (0 in IPv4, 1024 in IPv6).
     pub priority: u32,
-    /// Table; 0 for the main one.
+    /// The routing table; 0 for the main one.
     pub table: u32,
-    /// Scope: 0 universe, 253 link, 254 host.
+    /// The scope ([`SCOPE_UNIVERSE`], [`SCOPE_LINK`], [`SCOPE_HOST`]).
     pub scope: u8,
     /// Path MTU in bytes; 0 for the link's.
     pub mtu: u32,
@@ -83,7 +94,7 @@ impl Route {
             link,
             priority: 0,
             table: 0,
-            scope: 0,
+            scope: SCOPE_UNIVERSE,
             mtu: 0,
             advmss: 0,
             source: None,

@@ -181,6 +181,7 @@ impl Socket {
             for message in &mut messages {
                 message.add_flags(ACK);
             }
+            let are_removals: Vec<bool> = messages.iter().map(Message::is_removal).collect();
             let failed = |errno| Error::new("send changes over", "the socket", errno);
             let first = match self.send(&mut messages) {
                 Ok(first) => first,
@@ -197,7 +198,7 @@ impl Socket {
                     if let Some(refusal) = Refusal::read(&received) {
                         let (doing, object) = &whats[index];
                         let error = refusal.into_error(doing, object.clone());
-                        if !(error.kind() == Kind::NotFound && doing.starts_with("remove")) {
+                        if !(error.kind() == Kind::NotFound && are_removals[index]) {
                             refused.push(error);
                         }
                     }

@@ -244,12 +244,9 @@ impl Duplicates {
     }
 }
 
-/// `RT_SCOPE_LINK` of `linux/rtnetlink.h`.
-const LINK_SCOPE: u8 = 253;
-
 fn route_of(wanted: &netloom_plugin::result::Route, link: &Link, gateway: Option<IpAddr>) -> route::Route {
     // What is on the link goes by nobody.
-    let gateway = wanted.gw.or(gateway.filter(|_| wanted.scope != Some(LINK_SCOPE)));
+    let gateway = wanted.gw.or(gateway.filter(|_| wanted.scope != Some(route::SCOPE_LINK)));
     route::Route {
         priority: wanted.priority,
         table: wanted.table.unwrap_or(0),

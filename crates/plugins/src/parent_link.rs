@@ -143,12 +143,11 @@ pub(crate) fn create(
 
 /// Finds the link of the default route with the lowest metric, IPv4 before IPv6.
 fn by_default_route(socket: &Socket) -> Result<Option<Link>, Error> {
-    const MAIN: u32 = 254;
     for like in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
         let routes = route::list(socket, like).explain()?;
-        let by_default = routes
-            .iter()
-            .filter(|route| route.dst.prefix_len() == 0 && route.table == MAIN && route.link != 0);
+        let by_default = routes.iter().filter(|route| {
+            route.dst.prefix_len() == 0 && route.table == route::TABLE_MAIN && route.link != 0
+        });
         if let Some(first) = by_default.min_by_key(|route| route.priority) {
             return link::find_index(socket, first.link).explain();
         }

@@ -51,8 +51,6 @@ struct Conf {
 
 /// Tables from here on are tried, as the reference does.
 const FIRST_TABLE: u32 = 100;
-const MAIN_TABLE: u32 = 254;
-const LINK_SCOPE: u8 = 253;
 
 impl Conf {
     fn of(request: &Request) -> Result<Self, Error> {
@@ -190,7 +188,8 @@ impl Routes {
 
     /// Lists the routes of the main table by a link.
     fn of_link(&self, link: &Link) -> Vec<Route> {
-        let by_link = self.all.iter().filter(|route| route.link == link.index && route.table == MAIN_TABLE);
+        let by_link =
+            self.all.iter().filter(|route| route.link == link.index && route.table == route::TABLE_MAIN);
         by_link.copied().collect()
     }
 
@@ -263,13 +262,13 @@ fn route_by_source(
         for ip in ips {
             let hint = Route {
                 source: Some(ip.address.addr()),
-                scope: LINK_SCOPE,
+                scope: route::SCOPE_LINK,
                 ..Route::new(ip.address.trunc(), None, inside.index)
             };
             route::replace(socket, &hint).explain()?;
         }
     }
-    for route in of_link.iter().filter(|route| !conf.source_hints || route.scope != LINK_SCOPE) {
+    for route in of_link.iter().filter(|route| !conf.source_hints || route.scope != route::SCOPE_LINK) {
         route::remove_exact(socket, route).explain()?;
     }
     Ok(())

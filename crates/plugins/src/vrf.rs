@@ -45,7 +45,6 @@ struct Conf {
 }
 
 const TABLES: RangeInclusive<u32> = 1..=u32::MAX;
-const MAIN_TABLE: u32 = 254;
 
 impl Conf {
     fn of(request: &Request) -> Result<Self, Error> {
@@ -93,11 +92,11 @@ impl Plugin for Vrf {
             let (socket, inside, before) = (socket.clone(), inside.clone(), before.clone());
             move || {
                 set_master(&socket, &inside, 0)?;
-                before.put_back(&socket, &inside, MAIN_TABLE)
+                before.put_back(&socket, &inside, route::TABLE_MAIN)
             }
         })?;
         set_master(socket, &inside, vrf.index)?;
-        before.put_back(socket, &inside, table_of(&vrf).unwrap_or(MAIN_TABLE))?;
+        before.put_back(socket, &inside, table_of(&vrf).unwrap_or(route::TABLE_MAIN))?;
         Ok(prev)
     }
 
@@ -166,7 +165,7 @@ fn find_or_create(socket: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link,
     let links = link::list(socket).explain()?;
     let taken = |table: u32| links.iter().any(|link| table_of(link) == Some(table));
     // The reserved tables (253 to 255) are in everybody's use.
-    let free = || TABLES.into_iter().find(|table| !taken(*table) && !(253..=255).contains(table));
+    let free = || TABLES.into_iter().find(|table| !taken(*table) && !route::TABLES_RESERVED.contains(table));
     let table = conf.table.or_else(free).unwrap_or(1);
     match link::create(socket, &New { up: true, ..New::of(&conf.name, Driver::Vrf { table }) }) {
         Err(error) if error.kind() == Kind::Unsupported => {
@@ -203,7 +202,10 @@ impl Kept {
         // The kernel makes those of its own again.
         const BY_KERNEL: u8 = 2;
         routes.retain(|it| {
-            it.link == link.index && it.scope == 0 && it.protocol != BY_KERNEL && it.table == MAIN_TABLE
+            it.link == link.index
+                && it.scope == route::SCOPE_UNIVERSE
+                && it.protocol != BY_KERNEL
+                && it.table == route::TABLE_MAIN
         });
         Ok(Self { addresses, routes })
     }

@@ -8,7 +8,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use kernel::{
-    Socket,
+    IpFamily, Socket,
+    hash::fnv1a,
     nft::{self, Batch, Element, Expr, Family, Field, Hook, Place, Reg, Set, Table},
 };
 
@@ -126,16 +127,14 @@ impl Cluster {
             self.masquerade,
             self.tunnel_port
         );
-        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = fnv1a(text.bytes());
         format!("netloomd, ruleset 1, {hash:016x}")
     }
 
     fn fill(&self, table: Table<'static>, batch: &mut Batch, guarded: bool) {
         match table.family {
-            Family::Ip => self.masquerade(table, batch, true),
-            Family::Ip6 => self.masquerade(table, batch, false),
+            Family::Ip => self.masquerade(table, batch, IpFamily::V4),
+            Family::Ip6 => self.masquerade(table, batch, IpFamily::V6),
             Family::Inet | Family::Bridge => {
                 batch.create_set(table, &NODES4);
                 batch.create_set(table, &NODES6);
@@ -150,11 +149,11 @@ impl Cluster {
         }
     }
 
-    fn of_family(nets: &[IpNet], v4: bool) -> impl Iterator<Item = &IpNet> {
-        nets.iter().filter(move |net| net.addr().is_ipv4() == v4)
+    fn of_family(nets: &[IpNet], family: IpFamily) -> impl Iterator<Item = &IpNet> {
+        nets.iter().filter(move |net| family.has(net.addr()))
     }
 
-    fn masquerade(&self, table: Table<'_>, batch: &mut Batch, v4: bool) {
+    fn masquerade(&self, table: Table<'_>, batch: &mut Batch, family: IpFamily) {
         if !self.masquerade {
             return;
         }
@@ -164,12 +163,15 @@ impl Cluster {
             None,
             "to pods, and to what is configured, with their own address",
         );
-        let multicast: IpNet = if v4 { MULTICAST4 } else { MULTICAST6 };
-        let kept = Self::of_family(&self.pods, v4).chain(Self::of_family(&self.unmasqueraded, v4));
+        let multicast = match family {
+            IpFamily::V4 => MULTICAST4,
+            IpFamily::V6 => MULTICAST6,
+        };
+        let kept = Self::of_family(&self.pods, family).chain(Self::of_family(&self.unmasqueraded, family));
         for net in kept.chain([&multicast]) {
             let (octets, mask) = bytes(net);
             let rule = [
-                load(v4, false),
+                load(family, false),
                 Expr::Mask { reg: REG, mask: &mask },
                 Expr::Equal(REG, &octets),
                 Expr::Return,
@@ -179,10 +181,10 @@ impl Cluster {
         batch.add_rule(table, "from_pods", Place::Last, &[Expr::Masquerade], "");
         let hook = Hook { kind: "nat", number: POSTROUTING, priority: 100 };
         batch.create_chain(table, "postrouting", Some(hook), "what pods send out of the cluster");
-        for net in Self::of_family(&self.pods, v4) {
+        for net in Self::of_family(&self.pods, family) {
             let (octets, mask) = bytes(net);
             let rule = [
-                load(v4, true),
+                load(family, true),
                 Expr::Mask { reg: REG, mask: &mask },
                 Expr::Equal(REG, &octets),
                 Expr::Jump("from_pods"),
@@ -213,20 +215,21 @@ impl Cluster {
         };
         let bridged = self.bridged.iter().map(|net| (net, true));
         for (net, bridged) in self.pods.iter().map(|net| (net, false)).chain(bridged) {
-            let v4 = net.addr().is_ipv4();
-            let family = [if v4 { 2 } else { 10 }];
-            let of_family = [Expr::Family(REG), Expr::Equal(REG, &family)];
+            let family = IpFamily::of(net.addr());
+            let number = number_of(family);
+            let of_family = [Expr::Family(REG), Expr::Equal(REG, &number)];
             let (octets, mask) = bytes(net);
-            let is_pod =
-                |source| [load(v4, source), Expr::Mask { reg: REG, mask: &mask }, Expr::Equal(REG, &octets)];
+            let is_pod = |source| {
+                [load(family, source), Expr::Mask { reg: REG, mask: &mask }, Expr::Equal(REG, &octets)]
+            };
             add(batch, "admit", &[&of_family, &is_pod(true), &mark]);
             for source in [true, false] {
                 add(batch, "forget", &[&of_family, &is_pod(source), &forget]);
             }
             if bridged {
                 add(batch, "admit", &[&of_family, &is_pod(false), &mark]);
-                // Who asks for a pod's hardware address asks a group (RFC 4861, section 4.3 and 4.4).
-                for kind in [135, 136].into_iter().filter(|_| !v4) {
+                // Neighbour solicitations go to a multicast group, not to the pod (RFC 4861, section 4.3 and 4.4).
+                for kind in [135, 136].into_iter().filter(|_| family == IpFamily::V6) {
                     let asks = [
                         Expr::Protocol(REG),
                         Expr::Equal(REG, &[ICMPV6]),
@@ -245,8 +248,8 @@ impl Cluster {
                 Expr::NotEqual(REG, &[0; 4]),
             ];
             add(batch, "admit", &[&of_family, &is_pod(false), &answers, &mark]);
-            let nodes = if v4 { NODES4 } else { NODES6 };
-            let from_node = [load(v4, true), Expr::InSet(REG, nodes.name)];
+            let nodes = nodes_of(family);
+            let from_node = [load(family, true), Expr::InSet(REG, nodes.name)];
             add(batch, "admit", &[&of_family, &from_node, &is_pod(false), &mark]);
         }
     }
@@ -261,23 +264,26 @@ impl Cluster {
             Expr::Payload { base: 2, offset: 2, length: 2, to: REG },
             Expr::Equal(REG, &port),
         ];
-        for (v4, set) in [(true, NODES4), (false, NODES6)] {
-            let family = [if v4 { 2 } else { 10 }];
-            let stranger = [
+        for family in IpFamily::ALL {
+            let number = number_of(family);
+            let foreign = [
                 Expr::Family(REG),
-                Expr::Equal(REG, &family),
-                load(v4, true),
-                Expr::NotInSet(REG, set.name),
+                Expr::Equal(REG, &number),
+                load(family, true),
+                Expr::NotInSet(REG, nodes_of(family).name),
                 Expr::Drop,
             ];
-            batch.add_rule(FILTER, "tunnel", Place::Last, &[&tunnelled[..], &stranger].concat(), "");
+            batch.add_rule(FILTER, "tunnel", Place::Last, &[&tunnelled[..], &foreign].concat(), "");
         }
     }
 
     fn node_elements(&self) -> [(Set, Vec<Element>); 2] {
-        [(NODES4, true), (NODES6, false)].map(|(set, v4)| {
-            let of_family = self.nodes.iter().filter(|ip| ip.is_ipv4() == v4);
-            (set, of_family.map(|ip| Element { key: octets(*ip), ..Element::default() }).collect())
+        IpFamily::ALL.map(|family| {
+            let of_family = self.nodes.iter().filter(|ip| family.has(**ip));
+            (
+                nodes_of(family),
+                of_family.map(|ip| Element { key: octets(*ip), ..Element::default() }).collect(),
+            )
         })
     }
 
@@ -309,13 +315,29 @@ const MULTICAST4: IpNet = IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Add
 const MULTICAST6: IpNet =
     IpNet::V6(ipnet::Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8));
 
-/// Loads the source or the destination address.
-fn load(v4: bool, source: bool) -> Expr<'static> {
-    let (offset, length) = match (v4, source) {
-        (true, true) => (12, 4),
-        (true, false) => (16, 4),
-        (false, true) => (8, 16),
-        (false, false) => (24, 16),
+/// Returns the set of node addresses of a family.
+fn nodes_of(family: IpFamily) -> Set {
+    match family {
+        IpFamily::V4 => NODES4,
+        IpFamily::V6 => NODES6,
+    }
+}
+
+/// Returns a family's number as `meta nfproto` has it (`NFPROTO_IPV4`, `NFPROTO_IPV6`).
+fn number_of(family: IpFamily) -> [u8; 1] {
+    match family {
+        IpFamily::V4 => [2],
+        IpFamily::V6 => [10],
+    }
+}
+
+/// Returns the expression that loads the source or the destination address.
+fn load(family: IpFamily, source: bool) -> Expr<'static> {
+    let (offset, length) = match (family, source) {
+        (IpFamily::V4, true) => (12, 4),
+        (IpFamily::V4, false) => (16, 4),
+        (IpFamily::V6, true) => (8, 16),
+        (IpFamily::V6, false) => (24, 16),
     };
     Expr::Payload { base: 1, offset, length, to: REG }
 }

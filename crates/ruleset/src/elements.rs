@@ -8,29 +8,26 @@ use std::collections::BTreeSet;
 
 use kernel::{
     Error, Kind, Socket,
+    hash::fnv1a,
     nft::{self, Batch, Element, Set, Table},
 };
 
 use crate::tables;
 
-/// Says why the ruleset could not be changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The reason the ruleset could not be changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RulesetError {
-    /// The kernel refused.
-    Kernel(Error),
-    /// Somebody else has the element: the comment of its owner.
+    /// The kernel refused the change.
+    #[error(transparent)]
+    Kernel(#[from] Error),
+    /// The element belongs to another owner.
+    #[error("the element belongs to `{owner}`")]
     Taken {
-        /// What was to be added, by its place in the list.
+        /// The position in the list of elements to add.
         index: usize,
-        /// Who has it.
+        /// The current owner, as the element's comment names it.
         owner: String,
     },
-}
-
-impl From<Error> for RulesetError {
-    fn from(error: Error) -> Self {
-        Self::Kernel(error)
-    }
 }
 
 /// Says what to do when somebody else has a key.
@@ -367,9 +364,7 @@ impl Share<'_> {
     /// Returns the key of the n-th entry in `owners`: a text of 15 letters.
     fn key(&self, number: usize) -> Vec<u8> {
         // FNV-1a, of which 48 bits: the comment says for sure whose it is.
-        let hash = self.owner.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = fnv1a(self.owner.bytes());
         let mut key = format!("{}{:012x}{number:02x}", self.purpose, hash >> 16).into_bytes();
         key.resize(16, 0);
         key

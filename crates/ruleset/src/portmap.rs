@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use kernel::{
-    Socket,
+    IpFamily, Socket,
     nft::{Batch, Element, Expr, Place, Set, Table},
 };
 
@@ -96,8 +96,11 @@ pub struct Terms {
 }
 
 impl Terms {
-    fn conditions(&self, v4: bool) -> &[Condition] {
-        if v4 { &self.conditions_v4 } else { &self.conditions_v6 }
+    fn conditions(&self, family: IpFamily) -> &[Condition] {
+        match family {
+            IpFamily::V4 => &self.conditions_v4,
+            IpFamily::V6 => &self.conditions_v6,
+        }
     }
 }
 
@@ -109,7 +112,7 @@ impl Terms {
 pub fn add(socket: &Socket, owner: &str, mappings: &[Mapping], terms: &Terms) -> Result<(), RulesetError> {
     let share = Share { purpose: PURPOSE, owner };
     elements::put(socket, share, &placed(owner, mappings, terms), &|table, there, batch| {
-        let conditions = terms.conditions(table == NAT4);
+        let conditions = terms.conditions(if table == NAT4 { IpFamily::V4 } else { IpFamily::V6 });
         let chain = condition::chain(conditions);
         if !conditions.is_empty() && !there.contains(&chain) {
             create_chain(batch, table, &chain, conditions);
@@ -160,7 +163,7 @@ fn placed(owner: &str, mappings: &[Mapping], terms: &Terms) -> Vec<Placed> {
     }
     for mapping in mappings {
         let nat = Nat::of(mapping.container);
-        let conditions = terms.conditions(mapping.container.is_ipv4());
+        let conditions = terms.conditions(IpFamily::of(mapping.container));
         let key = protocol_and_port(mapping);
         let same = |other: &Placed| other.set == nat.conditional && other.element.key == key;
         if conditions.is_empty() || placed.iter().any(same) {
