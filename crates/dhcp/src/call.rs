@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{lease::Lease, v4, v6};
 
-/// Where the daemon listens unless it is told otherwise.
+/// The default path of the daemon's socket.
 pub const DEFAULT_SOCKET: &str = "/run/cni/dhcp.sock";
 
 /// The attachment that a lease belongs to.
@@ -50,7 +50,7 @@ pub enum Call {
     },
     /// Tell whether the leases are there.
     Check(Owner),
-    /// Give the leases back. None is fine.
+    /// Give the leases back. Succeeds if there is none.
     Release(Owner),
     /// Give back all leases of a network but those of these containers and interfaces.
     Collect {
@@ -63,7 +63,7 @@ pub enum Call {
     Ping,
 }
 
-/// What the daemon answers.
+/// The daemon's answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Answer {
     /// Leases, of each family that was asked for.

@@ -33,26 +33,26 @@ use crate::{
     v4, v6,
 };
 
-/// Says how the daemon is to run, as its flags do.
+/// The daemon's options, as its flags set them.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where it listens, below the prefix.
+    /// The path of the socket, below the prefix.
     pub socket: PathBuf,
-    /// Where it writes its process ID.
+    /// The file for the daemon's process ID.
     pub pidfile: Option<PathBuf>,
     /// What stands before paths of the host, for a daemon in a container of its own.
     pub host_prefix: PathBuf,
-    /// The longest wait for an answer at first.
+    /// The first limit of the wait for an answer.
     pub timeout: Duration,
     /// The longest wait between tries.
     pub resend_max: Duration,
-    /// How long an ADD may take.
+    /// The limit of an ADD.
     pub resend_timeout: Duration,
-    /// Servers are to answer to everybody.
+    /// Whether servers are asked to answer by broadcast.
     pub broadcast: bool,
 }
 
-/// Runs until SIGTERM or SIGINT. Leases stay, for the next daemon.
+/// Runs the daemon until SIGTERM or SIGINT. Leases are kept for the next daemon.
 ///
 /// # Errors
 /// When it cannot listen, or write its files.
@@ -102,7 +102,7 @@ struct Daemon<'a> {
 }
 
 impl Daemon<'_> {
-    /// Takes up the leases that a daemon before this one kept.
+    /// Restores the leases of the previous daemon.
     fn restore(&mut self) -> io::Result<()> {
         for stored in self.store.read()? {
             let name = &stored.owner;
@@ -182,7 +182,7 @@ impl Daemon<'_> {
         }
     }
 
-    /// Does what is due, of all, and forgets those that are gone.
+    /// Runs due timers of all interfaces and drops interfaces that are gone.
     fn tick(&mut self, now: Time) {
         for index in 0..self.holders.len() {
             let holder = &mut self.holders[index];
@@ -205,7 +205,7 @@ impl Daemon<'_> {
         }
     }
 
-    /// Reads what has come for one interface.
+    /// Reads pending packets of one interface.
     fn hear(&mut self, index: usize, family: IpFamily) {
         loop {
             let holder = &mut self.holders[index];
@@ -234,7 +234,7 @@ impl Daemon<'_> {
         }
     }
 
-    /// Does what a client wants done.
+    /// Carries out the outputs of a client.
     fn carry_out(&mut self, index: usize, family: IpFamily, outputs: Vec<Output>) {
         for output in outputs {
             let holder = &mut self.holders[index];

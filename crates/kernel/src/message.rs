@@ -93,7 +93,7 @@ impl Message {
         self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
     }
 
-    /// Writes length and sequence number and gives the bytes.
+    /// Writes length and sequence number and returns the bytes.
     pub(crate) fn finish(&mut self, sequence: u32) -> &[u8] {
         let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
@@ -106,7 +106,7 @@ impl Message {
     }
 }
 
-/// Holds one received message.
+/// One received message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Received<'a> {
     pub(crate) kind: u16,

@@ -1,4 +1,4 @@
-//! Neighbours: which hardware address an address of the link has, and (FDB) behind which host a hardware address is.
+//! Neighbours (the hardware addresses of IP addresses) and the forwarding databases of VXLANs.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     socket::{CREATE, DUMP, Protocol, REQUEST, Request, Socket},
 };
 
-/// Describes a neighbour as the kernel has it.
+/// A neighbour entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Neighbour {
     /// The link's index.
@@ -20,11 +20,11 @@ pub struct Neighbour {
     pub ip: IpAddr,
     /// Its hardware address, once known.
     pub mac: Option<Mac>,
-    /// It was put there, and does not age.
+    /// Whether the entry was set by hand and does not age.
     pub permanent: bool,
 }
 
-/// Describes an entry of a VXLAN's forwarding database: frames to this hardware address go to that host.
+/// An entry of a VXLAN's forwarding database: frames to this hardware address go to that host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Forward {
     /// The link's index.
@@ -35,16 +35,16 @@ pub struct Forward {
     pub to: IpAddr,
 }
 
-/// What is to become of an entry.
+/// A change of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// The address has this hardware address, for good.
+    /// Set the hardware address of an address permanently.
     Neighbour(u32, IpAddr, Mac),
-    /// Nothing is known of the address.
+    /// Remove the entry of an address.
     NoNeighbour(u32, IpAddr),
-    /// Frames go to that host.
+    /// Forward frames to the host.
     Forward(Forward),
-    /// They do not.
+    /// Remove the forwarding entry.
     NoForward(Forward),
 }
 
@@ -115,7 +115,7 @@ pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTr
     }
 }
 
-/// Changes many entries, in as few sends as the kernel's answers fit, and gives what was refused.
+/// Changes many entries, in as few sends as the kernel's answers fit and returns the refusals.
 #[doc(alias = "RTM_NEWNEIGH")]
 pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
     socket.change_all(fates.iter().map(|fate| match *fate {

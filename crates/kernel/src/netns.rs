@@ -20,7 +20,7 @@ use crate::{
     inject, ioctl,
 };
 
-/// Holds an open network namespace.
+/// An open network namespace.
 #[derive(Debug)]
 pub struct Netns {
     fd: OwnedFd,
@@ -164,7 +164,7 @@ impl Netns {
         made
     }
 
-    /// Unmounts and removes a named namespace; it ends when nothing uses it any more. Absent is fine.
+    /// Unmounts and removes a named namespace; it ends when nothing uses it any more. Succeeds if it is already gone.
     ///
     /// # Errors
     /// When it cannot be unmounted or the file cannot be removed.

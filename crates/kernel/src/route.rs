@@ -26,9 +26,9 @@ pub const TABLES_RESERVED: RangeInclusive<u32> = libc::RT_TABLE_DEFAULT as u32..
 /// A route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// Where to.
+    /// The destination.
     pub dst: IpNet,
-    /// The next hop; none for on the link.
+    /// The next hop; `None` for on the link.
     pub gateway: Option<IpAddr>,
     /// The link's index; 0 only in what [`list`] returns of routes without link.
     pub link: u32,
@@ -44,11 +44,11 @@ pub struct Route {
     pub advmss: u32,
     /// The source address to prefer.
     pub source: Option<IpAddr>,
-    /// Who made it (`RTPROT_*`); 0 for somebody by hand.
+    /// The origin of the route (`RTPROT_*`); 0 for a route set by hand.
     pub protocol: u8,
-    /// What goes there is dropped without a word (`RTN_BLACKHOLE`); it has no link then.
+    /// Whether packets are dropped silently (`RTN_BLACKHOLE`). Such a route has no link.
     pub blackhole: bool,
-    /// To which host the link carries what goes there, where it takes that from its routes; none for other links.
+    /// To which host the link carries what goes there, where it takes that from its routes; `None` for other links.
     pub carried: Option<Carried>,
 }
 
@@ -86,7 +86,7 @@ impl Carried {
 }
 
 impl Route {
-    /// Makes a route with nothing but destination, next hop and link.
+    /// Creates a route with nothing but destination, next hop and link.
     pub fn new(dst: IpNet, gateway: Option<IpAddr>, link: u32) -> Self {
         Self {
             dst,
@@ -124,7 +124,7 @@ pub fn add(socket: &Socket, route: &Route) -> Result<()> {
     socket.make([addition(route)])
 }
 
-/// Makes the request of [`add`], to be sent with others.
+/// Returns the request of [`add`], to send together with others.
 pub fn addition(route: &Route) -> Request {
     request(libc::RTM_NEWROUTE, CREATE, "add route", route)
 }
@@ -137,7 +137,7 @@ pub fn replace(socket: &Socket, route: &Route) -> Result<()> {
     socket.make([request(libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route)])
 }
 
-/// Removes the very route. Absent is fine.
+/// Removes the very route. Succeeds if it is already gone.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -145,7 +145,7 @@ pub fn remove_exact(socket: &Socket, route: &Route) -> Result<()> {
     absent_is_none(socket.make([request(libc::RTM_DELROUTE, 0, "remove route", route)])).map(drop)
 }
 
-/// What is to become of a route.
+/// A change of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// It is there, in the place of any other to the same destination with the same metric.
@@ -154,7 +154,7 @@ pub enum Fate {
     Remove(Route),
 }
 
-/// Changes many routes, in as few sends as the kernel's answers fit, and gives what was refused.
+/// Changes many routes, in as few sends as the kernel's answers fit and returns the refusals.
 pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
     let changes = fates.iter().map(|fate| match fate {
         Fate::Put(route) => request(libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route),
@@ -218,7 +218,7 @@ fn message(kind: u16, flags: u16, route: &Route) -> Message {
     message
 }
 
-/// Removes the route to a destination by a link, whatever else it says. Absent is fine.
+/// Removes the route to a destination by a link, whatever else it says. Succeeds if it is already gone.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -261,20 +261,20 @@ pub fn list_of(socket: &Socket, like: IpAddr, protocol: u8) -> Result<Vec<Route>
     })
 }
 
-/// The way that a packet to an address would take.
+/// The path of a packet to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {
     /// The link's index.
     pub link: u32,
-    /// The next hop; none where the address is on the link.
+    /// The next hop, or `None` if the address is on the link.
     pub gateway: Option<IpAddr>,
-    /// The source address that the host would take.
+    /// The source address that the host would use.
     pub source: Option<IpAddr>,
-    /// The address is this host's own.
+    /// Whether the address belongs to this host.
     pub local: bool,
 }
 
-/// Asks for the way to an address; none when there is no route.
+/// Returns the path to an address, or `None` if there is no route.
 ///
 /// # Errors
 /// When the kernel refuses to look.
@@ -305,7 +305,7 @@ pub fn way_to(socket: &Socket, ip: IpAddr) -> Result<Option<Way>> {
 /// A blackhole answers `EINVAL`, an unreachable route `EHOSTUNREACH`.
 const UNREACHABLE: [Errno; 3] = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::INVAL];
 
-/// Finds the link by which the host reaches an address; none when there is no route.
+/// Returns the link via which the host reaches an address, or `None` if there is no route.
 ///
 /// # Errors
 /// When the kernel refuses to look.

@@ -1,8 +1,8 @@
-//! What a cluster's packets may do on a node: pods pass from node to node whoever drops what the host forwards, leave the
-//! cluster with the node's address, and tunnelled packets are heard from nodes alone.
+//! The ruleset of a node in a cluster. Packets between pods pass even if a foreign firewall drops forwarded packets,
+//! packets out of the cluster get the node's address, and tunnelled packets are accepted only from nodes.
 //!
-//! A table of its own in each of three families, `netloom-cluster`: the rules follow from the cluster's configuration
-//! and are replaced in one transaction when that changes; the nodes are elements of two sets.
+//! Each of three families has a table `netloom-cluster`. Its rules follow from the cluster's configuration
+//! and are replaced in one transaction when that changes. The nodes are elements of two sets.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -21,20 +21,20 @@ use crate::{
     tables::MARK,
 };
 
-/// Describes the cluster as its packets see it.
+/// The part of a cluster's configuration that its rules follow from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
-    /// The pods' prefixes, of both families.
+    /// The prefixes of pods, of both families.
     pub pods: Vec<IpNet>,
-    /// Prefixes of pods that are plugged into the host's uplink: they pass as they are, and whoever is there reaches them.
+    /// Prefixes of pods on the segment of the host's uplink. Their packets pass unchanged in both directions.
     pub bridged: Vec<IpNet>,
-    /// What pods reach with their own address beside the pods' prefixes.
+    /// Destinations outside the pods' prefixes that pods reach with their own address.
     pub unmasqueraded: Vec<IpNet>,
-    /// What else pods send leaves with the node's address.
+    /// Whether other packets of pods leave with the node's address.
     pub masquerade: bool,
-    /// The UDP port on which tunnelled packets come.
+    /// The UDP port of tunnelled packets.
     pub tunnel_port: u16,
-    /// The nodes' addresses.
+    /// The addresses of the nodes.
     pub nodes: BTreeSet<IpAddr>,
 }
 
@@ -51,12 +51,12 @@ const NODES6: Set = Set { name: "nodes6", key: &[Field::Ipv6], data: None, comme
 const WANTED: Wanted<'_> = Wanted { admin_chain: "CNI-ADMIN", always: false };
 const ROUNDS: usize = 16;
 
-/// Makes the ruleset so, and tells whether anything had to be changed.
+/// Applies the cluster's rules and returns whether anything changed.
 ///
 /// # Errors
-/// When the kernel refuses; nothing has changed then.
+/// When the kernel refuses; then nothing has changed.
 pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> {
-    // Where nobody could drop what is forwarded, packets need no mark by which they pass.
+    // If no foreign chain could drop forwarded packets, they need no mark.
     let guarded = forward_hook::is_needed(socket)?;
     let comment = cluster.fingerprint(guarded);
     let mut changed = false;
@@ -85,7 +85,7 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
                 changed = true;
                 break;
             }
-            // Somebody else changed something meanwhile, which is no matter of theirs or ours.
+            // Another process changed an unrelated part of the ruleset: try again.
             Err(error) if error.kind() == kernel::Kind::Stale => {}
             Err(_) => break,
         }
@@ -97,7 +97,7 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
     Ok(changed)
 }
 
-/// Takes all of it away. None is fine.
+/// Removes the cluster's tables. Succeeds if there are none.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -116,7 +116,7 @@ pub fn remove(socket: &Socket) -> Result<(), RulesetError> {
 }
 
 impl Cluster {
-    /// Says in the table's comment what its rules were made for.
+    /// Returns the table's comment, which identifies the configuration that its rules were made from.
     fn fingerprint(&self, guarded: bool) -> String {
         let list = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let text = format!(
@@ -193,7 +193,7 @@ impl Cluster {
         }
     }
 
-    /// Marks what is let through, between two chains at the hook, for other people's tables to accept.
+    /// Marks accepted packets between two chains at the hook, so that foreign tables accept them.
     fn forward(&self, batch: &mut Batch) {
         let mark = [
             Expr::Mark(REG),

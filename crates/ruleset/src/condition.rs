@@ -1,4 +1,4 @@
-//! Conditions that a packet to a published port must fulfil, as networks write them: in the words of iptables or of nft.
+//! Conditions that a packet to a published port must meet, parsed from the syntax of iptables or nft.
 
 use std::net::IpAddr;
 
@@ -15,9 +15,9 @@ use crate::{chains, octets, port_name};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
     what: What,
-    /// It holds when the packet is not so.
+    /// Whether the condition is met by packets that do not match.
     inverted: bool,
-    /// What is compared, as bytes, and which of their bits.
+    /// The bytes to compare with, and the mask of the bits that count.
     value: Vec<u8>,
     mask: Vec<u8>,
     text: String,
@@ -49,9 +49,9 @@ impl Condition {
     /// Parses the words of a network's `conditionsV4` or `conditionsV6`.
     ///
     /// # Errors
-    /// The words that cannot be told.
+    /// The words that were not understood.
     pub fn parse(words: &[String], family: IpFamily) -> Result<Vec<Self>, String> {
-        // Either word by word or several words in one text.
+        // The list has one word an entry, or several words in one entry.
         let text = words.join(" ");
         let words: Vec<&str> = text.split_whitespace().collect();
         let mut rest = &words[..];
@@ -65,7 +65,7 @@ impl Condition {
         Ok(conditions)
     }
 
-    /// Returns what a rule says of it.
+    /// Returns the condition as a rule's expressions.
     pub(crate) fn expressions(&self) -> Vec<Expr<'_>> {
         let load = match self.what {
             What::Source(IpFamily::V4) => Expr::Payload { base: 1, offset: 12, length: 4, to: Reg(0) },
@@ -88,7 +88,7 @@ impl Condition {
     }
 }
 
-/// Names the chain of conditions by their text.
+/// Returns the name of the chain of conditions: a hash of their text.
 pub(crate) fn chain(conditions: &[Condition]) -> String {
     let hash = fnv1a(conditions.iter().flat_map(|condition| condition.text.bytes().chain([0])));
     format!("{}{hash:016x}", chains::CONDITION)
@@ -103,7 +103,7 @@ fn of_iptables<'a, 'b>(words: &'a [&'b str], family: IpFamily) -> Parsed<'a, 'b>
         _ => (false, words),
     };
     let (option, within, value, rest) = match words {
-        // A match that is only named, or only says something to the reader.
+        // The name of a match, or a comment: neither restricts the packet.
         ["-m" | "--match", "mark" | "comment", rest @ ..] if !before => return Some((None, rest)),
         ["--comment", _, rest @ ..] if !before => return Some((None, rest)),
         [option, "!", value, rest @ ..] if !before => (*option, true, *value, rest),

@@ -1,8 +1,8 @@
 //! Adding, finding and removing the elements of an owner.
 //!
-//! What an owner has in a table stands in the set `owners` of that table: an element for each purpose of each owner,
-//! with the keys of the others beside its comment. So removing costs the same however many there are, and needs
-//! nothing but the owner's name.
+//! The set `owners` of each table lists what an owner has in that table: one element for each purpose of each owner,
+//! with the keys of the owner's other elements in its user data. So the cost of a removal does not depend on the number of
+//! containers, and a removal needs only the owner's name.
 
 use std::collections::BTreeSet;
 
@@ -30,16 +30,16 @@ pub enum RulesetError {
     },
 }
 
-/// Says what to do when somebody else has a key.
+/// What to do if another owner has the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Conflict {
-    /// Leave it and fail.
+    /// Leave the element and fail.
     Refuse,
-    /// Take it over. When the new owner goes, the older one gets it back.
+    /// Take the element over. When the new owner is removed, the older one gets the element back.
     TakeOver,
 }
 
-/// Holds an element, and the set and table that it goes to.
+/// An element, and the set and table that it goes to.
 #[derive(Debug, Clone)]
 pub(crate) struct Placed {
     pub(crate) table: Table<'static>,
@@ -48,10 +48,10 @@ pub(crate) struct Placed {
     pub(crate) conflict: Conflict,
 }
 
-/// Names an owner's things of one kind.
+/// An owner's elements of one purpose.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Share<'a> {
-    /// A letter for what they are for.
+    /// A letter for the purpose.
     pub(crate) purpose: char,
     pub(crate) owner: &'a str,
 }
@@ -64,9 +64,9 @@ struct Claim {
     goto: Option<String>,
 }
 
-/// Others change the ruleset at the same time; each round means that one of them got something done.
+/// The limit of attempts. Each failed attempt means that another process changed the ruleset.
 const ROUNDS: usize = 64;
-/// Beside an element: more than one owner claims it.
+/// Set in an element's user data if more than one owner claims it.
 const SHARED: &[u8] = &[1];
 
 /// Adds elements in one transaction. `missing` adds chains that the elements lead to and that are not there.
@@ -103,7 +103,7 @@ pub(crate) fn put(
         };
         batch = Batch::new();
         match kind {
-            // The first container of the host or of a subnet, a key in use, or a race with one of these.
+            // The table or chain does not exist yet, a key is in use, or another process was faster.
             Kind::NotFound | Kind::Exists | Kind::Stale => {
                 generation = Some(nft::generation(socket)?);
                 for table in &in_use {
@@ -166,8 +166,8 @@ fn clear_the_way(
     Ok(shared)
 }
 
-/// Finds which of the elements are not there, or lead elsewhere. One that somebody took over and that leads to the
-/// same is there.
+/// Returns the positions of elements that do not exist or have another target. An element that another owner took over
+/// counts as present if its target is the same.
 pub(crate) fn absent(socket: &Socket, placed: &[Placed]) -> Result<Vec<usize>, RulesetError> {
     let mut absent = Vec::new();
     for (index, Placed { table, set, element, .. }) in placed.iter().enumerate() {
@@ -184,10 +184,10 @@ pub(crate) fn absent(socket: &Socket, placed: &[Placed]) -> Result<Vec<usize>, R
     Ok(absent)
 }
 
-/// Removes an owner's things of one kind from some tables, and gives what was removed. None is fine.
+/// Removes an owner's things of one kind from some tables, and returns what was removed. Succeeds if there is none.
 ///
-/// What is removed is exactly what was read: if anything changes in between, the kernel refuses the batch and
-/// it is read again. So an element that changed hands is never taken from its new owner.
+/// Only elements that were read are removed: if anything changes in between, the kernel refuses the batch and the elements
+/// are read again. So an element is never taken from a new owner.
 pub(crate) fn remove(
     socket: &Socket,
     share: Share<'_>,
@@ -305,7 +305,7 @@ fn remove_stale(
     outcome.map_err(RulesetError::from)
 }
 
-/// Removes a table of ours that holds nothing; whoever needs it next makes it again.
+/// Removes an empty table of ours. The next ADD that needs it creates it again.
 fn remove_if_empty(socket: &Socket, table: Table<'static>) -> Result<(), RulesetError> {
     for _ in 0..ROUNDS {
         let Some(generation) = generation(socket)? else { return Ok(()) };
@@ -324,7 +324,7 @@ fn remove_if_empty(socket: &Socket, table: Table<'static>) -> Result<(), Ruleset
             other => return Ok(other?),
         }
     }
-    // Others are busy with it: it is not empty.
+    // Another process is adding to the table: it is not empty.
     Ok(())
 }
 
@@ -363,7 +363,7 @@ pub fn owners(socket: &Socket) -> Result<Vec<String>, RulesetError> {
 impl Share<'_> {
     /// Returns the key of the n-th entry in `owners`: a text of 15 letters.
     fn key(&self, number: usize) -> Vec<u8> {
-        // FNV-1a, of which 48 bits: the comment says for sure whose it is.
+        // 48 bits of the hash suffice: the comment identifies the owner exactly.
         let hash = fnv1a(self.owner.bytes());
         let mut key = format!("{}{:012x}{number:02x}", self.purpose, hash >> 16).into_bytes();
         key.resize(16, 0);

@@ -14,7 +14,7 @@ use crate::{
     v4, v6,
 };
 
-/// An interface with its leases.
+/// A container interface with its leases.
 pub(super) struct Holder {
     pub(super) owner: Owner,
     pub(super) netns: PathBuf,
@@ -29,7 +29,7 @@ pub(super) struct Holder {
     pub(super) given: Vec<Lease>,
     /// Owner waits for the first leases, and until when.
     pub(super) waiting: Option<(UnixStream, Time)>,
-    /// Its namespace or link is gone.
+    /// Whether the namespace or link is gone.
     pub(super) gone: bool,
 }
 
@@ -75,7 +75,7 @@ impl Holder {
         }
     }
 
-    /// Answers whoever waits, once all leases are there.
+    /// Answers the waiting plugin once all leases are bound.
     pub(super) fn reply(&mut self) {
         if let Some(leases) = self.leases()
             && let Some((mut stream, _)) = self.waiting.take()
