@@ -5,7 +5,7 @@ use kernel::{
     nft::{self, Batch, Table},
 };
 
-use crate::elements::RulesetError;
+use crate::error::RulesetError;
 
 /// The prefixes of such chains' names.
 pub(crate) const MASQUERADE: &str = "masq-";

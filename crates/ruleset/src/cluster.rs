@@ -15,7 +15,7 @@ use kernel::{
 
 use crate::{
     address,
-    elements::RulesetError,
+    error::RulesetError,
     forward_hook::{self, Wanted},
     octets,
     tables::MARK,

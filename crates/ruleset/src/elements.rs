@@ -7,28 +7,12 @@
 use std::collections::BTreeSet;
 
 use kernel::{
-    Error, Kind, Socket,
+    Kind, Socket,
     hash::fnv1a,
     nft::{self, Batch, Element, Set, Table},
 };
 
-use crate::tables;
-
-/// The reason the ruleset could not be changed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RulesetError {
-    /// The kernel refused the change.
-    #[error(transparent)]
-    Kernel(#[from] Error),
-    /// The element belongs to another owner.
-    #[error("the element belongs to `{owner}`")]
-    Taken {
-        /// The position in the list of elements to add.
-        index: usize,
-        /// The current owner, as the element's comment names it.
-        owner: String,
-    },
-}
+use crate::{error::RulesetError, tables};
 
 /// What to do if another owner has the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,8 @@ use kernel::{Socket, nft::Element};
 
 use crate::{
     address,
-    elements::{self, Conflict, Placed, RulesetError, Share},
+    elements::{self, Conflict, Placed, Share},
+    error::RulesetError,
     octets, port_name,
     tables::{ADMITTED4, ADMITTED6, BRIDGE, FILTER, GUARDED, ISOLATED, TOGETHER},
 };

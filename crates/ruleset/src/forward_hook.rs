@@ -12,7 +12,7 @@ use kernel::{
 };
 
 use crate::{
-    elements::RulesetError,
+    error::RulesetError,
     tables::{self, MARK},
 };
 

@@ -12,6 +12,7 @@ mod chains;
 pub mod cluster;
 pub mod condition;
 mod elements;
+mod error;
 pub mod firewall;
 pub mod forward_hook;
 pub mod masquerade;
@@ -20,7 +21,8 @@ pub mod reference;
 pub mod spoof;
 mod tables;
 
-pub use elements::{RulesetError, owners, retain};
+pub use elements::{owners, retain};
+pub use error::RulesetError;
 
 /// Returns an address in network byte order.
 fn octets(ip: std::net::IpAddr) -> Vec<u8> {

@@ -8,7 +8,8 @@ use kernel::{
 
 use crate::{
     chains,
-    elements::{self, Conflict, Placed, RulesetError, Share},
+    elements::{self, Conflict, Placed, Share},
+    error::RulesetError,
     octets,
     tables::{NAT4, NAT6, Nat},
 };

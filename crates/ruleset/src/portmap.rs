@@ -10,7 +10,8 @@ use kernel::{
 use crate::{
     address,
     condition::{self, Condition},
-    elements::{self, Conflict, Placed, RulesetError, Share},
+    elements::{self, Conflict, Placed, Share},
+    error::RulesetError,
     octets,
     tables::{NAT4, NAT6, Nat, PUBLISHED},
 };

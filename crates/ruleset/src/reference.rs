@@ -11,7 +11,7 @@ use kernel::{
     xtables,
 };
 
-use crate::{elements::RulesetError, octets};
+use crate::{error::RulesetError, octets};
 
 const NAT: [(Table<'_>, xtables::Family); 2] = [
     (Table { family: Family::Ip, name: "nat" }, xtables::Family::V4),

@@ -6,7 +6,8 @@ use kernel::{Socket, link::Mac, nft::Element};
 
 use crate::{
     address,
-    elements::{self, Conflict, Placed, RulesetError, Share},
+    elements::{self, Conflict, Placed, Share},
+    error::RulesetError,
     octets, port_name,
     tables::{ADDRESS_GUARDED, BRIDGE, SENDER4, SENDER6, SPOOF_ALLOWED, SPOOF_GUARDED},
 };
