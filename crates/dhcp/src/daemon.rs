@@ -293,7 +293,7 @@ impl Daemon<'_> {
             Ok(Call::Check(owner)) => {
                 match self.holders.iter().find(|it| it.owner == owner).and_then(Holder::leases) {
                     Some(leases) => Answer::Leases(leases),
-                    None => Answer::Failed(format!("{} has no lease", owner)),
+                    None => Answer::Failed(format!("{owner} has no lease")),
                 }
             }
             Ok(Call::Acquire { owner, netns, v4, v6, priority }) => {
@@ -328,7 +328,7 @@ impl Daemon<'_> {
         let netns = prefixed(&self.options.host_prefix, netns);
         let identity = kernel::Netns::open(&netns)?.identity()?;
         let link = interface::within(&netns, None, || interface::ready(&owner.ifname))?;
-        (self.log)(&format!("{}: acquiring lease", owner));
+        (self.log)(&format!("{owner}: acquiring lease"));
         let (now, patience, mac) = (boottime(), self.patience(), mac_of(&link));
         let v4 = v4.map(|wishes| v4::Wishes { broadcast: self.options.broadcast, ..wishes });
         Ok(Holder {
