@@ -18,7 +18,7 @@ use crate::{
     error::RulesetError,
     forward_hook::{self, Wanted},
     octets,
-    tables::MARK,
+    tables::{self, CLUSTER_FILTER as FILTER, MARK},
 };
 
 /// The part of a cluster's configuration that its rules follow from.
@@ -38,10 +38,9 @@ pub struct Cluster {
     pub nodes: BTreeSet<IpAddr>,
 }
 
-const NAME: &str = "netloom-cluster";
+const NAME: &str = tables::CLUSTER;
 const NAT4: Table<'_> = Table { family: Family::Ip, name: NAME };
 const NAT6: Table<'_> = Table { family: Family::Ip6, name: NAME };
-pub(crate) const FILTER: Table<'_> = Table { family: Family::Inet, name: NAME };
 const ALL: [Table<'_>; 3] = [NAT4, NAT6, FILTER];
 
 const NODES4: Set = Set { name: "nodes4", key: &[Field::Ipv4], data: None, comment: "the nodes" };
@@ -109,7 +108,7 @@ pub fn remove(socket: &Socket) -> Result<(), RulesetError> {
         }
     }
     nft::commit(socket, batch, None)?;
-    if nft::table_comment(socket, crate::tables::FILTER)?.is_none() {
+    if nft::table_comment(socket, tables::FILTER)?.is_none() {
         forward_hook::close(socket)?;
     }
     Ok(())

@@ -250,7 +250,7 @@ pub fn retain(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Result<(), Rules
         crate::chains::remove_unused(socket, table)?;
         remove_if_empty(socket, table)?;
     }
-    let needed = [tables::FILTER, crate::cluster::FILTER];
+    let needed = [tables::FILTER, tables::CLUSTER_FILTER];
     let mut there = needed.into_iter().map(|table| nft::table_comment(socket, table));
     if there.try_fold(true, |none, comment| comment.map(|comment| none && comment.is_none()))? {
         crate::forward_hook::close(socket)?;

@@ -84,7 +84,7 @@ pub fn is_needed(socket: &Socket) -> Result<bool, RulesetError> {
             && chain.kind.as_deref() == Some("filter")
             && chain.family != Family::Bridge
             && !tables::ALL.contains(&chain.table())
-            && chain.table() != crate::cluster::FILTER
+            && chain.table() != tables::CLUSTER_FILTER
     };
     Ok(used || nft::all_chains(socket)?.iter().any(others))
 }

@@ -15,6 +15,10 @@ pub(crate) const FILTER: Table<'_> = Table { family: Family::Inet, name: "netloo
 /// The table of frames between bridge ports: the MAC spoof check, and isolation.
 pub(crate) const BRIDGE: Table<'_> = Table { family: Family::Bridge, name: "netloom" };
 
+/// The name of a cluster's tables.
+pub(crate) const CLUSTER: &str = "netloom-cluster";
+/// The table of a cluster with the packets that its nodes accept.
+pub(crate) const CLUSTER_FILTER: Table<'static> = Table { family: Family::Inet, name: CLUSTER };
 /// All tables.
 pub(crate) const ALL: [Table<'_>; 4] = [NAT4, NAT6, FILTER, BRIDGE];
 
