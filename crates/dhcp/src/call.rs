@@ -1,6 +1,7 @@
 //! What the plugin and the daemon say to each other: a line of JSON each way, by a Unix socket.
 
 use std::{
+    fmt,
     io::{self, BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -10,12 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{lease::Lease, v4, v6};
 
-/// Where the daemon listens unless it is told otherwise.
+/// The default path of the daemon's socket.
 pub const DEFAULT_SOCKET: &str = "/run/cni/dhcp.sock";
 
-/// Names whose lease it is.
+/// The attachment that a lease belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Who {
+pub struct Owner {
     /// The network.
     pub network: String,
     /// The container.
@@ -24,13 +25,20 @@ pub struct Who {
     pub ifname: String,
 }
 
-/// What is asked of the daemon.
+impl fmt::Display for Owner {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}/{}", self.container, self.network, self.ifname)
+    }
+}
+
+/// A request to the daemon.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Call {
     /// Get leases and keep them; those that there are, are given again.
     Acquire {
-        /// Whose.
-        who: Who,
+        /// The attachment. Named `who` in messages, as in earlier versions.
+        #[serde(rename = "who")]
+        owner: Owner,
         /// The namespace with the interface.
         netns: PathBuf,
         /// A lease of IPv4.
@@ -41,9 +49,9 @@ pub enum Call {
         priority: u32,
     },
     /// Tell whether the leases are there.
-    Check(Who),
-    /// Give the leases back. None is fine.
-    Release(Who),
+    Check(Owner),
+    /// Give the leases back. Succeeds if there is none.
+    Release(Owner),
     /// Give back all leases of a network but those of these containers and interfaces.
     Collect {
         /// The network.
@@ -55,7 +63,7 @@ pub enum Call {
     Ping,
 }
 
-/// What the daemon answers.
+/// The daemon's answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Answer {
     /// Leases, of each family that was asked for.

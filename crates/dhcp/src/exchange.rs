@@ -15,7 +15,7 @@ use crate::{
     v6,
 };
 
-/// Holds one socket, of the namespace in which it was opened.
+/// One socket, of the namespace in which it was opened.
 #[derive(Debug)]
 pub(crate) enum Exchange {
     /// Hears everything that comes to the client's port, and sends without an address.
@@ -28,7 +28,7 @@ pub(crate) enum Exchange {
 }
 
 impl Exchange {
-    /// Opens what a client of IPv4 needs; none where it expects nothing.
+    /// Opens what a client of IPv4 needs, or `None` if it expects nothing.
     pub(crate) fn of_v4(link: &Link, listening: Listening) -> Result<Option<Self>> {
         Ok(match listening {
             Listening::No => None,
@@ -78,7 +78,7 @@ impl Exchange {
         send(socket, payload, SocketAddrV6::new(v6::SERVERS, v6::SERVER_PORT, 0, *link).into())
     }
 
-    /// Returns what has come, the next at a time; none when there is no more. Broken packets are left aside.
+    /// Returns what has come, the next at a time, or `None` if there is no more. Broken packets are left aside.
     pub(crate) fn receive(&self) -> Result<Option<Vec<u8>>> {
         let mut buffer = [0; 4096];
         match self {
@@ -111,7 +111,7 @@ impl AsFd for Exchange {
     }
 }
 
-/// Reads what a packet of anybody carries by UDP; none when it is broken, or carries something else.
+/// Reads what a packet of anybody carries by UDP, or `None` if it is broken, or carries something else.
 pub fn udp_payload(packet: &[u8]) -> Option<&[u8]> {
     match SlicedPacket::from_ip(packet).ok()?.transport? {
         TransportSlice::Udp(udp) => Some(udp.payload()),

@@ -60,10 +60,8 @@ pub(crate) fn give(ifname: &str, lease: &Lease, priority: u32) -> Result<()> {
         Err(error) if error.kind() == Kind::Exists => {}
         other => other?,
     }
-    /// `RT_SCOPE_LINK` of `linux/rtnetlink.h`.
-    const LINK_SCOPE: u8 = 253;
     for wanted in &lease.routes {
-        let scope = if wanted.gateway.is_none() { LINK_SCOPE } else { 0 };
+        let scope = if wanted.gateway.is_none() { route::SCOPE_LINK } else { route::SCOPE_UNIVERSE };
         let route =
             route::Route { priority, scope, ..route::Route::new(wanted.dst, wanted.gateway, link.index) };
         route::replace(&socket, &route)?;

@@ -1,4 +1,4 @@
-//! What a server gave, and until when.
+//! Leases.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// A point in time, since the machine started, sleep included (`CLOCK_BOOTTIME`).
 pub type Time = Duration;
 
-/// Holds a lease.
+/// A lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// The address, with its prefix.
@@ -20,19 +20,19 @@ pub struct Lease {
     pub gateway: Option<IpAddr>,
     /// Routes, also the default one.
     pub routes: Vec<Route>,
-    /// What the server says of DNS.
+    /// The DNS settings from the server.
     pub dns: Dns,
-    /// Who gave it.
+    /// The server that granted the lease.
     pub server: Server,
-    /// When to ask that server to prolong it (T1).
+    /// When to ask the server to extend the lease (T1).
     pub renew: Time,
-    /// When to ask any (T2).
+    /// When to ask any server (T2).
     pub rebind: Time,
-    /// When it is over.
+    /// When the lease expires.
     pub expire: Time,
 }
 
-/// Names a server.
+/// The identity of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Server {
     /// Its address (option 54).
@@ -44,9 +44,9 @@ pub enum Server {
 /// A route that comes with a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// Where to.
+    /// The destination.
     pub dst: IpNet,
-    /// By whom; none for on the link.
+    /// The next hop; `None` for a destination on the link.
     pub gateway: Option<IpAddr>,
 }
 
@@ -86,7 +86,7 @@ pub enum Output {
 /// How often and how long to try.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// The longest wait for an answer at first.
+    /// The first limit of the wait for an answer.
     pub answer: Duration,
     /// The longest wait between tries later.
     pub most: Duration,

@@ -16,7 +16,7 @@ pub mod v6;
 
 pub use exchange::udp_payload;
 
-/// Reads a packet of anybody; none when it is broken.
+/// Reads a packet of anybody, or `None` if it is broken.
 ///
 /// The crate that reads it asserts here and there what the network has not promised, so its panics are caught: nobody on a
 /// link may end the daemon by a packet.

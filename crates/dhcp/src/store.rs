@@ -2,21 +2,22 @@
 
 use std::{
     fs,
-    hash::{DefaultHasher, Hash, Hasher},
-    io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    io::{self, Write},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::OFlags;
+use kernel::hash::fnv1a;
 use serde::{Deserialize, Serialize};
 
-use crate::{call::Who, lease::Lease, v4, v6};
+use crate::{call::Owner, lease::Lease, v4, v6};
 
 /// What is remembered of an interface.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Stored {
-    pub(crate) who: Who,
+    /// Named `who` in files, as in earlier versions.
+    #[serde(rename = "who")]
+    pub(crate) owner: Owner,
     pub(crate) netns: PathBuf,
     /// Device and inode of the namespace, since its path may lead to another one later.
     pub(crate) identity: (u64, u64),
@@ -28,9 +29,9 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    pub(crate) fn new(who: &Who, netns: &Path, identity: (u64, u64), priority: u32) -> Self {
+    pub(crate) fn new(owner: &Owner, netns: &Path, identity: (u64, u64), priority: u32) -> Self {
         let netns = netns.to_owned();
-        Self { who: who.clone(), netns, identity, v4: None, v6: None, priority, boot: boot() }
+        Self { owner: owner.clone(), netns, identity, v4: None, v6: None, priority, boot: boot() }
     }
 }
 
@@ -47,30 +48,39 @@ impl Store {
     }
 
     pub(crate) fn write(&self, stored: &Stored) -> io::Result<()> {
-        let file = self.0.join(name(&stored.who));
-        let fresh = file.with_extension("new");
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut open = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&fresh)?;
-        io::Write::write_all(&mut open, &serde_json::to_vec(stored)?)?;
-        fs::rename(&fresh, &file)
+        let file = self.0.join(name(&stored.owner));
+        let json = serde_json::to_vec(stored)?;
+        // No fsync: a lease file is worthless after a crash of the machine, whose boot ID then differs.
+        kernel::file::replace(&file, &file.with_extension("new"), |mut fresh| fresh.write_all(&json))
     }
 
-    pub(crate) fn remove(&self, who: &Who) -> io::Result<()> {
-        remove_file(&self.0.join(name(who)))
+    pub(crate) fn remove(&self, owner: &Owner) -> io::Result<()> {
+        remove(&self.0, owner)
     }
 
-    /// Reads all that are of this start of the machine, and removes the others and what is damaged.
+    /// Reads the leases of this boot. Removes those of earlier boots and damaged files, and renames files that an earlier
+    /// version named differently.
     pub(crate) fn read(&self) -> io::Result<Vec<Stored>> {
         let boot = boot();
         let mut all = Vec::new();
-        for entry in fs::read_dir(&self.0)? {
-            let path = entry?.path();
-            let stored = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Stored>(&bytes).ok());
-            match stored.filter(|stored| stored.boot == boot && path.extension().is_none()) {
-                Some(stored) => all.push(stored),
-                None => remove_file(&path)?,
+        let paths: Vec<PathBuf> =
+            fs::read_dir(&self.0)?.map(|entry| entry.map(|it| it.path())).collect::<io::Result<_>>()?;
+        for path in paths {
+            let stored = parse(&path).filter(|stored| stored.boot == boot && path.extension().is_none());
+            let Some(stored) = stored else {
+                remove_file(&path)?;
+                continue;
+            };
+            let named = self.0.join(name(&stored.owner));
+            if path != named {
+                if named.exists() {
+                    // The file under the current name is the newer one.
+                    remove_file(&path)?;
+                    continue;
+                }
+                fs::rename(&path, &named)?;
             }
+            all.push(stored);
         }
         Ok(all)
     }
@@ -80,18 +90,44 @@ impl Store {
 ///
 /// # Errors
 /// When the file is there and cannot be removed.
-pub(crate) fn forget(socket: &Path, who: &Who) -> io::Result<()> {
-    remove_file(&folder(socket).join(name(who)))
+pub(crate) fn forget(socket: &Path, owner: &Owner) -> io::Result<()> {
+    remove(&folder(socket), owner)
 }
 
 fn folder(socket: &Path) -> PathBuf {
     socket.with_extension("leases")
 }
 
-fn name(who: &Who) -> String {
-    let mut hasher = DefaultHasher::new();
-    who.hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
+/// Returns the file name of an owner's lease: the same in every version, since a file outlives the binary.
+fn name(owner: &Owner) -> String {
+    let fields = [&owner.network, &owner.container, &owner.ifname];
+    // No field contains a zero byte, so the fields of two owners cannot run together.
+    format!("{:016x}", fnv1a(fields.into_iter().flat_map(|field| field.bytes().chain([0]))))
+}
+
+/// Removes an owner's file, also one that an earlier version named by a hash of the standard library. Succeeds if there is
+/// none.
+fn remove(folder: &Path, owner: &Owner) -> io::Result<()> {
+    match fs::remove_file(folder.join(name(owner))) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => return other,
+    }
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if parse(&path).is_some_and(|stored| stored.owner == *owner) {
+            remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads one file. Returns `None` if it cannot be read or is damaged.
+fn parse(path: &Path) -> Option<Stored> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 fn remove_file(path: &Path) -> io::Result<()> {
@@ -103,4 +139,44 @@ fn remove_file(path: &Path) -> io::Result<()> {
 
 fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(container: &str) -> Owner {
+        Owner { network: "net".into(), container: container.into(), ifname: "eth0".into() }
+    }
+
+    /// Files that earlier versions named by a hash of the standard library are read, renamed and removed.
+    #[test]
+    fn files_with_old_names_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("dhcp.sock");
+        let store = Store::of_socket(&socket).unwrap();
+        let old = |container: &str, name: &str| {
+            let stored = Stored::new(&owner(container), Path::new("/run/netns/a"), (1, 2), 0);
+            store.write(&stored).unwrap();
+            let path = store.0.join(name);
+            fs::rename(store.0.join(super::name(&stored.owner)), &path).unwrap();
+            path
+        };
+        let kept = old("kept", "0123456789abcdef");
+        let removed = old("removed", "fedcba9876543210");
+        forget(&socket, &owner("removed")).unwrap();
+        assert!(!removed.exists(), "the file of the removed lease is still there");
+        let read = store.read().unwrap();
+        assert_eq!(read.iter().map(|it| &it.owner).collect::<Vec<_>>(), [&owner("kept")]);
+        assert!(!kept.exists(), "the old name is still there");
+        assert!(store.0.join(name(&owner("kept"))).exists(), "the lease has no file under its new name");
+        store.remove(&owner("kept")).unwrap();
+        assert!(store.read().unwrap().is_empty(), "a removed lease was read");
+    }
+
+    /// File names do not depend on the compiler.
+    #[test]
+    fn names_are_stable() {
+        assert_eq!(name(&owner("c1")), format!("{:016x}", fnv1a("net\0c1\0eth0\0".bytes())));
+    }
 }

@@ -83,7 +83,7 @@ impl Client {
         self.due
     }
 
-    /// Says whether answers are waited for.
+    /// Returns whether answers are waited for.
     pub fn is_listening(&self) -> bool {
         !matches!(self.state, State::Bound(_))
     }

@@ -1,7 +1,7 @@
-//! Which addresses were given back just now: what still speaks to one would speak to whoever has it next.
+//! Recently released addresses. Peers may still send to such an address, so it is not reused at once.
 //!
-//! A file of slots, each with an address and the time until which it rests; an address hashes to a slot, and of two in
-//! one the later is remembered. Nothing depends on it: without it addresses are given out by turns alone.
+//! A file of slots, each with an address and the time until which it is not reused. An address hashes to a slot; of two in
+//! one slot the later is kept. The file is a hint: without it, addresses are assigned in rotation only.
 
 use std::{
     fs::File,
@@ -20,15 +20,15 @@ use crate::index::{NO_LINK, hash};
 /// The name of the file; hidden, as the index is.
 const NAME: &str = ".netloom-resting";
 const SLOT: usize = 24;
-/// More are not remembered at once: some 100 KiB.
+/// The number of slots, some 100 KiB.
 const SLOTS: u64 = 4096;
 
-/// How long an address rests after it was given back, and what the time is.
+/// The time for which a released address is not reused, and the current time.
 #[derive(Debug, Clone, Copy)]
 pub struct Cooldown {
-    /// How long.
+    /// The duration.
     pub cooldown: Duration,
-    /// Now.
+    /// The current time.
     pub now: SystemTime,
 }
 
@@ -43,7 +43,7 @@ impl Cooldown {
         u64::try_from(self.cooldown.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Writes down that an address was given back.
+    /// Records the release of an address.
     pub(crate) fn begin(self, dir: &Path, ip: IpAddr) -> io::Result<()> {
         let file = open(&dir.join(NAME), OFlags::WRONLY | OFlags::CREATE | NO_LINK)?;
         let mut slot = [0; SLOT];
@@ -52,14 +52,14 @@ impl Cooldown {
         file.write_all_at(&slot, offset(ip))
     }
 
-    /// Opens what was written down; none where nothing was.
+    /// Opens what was written down, or `None` if nothing was.
     pub(crate) fn resting(self, dir: &Path) -> Option<Resting> {
         let file = open(&dir.join(NAME), OFlags::RDONLY | NO_LINK).ok()?;
         Some(Resting { file, rest: self })
     }
 }
 
-/// Who rests.
+/// The addresses that are not reused yet.
 #[derive(Debug)]
 pub(crate) struct Resting {
     file: File,

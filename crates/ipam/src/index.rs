@@ -16,7 +16,10 @@ use std::{
     time::SystemTime,
 };
 
-use kernel::file::open;
+use kernel::{
+    file::{self, open},
+    hash::fnv1a,
+};
 use rustix::fs::{AtFlags, CWD, OFlags, Timespec, Timestamps};
 
 /// The name of the file; hidden, since people list these folders to see addresses.
@@ -81,9 +84,7 @@ impl Host {
 
 /// Hashes a container's ID, or a head (FNV-1a): the same in every version, since the table outlives the binary.
 pub(crate) fn hash(text: &str) -> u64 {
-    text.trim()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    fnv1a(text.trim().bytes())
 }
 
 impl Index {
@@ -216,18 +217,17 @@ impl Index {
             }
             pages *= 2;
         };
-        let new = dir.join(NEW);
-        let file = open(&new, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | NO_LINK)?;
-        file.set_len(offset(pages))?;
-        for (at, page) in slots.iter().enumerate().filter(|(_, page)| !page.is_empty()) {
-            file.write_all_at(page, offset(at))?;
-        }
-        let index = Self { dir: dir.to_owned(), file, host, pages, page: None, changed: true };
-        // Of the time before the renaming: readable, and matching nothing until the commit.
-        let folder = fs::metadata(dir)?;
-        index.write_head(&folder, folder.mtime(), folder.mtime_nsec())?;
-        fs::rename(&new, dir.join(NAME))?;
-        Ok(index)
+        file::replace(&dir.join(NAME), &dir.join(NEW), |file| {
+            file.set_len(offset(pages))?;
+            for (at, page) in slots.iter().enumerate().filter(|(_, page)| !page.is_empty()) {
+                file.write_all_at(page, offset(at))?;
+            }
+            let index = Self { dir: dir.to_owned(), file, host, pages, page: None, changed: true };
+            // The head names the folder's time before the rename: it is readable, but matches nothing until the commit.
+            let folder = fs::metadata(dir)?;
+            index.write_head(&folder, folder.mtime(), folder.mtime_nsec())?;
+            Ok(index)
+        })
     }
 
     fn entries(&self) -> io::Result<impl Iterator<Item = (Entry, bool)> + use<>> {

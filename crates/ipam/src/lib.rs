@@ -1,6 +1,6 @@
-//! Picks and remembers addresses, in host-local's own layout on disk.
+//! Selects and reserves addresses, in host-local's layout on disk.
 //!
-//! [`range`] says which addresses there are, [`pick`] in which order they are tried, [`store`] who has which.
+//! [`range`] holds the addresses of a network, [`pick`] the order in which they are tried, [`store`] the reservations.
 //! Nothing here knows interfaces, CNI verbs or JSON.
 #![forbid(unsafe_code)]
 

@@ -1,17 +1,17 @@
-//! The order in which the addresses of a set are tried: round and round, from the one after the last that was
-//! given out, so that an address rests for as long as possible before it is used again.
+//! The order in which the addresses of a set are tried: in rotation, from the one after the last that was
+//! assigned, so that a released address stays unused for as long as possible.
 
 use std::net::IpAddr;
 
 use crate::range::{Range, RangeSet, next};
 
-/// Walks every address of a set once, gateways left out.
+/// An iterator over every address of a set, without gateways.
 #[derive(Debug, Clone)]
 pub struct Candidates<'a> {
     set: &'a RangeSet,
-    /// Which range, and which address of it comes next.
+    /// The range, and its next address.
     next: Option<(usize, IpAddr)>,
-    /// The very first one, at which the walk ends.
+    /// The first address, at which the iteration ends.
     first: (usize, IpAddr),
     started: bool,
 }

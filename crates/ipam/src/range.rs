@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-/// Describes the addresses of one subnet that may be given out.
+/// The addresses of one subnet that may be assigned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
     /// The subnet, without host bits.
@@ -16,15 +16,15 @@ pub struct Range {
     pub start: IpAddr,
     /// The last address, inclusive.
     pub end: IpAddr,
-    /// The gateway, which is never given out.
+    /// The gateway, which is never assigned.
     pub gateway: IpAddr,
 }
 
-/// Holds ranges of one family, of which one address is taken.
+/// Ranges of one family, from which one address is assigned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeSet(Vec<Range>);
 
-/// Says what is wrong with a range.
+/// The reason a range is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
     /// A prefix with fewer than two addresses beside network and broadcast.
@@ -122,7 +122,7 @@ impl fmt::Display for Range {
 }
 
 impl RangeSet {
-    /// Makes a set of ranges of one family that have no address in common.
+    /// Creates a set of ranges of one family that have no address in common.
     ///
     /// # Errors
     /// When there are none, families differ, or two overlap.

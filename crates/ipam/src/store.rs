@@ -1,4 +1,4 @@
-//! Who has which address: a file per address, as the reference plugin host-local keeps them.
+//! Reservations: one file an address, as the reference plugin host-local keeps them.
 //!
 //! `DIR/NETWORK/ADDRESS` holds `CONTAINERID CR LF IFNAME`, `last_reserved_ip.N` the address given out last from
 //! range set N, `lock` is locked by `flock` for as long as anything is read or changed. Older files hold the
@@ -28,7 +28,7 @@ use crate::{
     range::{Range, RangeSet},
 };
 
-/// Names who has an address.
+/// The attachment that a reservation belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner<'a> {
     /// The container.
@@ -43,7 +43,7 @@ impl Owner<'_> {
     }
 }
 
-/// Says what could not be done with which file.
+/// A failed operation on a file.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} {}: {source}", path.display())]
 pub struct StoreError {
@@ -51,20 +51,20 @@ pub struct StoreError {
     pub doing: &'static str,
     /// The file or folder.
     pub path: PathBuf,
-    /// What the kernel said.
+    /// The kernel's answer.
     pub source: io::Error,
 }
 
 type Result<T> = std::result::Result<T, StoreError>;
 
-/// Names the folder of one network.
+/// The folder of one network.
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
     rest: Option<Cooldown>,
 }
 
-/// Holds the lock of the folder, and with it the right to read and change.
+/// The locked folder, which can be read and changed.
 #[derive(Debug)]
 pub struct Locked<'a> {
     dir: &'a Path,
@@ -78,12 +78,12 @@ pub struct Locked<'a> {
 const TRIED: usize = 64;
 
 impl Store {
-    /// Names the folder of a network below `data_dir`.
+    /// Returns the store of a network below `data_dir`.
     pub fn new(data_dir: &Path, network: &str) -> Self {
         Self { dir: data_dir.join(network), rest: None }
     }
 
-    /// Has addresses that are given back rest, while there are others.
+    /// Sets for how long a released address is not reused while others are free.
     #[must_use]
     pub fn with_rest(self, rest: Option<Cooldown>) -> Self {
         Self { rest, ..self }
@@ -94,7 +94,7 @@ impl Store {
         &self.dir
     }
 
-    /// Makes the folder if there is none, and takes its lock; waits while somebody else has it.
+    /// Creates the folder if it does not exist and takes its lock. Waits while another process holds the lock.
     ///
     /// # Errors
     /// When folder or lock file cannot be made.
@@ -125,7 +125,7 @@ impl Store {
         Ok(Locked { dir: &self.dir, index: index.ok(), rest: self.rest, _lock: lock })
     }
 
-    /// Takes the lock if there is a folder; none if there is not, since then nothing is reserved.
+    /// Takes the lock if there is a folder, or `None` if there is not, since then nothing is reserved.
     ///
     /// # Errors
     /// As [`Self::lock`].
@@ -141,7 +141,7 @@ impl Drop for Locked<'_> {
 }
 
 impl Locked<'_> {
-    /// Reserves an address; false if somebody has it.
+    /// Reserves an address. Returns false if it is reserved already.
     ///
     /// The file appears with its content or not at all, so that a kill leaves no address without owner.
     ///
@@ -167,7 +167,7 @@ impl Locked<'_> {
         Ok(true)
     }
 
-    /// Reserves the next free address of a set; none if every one is taken. One that was given back just now is taken only
+    /// Reserves the next free address of a set, or `None` if every one is taken. One that was given back just now is taken only
     /// where there is no other.
     ///
     /// # Errors
@@ -198,7 +198,7 @@ impl Locked<'_> {
         Ok(None)
     }
 
-    /// Says whether any address of a set is free.
+    /// Returns whether any address of a set is free.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -211,16 +211,16 @@ impl Locked<'_> {
         Ok(candidates.any(|(_, ip)| !taken.contains(&ip)))
     }
 
-    /// Returns the address that was given out last from a range set.
+    /// Returns the address that was last assigned from a range set.
     pub fn last_reserved(&self, range_set: usize) -> Option<IpAddr> {
-        // One read gives all: an address is short. `read_to_string` would ask for the size, and read twice.
+        // An address fits into one read. `read_to_string` would query the size and read twice.
         let mut text = [0; 64];
         let file = open(&self.last_path(range_set), OFlags::RDONLY);
         let length = file.and_then(|mut file| file.read(&mut text)).ok()?;
         str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
     }
 
-    /// Lists the addresses that somebody has, without looking who.
+    /// Lists the reserved addresses without reading their owners.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -236,7 +236,7 @@ impl Locked<'_> {
         Ok(self.owned_files(owner)?.into_iter().map(|(ip, _)| ip).collect())
     }
 
-    /// Releases every address of an owner. None is fine.
+    /// Releases every address of an owner. Succeeds if there is none.
     ///
     /// # Errors
     /// When the folder cannot be read or a file not removed; the others are released all the same.
@@ -293,7 +293,7 @@ impl Locked<'_> {
         Ok(if exact.is_empty() { older } else { exact })
     }
 
-    /// Changes the index; one that cannot be changed is given up.
+    /// Changes the index. Discards the index if the change fails.
     fn indexed(&mut self, change: impl FnOnce(&mut Index) -> io::Result<()>) {
         if self.index.as_mut().is_some_and(|index| change(index).is_err()) {
             self.index = None;
@@ -325,7 +325,7 @@ impl Locked<'_> {
     }
 }
 
-/// Writes a new file that appears only with its whole content.
+/// Creates a file that appears only with its whole content.
 fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let Err(error) = create_whole(path, content) else { return Ok(()) };
     match error.raw_os_error().map(Errno::from_raw_os_error) {
@@ -338,7 +338,7 @@ fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Writes a file that may be there. It is not emptied first: for that the kernel takes longer than for all else.
+/// Writes a file that may exist. The file is not truncated first: that takes the kernel longer than the rest.
 fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = open(path, OFlags::WRONLY | OFlags::CREATE | NO_LINK)?;
     let length = u64::try_from(content.len()).map_err(io::Error::other)?;

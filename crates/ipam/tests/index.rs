@@ -153,9 +153,7 @@ fn rewrite(folder: &Path, key: &str, value: &str) {
     let line =
         |line: &str| if line.starts_with(key) { format!("{key} {value}\n") } else { format!("{line}\n") };
     let head: String = lines.map(line).collect();
-    let sum = head.trim().bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let sum = kernel::hash::fnv1a(head.trim().bytes());
     let mut head = format!("{head}sum {sum:016x}\n").into_bytes();
     head.resize(4096, 0);
     fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&head, 0).unwrap();

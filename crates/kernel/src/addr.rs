@@ -11,7 +11,7 @@ use crate::{
     socket::{CREATE, DUMP, EXCL, REQUEST, Request, Socket},
 };
 
-/// Describes an address as the kernel has it.
+/// An address of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
     /// The link's index.
@@ -24,12 +24,12 @@ pub struct Address {
     pub duplicate: bool,
 }
 
-/// Says whether the kernel is to ask the link for another owner before it uses an IPv6 address.
+/// Whether the kernel probes for another owner before it uses an IPv6 address (duplicate address detection).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detection {
-    /// As the link's settings have it (`accept_dad`).
+    /// According to the link's setting (`accept_dad`).
     AsSet,
-    /// No: nobody else can have it.
+    /// No probe: no other host can have the address.
     Skip,
 }
 
@@ -42,7 +42,7 @@ pub fn add(socket: &Socket, link: &dyn Named, net: IpNet, detection: Detection) 
     socket.make([addition(link, net, detection)])
 }
 
-/// Makes the request of [`add`], to be sent with others.
+/// Returns the request of [`add`], to send together with others.
 pub fn addition(link: &dyn Named, net: IpNet, detection: Detection) -> Request {
     let mut message = Message::new(libc::RTM_NEWADDR, REQUEST | CREATE | EXCL, &ifaddr(net, link.index()));
     message.ip(libc::IFA_LOCAL, net.addr()).ip(libc::IFA_ADDRESS, net.addr());
@@ -57,7 +57,7 @@ pub fn addition(link: &dyn Named, net: IpNet, detection: Detection) -> Request {
     Request { message, doing: "add address", object: format!("{net} to `{}`", link.name()) }
 }
 
-/// Removes an address. Absent is fine.
+/// Removes an address. Succeeds if it is already gone.
 ///
 /// # Errors
 /// When the kernel refuses.

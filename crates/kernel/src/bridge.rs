@@ -1,4 +1,4 @@
-//! Bridges: make them, set their ports, their VLANs.
+//! Bridges, their ports and their VLANs.
 
 use std::fmt;
 
@@ -9,27 +9,27 @@ use crate::{
     socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
-/// Describes a bridge to be made.
+/// A bridge to be made.
 #[derive(Debug, Clone, Copy)]
 pub struct New<'a> {
     /// Its name.
     pub name: &'a str,
-    /// MTU in bytes; none for the kernel's default.
+    /// MTU in bytes; `None` for the kernel's default.
     pub mtu: Option<u32>,
-    /// Ports are told apart by VLAN.
+    /// Whether the bridge filters VLANs.
     pub vlan_filtering: bool,
 }
 
-/// Describes settings of a bridge port.
+/// Settings of a bridge port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Port {
-    /// Frames may leave by the port that they came in by.
+    /// Whether frames may leave on the port they arrived on (hairpin mode).
     pub hairpin: bool,
-    /// Frames do not pass between isolated ports.
+    /// Whether the port is isolated: frames do not pass between isolated ports.
     pub isolated: bool,
 }
 
-/// Describes one VLAN of a port.
+/// One VLAN of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vlan {
     /// 1 to 4094.
@@ -40,7 +40,7 @@ pub struct Vlan {
     pub untagged: bool,
 }
 
-/// Says which side of a bridge a VLAN is set on.
+/// The side of a bridge that a VLAN is set on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// A port.
@@ -49,7 +49,7 @@ pub enum Side {
     Bridge,
 }
 
-/// Creates a bridge, down; fails if the name is taken.
+/// Creates a bridge that is down.
 ///
 /// # Errors
 /// [`crate::Kind::Exists`] when the name is taken, [`crate::Kind::Unsupported`] without the driver.
@@ -70,7 +70,7 @@ pub fn create(socket: &Socket, bridge: &New<'_>) -> Result<()> {
     socket.change(message, "create bridge", &format_args!("`{}`", bridge.name))
 }
 
-/// Switches VLAN filtering of a bridge.
+/// Enables or disables VLAN filtering of a bridge.
 ///
 /// # Errors
 /// When the bridge is gone or the kernel has no VLAN filtering.

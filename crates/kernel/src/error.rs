@@ -1,10 +1,10 @@
-//! What the kernel refused, while doing what, to what.
+//! Errors: the operation, its object, and the kernel's answer.
 
 use std::fmt;
 
 use rustix::io::Errno;
 
-/// Says what was being done, to what, and what the kernel answered.
+/// A failed operation: its object, and the kernel's answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Error {
     /// The operation, as the rest of "cannot …": `create bridge`.
@@ -17,21 +17,21 @@ pub struct Error {
     pub extack: Option<String>,
 }
 
-/// The result of everything in this crate.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Sorts errors by what a caller can do about them.
+/// The kinds of errors, by what a caller can do about them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The object is not there.
+    /// The object does not exist.
     NotFound,
-    /// An object of that name or address is there already.
+    /// An object of that name or address exists already.
     Exists,
     /// The object is in use.
     Busy,
     /// Root or a capability is missing.
     Denied,
-    /// The ruleset changed since it was read; read it again and try again.
+    /// The ruleset changed since it was read: read it again and retry.
     Stale,
     /// The kernel lacks a feature.
     Unsupported,
@@ -44,17 +44,17 @@ pub enum Kind {
 }
 
 impl Error {
-    /// Makes an error without the kernel's explanation.
+    /// Creates an error without the kernel's explanation.
     pub fn new(doing: &'static str, object: impl fmt::Display, errno: Errno) -> Self {
         Self { doing, object: object.to_string(), errno, extack: None }
     }
 
-    /// Makes an error from one of the standard library's.
+    /// Creates an error from one of the standard library's.
     pub fn from_io(doing: &'static str, object: impl fmt::Display, error: &std::io::Error) -> Self {
         Self::new(doing, object, error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
     }
 
-    /// Sorts the error.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> Kind {
         match self.errno {
             Errno::NOENT | Errno::NODEV | Errno::SRCH | Errno::ADDRNOTAVAIL | Errno::NXIO => Kind::NotFound,
@@ -70,7 +70,7 @@ impl Error {
         }
     }
 
-    /// Suggests what to try, where there is something to suggest.
+    /// Returns a hint at what to try, if there is one.
     pub fn hint(&self) -> Option<&'static str> {
         match self.kind() {
             Kind::Denied => Some("run it as root, or with CAP_NET_ADMIN and CAP_SYS_ADMIN"),

@@ -1,4 +1,4 @@
-//! Waiting for what the kernel announces: links that come up, addresses that are settled.
+//! Events of the kernel: waits for links, addresses and neighbours.
 
 use std::{
     collections::BTreeSet,
@@ -15,15 +15,14 @@ use crate::{
     addr::{self, Address},
     error::{Error, Result},
     link::{self, Link},
-    message::Received,
-    neigh::{self, Neighbour},
+    message::{Received, read_u32},
     route,
     socket::{Protocol, Socket},
 };
 
-/// Hears what happens in the namespace in which it was opened, from then on.
+/// A subscription to the events of the namespace in which it was opened.
 ///
-/// Open it first, look at the state second, wait third: so nothing is missed.
+/// Subscribe first, read the state second, wait third: so no change is missed.
 #[derive(Debug)]
 pub struct Events(Socket);
 
@@ -69,7 +68,7 @@ impl Events {
         Socket::open_listening(Protocol::Netfilter, GROUP_NFTABLES).map(Self)
     }
 
-    /// Reads what has come, and leaves it at that: the caller looks at the state.
+    /// Discards pending events. The caller then reads the state.
     ///
     /// # Errors
     /// When the socket is broken; that some announcements were lost is no error here.
@@ -80,7 +79,7 @@ impl Events {
         }
     }
 
-    /// Reads what has come and tells whether any of it may matter to somebody who keeps routes of `protocol` and the neighbours of
+    /// Reads what has come and returns whether any of it may matter to somebody who keeps routes of `protocol` and the neighbours of
     /// `links`: all of links and addresses does; of routes those of this protocol, default routes, and what takes another's place;
     /// of neighbours those of these links. Where some announcements were lost it may.
     ///
@@ -91,7 +90,7 @@ impl Events {
         let outcome = self.0.receive(|received| {
             matters |= match received.kind {
                 libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
-                    neigh::link_of(&received).is_none_or(|link| links.contains(&link))
+                    neighbour_link(&received).is_none_or(|link| links.contains(&link))
                 }
                 libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
                     received.flags & REPLACE != 0
@@ -109,7 +108,7 @@ impl Events {
         }
     }
 
-    /// Waits until a link is announced that fits.
+    /// Waits for an event of a link that `fits` accepts.
     ///
     /// # Errors
     /// [`crate::Kind::TimedOut`] after `limit`, [`crate::Kind::Interrupted`] by a signal.
@@ -119,7 +118,7 @@ impl Events {
         })
     }
 
-    /// Waits until an address is announced that fits.
+    /// Waits for an event of an address that `fits` accepts.
     ///
     /// # Errors
     /// As [`Self::wait_for_link`].
@@ -134,22 +133,7 @@ impl Events {
         })
     }
 
-    /// Waits until what has been announced of neighbours is enough.
-    ///
-    /// # Errors
-    /// As [`Self::wait_for_link`].
-    pub fn wait_for_neighbours(
-        &self,
-        limit: Duration,
-        object: &str,
-        mut enough: impl FnMut(&Neighbour) -> bool,
-    ) -> Result<()> {
-        self.wait(limit, "wait for", object, |received| {
-            neigh::read(received).is_some_and(|neighbour| enough(&neighbour))
-        })
-    }
-
-    /// Reads what has come and tells whether a link's removal is among it.
+    /// Reads what has come and returns whether a link's removal is among it.
     pub(crate) fn announces_removal(&self, index: u32) -> Result<bool, Errno> {
         let mut removed = false;
         let outcome = self.0.receive(|received| {
@@ -168,7 +152,11 @@ impl Events {
         }
     }
 
-    fn wait(
+    /// Waits until `fits` returns true for an announcement, or until announcements were lost.
+    ///
+    /// # Errors
+    /// [`crate::Kind::TimedOut`] after `limit`, [`crate::Kind::Interrupted`] by a signal.
+    pub(crate) fn wait(
         &self,
         limit: Duration,
         doing: &'static str,
@@ -193,6 +181,11 @@ impl Events {
             }
         }
     }
+}
+
+/// Returns the link's index in a neighbour announcement (`struct ndmsg`).
+fn neighbour_link(received: &Received<'_>) -> Option<u32> {
+    read_u32(received.payload.get(4..)?)
 }
 
 const REPLACE: u16 = libc::NLM_F_REPLACE as u16;

@@ -1,6 +1,12 @@
 //! Files that are opened by one system call, or are there whole or not at all.
 
-use std::{fs::File, io, io::Write, os::fd::AsRawFd, path::Path};
+use std::{
+    fs::{self, File},
+    io,
+    io::Write,
+    os::fd::AsRawFd,
+    path::Path,
+};
 
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags},
@@ -10,6 +16,23 @@ use rustix::{
 /// Opens a file, one that it makes for its owner alone. The C library would say twice that it is not for children.
 pub fn open(path: &Path, flags: OFlags) -> io::Result<File> {
     Ok(File::from(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))?))
+}
+
+/// Replaces a file atomically: `write` fills a new file at `beside`, which is then renamed to `path`. `beside` must be in the
+/// same folder. The file is readable and writable by its owner alone, and a symbolic link at `beside` is not followed.
+///
+/// Nothing is synced to disk: after a power loss the file may be empty. This is for state that a reboot makes worthless.
+///
+/// # Errors
+/// When the file cannot be created or renamed, or `write` fails; then the new file is removed and `path` is unchanged.
+pub fn replace<T>(path: &Path, beside: &Path, write: impl FnOnce(File) -> io::Result<T>) -> io::Result<T> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
+    let file = open(beside, flags)?;
+    let written = write(file).and_then(|value| fs::rename(beside, path).map(|()| value));
+    if written.is_err() {
+        drop(fs::remove_file(beside));
+    }
+    written
 }
 
 /// Makes a file that has its name when its content is whole (`O_TMPFILE`, open(2)): a writer that is killed leaves

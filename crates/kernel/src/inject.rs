@@ -18,7 +18,7 @@ pub fn fail_after(count: u32) {
     REMAINING.set(Some(count));
 }
 
-/// Ends the seam, and tells whether the failure is still to come.
+/// Ends the seam, and returns whether the failure is still to come.
 pub fn reset() -> bool {
     REMAINING.replace(None).is_some()
 }

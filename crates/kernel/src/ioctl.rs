@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::error::checked;
 
-/// Holds a `struct ifreq`: the name of a link, and behind it what the request is about.
+/// A `struct ifreq`: the name of a link, and behind it what the request is about.
 pub(crate) struct LinkRequest([u8; 40]);
 
 impl LinkRequest {

@@ -17,7 +17,9 @@ pub mod decode;
 pub mod deferred;
 mod error;
 pub mod events;
+mod family;
 pub mod file;
+pub mod hash;
 pub mod heap;
 pub mod inject;
 mod ioctl;
@@ -38,6 +40,7 @@ pub mod tun;
 pub mod xtables;
 
 pub use error::{Error, Kind, Result};
+pub use family::IpFamily;
 pub use netns::Netns;
 pub use rustix::io::Errno;
 pub use socket::{Protocol, Request, Socket};

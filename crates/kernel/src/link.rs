@@ -22,14 +22,14 @@ use crate::{
 pub use create::{Driver, IpvlanMode, MacvlanMode, New, Veth, create, create_veth};
 pub use quick::{QuickLink, find_quick, is_running, mac};
 
-/// Describes a link as the kernel has it.
+/// A link as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// The number by which the kernel knows it, in its namespace.
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// Its hardware address; none for links without one.
+    /// Its hardware address; `None` for links without one.
     pub mac: Option<Mac>,
     /// MTU in bytes.
     pub mtu: u32,
@@ -41,7 +41,7 @@ pub struct Link {
     pub promiscuity: u32,
     /// The bridge or bond that it belongs to.
     pub master: Option<u32>,
-    /// `veth`, `bridge`, …; none for hardware and loopback.
+    /// `veth`, `bridge`, …; `None` for hardware and loopback.
     pub kind: Option<String>,
     /// What its driver knows, of those that are made here.
     pub driver: Option<Driver>,
@@ -106,7 +106,7 @@ impl Named for Handle {
     }
 }
 
-/// Holds a hardware address.
+/// A hardware address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
 
@@ -215,7 +215,7 @@ pub fn change(socket: &Socket, link: &dyn Named, change: &Change<'_>) -> Result<
     socket.make([changing(link, change)])
 }
 
-/// Makes the request of [`change`], to be sent with others. A namespace that it names stays open until then.
+/// Returns the request of [`change`], to send together with others. A namespace that it names stays open until then.
 pub fn changing(link: &dyn Named, change: &Change<'_>) -> Request {
     let (mut flags, mut mask) = (0, 0);
     for (wanted, flag) in [
@@ -283,7 +283,7 @@ pub fn set_other_name(socket: &Socket, link: &Link, name: &str, there: bool) -> 
     socket.change(message, "set other name of link", &format_args!("`{}`", link.name))
 }
 
-/// Removes a link (both ends of a veth pair). Absent is fine.
+/// Removes a link (both ends of a veth pair). Succeeds if it is already gone.
 ///
 /// Waits until the kernel has let go of it, which takes a grace period of some 15 ms.
 ///
@@ -294,7 +294,7 @@ pub fn remove(socket: &Socket, link: &dyn Named) -> Result<()> {
     absent_is_none(socket.change(removal(link), "remove link", &format_args!("`{}`", link.name()))).map(drop)
 }
 
-/// Removes links of one namespace together, so that the kernel waits for its grace periods once. Absent is fine. Gives the refusals.
+/// Removes links of one namespace together, so that the kernel waits for its grace periods once. Succeeds if it is already gone. Gives the refusals.
 ///
 /// Until they are gone they are in a group that nobody else's link is in.
 #[doc(alias = "RTM_DELLINK")]
@@ -330,7 +330,7 @@ pub(crate) fn removal(link: &dyn Named) -> Message {
     Message::new(libc::RTM_DELLINK, REQUEST, &ifinfo(0, link.index(), 0, 0))
 }
 
-/// Reads a link from a message; none when it is no link's.
+/// Reads a link from a message, or `None` if it is no link's.
 pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
     if received.kind != libc::RTM_NEWLINK && received.kind != libc::RTM_DELLINK {
         return None;

@@ -28,6 +28,12 @@ impl Message {
         message
     }
 
+    /// Returns whether the message asks for a removal. In rtnetlink every fourth kind is one (`RTM_NEW*`, `RTM_DEL*`,
+    /// `RTM_GET*`, `RTM_SET*`: `rtnl_msg_kind` of the kernel).
+    pub(crate) fn is_removal(&self) -> bool {
+        u16::from_ne_bytes([self.bytes[4], self.bytes[5]]) & 3 == libc::RTM_DELLINK & 3
+    }
+
     pub(crate) fn attr(&mut self, kind: u16, data: &[u8]) -> &mut Self {
         // Attributes longer than 64 KiB cannot be said; none of ours comes near.
         let length = u16::try_from(4 + data.len()).unwrap_or(u16::MAX);
@@ -87,7 +93,7 @@ impl Message {
         self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
     }
 
-    /// Writes length and sequence number and gives the bytes.
+    /// Writes length and sequence number and returns the bytes.
     pub(crate) fn finish(&mut self, sequence: u32) -> &[u8] {
         let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
@@ -100,7 +106,7 @@ impl Message {
     }
 }
 
-/// Holds one received message.
+/// One received message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Received<'a> {
     pub(crate) kind: u16,

@@ -1,4 +1,4 @@
-//! Neighbours: which hardware address an address of the link has, and (FDB) behind which host a hardware address is.
+//! Neighbours (the hardware addresses of IP addresses) and the forwarding databases of VXLANs.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     socket::{CREATE, DUMP, Protocol, REQUEST, Request, Socket},
 };
 
-/// Describes a neighbour as the kernel has it.
+/// A neighbour entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Neighbour {
     /// The link's index.
@@ -20,11 +20,11 @@ pub struct Neighbour {
     pub ip: IpAddr,
     /// Its hardware address, once known.
     pub mac: Option<Mac>,
-    /// It was put there, and does not age.
+    /// Whether the entry was set by hand and does not age.
     pub permanent: bool,
 }
 
-/// Describes an entry of a VXLAN's forwarding database: frames to this hardware address go to that host.
+/// An entry of a VXLAN's forwarding database: frames to this hardware address go to that host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Forward {
     /// The link's index.
@@ -35,16 +35,16 @@ pub struct Forward {
     pub to: IpAddr,
 }
 
-/// What is to become of an entry.
+/// A change of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// The address has this hardware address, for good.
+    /// Set the hardware address of an address permanently.
     Neighbour(u32, IpAddr, Mac),
-    /// Nothing is known of the address.
+    /// Remove the entry of an address.
     NoNeighbour(u32, IpAddr),
-    /// Frames go to that host.
+    /// Forward frames to the host.
     Forward(Forward),
-    /// They do not.
+    /// Remove the forwarding entry.
     NoForward(Forward),
 }
 
@@ -97,8 +97,12 @@ pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTr
     if let Some(error) = refused.into_iter().next() {
         return Err(error);
     }
-    let outcome = events.wait_for_neighbours(limit, "who has addresses of the segment", |neighbour| {
-        if neighbour.link == link && neighbour.mac.is_some() && ips.contains(&neighbour.ip) {
+    let outcome = events.wait(limit, "wait for", "neighbours of the segment", |received| {
+        if let Some(neighbour) = read(received)
+            && neighbour.link == link
+            && neighbour.mac.is_some()
+            && ips.contains(&neighbour.ip)
+        {
             answered.insert(neighbour.ip);
         }
         answered.len() == ips.len()
@@ -111,7 +115,7 @@ pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTr
     }
 }
 
-/// Changes many entries, in as few sends as the kernel's answers fit, and gives what was refused.
+/// Changes many entries, in as few sends as the kernel's answers fit and returns the refusals.
 #[doc(alias = "RTM_NEWNEIGH")]
 pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
     socket.change_all(fates.iter().map(|fate| match *fate {
@@ -159,11 +163,6 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Neighbour> {
     let ip = read_ip(attrs.find(NDA_DST)?)?;
     let mac = attrs.find(NDA_LLADDR).and_then(|data| data.try_into().ok()).map(Mac);
     Some(Neighbour { link, ip, mac, permanent: state & PERMANENT != 0 })
-}
-
-/// Reads the link's index alone.
-pub(crate) fn link_of(received: &Received<'_>) -> Option<u32> {
-    read_u32(received.payload.get(4..)?)
 }
 
 pub(crate) fn read_forward(received: &Received<'_>) -> Option<Forward> {

@@ -22,7 +22,7 @@ use crate::{
     socket::{REQUEST, Socket},
 };
 
-/// Holds an open network namespace.
+/// An open network namespace.
 #[derive(Debug)]
 pub struct Netns {
     fd: OwnedFd,
@@ -166,7 +166,7 @@ impl Netns {
         made
     }
 
-    /// Unmounts and removes a named namespace; it ends when nothing uses it any more. Absent is fine.
+    /// Unmounts and removes a named namespace; it ends when nothing uses it any more. Succeeds if it is already gone.
     ///
     /// # Errors
     /// When it cannot be unmounted or the file cannot be removed.

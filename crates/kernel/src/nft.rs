@@ -57,7 +57,7 @@ pub struct Hook {
     pub kind: &'static str,
     /// 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
     pub number: u32,
-    /// Lower comes first.
+    /// The priority; lower values are evaluated first.
     pub priority: i32,
 }
 
@@ -101,14 +101,14 @@ pub enum Data {
     Verdict,
 }
 
-/// Describes a set, or a map if it has data.
+/// A set, or a map if it has data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Set {
     /// Its name.
     pub name: &'static str,
     /// The fields of its keys.
     pub key: &'static [Field],
-    /// What it leads to; none for a set.
+    /// What it leads to; `None` for a set.
     pub data: Option<Data>,
     /// What it is for, in words.
     pub comment: &'static str,

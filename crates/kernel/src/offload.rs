@@ -22,7 +22,7 @@ pub fn checksums(name: &str) -> Result<bool> {
     ask(name, ETHTOOL_GTXCSUM, 0).map(|value| value != 0)
 }
 
-/// Has a link leave checksums to the card, or not.
+/// Enables or disables checksum offload of a link.
 ///
 /// # Errors
 /// When it is not there, or cannot.
@@ -31,7 +31,7 @@ pub fn set_checksums(name: &str, on: bool) -> Result<()> {
     ask(name, ETHTOOL_STXCSUM, on.into()).map(drop)
 }
 
-/// Has a socket send datagrams without a checksum from now on, or with one (RFC 768; in IPv6 RFC 6935).
+/// Enables or disables checksums of the datagrams that a socket sends (RFC 768; in IPv6 RFC 6935).
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -41,7 +41,7 @@ pub fn send_unchecked(socket: &UdpSocket, on: bool) -> Result<()> {
     set(socket, libc::SOL_UDP, libc::UDP_NO_CHECK6_TX, on)
 }
 
-/// Has a socket hear datagrams without a checksum in IPv6 too.
+/// Lets a socket receive IPv6 datagrams without a checksum.
 ///
 /// # Errors
 /// When the kernel refuses.

@@ -12,7 +12,7 @@ use crate::{
     link::Link,
 };
 
-/// Holds a socket that sends IPv4 packets to everybody on a link's segment, and gets those that are for one UDP port.
+/// A socket that sends IPv4 packets to everybody on a link's segment, and gets those that are for one UDP port.
 #[derive(Debug)]
 pub struct PacketSocket {
     fd: OwnedFd,
@@ -78,7 +78,7 @@ impl PacketSocket {
         checked(sent).map(drop).map_err(|errno| Error::new("send a packet", "to everybody", errno))
     }
 
-    /// Returns a packet that has come, from its IPv4 header on; none when there is none.
+    /// Returns a packet that has come, from its IPv4 header on, or `None` if there is none.
     ///
     /// # Errors
     /// When the link is down or gone.

@@ -11,7 +11,7 @@ use crate::{
     socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
-/// Describes a token bucket.
+/// A token bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bucket {
     /// Bytes per second.
@@ -172,7 +172,7 @@ pub fn redirect(socket: &Socket, from: &Link, to: &Link) -> Result<()> {
     socket.change(message, "redirect", &object)
 }
 
-/// Removes the discipline at the root and the redirection of a link. Absent is fine.
+/// Removes the discipline at the root and the redirection of a link. Succeeds if it is already gone.
 ///
 /// # Errors
 /// When the kernel refuses.

@@ -1,6 +1,6 @@
 //! Routes.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, ops::RangeInclusive};
 
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -12,20 +12,31 @@ use crate::{
     socket::{CREATE, DUMP, REQUEST, Request, Socket},
 };
 
-/// Describes a route by a link.
+/// The scope of routes to other networks (`RT_SCOPE_UNIVERSE`).
+pub const SCOPE_UNIVERSE: u8 = libc::RT_SCOPE_UNIVERSE;
+/// The scope of routes to destinations on the link itself (`RT_SCOPE_LINK`).
+pub const SCOPE_LINK: u8 = libc::RT_SCOPE_LINK;
+/// The scope of routes to addresses of this host (`RT_SCOPE_HOST`).
+pub const SCOPE_HOST: u8 = libc::RT_SCOPE_HOST;
+/// The main routing table (`RT_TABLE_MAIN`).
+pub const TABLE_MAIN: u32 = libc::RT_TABLE_MAIN as u32;
+/// The tables that every host has: default, main and local (`RT_TABLE_DEFAULT` to `RT_TABLE_LOCAL`).
+pub const TABLES_RESERVED: RangeInclusive<u32> = libc::RT_TABLE_DEFAULT as u32..=libc::RT_TABLE_LOCAL as u32;
+
+/// A route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// Where to.
+    /// The destination.
     pub dst: IpNet,
-    /// The next hop; none for on the link.
+    /// The next hop; `None` for on the link.
     pub gateway: Option<IpAddr>,
     /// The link's index; 0 only in what [`list`] returns of routes without link.
     pub link: u32,
     /// Metric; 0 for the kernel's default (0 in IPv4, 1024 in IPv6).
     pub priority: u32,
-    /// Table; 0 for the main one.
+    /// The routing table; 0 for the main one.
     pub table: u32,
-    /// Scope: 0 universe, 253 link, 254 host.
+    /// The scope ([`SCOPE_UNIVERSE`], [`SCOPE_LINK`], [`SCOPE_HOST`]).
     pub scope: u8,
     /// Path MTU in bytes; 0 for the link's.
     pub mtu: u32,
@@ -33,11 +44,11 @@ pub struct Route {
     pub advmss: u32,
     /// The source address to prefer.
     pub source: Option<IpAddr>,
-    /// Who made it (`RTPROT_*`); 0 for somebody by hand.
+    /// The origin of the route (`RTPROT_*`); 0 for a route set by hand.
     pub protocol: u8,
-    /// What goes there is dropped without a word (`RTN_BLACKHOLE`); it has no link then.
+    /// Whether packets are dropped silently (`RTN_BLACKHOLE`). Such a route has no link.
     pub blackhole: bool,
-    /// To which host the link carries what goes there, where it takes that from its routes; none for other links.
+    /// To which host the link carries what goes there, where it takes that from its routes; `None` for other links.
     pub carried: Option<Carried>,
 }
 
@@ -75,7 +86,7 @@ impl Carried {
 }
 
 impl Route {
-    /// Makes a route with nothing but destination, next hop and link.
+    /// Creates a route with nothing but destination, next hop and link.
     pub fn new(dst: IpNet, gateway: Option<IpAddr>, link: u32) -> Self {
         Self {
             dst,
@@ -83,7 +94,7 @@ impl Route {
             link,
             priority: 0,
             table: 0,
-            scope: 0,
+            scope: SCOPE_UNIVERSE,
             mtu: 0,
             advmss: 0,
             source: None,
@@ -113,7 +124,7 @@ pub fn add(socket: &Socket, route: &Route) -> Result<()> {
     socket.make([addition(route)])
 }
 
-/// Makes the request of [`add`], to be sent with others.
+/// Returns the request of [`add`], to send together with others.
 pub fn addition(route: &Route) -> Request {
     request(libc::RTM_NEWROUTE, CREATE, "add route", route)
 }
@@ -126,7 +137,7 @@ pub fn replace(socket: &Socket, route: &Route) -> Result<()> {
     socket.make([request(libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route)])
 }
 
-/// Removes the very route. Absent is fine.
+/// Removes the very route. Succeeds if it is already gone.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -134,7 +145,7 @@ pub fn remove_exact(socket: &Socket, route: &Route) -> Result<()> {
     absent_is_none(socket.make([request(libc::RTM_DELROUTE, 0, "remove route", route)])).map(drop)
 }
 
-/// What is to become of a route.
+/// A change of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// It is there, in the place of any other to the same destination with the same metric.
@@ -143,7 +154,7 @@ pub enum Fate {
     Remove(Route),
 }
 
-/// Changes many routes, in as few sends as the kernel's answers fit, and gives what was refused.
+/// Changes many routes, in as few sends as the kernel's answers fit and returns the refusals.
 pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
     let changes = fates.iter().map(|fate| match fate {
         Fate::Put(route) => request(libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route),
@@ -207,7 +218,7 @@ fn message(kind: u16, flags: u16, route: &Route) -> Message {
     message
 }
 
-/// Removes the route to a destination by a link, whatever else it says. Absent is fine.
+/// Removes the route to a destination by a link, whatever else it says. Succeeds if it is already gone.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -250,20 +261,20 @@ pub fn list_of(socket: &Socket, like: IpAddr, protocol: u8) -> Result<Vec<Route>
     })
 }
 
-/// The way that a packet to an address would take.
+/// The path of a packet to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {
     /// The link's index.
     pub link: u32,
-    /// The next hop; none where the address is on the link.
+    /// The next hop, or `None` if the address is on the link.
     pub gateway: Option<IpAddr>,
-    /// The source address that the host would take.
+    /// The source address that the host would use.
     pub source: Option<IpAddr>,
-    /// The address is this host's own.
+    /// Whether the address belongs to this host.
     pub local: bool,
 }
 
-/// Asks for the way to an address; none when there is no route.
+/// Returns the path to an address, or `None` if there is no route.
 ///
 /// # Errors
 /// When the kernel refuses to look.
@@ -294,7 +305,7 @@ pub fn way_to(socket: &Socket, ip: IpAddr) -> Result<Option<Way>> {
 /// A blackhole answers `EINVAL`, an unreachable route `EHOSTUNREACH`.
 const UNREACHABLE: [Errno; 3] = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::INVAL];
 
-/// Finds the link by which the host reaches an address; none when there is no route.
+/// Returns the link via which the host reaches an address, or `None` if there is no route.
 ///
 /// # Errors
 /// When the kernel refuses to look.

@@ -9,14 +9,14 @@ use crate::{
     socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
-/// Describes a rule; what it does not say of other people's rules is left out.
+/// A rule; what it does not say of other people's rules is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// The one source address that it is for; none for a prefix or for all.
+    /// The one source address that it is for; `None` for a prefix or for all.
     pub source: Option<IpAddr>,
     /// The table.
     pub table: u32,
-    /// Lower comes first.
+    /// The priority; lower values are evaluated first.
     pub priority: u32,
 }
 
@@ -30,7 +30,7 @@ pub fn add(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
     socket.change(message, "add rule", &format_args!("from {source} lookup {table}"))
 }
 
-/// Removes a rule. Absent is fine.
+/// Removes a rule. Succeeds if it is already gone.
 ///
 /// # Errors
 /// When the kernel refuses.

@@ -23,7 +23,7 @@ use crate::{
     message::{Attrs, HEADER, Message, Messages, Received, read_text, read_u32},
 };
 
-/// Names the netlink families in use here.
+/// The netlink families in use here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// Links, addresses, routes, neighbours.
@@ -32,7 +32,7 @@ pub enum Protocol {
     Netfilter,
 }
 
-/// Holds a netlink socket of the namespace in which it was opened. Clones share the socket.
+/// A netlink socket of the namespace in which it was opened. Clones share the socket.
 #[derive(Debug, Clone)]
 pub struct Socket(Rc<Inner>);
 
@@ -42,7 +42,7 @@ struct Inner {
     sequence: Cell<u32>,
 }
 
-/// Holds a change that is yet to be asked for, alone or with others ([`Socket::make`]).
+/// A change that is yet to be asked for, alone or with others ([`Socket::make`]).
 #[derive(Debug)]
 pub struct Request {
     pub(crate) message: Message,
@@ -96,7 +96,7 @@ impl Socket {
         Ok(Self(Rc::new(Inner { fd, sequence: Cell::new(1) })))
     }
 
-    /// Asks for a change and waits for the kernel's word on it.
+    /// Sends a change and waits for the kernel's answer.
     pub(crate) fn change(
         &self,
         message: Message,
@@ -181,6 +181,7 @@ impl Socket {
             for message in &mut messages {
                 message.add_flags(ACK);
             }
+            let are_removals: Vec<bool> = messages.iter().map(Message::is_removal).collect();
             let failed = |errno| Error::new("send changes over", "the socket", errno);
             let first = match self.send(&mut messages) {
                 Ok(first) => first,
@@ -197,7 +198,7 @@ impl Socket {
                     if let Some(refusal) = Refusal::read(&received) {
                         let (doing, object) = &whats[index];
                         let error = refusal.into_error(doing, object.clone());
-                        if !(error.kind() == Kind::NotFound && doing.starts_with("remove")) {
+                        if !(error.kind() == Kind::NotFound && are_removals[index]) {
                             refused.push(error);
                         }
                     }
@@ -268,7 +269,7 @@ impl Socket {
         Err(Error::new(doing, object, Errno::AGAIN))
     }
 
-    /// Sends messages in one write and gives each its sequence number, the first of which is returned.
+    /// Sends messages in one write and returns each its sequence number, the first of which is returned.
     pub(crate) fn send(&self, messages: &mut [Message]) -> Result<u32, Errno> {
         let first = self.0.sequence.get();
         let mut bytes = Vec::new();
@@ -296,7 +297,7 @@ impl Socket {
         sequence
     }
 
-    /// Reads what has come and gives the refusal of the message with that number, if it is there.
+    /// Reads what has come and returns the refusal of the message with that number, if it is there.
     pub(crate) fn refusal_of(&self, sequence: u32) -> Result<Option<Refusal>, Errno> {
         let mut refusal = None;
         self.receive(|received| {
@@ -368,14 +369,14 @@ impl AsFd for Socket {
     }
 }
 
-/// Holds the kernel's no: the number and the explanation.
+/// A refusal: the error number and the kernel's explanation.
 pub(crate) struct Refusal {
     pub(crate) errno: Errno,
     pub(crate) extack: Option<String>,
 }
 
 impl Refusal {
-    /// Reads an error message; none when it is an acknowledgement.
+    /// Reads an error message, or `None` if it is an acknowledgement.
     pub(crate) fn read(received: &Received<'_>) -> Option<Self> {
         let code = read_u32(received.payload).unwrap_or_default().cast_signed();
         if code == 0 {

@@ -63,7 +63,7 @@ pub fn found_at(dir: &Path) {
     drop(ROOT.set(dir.to_owned()));
 }
 
-/// Reads a setting, without the newline; none when the kernel does not have it (IPv6 may be off).
+/// Reads a setting, without the newline, or `None` if the kernel does not have it (IPv6 may be off).
 ///
 /// # Errors
 /// When it cannot be read.

@@ -11,7 +11,7 @@ use crate::{
     ioctl::{LinkRequest, call},
 };
 
-/// Describes a TAP link to be made.
+/// A TAP link to be made.
 #[derive(Debug, Clone, Copy)]
 pub struct Tap<'a> {
     /// Its name.

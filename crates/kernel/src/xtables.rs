@@ -82,7 +82,7 @@ pub fn is_used(family: Family, table: &str) -> bool {
     fs::read_to_string(family.names_file()).is_ok_and(|names| names.lines().any(|name| name == table))
 }
 
-/// Reads a table; none where nobody uses it.
+/// Reads a table, or `None` if nobody uses it.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -128,7 +128,7 @@ impl Table {
         self.chains.iter().any(|it| it.name == chain)
     }
 
-    /// Makes a chain unless it is there, and tells whether it was made.
+    /// Makes a chain unless it is there, and returns whether it was made.
     pub fn ensure_chain(&mut self, chain: &str) -> bool {
         if self.has_chain(chain) {
             return false;
@@ -163,7 +163,7 @@ impl Table {
         }
     }
 
-    /// Removes rules wherever they are, and tells whether there were any.
+    /// Removes rules wherever they are, and returns whether there were any.
     pub fn remove_rules(&mut self, stale: impl Fn(&str, &Rule) -> bool) -> bool {
         let mut removed = false;
         for chain in &mut self.chains {
@@ -174,7 +174,7 @@ impl Table {
         removed
     }
 
-    /// Removes chains with their rules and the rules that lead to them, and tells whether there were any.
+    /// Removes chains with their rules and the rules that lead to them, and returns whether there were any.
     pub fn remove_chains(&mut self, stale: impl Fn(&str) -> bool) -> bool {
         let before = self.chains.len();
         self.chains.retain(|chain| chain.hook.is_some() || !stale(&chain.name));
@@ -285,7 +285,7 @@ struct Built {
     underflows: [u32; 5],
 }
 
-/// Cuts the kernel's entries into chains; none when they are not as they should be.
+/// Cuts the kernel's entries into chains, or `None` if they are not as they should be.
 fn split(family: Family, bytes: &[u8], hooks: &[(usize, usize)]) -> Option<Vec<Chain>> {
     let mut entries = Vec::new();
     let mut offset = 0;

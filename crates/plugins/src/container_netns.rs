@@ -256,13 +256,10 @@ impl Duplicates {
     }
 }
 
-/// `RT_SCOPE_LINK` of `linux/rtnetlink.h`.
-const LINK_SCOPE: u8 = 253;
-
 /// Converts a result's route to the kernel's, via the gateway of its family if it has none of its own.
 fn route_of(wanted: &netloom_plugin::result::Route, link: &Link, gateway: Option<IpAddr>) -> route::Route {
     // A destination on the link needs no gateway.
-    let gateway = wanted.gw.or(gateway.filter(|_| wanted.scope != Some(LINK_SCOPE)));
+    let gateway = wanted.gw.or(gateway.filter(|_| wanted.scope != Some(route::SCOPE_LINK)));
     route::Route {
         priority: wanted.priority,
         table: wanted.table.unwrap_or(0),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use dhcp::{
-    call::{Answer, Call, DEFAULT_SOCKET, Who, ask},
+    call::{Answer, Call, DEFAULT_SOCKET, Owner, ask},
     lease::Lease,
     v4, v6,
 };
@@ -176,8 +176,8 @@ fn number(name: &str, key: &str) -> Result<u8, Error> {
     })
 }
 
-fn who(request: &Request, sandbox: &Sandbox) -> Who {
-    Who {
+fn owner(request: &Request, sandbox: &Sandbox) -> Owner {
+    Owner {
         network: request.config.name.as_str().to_owned(),
         container: sandbox.container_id.as_str().to_owned(),
         ifname: sandbox.ifname.as_str().to_owned(),
@@ -185,9 +185,9 @@ fn who(request: &Request, sandbox: &Sandbox) -> Who {
 }
 
 /// Returns the client identifier that the reference plugin would send, so that a server assigns the same address to both.
-fn client_id(who: &Who) -> Vec<u8> {
+fn client_id(owner: &Owner) -> Vec<u8> {
     const LONGEST: usize = 254;
-    let mut name = format!("{}/{}/{}", who.container, who.network, who.ifname).into_bytes();
+    let mut name = format!("{}/{}/{}", owner.container, owner.network, owner.ifname).into_bytes();
     name.truncate(LONGEST);
     // Type 0: not a hardware address (RFC 2132, 9.14).
     [&[0], &name[..]].concat()
@@ -205,11 +205,11 @@ impl Plugin for Dhcp {
 
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
         let conf = Conf::of(request)?;
-        let who = who(request, sandbox);
-        let client_id = client_id(&who);
+        let owner = owner(request, sandbox);
+        let client_id = client_id(&owner);
         let netns = sandbox.require_netns()?;
         let call = Call::Acquire {
-            who: who.clone(),
+            owner: owner.clone(),
             netns: std::path::absolute(netns).unwrap_or_else(|_| netns.to_owned()),
             v4: conf.ipv4.then(|| v4::Wishes {
                 client_id: client_id.clone(),
@@ -221,7 +221,7 @@ impl Plugin for Dhcp {
             priority: conf.priority,
         };
         let socket = conf.socket.clone();
-        undo.push("release the lease", move || match ask(&socket, &Call::Release(who)) {
+        undo.push("release the lease", move || match ask(&socket, &Call::Release(owner)) {
             Ok(Answer::Failed(why)) => Err(Error::new(Code::Internal, why).details(RELEASE_HINT)),
             // Without a daemon there is no lease.
             _ => Ok(()),
@@ -242,12 +242,12 @@ impl Plugin for Dhcp {
 
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let socket = socket(&ipam(request)?.daemon_socket_path)?;
-        let who = who(request, sandbox);
-        match ask(&socket, &Call::Release(who.clone())) {
+        let owner = owner(request, sandbox);
+        match ask(&socket, &Call::Release(owner.clone())) {
             Ok(Answer::Failed(why)) => Err(Error::new(Code::Internal, why).details(RELEASE_HINT)),
             Ok(_) => Ok(()),
             // The daemon does not run. A new one must not renew the lease, which then expires at the server.
-            Err(_) => dhcp::daemon::forget(&socket, &who).map_err(|error| {
+            Err(_) => dhcp::daemon::forget(&socket, &owner).map_err(|error| {
                 Error::new(Code::Io, format!("cannot remove the stored lease: {error}"))
                     .details("make the daemon's folder of leases writable, then call DEL again")
             }),
@@ -256,7 +256,7 @@ impl Plugin for Dhcp {
 
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
-        match call_daemon(&conf.socket, &Call::Check(who(request, sandbox)), Code::TryAgainLater)? {
+        match call_daemon(&conf.socket, &Call::Check(owner(request, sandbox)), Code::TryAgainLater)? {
             Answer::Failed(why) => Err(check_failed(why)),
             Answer::Leases(_) | Answer::Done => Ok(()),
         }
@@ -291,15 +291,13 @@ fn call_daemon(socket: &std::path::Path, call: &Call, code: Code) -> Result<Answ
 
 /// Converts leases to a result.
 fn result(leases: &[Lease], priority: u32) -> Success {
-    /// `RT_SCOPE_LINK`: a destination on the link itself.
-    const LINK_SCOPE: u8 = 253;
     let mut result = Success::default();
     for lease in leases {
         result.ips.push(IpConfig { address: lease.address, gateway: lease.gateway, interface: None });
         result.routes.extend(lease.routes.iter().map(|route| Route {
             gw: route.gateway,
             priority,
-            scope: route.gateway.is_none().then_some(LINK_SCOPE),
+            scope: route.gateway.is_none().then_some(kernel::route::SCOPE_LINK),
             ..Route::new(route.dst, None)
         }));
         result.dns.nameservers.extend(lease.dns.servers.iter().map(ToString::to_string));

@@ -154,13 +154,11 @@ pub(crate) fn create(
 
 /// Finds the link of the default route with the lowest metric. The IPv4 route is looked up first.
 fn by_default_route(socket: &Socket) -> Result<Option<Link>, Error> {
-    /// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
-    const MAIN: u32 = 254;
     for family in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
         let routes = route::list(socket, family).explain()?;
-        let defaults = routes
-            .iter()
-            .filter(|route| route.dst.prefix_len() == 0 && route.table == MAIN && route.link != 0);
+        let defaults = routes.iter().filter(|route| {
+            route.dst.prefix_len() == 0 && route.table == route::TABLE_MAIN && route.link != 0
+        });
         if let Some(first) = defaults.min_by_key(|route| route.priority) {
             return link::find_index(socket, first.link).explain();
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use kernel::{
-    Kind, Protocol as Netlink, Socket, conntrack, deferred, link, route,
+    IpFamily, Kind, Protocol as Netlink, Socket, conntrack, deferred, link, route,
     sysctl::{self, Setting},
 };
 use netloom_plugin::{
@@ -194,7 +194,7 @@ fn terms(written: &Written) -> Result<Terms, Error> {
             .details("use \"nftables\", \"iptables\" or leave it out"));
         }
     }
-    let conditions = |key: &str, words: &Option<Vec<String>>, v4| {
+    let conditions = |key: &str, words: &Option<Vec<String>>, family| {
         let words: &[String] = words.as_deref().unwrap_or_default();
         // Which backend's words they are is told by the first, as the reference does.
         let of_iptables = words.first().map(|word| word.starts_with(['-', '!']));
@@ -207,7 +207,7 @@ fn terms(written: &Written) -> Result<Terms, Error> {
             }
             _ => {}
         }
-        Condition::parse(words, v4).map_err(|rest| {
+        Condition::parse(words, family).map_err(|rest| {
             Error::new(Code::UnsupportedField, format!("`{key}`: {rest:?} is not understood")).details(
                 "understood are, each with `!` before it: -s, -d, -i, -m mark --mark; and in nft's words: \
                  ip saddr, ip daddr, ip6 saddr, ip6 daddr, iifname, meta mark, each with != too",
@@ -227,8 +227,8 @@ fn terms(written: &Written) -> Result<Terms, Error> {
             (true, false) => Masquerade::Hairpin,
             (true, true) => Masquerade::Everybody,
         },
-        conditions_v4: conditions("conditionsV4", &written.conditions_v4, true)?,
-        conditions_v6: conditions("conditionsV6", &written.conditions_v6, false)?,
+        conditions_v4: conditions("conditionsV4", &written.conditions_v4, IpFamily::V4)?,
+        conditions_v6: conditions("conditionsV6", &written.conditions_v6, IpFamily::V6)?,
     })
 }
 

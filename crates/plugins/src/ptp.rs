@@ -179,7 +179,8 @@ fn route_via_gateway(
     let subnet = address.trunc();
     route::remove(&container.socket, subnet, inside.index).explain()?;
     let source = Some(address.addr());
-    let on_link = Route { scope: LINK_SCOPE, source, ..Route::new(IpNet::from(gateway), None, inside.index) };
+    let on_link =
+        Route { scope: route::SCOPE_LINK, source, ..Route::new(IpNet::from(gateway), None, inside.index) };
     let via_gateway = Route { source, ..Route::new(subnet, Some(gateway), inside.index) };
     container.socket.make([route::addition(&on_link), route::addition(&via_gateway)]).explain()
 }
@@ -191,12 +192,8 @@ fn route_to_container(
     address: IpAddr,
     gateway: IpAddr,
 ) -> Result<(), Error> {
-    let route = Route { scope: HOST_SCOPE, ..Route::new(IpNet::from(address), None, outside.index) };
+    let route = Route { scope: route::SCOPE_HOST, ..Route::new(IpNet::from(address), None, outside.index) };
     let own = addr::addition(outside, IpNet::from(gateway), Detection::Skip);
     host.make([own, route::addition(&route)]).explain()?;
     sysctl::ensure_forwarding(host, address).explain()
 }
-
-/// `RT_SCOPE_LINK` and `RT_SCOPE_HOST` of `linux/rtnetlink.h`.
-const LINK_SCOPE: u8 = 253;
-const HOST_SCOPE: u8 = 254;

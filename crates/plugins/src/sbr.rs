@@ -51,9 +51,6 @@ struct Conf {
 
 /// The first table that the plugin tries, as in the reference plugin.
 const FIRST_TABLE: u32 = 100;
-/// `RT_TABLE_MAIN` and `RT_SCOPE_LINK` of `linux/rtnetlink.h`.
-const MAIN_TABLE: u32 = 254;
-const LINK_SCOPE: u8 = 253;
 
 impl Conf {
     /// Reads and validates the configuration.
@@ -198,7 +195,7 @@ impl Routes {
     /// Returns a link's routes in the main table.
     fn of_link(&self, link: &Link) -> Vec<Route> {
         let routes = self.routes.iter();
-        routes.filter(|route| route.link == link.index && route.table == MAIN_TABLE).copied().collect()
+        routes.filter(|route| route.link == link.index && route.table == route::TABLE_MAIN).copied().collect()
     }
 
     /// Returns the first table from `candidate` on that no rule selects and that has no route.
@@ -273,13 +270,13 @@ fn route_by_source(
         for ip in ips {
             let hint = Route {
                 source: Some(ip.address.addr()),
-                scope: LINK_SCOPE,
+                scope: route::SCOPE_LINK,
                 ..Route::new(ip.address.trunc(), None, inside.index)
             };
             route::replace(socket, &hint).explain()?;
         }
     }
-    for route in of_link.iter().filter(|route| !conf.source_hints || route.scope != LINK_SCOPE) {
+    for route in of_link.iter().filter(|route| !conf.source_hints || route.scope != route::SCOPE_LINK) {
         route::remove_exact(socket, route).explain()?;
     }
     Ok(())

@@ -45,8 +45,6 @@ struct Conf {
 }
 
 const TABLES: RangeInclusive<u32> = 1..=u32::MAX;
-/// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
-const MAIN_TABLE: u32 = 254;
 
 impl Conf {
     /// Reads and validates the configuration.
@@ -97,11 +95,11 @@ impl Plugin for Vrf {
             let (socket, inside, before) = (socket.clone(), inside.clone(), before.clone());
             move || {
                 set_master(&socket, &inside, 0)?;
-                before.restore(&socket, &inside, MAIN_TABLE)
+                before.restore(&socket, &inside, route::TABLE_MAIN)
             }
         })?;
         set_master(socket, &inside, vrf.index)?;
-        before.restore(socket, &inside, table_of(&vrf).unwrap_or(MAIN_TABLE))?;
+        before.restore(socket, &inside, table_of(&vrf).unwrap_or(route::TABLE_MAIN))?;
         Ok(prev)
     }
 
@@ -178,8 +176,7 @@ fn find_or_create(socket: &Socket, conf: &Conf, undo: &mut Undo) -> Result<Link,
     }
     let links = link::list(socket).explain()?;
     let taken = |table: u32| links.iter().any(|link| table_of(link) == Some(table));
-    // 253 to 255 are the tables default, main and local.
-    let free = || TABLES.into_iter().find(|table| !taken(*table) && !(253..=255).contains(table));
+    let free = || TABLES.into_iter().find(|table| !taken(*table) && !route::TABLES_RESERVED.contains(table));
     let table = conf.table.or_else(free).unwrap_or(1);
     match link::create(socket, &New { up: true, ..New::of(&conf.name, Driver::Vrf { table }) }) {
         Err(error) if error.kind() == Kind::Unsupported => {
@@ -219,9 +216,9 @@ impl Saved {
         const BY_KERNEL: u8 = 2;
         routes.retain(|route| {
             route.link == link.index
-                && route.scope == 0
+                && route.scope == route::SCOPE_UNIVERSE
                 && route.protocol != BY_KERNEL
-                && route.table == MAIN_TABLE
+                && route.table == route::TABLE_MAIN
         });
         Ok(Self { addresses, routes })
     }

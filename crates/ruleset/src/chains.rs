@@ -1,17 +1,17 @@
-//! Chains that elements lead to: made with the first element that needs them, gone when nothing leads to them.
+//! Chains that are the target of elements. The first element that needs a chain creates it; the last one removes it.
 
 use kernel::{
     Kind, Socket,
     nft::{self, Batch, Table},
 };
 
-use crate::elements::RulesetError;
+use crate::error::RulesetError;
 
-/// What the names of such chains begin with.
+/// The prefixes of such chains' names.
 pub(crate) const MASQUERADE: &str = "masq-";
 pub(crate) const CONDITION: &str = "if-";
 
-/// Removes the chains of a table that no element leads to any more.
+/// Removes the chains of a table that are no longer the target of any element.
 pub(crate) fn remove_unused(socket: &Socket, table: Table<'_>) -> Result<(), RulesetError> {
     for chain in nft::chains(socket, table)? {
         if !chain.starts_with(MASQUERADE) && !chain.starts_with(CONDITION) {
@@ -20,7 +20,7 @@ pub(crate) fn remove_unused(socket: &Socket, table: Table<'_>) -> Result<(), Rul
         let mut batch = Batch::new();
         batch.remove_chain(table, &chain);
         match nft::commit(socket, batch, None) {
-            // The kernel counts who leads to a chain, so it is the one to ask.
+            // The kernel counts the references to a chain and refuses to remove one in use.
             Err(error) if matches!(error.kind(), Kind::Busy | Kind::NotFound) => {}
             other => other?,
         }

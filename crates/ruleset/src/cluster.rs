@@ -1,46 +1,46 @@
-//! What a cluster's packets may do on a node: pods pass from node to node whoever drops what the host forwards, leave the
-//! cluster with the node's address, and tunnelled packets are heard from nodes alone.
+//! The ruleset of a node in a cluster. Packets between pods pass even if a foreign firewall drops forwarded packets,
+//! packets out of the cluster get the node's address, and tunnelled packets are accepted only from nodes.
 //!
-//! A table of its own in each of three families, `netloom-cluster`: the rules follow from the cluster's configuration
-//! and are replaced in one transaction when that changes; the nodes are elements of two sets.
+//! Each of three families has a table `netloom-cluster`. Its rules follow from the cluster's configuration
+//! and are replaced in one transaction when that changes. The nodes are elements of two sets.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use kernel::{
-    Socket,
+    IpFamily, Socket,
+    hash::fnv1a,
     nft::{self, Batch, Element, Expr, Family, Field, Hook, Place, Reg, Set, Table},
 };
 
 use crate::{
     address,
-    elements::RulesetError,
+    error::RulesetError,
     forward_hook::{self, Wanted},
     octets,
-    tables::MARK,
+    tables::{self, CLUSTER_FILTER as FILTER, MARK},
 };
 
-/// Describes the cluster as its packets see it.
+/// The part of a cluster's configuration that its rules follow from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
-    /// The pods' prefixes, of both families.
+    /// The prefixes of pods, of both families.
     pub pods: Vec<IpNet>,
-    /// Prefixes of pods that are plugged into the host's uplink: they pass as they are, and whoever is there reaches them.
+    /// Prefixes of pods on the segment of the host's uplink. Their packets pass unchanged in both directions.
     pub bridged: Vec<IpNet>,
-    /// What pods reach with their own address beside the pods' prefixes.
+    /// Destinations outside the pods' prefixes that pods reach with their own address.
     pub unmasqueraded: Vec<IpNet>,
-    /// What else pods send leaves with the node's address.
+    /// Whether other packets of pods leave with the node's address.
     pub masquerade: bool,
-    /// The UDP port on which tunnelled packets come.
+    /// The UDP port of tunnelled packets.
     pub tunnel_port: u16,
-    /// The nodes' addresses.
+    /// The addresses of the nodes.
     pub nodes: BTreeSet<IpAddr>,
 }
 
-const NAME: &str = "netloom-cluster";
+const NAME: &str = tables::CLUSTER;
 const NAT4: Table<'_> = Table { family: Family::Ip, name: NAME };
 const NAT6: Table<'_> = Table { family: Family::Ip6, name: NAME };
-pub(crate) const FILTER: Table<'_> = Table { family: Family::Inet, name: NAME };
 const ALL: [Table<'_>; 3] = [NAT4, NAT6, FILTER];
 
 const NODES4: Set = Set { name: "nodes4", key: &[Field::Ipv4], data: None, comment: "the nodes" };
@@ -50,12 +50,12 @@ const NODES6: Set = Set { name: "nodes6", key: &[Field::Ipv6], data: None, comme
 const WANTED: Wanted<'_> = Wanted { admin_chain: "CNI-ADMIN", always: false };
 const ROUNDS: usize = 16;
 
-/// Makes the ruleset so, and tells whether anything had to be changed.
+/// Applies the cluster's rules and returns whether anything changed.
 ///
 /// # Errors
-/// When the kernel refuses; nothing has changed then.
+/// When the kernel refuses; then nothing has changed.
 pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> {
-    // Where nobody could drop what is forwarded, packets need no mark by which they pass.
+    // If no foreign chain could drop forwarded packets, they need no mark.
     let guarded = forward_hook::is_needed(socket)?;
     let comment = cluster.fingerprint(guarded);
     let mut changed = false;
@@ -84,7 +84,7 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
                 changed = true;
                 break;
             }
-            // Somebody else changed something meanwhile, which is no matter of theirs or ours.
+            // Another process changed an unrelated part of the ruleset: try again.
             Err(error) if error.kind() == kernel::Kind::Stale => {}
             Err(_) => break,
         }
@@ -96,7 +96,7 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
     Ok(changed)
 }
 
-/// Takes all of it away. None is fine.
+/// Removes the cluster's tables. Succeeds if there are none.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -108,14 +108,14 @@ pub fn remove(socket: &Socket) -> Result<(), RulesetError> {
         }
     }
     nft::commit(socket, batch, None)?;
-    if nft::table_comment(socket, crate::tables::FILTER)?.is_none() {
+    if nft::table_comment(socket, tables::FILTER)?.is_none() {
         forward_hook::close(socket)?;
     }
     Ok(())
 }
 
 impl Cluster {
-    /// Says in the table's comment what its rules were made for.
+    /// Returns the table's comment, which identifies the configuration that its rules were made from.
     fn fingerprint(&self, guarded: bool) -> String {
         let list = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let text = format!(
@@ -126,16 +126,14 @@ impl Cluster {
             self.masquerade,
             self.tunnel_port
         );
-        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = fnv1a(text.bytes());
         format!("netloomd, ruleset 1, {hash:016x}")
     }
 
     fn fill(&self, table: Table<'static>, batch: &mut Batch, guarded: bool) {
         match table.family {
-            Family::Ip => self.masquerade(table, batch, true),
-            Family::Ip6 => self.masquerade(table, batch, false),
+            Family::Ip => self.masquerade(table, batch, IpFamily::V4),
+            Family::Ip6 => self.masquerade(table, batch, IpFamily::V6),
             Family::Inet | Family::Bridge => {
                 batch.create_set(table, &NODES4);
                 batch.create_set(table, &NODES6);
@@ -150,11 +148,11 @@ impl Cluster {
         }
     }
 
-    fn of_family(nets: &[IpNet], v4: bool) -> impl Iterator<Item = &IpNet> {
-        nets.iter().filter(move |net| net.addr().is_ipv4() == v4)
+    fn of_family(nets: &[IpNet], family: IpFamily) -> impl Iterator<Item = &IpNet> {
+        nets.iter().filter(move |net| family.has(net.addr()))
     }
 
-    fn masquerade(&self, table: Table<'_>, batch: &mut Batch, v4: bool) {
+    fn masquerade(&self, table: Table<'_>, batch: &mut Batch, family: IpFamily) {
         if !self.masquerade {
             return;
         }
@@ -164,12 +162,15 @@ impl Cluster {
             None,
             "to pods, and to what is configured, with their own address",
         );
-        let multicast: IpNet = if v4 { MULTICAST4 } else { MULTICAST6 };
-        let kept = Self::of_family(&self.pods, v4).chain(Self::of_family(&self.unmasqueraded, v4));
+        let multicast = match family {
+            IpFamily::V4 => MULTICAST4,
+            IpFamily::V6 => MULTICAST6,
+        };
+        let kept = Self::of_family(&self.pods, family).chain(Self::of_family(&self.unmasqueraded, family));
         for net in kept.chain([&multicast]) {
             let (octets, mask) = bytes(net);
             let rule = [
-                load(v4, false),
+                load(family, false),
                 Expr::Mask { reg: REG, mask: &mask },
                 Expr::Equal(REG, &octets),
                 Expr::Return,
@@ -179,10 +180,10 @@ impl Cluster {
         batch.add_rule(table, "from_pods", Place::Last, &[Expr::Masquerade], "");
         let hook = Hook { kind: "nat", number: POSTROUTING, priority: 100 };
         batch.create_chain(table, "postrouting", Some(hook), "what pods send out of the cluster");
-        for net in Self::of_family(&self.pods, v4) {
+        for net in Self::of_family(&self.pods, family) {
             let (octets, mask) = bytes(net);
             let rule = [
-                load(v4, true),
+                load(family, true),
                 Expr::Mask { reg: REG, mask: &mask },
                 Expr::Equal(REG, &octets),
                 Expr::Jump("from_pods"),
@@ -191,7 +192,7 @@ impl Cluster {
         }
     }
 
-    /// Marks what is let through, between two chains at the hook, for other people's tables to accept.
+    /// Marks accepted packets between two chains at the hook, so that foreign tables accept them.
     fn forward(&self, batch: &mut Batch) {
         let mark = [
             Expr::Mark(REG),
@@ -213,20 +214,21 @@ impl Cluster {
         };
         let bridged = self.bridged.iter().map(|net| (net, true));
         for (net, bridged) in self.pods.iter().map(|net| (net, false)).chain(bridged) {
-            let v4 = net.addr().is_ipv4();
-            let family = [if v4 { 2 } else { 10 }];
-            let of_family = [Expr::Family(REG), Expr::Equal(REG, &family)];
+            let family = IpFamily::of(net.addr());
+            let number = number_of(family);
+            let of_family = [Expr::Family(REG), Expr::Equal(REG, &number)];
             let (octets, mask) = bytes(net);
-            let is_pod =
-                |source| [load(v4, source), Expr::Mask { reg: REG, mask: &mask }, Expr::Equal(REG, &octets)];
+            let is_pod = |source| {
+                [load(family, source), Expr::Mask { reg: REG, mask: &mask }, Expr::Equal(REG, &octets)]
+            };
             add(batch, "admit", &[&of_family, &is_pod(true), &mark]);
             for source in [true, false] {
                 add(batch, "forget", &[&of_family, &is_pod(source), &forget]);
             }
             if bridged {
                 add(batch, "admit", &[&of_family, &is_pod(false), &mark]);
-                // Who asks for a pod's hardware address asks a group (RFC 4861, section 4.3 and 4.4).
-                for kind in [135, 136].into_iter().filter(|_| !v4) {
+                // Neighbour solicitations go to a multicast group, not to the pod (RFC 4861, section 4.3 and 4.4).
+                for kind in [135, 136].into_iter().filter(|_| family == IpFamily::V6) {
                     let asks = [
                         Expr::Protocol(REG),
                         Expr::Equal(REG, &[ICMPV6]),
@@ -245,8 +247,8 @@ impl Cluster {
                 Expr::NotEqual(REG, &[0; 4]),
             ];
             add(batch, "admit", &[&of_family, &is_pod(false), &answers, &mark]);
-            let nodes = if v4 { NODES4 } else { NODES6 };
-            let from_node = [load(v4, true), Expr::InSet(REG, nodes.name)];
+            let nodes = nodes_of(family);
+            let from_node = [load(family, true), Expr::InSet(REG, nodes.name)];
             add(batch, "admit", &[&of_family, &from_node, &is_pod(false), &mark]);
         }
     }
@@ -261,23 +263,26 @@ impl Cluster {
             Expr::Payload { base: 2, offset: 2, length: 2, to: REG },
             Expr::Equal(REG, &port),
         ];
-        for (v4, set) in [(true, NODES4), (false, NODES6)] {
-            let family = [if v4 { 2 } else { 10 }];
-            let stranger = [
+        for family in IpFamily::ALL {
+            let number = number_of(family);
+            let foreign = [
                 Expr::Family(REG),
-                Expr::Equal(REG, &family),
-                load(v4, true),
-                Expr::NotInSet(REG, set.name),
+                Expr::Equal(REG, &number),
+                load(family, true),
+                Expr::NotInSet(REG, nodes_of(family).name),
                 Expr::Drop,
             ];
-            batch.add_rule(FILTER, "tunnel", Place::Last, &[&tunnelled[..], &stranger].concat(), "");
+            batch.add_rule(FILTER, "tunnel", Place::Last, &[&tunnelled[..], &foreign].concat(), "");
         }
     }
 
     fn node_elements(&self) -> [(Set, Vec<Element>); 2] {
-        [(NODES4, true), (NODES6, false)].map(|(set, v4)| {
-            let of_family = self.nodes.iter().filter(|ip| ip.is_ipv4() == v4);
-            (set, of_family.map(|ip| Element { key: octets(*ip), ..Element::default() }).collect())
+        IpFamily::ALL.map(|family| {
+            let of_family = self.nodes.iter().filter(|ip| family.has(**ip));
+            (
+                nodes_of(family),
+                of_family.map(|ip| Element { key: octets(*ip), ..Element::default() }).collect(),
+            )
         })
     }
 
@@ -309,13 +314,29 @@ const MULTICAST4: IpNet = IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Add
 const MULTICAST6: IpNet =
     IpNet::V6(ipnet::Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8));
 
-/// Loads the source or the destination address.
-fn load(v4: bool, source: bool) -> Expr<'static> {
-    let (offset, length) = match (v4, source) {
-        (true, true) => (12, 4),
-        (true, false) => (16, 4),
-        (false, true) => (8, 16),
-        (false, false) => (24, 16),
+/// Returns the set of node addresses of a family.
+fn nodes_of(family: IpFamily) -> Set {
+    match family {
+        IpFamily::V4 => NODES4,
+        IpFamily::V6 => NODES6,
+    }
+}
+
+/// Returns a family's number as `meta nfproto` has it (`NFPROTO_IPV4`, `NFPROTO_IPV6`).
+fn number_of(family: IpFamily) -> [u8; 1] {
+    match family {
+        IpFamily::V4 => [2],
+        IpFamily::V6 => [10],
+    }
+}
+
+/// Returns the expression that loads the source or the destination address.
+fn load(family: IpFamily, source: bool) -> Expr<'static> {
+    let (offset, length) = match (family, source) {
+        (IpFamily::V4, true) => (12, 4),
+        (IpFamily::V4, false) => (16, 4),
+        (IpFamily::V6, true) => (8, 16),
+        (IpFamily::V6, false) => (24, 16),
     };
     Expr::Payload { base: 1, offset, length, to: REG }
 }

@@ -1,19 +1,23 @@
-//! Conditions that a packet to a published port must fulfil, as networks write them: in the words of iptables or of nft.
+//! Conditions that a packet to a published port must meet, parsed from the syntax of iptables or nft.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use kernel::nft::{Expr, Reg};
+use kernel::{
+    IpFamily,
+    hash::fnv1a,
+    nft::{Expr, Reg},
+};
 
 use crate::{chains, octets, port_name};
 
-/// Describes one condition.
+/// One condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
     what: What,
-    /// It holds when the packet is not so.
+    /// Whether the condition is met by packets that do not match.
     inverted: bool,
-    /// What is compared, as bytes, and which of their bits.
+    /// The bytes to compare with, and the mask of the bits that count.
     value: Vec<u8>,
     mask: Vec<u8>,
     text: String,
@@ -21,39 +25,53 @@ pub struct Condition {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
-    Source { v4: bool },
-    Destination { v4: bool },
+    Source(IpFamily),
+    Destination(IpFamily),
     In,
     Mark,
+}
+
+impl What {
+    /// Returns the text that stands for it in the hash that names a chain. Changing it would orphan existing chains.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Source(IpFamily::V4) => "Source { v4: true }",
+            Self::Source(IpFamily::V6) => "Source { v4: false }",
+            Self::Destination(IpFamily::V4) => "Destination { v4: true }",
+            Self::Destination(IpFamily::V6) => "Destination { v4: false }",
+            Self::In => "In",
+            Self::Mark => "Mark",
+        }
+    }
 }
 
 impl Condition {
     /// Parses the words of a network's `conditionsV4` or `conditionsV6`.
     ///
     /// # Errors
-    /// The words that cannot be told.
-    pub fn parse(words: &[String], v4: bool) -> Result<Vec<Self>, String> {
-        // Either word by word or several words in one text.
+    /// The words that were not understood.
+    pub fn parse(words: &[String], family: IpFamily) -> Result<Vec<Self>, String> {
+        // The list has one word an entry, or several words in one entry.
         let text = words.join(" ");
         let words: Vec<&str> = text.split_whitespace().collect();
         let mut rest = &words[..];
         let mut conditions = Vec::new();
         while !rest.is_empty() {
             let (condition, after) =
-                of_iptables(rest, v4).or_else(|| of_nft(rest, v4)).ok_or_else(|| rest.join(" "))?;
+                of_iptables(rest, family).or_else(|| of_nft(rest, family)).ok_or_else(|| rest.join(" "))?;
             conditions.extend(condition);
             rest = after;
         }
         Ok(conditions)
     }
 
-    /// Returns what a rule says of it.
+    /// Returns the condition as a rule's expressions.
     pub(crate) fn expressions(&self) -> Vec<Expr<'_>> {
         let load = match self.what {
-            What::Source { v4: true } => Expr::Payload { base: 1, offset: 12, length: 4, to: Reg(0) },
-            What::Source { v4: false } => Expr::Payload { base: 1, offset: 8, length: 16, to: Reg(0) },
-            What::Destination { v4: true } => Expr::Payload { base: 1, offset: 16, length: 4, to: Reg(0) },
-            What::Destination { v4: false } => Expr::Payload { base: 1, offset: 24, length: 16, to: Reg(0) },
+            What::Source(IpFamily::V4) => Expr::Payload { base: 1, offset: 12, length: 4, to: Reg(0) },
+            What::Source(IpFamily::V6) => Expr::Payload { base: 1, offset: 8, length: 16, to: Reg(0) },
+            What::Destination(IpFamily::V4) => Expr::Payload { base: 1, offset: 16, length: 4, to: Reg(0) },
+            What::Destination(IpFamily::V6) => Expr::Payload { base: 1, offset: 24, length: 16, to: Reg(0) },
             What::In => Expr::InName(Reg(0)),
             What::Mark => Expr::Mark(Reg(0)),
         };
@@ -70,27 +88,22 @@ impl Condition {
     }
 }
 
-/// Names the chain of conditions by their text.
+/// Returns the name of the chain of conditions: a hash of their text.
 pub(crate) fn chain(conditions: &[Condition]) -> String {
-    let hash = conditions
-        .iter()
-        .flat_map(|condition| condition.text.bytes().chain([0]))
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+    let hash = fnv1a(conditions.iter().flat_map(|condition| condition.text.bytes().chain([0])));
     format!("{}{hash:016x}", chains::CONDITION)
 }
 
 type Parsed<'a, 'b> = Option<(Option<Condition>, &'a [&'b str])>;
 
 /// `! -s 10.0.0.0/8`, `-i eth0`, `-m mark --mark 0x1/0x1`; the older `-s ! 10.0.0.0/8` too.
-fn of_iptables<'a, 'b>(words: &'a [&'b str], v4: bool) -> Parsed<'a, 'b> {
+fn of_iptables<'a, 'b>(words: &'a [&'b str], family: IpFamily) -> Parsed<'a, 'b> {
     let (before, words) = match words {
         ["!", rest @ ..] => (true, rest),
         _ => (false, words),
     };
     let (option, within, value, rest) = match words {
-        // A match that is only named, or only says something to the reader.
+        // The name of a match, or a comment: neither restricts the packet.
         ["-m" | "--match", "mark" | "comment", rest @ ..] if !before => return Some((None, rest)),
         ["--comment", _, rest @ ..] if !before => return Some((None, rest)),
         [option, "!", value, rest @ ..] if !before => (*option, true, *value, rest),
@@ -98,8 +111,8 @@ fn of_iptables<'a, 'b>(words: &'a [&'b str], v4: bool) -> Parsed<'a, 'b> {
         _ => return None,
     };
     let what = match option {
-        "-s" | "--source" | "--src" => What::Source { v4 },
-        "-d" | "--destination" | "--dst" => What::Destination { v4 },
+        "-s" | "--source" | "--src" => What::Source(family),
+        "-d" | "--destination" | "--dst" => What::Destination(family),
         "-i" | "--in-interface" => What::In,
         "--mark" => What::Mark,
         _ => return None,
@@ -108,12 +121,12 @@ fn of_iptables<'a, 'b>(words: &'a [&'b str], v4: bool) -> Parsed<'a, 'b> {
 }
 
 /// `ip saddr != 10.0.0.0/8`, `iifname "eth0"`, `meta mark 0x1`.
-fn of_nft<'a, 'b>(words: &'a [&'b str], v4: bool) -> Parsed<'a, 'b> {
+fn of_nft<'a, 'b>(words: &'a [&'b str], family: IpFamily) -> Parsed<'a, 'b> {
     let (what, rest) = match words {
-        ["ip", "saddr", rest @ ..] if v4 => (What::Source { v4 }, rest),
-        ["ip6", "saddr", rest @ ..] if !v4 => (What::Source { v4 }, rest),
-        ["ip", "daddr", rest @ ..] if v4 => (What::Destination { v4 }, rest),
-        ["ip6", "daddr", rest @ ..] if !v4 => (What::Destination { v4 }, rest),
+        ["ip", "saddr", rest @ ..] if family == IpFamily::V4 => (What::Source(family), rest),
+        ["ip6", "saddr", rest @ ..] if family == IpFamily::V6 => (What::Source(family), rest),
+        ["ip", "daddr", rest @ ..] if family == IpFamily::V4 => (What::Destination(family), rest),
+        ["ip6", "daddr", rest @ ..] if family == IpFamily::V6 => (What::Destination(family), rest),
         ["meta", "iifname", rest @ ..] | ["iifname", rest @ ..] => (What::In, rest),
         ["meta", "mark", rest @ ..] | ["mark", rest @ ..] => (What::Mark, rest),
         _ => return None,
@@ -129,9 +142,9 @@ fn of_nft<'a, 'b>(words: &'a [&'b str], v4: bool) -> Parsed<'a, 'b> {
 
 fn condition(what: What, inverted: bool, text: &str) -> Option<Condition> {
     let (value, mask) = match what {
-        What::Source { v4 } | What::Destination { v4 } => {
+        What::Source(family) | What::Destination(family) => {
             let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-            let net = net.filter(|net| net.addr().is_ipv4() == v4)?;
+            let net = net.filter(|net| family.has(net.addr()))?;
             (octets(net.network()), octets(net.netmask()))
         }
         // A `+` or `*` at the end stands for any rest.
@@ -147,7 +160,7 @@ fn condition(what: What, inverted: bool, text: &str) -> Option<Condition> {
     if value.is_empty() || value.len() > 16 {
         return None;
     }
-    let text = format!("{what:?} {inverted} {text}");
+    let text = format!("{} {inverted} {text}", what.key());
     Some(Condition { what, inverted, value, mask, text })
 }
 
@@ -155,5 +168,21 @@ fn number(text: &str) -> Option<u32> {
     match text.strip_prefix("0x") {
         Some(hexadecimal) => u32::from_str_radix(hexadecimal, 16).ok(),
         None => text.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kernel::IpFamily;
+
+    use super::{Condition, chain};
+
+    /// Conditions keep the chain names of earlier versions, whose chains may still be in the kernel.
+    #[test]
+    fn chain_names_do_not_change() {
+        let hash = kernel::hash::fnv1a("Source { v4: true } true 10.0.0.0/8\0Mark false 0x1\0".bytes());
+        let words = ["!".into(), "-s".into(), "10.0.0.0/8".into(), "--mark".into(), "0x1".into()];
+        let conditions = Condition::parse(&words, IpFamily::V4).unwrap();
+        assert!(chain(&conditions).ends_with(&format!("{hash:016x}")), "{}", chain(&conditions));
     }
 }

@@ -1,48 +1,29 @@
 //! Adding, finding and removing the elements of an owner.
 //!
-//! What an owner has in a table stands in the set `owners` of that table: an element for each purpose of each owner,
-//! with the keys of the others beside its comment. So removing costs the same however many there are, and needs
-//! nothing but the owner's name.
+//! The set `owners` of each table lists what an owner has in that table: one element for each purpose of each owner,
+//! with the keys of the owner's other elements in its user data. So the cost of a removal does not depend on the number of
+//! containers, and a removal needs only the owner's name.
 
 use std::collections::BTreeSet;
 
 use kernel::{
-    Error, Kind, Socket,
+    Kind, Socket,
+    hash::fnv1a,
     nft::{self, Batch, Element, Set, Table},
 };
 
-use crate::tables;
+use crate::{error::RulesetError, tables};
 
-/// Says why the ruleset could not be changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RulesetError {
-    /// The kernel refused.
-    Kernel(Error),
-    /// Somebody else has the element: the comment of its owner.
-    Taken {
-        /// What was to be added, by its place in the list.
-        index: usize,
-        /// Who has it.
-        owner: String,
-    },
-}
-
-impl From<Error> for RulesetError {
-    fn from(error: Error) -> Self {
-        Self::Kernel(error)
-    }
-}
-
-/// Says what to do when somebody else has a key.
+/// What to do if another owner has the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Conflict {
-    /// Leave it and fail.
+    /// Leave the element and fail.
     Refuse,
-    /// Take it over. When the new owner goes, the older one gets it back.
+    /// Take the element over. When the new owner is removed, the older one gets the element back.
     TakeOver,
 }
 
-/// Holds an element, and the set and table that it goes to.
+/// An element, and the set and table that it goes to.
 #[derive(Debug, Clone)]
 pub(crate) struct Placed {
     pub(crate) table: Table<'static>,
@@ -51,10 +32,10 @@ pub(crate) struct Placed {
     pub(crate) conflict: Conflict,
 }
 
-/// Names an owner's things of one kind.
+/// An owner's elements of one purpose.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Share<'a> {
-    /// A letter for what they are for.
+    /// A letter for the purpose.
     pub(crate) purpose: char,
     pub(crate) owner: &'a str,
 }
@@ -67,9 +48,9 @@ struct Claim {
     goto: Option<String>,
 }
 
-/// Others change the ruleset at the same time; each round means that one of them got something done.
+/// The limit of attempts. Each failed attempt means that another process changed the ruleset.
 const ROUNDS: usize = 64;
-/// Beside an element: more than one owner claims it.
+/// Set in an element's user data if more than one owner claims it.
 const SHARED: &[u8] = &[1];
 
 /// Adds elements in one transaction. `missing` adds chains that the elements lead to and that are not there.
@@ -106,7 +87,7 @@ pub(crate) fn put(
         };
         batch = Batch::new();
         match kind {
-            // The first container of the host or of a subnet, a key in use, or a race with one of these.
+            // The table or chain does not exist yet, a key is in use, or another process was faster.
             Kind::NotFound | Kind::Exists | Kind::Stale => {
                 generation = Some(nft::generation(socket)?);
                 for table in &in_use {
@@ -169,8 +150,8 @@ fn clear_the_way(
     Ok(shared)
 }
 
-/// Finds which of the elements are not there, or lead elsewhere. One that somebody took over and that leads to the
-/// same is there.
+/// Returns the positions of elements that do not exist or have another target. An element that another owner took over
+/// counts as present if its target is the same.
 pub(crate) fn absent(socket: &Socket, placed: &[Placed]) -> Result<Vec<usize>, RulesetError> {
     let mut absent = Vec::new();
     for (index, Placed { table, set, element, .. }) in placed.iter().enumerate() {
@@ -187,10 +168,10 @@ pub(crate) fn absent(socket: &Socket, placed: &[Placed]) -> Result<Vec<usize>, R
     Ok(absent)
 }
 
-/// Removes an owner's things of one kind from some tables, and gives what was removed. None is fine.
+/// Removes an owner's things of one kind from some tables, and returns what was removed. Succeeds if there is none.
 ///
-/// What is removed is exactly what was read: if anything changes in between, the kernel refuses the batch and
-/// it is read again. So an element that changed hands is never taken from its new owner.
+/// Only elements that were read are removed: if anything changes in between, the kernel refuses the batch and the elements
+/// are read again. So an element is never taken from a new owner.
 pub(crate) fn remove(
     socket: &Socket,
     share: Share<'_>,
@@ -269,7 +250,7 @@ pub fn retain(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Result<(), Rules
         crate::chains::remove_unused(socket, table)?;
         remove_if_empty(socket, table)?;
     }
-    let needed = [tables::FILTER, crate::cluster::FILTER];
+    let needed = [tables::FILTER, tables::CLUSTER_FILTER];
     let mut there = needed.into_iter().map(|table| nft::table_comment(socket, table));
     if there.try_fold(true, |none, comment| comment.map(|comment| none && comment.is_none()))? {
         crate::forward_hook::close(socket)?;
@@ -308,7 +289,7 @@ fn remove_stale(
     outcome.map_err(RulesetError::from)
 }
 
-/// Removes a table of ours that holds nothing; whoever needs it next makes it again.
+/// Removes an empty table of ours. The next ADD that needs it creates it again.
 fn remove_if_empty(socket: &Socket, table: Table<'static>) -> Result<(), RulesetError> {
     for _ in 0..ROUNDS {
         let Some(generation) = generation(socket)? else { return Ok(()) };
@@ -327,7 +308,7 @@ fn remove_if_empty(socket: &Socket, table: Table<'static>) -> Result<(), Ruleset
             other => return Ok(other?),
         }
     }
-    // Others are busy with it: it is not empty.
+    // Another process is adding to the table: it is not empty.
     Ok(())
 }
 
@@ -366,10 +347,8 @@ pub fn owners(socket: &Socket) -> Result<Vec<String>, RulesetError> {
 impl Share<'_> {
     /// Returns the key of the n-th entry in `owners`: a text of 15 letters.
     fn key(&self, number: usize) -> Vec<u8> {
-        // FNV-1a, of which 48 bits: the comment says for sure whose it is.
-        let hash = self.owner.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        // 48 bits of the hash suffice: the comment identifies the owner exactly.
+        let hash = fnv1a(self.owner.bytes());
         let mut key = format!("{}{:012x}{number:02x}", self.purpose, hash >> 16).into_bytes();
         key.resize(16, 0);
         key

@@ -1,4 +1,4 @@
-//! What a firewall lets through: containers' own traffic and its answers, and bridges that are kept apart.
+//! Packets that the firewall accepts: traffic of containers and the answers to it. Isolation of bridges.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,8 @@ use kernel::{Socket, nft::Element};
 
 use crate::{
     address,
-    elements::{self, Conflict, Placed, RulesetError, Share},
+    elements::{self, Conflict, Placed, Share},
+    error::RulesetError,
     octets, port_name,
     tables::{ADMITTED4, ADMITTED6, BRIDGE, FILTER, GUARDED, ISOLATED, TOGETHER},
 };
@@ -14,16 +15,16 @@ use crate::{
 const PURPOSE: char = 'f';
 const PURPOSE_OF_BRIDGE: char = 'b';
 
-/// Describes what a container is let do.
+/// The traffic that a container is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admission {
-    /// Its addresses, whose traffic passes.
+    /// The container's addresses, whose traffic is accepted.
     pub addresses: Vec<IpAddr>,
-    /// Ports of its bridge that do not reach other such ports.
+    /// Bridge ports that are isolated from each other.
     pub isolated: Vec<String>,
 }
 
-/// Lets a container's traffic through.
+/// Accepts a container's traffic.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -32,7 +33,7 @@ pub fn add(socket: &Socket, owner: &str, admission: &Admission) -> Result<(), Ru
     elements::put(socket, share, &placed(owner, admission), &|_, _, _| ())
 }
 
-/// Returns whether all is as [`add`] would have it.
+/// Returns whether the ruleset matches the result of [`add`].
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -40,7 +41,7 @@ pub fn is_set(socket: &Socket, owner: &str, admission: &Admission) -> Result<boo
     Ok(elements::absent(socket, &placed(owner, admission))?.is_empty())
 }
 
-/// Removes what a container is let do, and gives its addresses. None is fine.
+/// Removes what a container is let do, and returns its addresses. Succeeds if there is none.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -50,21 +51,21 @@ pub fn remove(socket: &Socket, owner: &str) -> Result<Vec<IpAddr>, RulesetError>
     Ok(addresses.filter_map(|(_, element)| address(&element.key)).collect())
 }
 
-/// Keeps a bridge apart from all others that are kept apart, and (unless `together`) its containers from each other.
-/// `network` is whose bridge it is: it stays when containers go.
+/// Isolates a bridge from all other isolated bridges and, unless `together` is set, its containers from each other.
+/// The network owns the isolation, so it outlives single containers.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn guard(socket: &Socket, network: &str, bridge: &str, together: bool) -> Result<(), RulesetError> {
     let placed = guarding(network, bridge, together);
-    // The first container of the network did it.
+    // The first container of the network isolated the bridge.
     if elements::absent(socket, &placed)?.is_empty() {
         return Ok(());
     }
     elements::put(socket, Share { purpose: PURPOSE_OF_BRIDGE, owner: network }, &placed, &|_, _, _| ())
 }
 
-/// Returns whether a bridge is kept apart as [`guard`] would have it.
+/// Returns whether a bridge is isolated as [`guard`] does it.
 ///
 /// # Errors
 /// When the kernel refuses.

@@ -1,4 +1,4 @@
-//! The way through other people's tables.
+//! Rules in foreign tables that accept marked packets.
 //!
 //! An `accept` in a table of ours does not override a `drop` in another. So what our chain `admit` has marked must be
 //! let through by the others too: by one fixed rule in each chain at the forward hook that would drop it, however many
@@ -12,16 +12,16 @@ use kernel::{
 };
 
 use crate::{
-    elements::RulesetError,
+    error::RulesetError,
     tables::{self, MARK},
 };
 
-/// Says what iptables' chains are to look like.
+/// The desired layout of iptables' chains.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
-    /// The chain in which an administrator overrules what is let through.
+    /// The chain in which an administrator can override the plugin's rules.
     pub admin_chain: &'a str,
-    /// It is to be there even where nobody uses iptables.
+    /// Whether to create the chain even if iptables is not in use.
     pub always: bool,
 }
 
@@ -30,14 +30,14 @@ const FORWARD: &str = "FORWARD";
 const OF_PLUGINS: &str = "CNI-FORWARD";
 const FORWARD_COMMENT: &str = "CNI firewall plugin rules";
 const ADMIN_COMMENT: &str = "CNI firewall plugin admin overrides";
-/// By which our rules are known.
+/// The comment that identifies our rules.
 const COMMENT: &str = "Netloom: containers' traffic";
-/// Reads and writes its chains by itself; it is asked over D-Bus.
+/// The table of firewalld, which manages its own chains and is configured over D-Bus.
 const FIREWALLD: &str = "firewalld";
 const ROUNDS: usize = 64;
 const FORWARD_HOOK: u32 = 2;
 
-/// Has every chain at the forward hook that would drop containers' traffic let it through.
+/// Adds an accepting rule to every chain at the forward hook that would drop containers' traffic.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -73,7 +73,7 @@ pub fn is_open(socket: &Socket, wanted: Wanted<'_>) -> Result<bool, RulesetError
     Ok(missing(socket, wanted)?.is_empty())
 }
 
-/// Returns whether anybody else stands at the forward hook, who may drop what is to pass.
+/// Returns whether a foreign chain at the forward hook may drop packets that must pass.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -84,12 +84,12 @@ pub fn is_needed(socket: &Socket) -> Result<bool, RulesetError> {
             && chain.kind.as_deref() == Some("filter")
             && chain.family != Family::Bridge
             && !tables::ALL.contains(&chain.table())
-            && chain.table() != crate::cluster::FILTER
+            && chain.table() != tables::CLUSTER_FILTER
     };
     Ok(used || nft::all_chains(socket)?.iter().any(others))
 }
 
-/// Takes our rules out of other people's tables again, when no container needs them.
+/// Removes our rules from foreign tables, for when no container needs them.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -102,7 +102,7 @@ pub fn close(socket: &Socket) -> Result<(), RulesetError> {
                 Target::Jump(to) if rule.comment().as_deref() == Some(ADMIN_COMMENT) => Some(to.clone()),
                 _ => None,
             });
-            // Nothing but the way to the administrator's chain is left of it.
+            // Only the jump to the administrator's chain is left.
             if removed && of_plugins.len() == 1 && admin.is_some() {
                 table.remove_chains(|chain| chain == OF_PLUGINS);
                 if let Some(admin) = admin.filter(|admin| table.rules(admin).is_empty()) {
@@ -126,7 +126,7 @@ pub fn close(socket: &Socket) -> Result<(), RulesetError> {
     Ok(())
 }
 
-/// Puts what is missing into a batch.
+/// Returns a batch that adds the missing rules.
 fn missing(socket: &Socket, wanted: Wanted<'_>) -> Result<Batch, RulesetError> {
     let chains = nft::all_chains(socket)?;
     let mut batch = Batch::new();
@@ -172,7 +172,7 @@ fn may_drop(chain: &Chain) -> bool {
         && !(chain.name == FORWARD && chain.table == "filter" && chain.family != Family::Inet)
 }
 
-/// Returns whether a rule drops or rejects whatever comes to it.
+/// Returns whether a rule drops or rejects every packet.
 fn is_for_all(rule: &Rule) -> bool {
     const NO_CONDITION: [&str; 5] = ["counter", "log", "limit", "immediate", "reject"];
     rule.drops && rule.expressions.iter().all(|name| NO_CONDITION.contains(&name.as_str()))
@@ -259,7 +259,7 @@ fn closing(socket: &Socket) -> Result<Batch, RulesetError> {
         for rule in &ours {
             batch.remove_rule(table, &chain.name, rule.handle);
         }
-        // Nothing but the way to the administrator's chain is left of it.
+        // Only the jump to the administrator's chain is left.
         if let [only] = &others[..]
             && is_plugins
             && !ours.is_empty()

@@ -1,4 +1,4 @@
-//! What packets may do: masquerade, published ports, what a firewall lets through, MAC spoof check.
+//! The ruleset as values: masquerade, published ports, firewall, MAC spoof check.
 //!
 //! One table of ours per family, made once in one transaction: its chains never change, and what belongs to a
 //! container is elements of sets and maps, each with a comment that names its owner. So a lookup costs the
@@ -12,6 +12,7 @@ mod chains;
 pub mod cluster;
 pub mod condition;
 mod elements;
+mod error;
 pub mod firewall;
 pub mod forward_hook;
 pub mod masquerade;
@@ -20,9 +21,10 @@ pub mod reference;
 pub mod spoof;
 mod tables;
 
-pub use elements::{RulesetError, owners, retain};
+pub use elements::{owners, retain};
+pub use error::RulesetError;
 
-/// Returns an address as the network has it.
+/// Returns an address in network byte order.
 fn octets(ip: std::net::IpAddr) -> Vec<u8> {
     match ip {
         std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -37,7 +39,7 @@ fn port_name(name: &str) -> Vec<u8> {
     name
 }
 
-/// Reads an address back; none when it is of no known length.
+/// Reads an address back, or `None` if it is of no known length.
 fn address(octets: &[u8]) -> Option<std::net::IpAddr> {
     match octets.len() {
         4 => octets.first_chunk::<4>().map(|octets| (*octets).into()),

@@ -1,4 +1,4 @@
-//! Masquerade: what leaves a container's subnet gets the address of the host.
+//! Masquerade: packets that leave a container's subnet get the host's address.
 
 use ipnet::IpNet;
 use kernel::{
@@ -8,14 +8,15 @@ use kernel::{
 
 use crate::{
     chains,
-    elements::{self, Conflict, Placed, RulesetError, Share},
+    elements::{self, Conflict, Placed, Share},
+    error::RulesetError,
     octets,
     tables::{NAT4, NAT6, Nat},
 };
 
 const PURPOSE: char = 'm';
 
-/// Masquerades what comes from these addresses and goes outside their prefix.
+/// Masquerades packets from these addresses to destinations outside their prefix.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -33,7 +34,7 @@ pub fn add(socket: &Socket, owner: &str, addresses: &[IpNet]) -> Result<(), Rule
     })
 }
 
-/// Lists the addresses that are not masqueraded as [`add`] would have it.
+/// Returns the addresses that are not masqueraded as [`add`] does it.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -42,7 +43,7 @@ pub fn absent(socket: &Socket, owner: &str, addresses: &[IpNet]) -> Result<Vec<I
     Ok(absent.into_iter().map(|index| addresses[index]).collect())
 }
 
-/// Removes what an owner has; fine when that is nothing.
+/// Removes what an owner has. Succeeds if there is nothing to remove.
 ///
 /// # Errors
 /// When the kernel refuses.

@@ -1,23 +1,24 @@
-//! Published ports: what arrives at a port of the host goes to a port of a container.
+//! Published ports: packets to a port of the host are forwarded to a port of a container.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use kernel::{
-    Socket,
+    IpFamily, Socket,
     nft::{Batch, Element, Expr, Place, Set, Table},
 };
 
 use crate::{
     address,
     condition::{self, Condition},
-    elements::{self, Conflict, Placed, RulesetError, Share},
+    elements::{self, Conflict, Placed, Share},
+    error::RulesetError,
     octets,
     tables::{NAT4, NAT6, Nat, PUBLISHED},
 };
 
 const PURPOSE: char = 'p';
 
-/// Names a transport protocol that has ports.
+/// A transport protocol that has ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// TCP.
@@ -58,12 +59,12 @@ impl Protocol {
     }
 }
 
-/// Describes one published port. All addresses are of one family.
+/// One published port. All addresses are of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapping {
     /// The protocol.
     pub protocol: Protocol,
-    /// The host's address; none for all.
+    /// The host's address; `None` for all.
     pub host: Option<IpAddr>,
     /// The host's port.
     pub host_port: u16,
@@ -73,35 +74,38 @@ pub struct Mapping {
     pub container_port: u16,
 }
 
-/// Says whose traffic to a published port gets the host's address as its source.
+/// The traffic to a published port whose source address becomes the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Masquerade {
-    /// Nobody's.
+    /// None.
     Nobody,
-    /// The container's own, and the host's from 127.0.0.1: without it their answers would go astray.
+    /// Traffic of the container itself and of 127.0.0.1, whose answers would otherwise not reach the sender.
     Hairpin,
-    /// Everybody's.
+    /// All traffic.
     Everybody,
 }
 
-/// Says how ports are published: the same for all of a network.
+/// The way ports are published, the same for all containers of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
-    /// Whose source is changed.
+    /// The traffic to masquerade.
     pub masquerade: Masquerade,
-    /// What packets to IPv4 ports must fulfil.
+    /// Conditions on packets to IPv4 ports.
     pub conditions_v4: Vec<Condition>,
-    /// What packets to IPv6 ports must fulfil.
+    /// Conditions on packets to IPv6 ports.
     pub conditions_v6: Vec<Condition>,
 }
 
 impl Terms {
-    fn conditions(&self, v4: bool) -> &[Condition] {
-        if v4 { &self.conditions_v4 } else { &self.conditions_v6 }
+    fn conditions(&self, family: IpFamily) -> &[Condition] {
+        match family {
+            IpFamily::V4 => &self.conditions_v4,
+            IpFamily::V6 => &self.conditions_v6,
+        }
     }
 }
 
-/// Publishes ports; all or none.
+/// Publishes all of the ports, or none.
 ///
 /// # Errors
 /// [`RulesetError::Taken`] with the place in `mappings` and the owner when somebody else has published the
@@ -109,7 +113,7 @@ impl Terms {
 pub fn add(socket: &Socket, owner: &str, mappings: &[Mapping], terms: &Terms) -> Result<(), RulesetError> {
     let share = Share { purpose: PURPOSE, owner };
     elements::put(socket, share, &placed(owner, mappings, terms), &|table, there, batch| {
-        let conditions = terms.conditions(table == NAT4);
+        let conditions = terms.conditions(if table == NAT4 { IpFamily::V4 } else { IpFamily::V6 });
         let chain = condition::chain(conditions);
         if !conditions.is_empty() && !there.contains(&chain) {
             create_chain(batch, table, &chain, conditions);
@@ -131,7 +135,7 @@ pub fn absent(
     elements::absent(socket, &placed(owner, mappings, terms))
 }
 
-/// Removes what an owner has published, and gives it. None is fine.
+/// Removes what an owner has published, and returns it. Succeeds if there is none.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -160,7 +164,7 @@ fn placed(owner: &str, mappings: &[Mapping], terms: &Terms) -> Vec<Placed> {
     }
     for mapping in mappings {
         let nat = Nat::of(mapping.container);
-        let conditions = terms.conditions(mapping.container.is_ipv4());
+        let conditions = terms.conditions(IpFamily::of(mapping.container));
         let key = protocol_and_port(mapping);
         let same = |other: &Placed| other.set == nat.conditional && other.element.key == key;
         if conditions.is_empty() || placed.iter().any(same) {
@@ -192,7 +196,7 @@ fn placed(owner: &str, mappings: &[Mapping], terms: &Terms) -> Vec<Placed> {
     placed
 }
 
-/// Has what fulfils the conditions go to the ports, and all else pass them by.
+/// Creates the chain that sends packets which meet the conditions to the ports.
 fn create_chain(batch: &mut Batch, table: Table<'_>, name: &str, conditions: &[Condition]) {
     batch.create_chain(table, name, None, "conditions under which ports are published");
     let matching: Vec<Expr<'_>> = conditions.iter().flat_map(Condition::expressions).collect();
@@ -200,7 +204,7 @@ fn create_chain(batch: &mut Batch, table: Table<'_>, name: &str, conditions: &[C
     batch.add_rule(table, name, Place::Last, &rule, "");
 }
 
-/// Reads an element back; none when it is none of a port.
+/// Reads an element back, or `None` if it is none of a port.
 fn mapping_of(set: &Set, element: &Element) -> Option<Mapping> {
     let v4 = [Nat::of(Ipv4Addr::LOCALHOST.into()).ports, Nat::of(Ipv4Addr::LOCALHOST.into()).ports_on];
     if !set.name.starts_with("ports") {

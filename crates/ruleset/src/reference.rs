@@ -1,6 +1,6 @@
-//! What the reference plugins left of a container, in iptables and in tables of their own.
+//! Removal of what the reference plugins created for a container, in iptables and in tables of their own.
 //!
-//! A node may have been theirs when a container was added. Names and comments are as
+//! A container may have been added by them before the node was migrated. Names and comments are as
 //! `github.com/containernetworking/plugins` makes them.
 
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use kernel::{
     xtables,
 };
 
-use crate::{elements::RulesetError, octets};
+use crate::{error::RulesetError, octets};
 
 const NAT: [(Table<'_>, xtables::Family); 2] = [
     (Table { family: Family::Ip, name: "nat" }, xtables::Family::V4),
@@ -22,7 +22,7 @@ const HOST_PORT: [Table<'_>; 2] =
 const HOST_PORT_CHAINS: [&str; 3] = ["hostports", "hostip_hostports", "masquerading"];
 const MASQUERADE: Table<'_> = Table { family: Family::Inet, name: "cni_plugins_masquerade" };
 const MASQUERADE_CHAIN: &str = "masq_checks";
-/// The chains that lead to a container's.
+/// The chains that jump to a container's chain.
 const PARENTS: [&str; 3] = ["CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SNAT", "POSTROUTING"];
 const ROUNDS: usize = 16;
 
@@ -67,7 +67,7 @@ pub fn remove_masquerade(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Resul
     remove_rules(socket, MASQUERADE, MASQUERADE_CHAIN, &|rule| rule.comment.as_deref().is_some_and(stale))
 }
 
-/// Removes what lets addresses through in the chain `CNI-FORWARD`.
+/// Removes the rules of the chain `CNI-FORWARD` that accept these addresses.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -143,7 +143,7 @@ fn remove_chain(socket: &Socket, table: Table<'_>, chain: &str) -> Result<(), Ru
             Err(error) if error.kind() == Kind::NotFound && !nft::has_chain(socket, table, chain)? => {
                 return Ok(());
             }
-            // Somebody changes the same rules.
+            // Another process changed the same rules.
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Busy | Kind::Stale) => {}
             _ => break,
         }

@@ -6,27 +6,28 @@ use kernel::{Socket, link::Mac, nft::Element};
 
 use crate::{
     address,
-    elements::{self, Conflict, Placed, RulesetError, Share},
+    elements::{self, Conflict, Placed, Share},
+    error::RulesetError,
     octets, port_name,
     tables::{ADDRESS_GUARDED, BRIDGE, SENDER4, SENDER6, SPOOF_ALLOWED, SPOOF_GUARDED},
 };
 
 const PURPOSE: char = 's';
 
-/// Who may send by a port.
+/// The addresses that a bridge port may send from.
 #[derive(Debug, Clone, Copy)]
 pub struct Sender<'a> {
     /// The port's name.
     pub port: &'a str,
     /// The container's hardware address.
     pub mac: Mac,
-    /// Frames of other hardware addresses are dropped.
+    /// Whether frames from other hardware addresses are dropped.
     pub check_mac: bool,
-    /// Packets and claims (ARP, neighbour advertisements) of other addresses than these are dropped; none for no check.
+    /// Packets and claims (ARP, neighbour advertisements) of other addresses than these are dropped; `None` for no check.
     pub addresses: &'a [IpAddr],
 }
 
-/// Lets a port send only what its container may.
+/// Restricts a port to its container's addresses.
 ///
 /// # Errors
 /// When the kernel refuses, as without the nftables bridge family.
@@ -62,7 +63,7 @@ pub fn is_set(socket: &Socket, owner: &str, sender: &Sender<'_>) -> Result<bool,
     elements::absent(socket, &placed(owner, sender)).map(|absent| absent.is_empty())
 }
 
-/// Removes an owner's checks; fine when there are none.
+/// Removes an owner's checks. Succeeds if there is nothing to remove.
 ///
 /// # Errors
 /// When the kernel refuses.

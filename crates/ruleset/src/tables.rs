@@ -7,15 +7,19 @@ use kernel::{
 
 use Field::{Ether, IfName, Ipv4, Ipv6, Port, Protocol};
 
-/// Hold masquerade and published ports, for a family each.
+/// The NAT tables: masquerade and published ports, one table a family.
 pub(crate) const NAT4: Table<'_> = Table { family: Family::Ip, name: "netloom" };
 pub(crate) const NAT6: Table<'_> = Table { family: Family::Ip6, name: "netloom" };
-/// Holds what the firewall lets through.
+/// The table of packets that the firewall accepts.
 pub(crate) const FILTER: Table<'_> = Table { family: Family::Inet, name: "netloom" };
-/// Holds what is between the ports of a bridge: the MAC spoof check, and isolation.
+/// The table of frames between bridge ports: the MAC spoof check, and isolation.
 pub(crate) const BRIDGE: Table<'_> = Table { family: Family::Bridge, name: "netloom" };
 
-/// All of them.
+/// The name of a cluster's tables.
+pub(crate) const CLUSTER: &str = "netloom-cluster";
+/// The table of a cluster with the packets that its nodes accept.
+pub(crate) const CLUSTER_FILTER: Table<'static> = Table { family: Family::Inet, name: CLUSTER };
+/// All tables.
 pub(crate) const ALL: [Table<'_>; 4] = [NAT4, NAT6, FILTER, BRIDGE];
 
 const fn set(name: &'static str, key: &'static [Field], comment: &'static str) -> Set {
@@ -141,7 +145,7 @@ pub(crate) fn sets(table: Table<'_>) -> &'static [Set] {
     }
 }
 
-/// The set that says what belongs to whom.
+/// The set that maps owners to their elements.
 pub(crate) const fn owners() -> &'static str {
     OWNERS.name
 }

@@ -31,7 +31,7 @@ pub enum Driver {
     Macvlan {
         /// Who hears whom.
         mode: MacvlanMode,
-        /// How many broadcast frames may wait at the shared link; none for the kernel's default.
+        /// How many broadcast frames may wait at the shared link; `None` for the kernel's default.
         broadcasts: Option<u32>,
     },
     /// Shares a link and its hardware address.
@@ -135,7 +135,7 @@ impl Driver {
         }
     }
 
-    /// Reads what the kernel says of a link's kind; none for kinds that are not made here.
+    /// Reads what the kernel says of a link's kind; `None` for kinds that are not made here.
     pub(super) fn read(kind: &str, data: Attrs<'_>) -> Option<Self> {
         Some(match kind {
             "dummy" => Self::Dummy,
@@ -165,7 +165,7 @@ impl Driver {
     }
 }
 
-/// Describes a link to be made.
+/// A link to be made.
 #[derive(Debug, Clone, Copy)]
 pub struct New<'a> {
     /// Its name.
@@ -174,20 +174,20 @@ pub struct New<'a> {
     pub driver: Driver,
     /// The index of the link that it is made over.
     pub over: Option<u32>,
-    /// Where it goes; none for the namespace of the socket.
+    /// Where it goes; `None` for the namespace of the socket.
     pub netns: Option<&'a Netns>,
-    /// MTU in bytes; none for the driver's choice.
+    /// MTU in bytes; `None` for the driver's choice.
     pub mtu: Option<u32>,
-    /// Hardware address; none for the driver's choice.
+    /// Hardware address; `None` for the driver's choice.
     pub mac: Option<Mac>,
-    /// Length of the transmit queue in packets; none for the driver's choice.
+    /// Length of the transmit queue in packets; `None` for the driver's choice.
     pub queue: Option<u32>,
     /// Up from the start.
     pub up: bool,
 }
 
 impl<'a> New<'a> {
-    /// Describes a link with nothing but name and driver, down.
+    /// A link with nothing but name and driver, down.
     pub fn of(name: &'a str, driver: Driver) -> Self {
         Self { name, driver, over: None, netns: None, mtu: None, mac: None, queue: None, up: false }
     }
@@ -224,26 +224,26 @@ pub fn create(socket: &Socket, new: &New<'_>) -> Result<()> {
     socket.change(message, "create link", &format_args!("`{}` of kind {}", new.name, new.driver.name()))
 }
 
-/// Describes a veth pair to be made. One end stays in the namespace of the socket.
+/// A veth pair to be made. One end stays in the namespace of the socket.
 #[derive(Debug, Clone, Copy)]
 pub struct Veth<'a> {
     /// Name of this end.
     pub name: &'a str,
     /// Name of the other end.
     pub peer_name: &'a str,
-    /// Where the other end goes; none for the same namespace.
+    /// Where the other end goes; `None` for the same namespace.
     pub peer_netns: Option<&'a Netns>,
-    /// Group of the other end; none for that of all links.
+    /// Group of the other end; `None` for that of all links.
     pub peer_group: Option<u32>,
-    /// MTU of both ends in bytes; none for the kernel's default.
+    /// MTU of both ends in bytes; `None` for the kernel's default.
     pub mtu: Option<u32>,
-    /// Hardware address of this end; none for a random one.
+    /// Hardware address of this end; `None` for a random one.
     pub mac: Option<Mac>,
     /// Hardware address of the other end; none for a random one.
     pub peer_mac: Option<Mac>,
 }
 
-/// Creates a veth pair and gives this end; fails if a name is taken.
+/// Creates a veth pair and returns this end; fails if a name is taken.
 ///
 /// # Errors
 /// [`crate::Kind::Exists`] when one of the two names is taken, [`crate::Kind::Unsupported`] without the driver.

@@ -13,7 +13,7 @@ use crate::{
     socket::Socket,
 };
 
-/// Describes a link as far as it is told at once.
+/// A link as far as it is told at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuickLink {
     /// The number by which the kernel knows it, in its namespace.

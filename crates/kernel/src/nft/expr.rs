@@ -14,7 +14,7 @@ impl Reg {
     }
 }
 
-/// Describes one expression. A rule ends at the first that does not hold.
+/// One expression. A rule ends at the first that does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expr<'a> {
     /// Loads the packet's family (`meta nfproto`): 2 for IPv4, 10 for IPv6.
@@ -45,7 +45,7 @@ pub enum Expr<'a> {
         offset: u32,
         /// How many bytes.
         length: u32,
-        /// Where to.
+        /// The destination.
         to: Reg,
     },
     /// Keeps only the bits of the mask.
@@ -80,7 +80,7 @@ pub enum Expr<'a> {
         map: &'a str,
         /// Its key.
         key: Reg,
-        /// Where to.
+        /// The destination.
         to: Reg,
     },
     /// Follows the verdict that the map has for the key.

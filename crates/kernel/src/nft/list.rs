@@ -15,7 +15,7 @@ use crate::{
     socket::{DUMP, REQUEST, Socket},
 };
 
-/// Holds one element of a set or map.
+/// One element of a set or map.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Element {
     /// The key, its fields padded to four bytes each if there are several.
@@ -30,7 +30,7 @@ pub struct Element {
     pub extra: Vec<u8>,
 }
 
-/// Describes a chain of any table.
+/// A chain of any table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     /// The family of its table.
@@ -54,7 +54,7 @@ impl Chain {
     }
 }
 
-/// Describes a rule.
+/// A rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// Its chain.
@@ -88,7 +88,7 @@ pub fn generation(socket: &Socket) -> Result<u32> {
     Ok(generation)
 }
 
-/// Reads the comment of a table; none when the table is not there, empty when it has no comment.
+/// Reads the comment of a table, or `None` if the table is not there, empty when it has no comment.
 ///
 /// # Errors
 /// When the kernel has no nftables.
@@ -176,7 +176,7 @@ pub fn rules(socket: &Socket, table: Table<'_>, chain: &str) -> Result<Vec<Rule>
     Ok(rules)
 }
 
-/// Finds the element with a key; none when it, the set or the table is not there.
+/// Finds the element with a key, or `None` if it, the set or the table is not there.
 ///
 /// # Errors
 /// When the kernel refuses.

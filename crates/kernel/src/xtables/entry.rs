@@ -22,7 +22,7 @@ pub enum Target {
     Other,
 }
 
-/// Holds a rule: the kernel's bytes without its target's, and the target.
+/// A rule: the kernel's bytes without its target's, and the target.
 #[derive(Debug, Clone)]
 pub struct Rule {
     family: Family,
