@@ -9,7 +9,7 @@ use netloom_runtime::{
     types::{Attachment, NetworkList},
 };
 
-use super::{Failure, Outcome, Places, containers, networks};
+use super::{Failure, Outcome, Places, networks, temporary_netns};
 
 /// Which network.
 #[derive(Debug, Clone, Args)]
@@ -21,7 +21,7 @@ pub(crate) struct Options {
 /// Keeps the attachments that are remembered and whose namespace exists, whoever made them, and removes
 /// everything else of the network.
 pub(crate) fn gc(places: &Places, options: &Options) -> Outcome {
-    containers::remove_dead(places)?;
+    temporary_netns::remove_dead(places)?;
     let runtime = places.runtime_with_own_plugins()?;
     let embedded = networks::embedded()?;
     let mut lists: Vec<NetworkList> = match &options.network {
