@@ -1,6 +1,6 @@
 //! `netloom install` and `uninstall` beside foreign plugins.
 
-use std::process::Output;
+use std::{path::Path, process::Output};
 
 use serde_json::Value;
 use testkit::Host;
@@ -37,7 +37,7 @@ fn overwriting_one_plugin_leaves_the_others() {
     assert_eq!(host.sh("ls -A /opt/cni/bin; cat /opt/cni/bin/bridge"), "bridge\nforeign\n");
 }
 
-/// Installed copies delegate to IPAM in process (no `execve`, as strace shows); a foreign IPAM plugin is executed.
+/// Installed copies delegate to IPAM in process, without `execve`. A foreign IPAM plugin is executed.
 #[test]
 fn installed_copies_delegate_in_process() {
     if !testkit::is_root() {
@@ -46,8 +46,23 @@ fn installed_copies_delegate_in_process() {
     let host = Host::new();
     host.container("c1");
     testkit::require_success(&netloom(&host, &["install"]), "install");
-    let call = Call::new(&host, std::path::Path::new(BIN), "c1");
+    let call = Call::new(&host, Path::new(BIN), "c1");
     let conf = dual_stack();
+    if testkit::can_trace() {
+        let environment = [
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", "c1"),
+            ("CNI_NETNS", "/run/netns/c1"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", BIN),
+        ];
+        let bridge = Path::new("/opt/cni/bin/bridge");
+        let traced = host.trace(bridge, &environment, conf.to_string().as_bytes(), None);
+        assert!(traced.status.success(), "{}", traced.stdout);
+        let executed = traced.syscalls.iter().any(|call| call.by_child && call.number.name() == "execve");
+        assert!(!executed, "host-local was executed as a process");
+        call.del(&conf, &Value::Null);
+    }
     let result = call.add(&conf);
     assert!(result["ips"].as_array().is_some_and(|ips| ips.len() == 2), "{result}");
     call.del(&conf, &result);

@@ -178,14 +178,14 @@ fn a_container_that_hides_its_interface() {
             let host = Host::new();
             host.sh("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up");
             host.container("c1");
-            // The operational state follows the carrier later (linkwatch_do_dev).
+            // The operational state follows the carrier with a delay.
             let links = || {
                 let seen: Value = serde_json::from_str(&host.sh("ip -j link show type veth")).unwrap();
                 let links = seen.as_array().unwrap().iter();
                 let mut links: Vec<Value> =
                     links.filter(|link| link["ifname"].is_string()).cloned().collect();
                 for link in &mut links {
-                    testkit::remove(link, &["operstate", "flags", "qdisc"]);
+                    testkit::remove_carrier(link);
                 }
                 links
             };
