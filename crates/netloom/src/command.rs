@@ -54,12 +54,20 @@ pub(crate) struct Places {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a command in a new network namespace attached to a network
+    #[command(
+        after_help = "Examples:\n  netloom run -- ping -c 1 1.1.1.1\n  netloom run -p 8080:80 -- busybox httpd -f -p 80\n  netloom run --network lab -- sh"
+    )]
     Run(run::Options),
     /// Attach a network namespace to a network
+    #[command(
+        after_help = "Examples:\n  netloom add lab /run/netns/c1\n  netloom add lab /run/netns/c1 --ifname net1 --args 'IP=10.88.0.7'"
+    )]
     Add(cnitool::Attach),
     /// Check that an attachment still matches the result of `add`
+    #[command(after_help = "Examples:\n  netloom check lab /run/netns/c1\n  netloom check lab 4f1d0c9a")]
     Check(cnitool::Attach),
     /// Detach a container or network namespace from a network
+    #[command(after_help = "Examples:\n  netloom del lab /run/netns/c1\n  netloom del lab 4f1d0c9a --force")]
     Del(cnitool::Detach),
     /// Check whether the plugins of a network are ready for `add`
     Status(cnitool::Network),
@@ -72,20 +80,27 @@ enum Command {
     /// Print the specification versions that the plugins of a network support
     Version(cnitool::VersionOf),
     /// List networks and attachments
+    #[command(after_help = "Examples:\n  netloom list\n  netloom list 4f1d0c9a --json")]
     List(list::Options),
     /// List the nodes of the cluster as this node's daemon (netloomd) sees them
     Cluster(cluster::Options),
     /// Attach two temporary containers, test their connectivity and remove them
     Demo(demo::Options),
     /// Install this binary and its plugins where runtimes look for them
+    #[command(
+        after_help = "Examples:\n  netloom install --with-default-network\n  netloom install --force --bin-dir /usr/lib/cni"
+    )]
     Install(install::InstallOptions),
     /// Remove the binary and its plugins, and restore the plugins they replaced
     Uninstall(install::UninstallOptions),
     /// Print the JSON Schema of configurations, for editors
+    #[command(after_help = "Examples:\n  netloom schema > conflist.schema.json\n  netloom schema bridge")]
     Schema(generate::Schema),
     /// Print completions for a shell
+    #[command(after_help = "Examples:\n  netloom completions bash > /etc/bash_completion.d/netloom")]
     Completions(generate::Completions),
     /// Write man pages to a folder
+    #[command(after_help = "Examples:\n  netloom man /usr/local/share/man/man1")]
     Man(generate::Man),
 }
 
