@@ -83,10 +83,10 @@ pub(crate) fn install(conf_dir: &Path, options: &InstallOptions) -> Outcome {
     let files = plugins::ALL.len() as u64 + 1;
     let used = if reflinks { size } else { size * files };
     say(format!(
-        "installed {BINARY} and {} plugins in {} ({:.1} MB on disk{})",
+        "installed {BINARY} and {} plugins in {} ({} MB on disk{})",
         plugins::ALL.len(),
         dir.display(),
-        used as f64 / 1e6,
+        used.div_ceil(1_000_000),
         if reflinks { ", shared by reflinks" } else { "" }
     ));
     if options.with_default_network {
