@@ -182,10 +182,10 @@ fn back_up(dir: &Path, name: &str) -> Outcome {
         return Ok(());
     }
     if fs::symlink_metadata(&backup).is_ok() {
-        let older = (1..)
+        let older = (1..=u16::MAX)
             .map(|number| backups.join(format!("{name}.{number}")))
             .find(|path| fs::symlink_metadata(path).is_err())
-            .unwrap_or_else(|| backups.join(format!("{name}.old")));
+            .ok_or_else(|| Failure::new(format!("{} has too many backups of {name}", backups.display())))?;
         fs::rename(&backup, &older).map_err(|error| failure("rename the older backup to", &older, &error))?;
     }
     // A second link keeps the plugin while its name passes to the new one.
