@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -84,9 +84,42 @@ impl FileId {
     pub fn of(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|metadata| Self { device: metadata.dev(), inode: metadata.ino() })
     }
+}
 
-    /// Examines the running program.
-    pub fn of_this_program() -> Option<Self> {
-        Self::of(Path::new("/proc/self/exe"))
+/// Returns whether a plugin file is the running program: the same inode, or a copy that was installed beside it.
+///
+/// `netloom install` gives every name an inode of its own, all with one size and one modification time. A foreign or a
+/// damaged file differs in one of these. The first page is compared as well, because a container image may carry equal
+/// times: in an ELF header (elf(5)) the offset of the section headers and the entry point depend on the code.
+pub fn is_this_program(path: &Path) -> bool {
+    let running = Path::new("/proc/self/exe");
+    let (Ok(found), Ok(own)) = (fs::metadata(path), fs::metadata(running)) else { return false };
+    if (found.dev(), found.ino()) == (own.dev(), own.ino()) {
+        return true;
     }
+    let looks = |file: &fs::Metadata| {
+        (file.len(), file.mtime(), file.mtime_nsec(), file.mode(), file.uid(), file.gid())
+    };
+    looks(&found) == looks(&own)
+        && in_folder_of_this_program(path)
+        && first_page_is_ours(path).unwrap_or(false)
+}
+
+fn in_folder_of_this_program(path: &Path) -> bool {
+    let own = fs::read_link("/proc/self/exe").ok();
+    let own = own.as_deref().and_then(Path::parent);
+    match (path.parent(), own) {
+        (Some(found), Some(own)) => {
+            found == own || FileId::of(found).is_some_and(|id| Some(id) == FileId::of(own))
+        }
+        _ => false,
+    }
+}
+
+fn first_page_is_ours(path: &Path) -> std::io::Result<bool> {
+    let mut pages = [[0; 4096]; 2];
+    for (path, page) in [path, Path::new("/proc/self/exe")].into_iter().zip(&mut pages) {
+        fs::File::open(path)?.read_exact_at(page, 0)?;
+    }
+    Ok(pages[0] == pages[1])
 }

@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
-use netloom_invoke::{Call, ExecError, Executor, FileId, Outcome, Processes, Verb, error_of, find_in_path};
+use netloom_invoke::{
+    Call, ExecError, Executor, Outcome, Processes, Verb, error_of, find_in_path, is_this_program,
+};
 use netloom_types::{Attachment, CniError, CniResult, Code, result::v100::Success};
 
 use crate::{Plugin, Request, Sandbox, undo::Undo};
 
 /// Says which plugins are linked into this program, by their type.
 ///
-/// A delegated plugin is found in `CNI_PATH` as ever. When the file found is this very program (installed
-/// plugins are hard links to one file) and the type is in the table, its function is called and no process is
+/// A delegated plugin is found in `CNI_PATH` as ever. When the file found is this very program (its inode, or
+/// an installed copy beside it) and the type is in the table, its function is called and no process is
 /// started.
 #[derive(Debug, Clone, Copy)]
 pub struct Delegates {
@@ -113,10 +115,6 @@ impl Request {
     fn stdin(&self) -> Vec<u8> {
         serde_json::Value::Object(self.config.object.clone()).to_string().into_bytes()
     }
-}
-
-fn is_this_program(path: &Path) -> bool {
-    FileId::of(path).is_some_and(|id| Some(id) == FileId::of_this_program())
 }
 
 fn run(

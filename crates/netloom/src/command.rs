@@ -1,31 +1,33 @@
-//! The command line: what a person types, and how errors are shown.
+//! The command line: its commands and global options, and how errors are printed.
 
 mod cluster;
 mod cnitool;
-mod containers;
 mod demo;
+mod find;
 mod gc;
+mod generate;
+mod icmp_echo;
 mod install;
 mod list;
 mod networks;
-mod pages;
-mod ping;
 mod run;
+mod temporary_netns;
 
 use std::{error::Error as _, io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
+use netloom_runtime::Error;
 
-/// Container networking by the CNI standard: every plugin, a runtime and a tool in one binary.
+/// Container networking by the CNI standard: all plugins, a runtime and a command line in one binary
 #[derive(Debug, Parser)]
 #[command(
     name = "netloom",
     version,
     arg_required_else_help = true,
     propagate_version = true,
-    after_help = "Called by the name of a plugin (bridge, host-local, portmap, …) it is that plugin; \
-                  called cnitool it takes cnitool's arguments.\n\n\
-                  Try it: netloom demo\n        netloom run -p 8080:80 -- busybox httpd -f -p 80"
+    after_help = "Called as a plugin (bridge, host-local, portmap, …), the binary acts as that plugin. \
+                  Called as cnitool, it accepts cnitool's arguments.\n\n\
+                  Examples:\n  netloom demo\n  netloom run -p 8080:80 -- busybox httpd -f -p 80"
 )]
 struct Cli {
     #[command(flatten)]
@@ -34,67 +36,82 @@ struct Cli {
     command: Command,
 }
 
-/// Where things are.
+/// Folders that every command uses.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Places")]
+#[command(next_help_heading = "Paths")]
 pub(crate) struct Places {
-    /// Folder with network configurations.
+    /// Folder with network configurations
     #[arg(long, global = true, env = "NETCONFPATH", value_name = "DIR", default_value = "/etc/cni/net.d")]
     conf_dir: PathBuf,
-    /// Folders with plugins, with ':' between them.
+    /// Folders with plugins, separated by ':'
     #[arg(long, global = true, env = "CNI_PATH", value_name = "DIRS", default_value = "/opt/cni/bin")]
     bin_path: String,
-    /// Folder in which results are remembered.
+    /// Folder with the cached results of attachments, shared with other runtimes
     #[arg(long, global = true, env = "NETLOOM_STATE", value_name = "DIR", default_value = "/var/lib/cni")]
     state_dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a command in a new network namespace that is on a network
+    /// Run a command in a new network namespace attached to a network
+    #[command(
+        after_help = "Examples:\n  netloom run -- ping -c 1 1.1.1.1\n  netloom run -p 8080:80 -- busybox httpd -f -p 80\n  netloom run --network lab -- sh"
+    )]
     Run(run::Options),
-    /// Put a network namespace on a network
+    /// Attach a network namespace to a network
+    #[command(
+        after_help = "Examples:\n  netloom add lab /run/netns/c1\n  netloom add lab /run/netns/c1 --ifname net1 --args 'IP=10.88.0.7'"
+    )]
     Add(cnitool::Attach),
-    /// Compare a network namespace with what `add` made
+    /// Check that an attachment still matches the result of `add`
+    #[command(after_help = "Examples:\n  netloom check lab /run/netns/c1\n  netloom check lab 4f1d0c9a")]
     Check(cnitool::Attach),
-    /// Take a network namespace off a network
-    Del(cnitool::Attach),
-    /// Ask the plugins of a network whether they are ready
+    /// Detach a container or network namespace from a network
+    #[command(after_help = "Examples:\n  netloom del lab /run/netns/c1\n  netloom del lab 4f1d0c9a --force")]
+    Del(cnitool::Detach),
+    /// Check whether the plugins of a network are ready for `add`
     Status(cnitool::Network),
-    /// Remove what belongs to no existing container
+    /// Remove attachments of containers that no longer exist
     ///
-    /// Keeps every attachment that is remembered in --state-dir, by whichever runtime, and whose namespace exists or is
-    /// not known. Everything else of the network goes: links, addresses, published ports, rules. An attachment that was
-    /// made without remembering it there, as by calling a plugin by hand, counts as stale.
+    /// Keep each attachment that any runtime has cached in --state-dir and whose namespace exists or is unknown. Remove
+    /// all other links, addresses, published ports and rules of the network. An attachment without a cached result,
+    /// created for example by calling a plugin by hand, counts as stale.
     Gc(gc::Options),
-    /// Ask the plugins of a network which versions they support
+    /// Print the specification versions that the plugins of a network support
     Version(cnitool::VersionOf),
-    /// Show networks and attachments
+    /// List networks and attachments
+    #[command(after_help = "Examples:\n  netloom list\n  netloom list 4f1d0c9a --json")]
     List(list::Options),
-    /// Show the nodes of the cluster, as this node's daemon (netloomd) sees them
+    /// List the nodes of the cluster as this node's daemon (netloomd) sees them
     Cluster(cluster::Options),
-    /// Show two containers get a network, use it, and leave nothing behind
+    /// Attach two temporary containers, test their connectivity and remove them
     Demo(demo::Options),
-    /// Put this binary and its plugins where runtimes look for them
+    /// Install this binary and its plugins where runtimes look for them
+    #[command(
+        after_help = "Examples:\n  netloom install --with-default-network\n  netloom install --force --bin-dir /usr/lib/cni"
+    )]
     Install(install::InstallOptions),
-    /// Take them away again, and put back what they replaced
+    /// Remove the binary and its plugins, and restore the plugins they replaced
     Uninstall(install::UninstallOptions),
-    /// Describe configurations for editors, as JSON Schema
-    Schema(pages::Schema),
-    /// Write completions for a shell to standard output
-    Completions(pages::Completions),
+    /// Print the JSON Schema of configurations, for editors
+    #[command(after_help = "Examples:\n  netloom schema > conflist.schema.json\n  netloom schema bridge")]
+    Schema(generate::Schema),
+    /// Print completions for a shell
+    #[command(after_help = "Examples:\n  netloom completions bash > /etc/bash_completion.d/netloom")]
+    Completions(generate::Completions),
     /// Write man pages to a folder
-    Man(pages::Man),
+    #[command(after_help = "Examples:\n  netloom man /usr/local/share/man/man1")]
+    Man(generate::Man),
 }
 
-/// Says what went wrong, with what to try where there is something to try.
+/// An error message and a hint, which is empty if there is nothing to try.
 #[derive(Debug)]
 pub(crate) struct Failure {
     message: String,
     hint: String,
 }
 
-/// The result of every command: how the process ends.
+/// The result of a command.
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
@@ -108,15 +125,15 @@ impl Failure {
     }
 }
 
-impl From<netloom_runtime::Error> for Failure {
-    fn from(error: netloom_runtime::Error) -> Self {
-        let mut message = error.to_string();
-        // The details are for a line of their own.
-        let details = error.plugin_error().map(|error| error.details.clone()).unwrap_or_default();
-        if !details.is_empty() {
-            message = message.replace(&format!("; {details}"), "");
-        }
-        Self { message, hint: details }
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let mut error = error;
+        // The details are printed on a line of their own.
+        let hint = match &mut error {
+            Error::Plugin { source, .. } | Error::Invalid(source) => std::mem::take(&mut source.details),
+            _ => String::new(),
+        };
+        Self { message: error.to_string(), hint }
     }
 }
 
@@ -133,7 +150,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// Runs the command line, or cnitool's.
+/// Runs the command line, or cnitool's if `as_cnitool` is set.
 pub(crate) fn main(as_cnitool: bool) -> ExitCode {
     if as_cnitool {
         return finish(cnitool::main().map(|()| ExitCode::SUCCESS));
@@ -152,17 +169,17 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
         Command::Cluster(options) => done(cluster::cluster(&options)),
         Command::Demo(options) => done(demo::demo(&places, &options)),
         Command::Install(options) => done(install::install(&places.conf_dir, &options)),
-        Command::Uninstall(options) => done(install::uninstall(&options)),
-        Command::Schema(options) => done(pages::schema(&options)),
+        Command::Uninstall(options) => done(install::uninstall(&places.conf_dir, &options)),
+        Command::Schema(options) => done(generate::schema(&options)),
         Command::Completions(options) => {
-            pages::completions(options);
+            generate::completions(options);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Man(options) => done(pages::man(&options)),
+        Command::Man(options) => done(generate::man(&options)),
     })
 }
 
-/// Writes a line to standard output. A reader that has gone away, as `head` does, is no error.
+/// Writes a line to standard output. Ignores a closed pipe, as `head` leaves one.
 pub(crate) fn say(line: impl AsRef<str>) {
     drop(writeln!(std::io::stdout(), "{}", line.as_ref()));
 }

@@ -1,33 +1,33 @@
-//! `dhcp daemon`: keeps the leases of containers, with the flags of the reference's.
+//! `dhcp daemon`: maintains the DHCP leases of containers. It accepts the flags of the reference plugin's daemon.
 
 use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 
-/// Keeps DHCP leases of containers: gets them when the plugin `dhcp` asks, renews them, and gives them back.
+/// Maintain DHCP leases of containers: acquire them for the dhcp plugin, renew them and release them.
 #[derive(Debug, Parser)]
 #[command(name = "dhcp daemon", version)]
 struct Flags {
     /// File to write the process ID to
     #[arg(long, value_name = "FILE")]
     pidfile: Option<PathBuf>,
-    /// What stands before paths of the host, for a daemon in a container
+    /// Prefix for paths of the host, for a daemon in a container
     #[arg(long, value_name = "DIR", default_value = "/")]
     hostprefix: PathBuf,
-    /// Where to listen
+    /// Socket to listen on
     #[arg(long, value_name = "SOCKET", default_value = dhcp::call::DEFAULT_SOCKET)]
     socketpath: PathBuf,
-    /// Have servers answer to everybody
+    /// Ask servers to reply to the broadcast address
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, require_equals = true,
         action = clap::ArgAction::Set)]
     broadcast: bool,
-    /// Longest wait for an answer at first
+    /// Time limit for the first reply
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
     timeout: Duration,
-    /// Longest wait between tries
+    /// Longest interval between retransmissions
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "62s")]
     resendmax: Duration,
-    /// How long the plugin waits for a lease
+    /// Time limit for a lease
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "208s")]
     resendtimeout: Duration,
 }
@@ -45,7 +45,7 @@ pub(crate) fn main() -> ExitCode {
         resend_timeout: flags.resendtimeout,
         broadcast: flags.broadcast,
     };
-    // Whoever reads the log may be gone.
+    // The reader of the log may have closed the pipe.
     let mut log = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));
     match dhcp::daemon::run(&options, &mut log) {
         Ok(()) => ExitCode::SUCCESS,
@@ -56,7 +56,7 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// The reference's flags have one hyphen, or two.
+/// Adds a second hyphen to a long flag with one: the reference accepts both (Go's `flag` package).
 fn with_two_hyphens(argument: OsString) -> OsString {
     match argument.to_str() {
         Some(text) if text.len() > 2 && text.starts_with('-') && !text.starts_with("--") => {
@@ -66,7 +66,7 @@ fn with_two_hyphens(argument: OsString) -> OsString {
     }
 }
 
-/// Reads `1m30s`, `500ms`.
+/// Parses a duration, for example `1m30s` or `500ms`.
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| error.to_string())
 }

@@ -1,4 +1,4 @@
-//! The one binary: a plugin, `cnitool` or the command line, by the name that it was called by.
+//! The multi-call binary: the name it is called by selects a plugin, `cnitool` or the command line.
 #![forbid(unsafe_code)]
 
 mod command;
@@ -6,7 +6,7 @@ mod dhcp_daemon;
 
 use std::{ffi::OsStr, path::Path, process::ExitCode};
 
-/// Half of what a plugin computed was in the C library's allocator, which also maps and unmaps memory some thirty times for it.
+/// The C library's allocator took half of a plugin's user time and made some thirty calls of mmap and munmap.
 #[global_allocator]
 static HEAP: kernel::heap::Heap = kernel::heap::Heap::new();
 
@@ -18,7 +18,8 @@ fn main() -> ExitCode {
     }
     match plugins::by_name(name) {
         Some(plugin) => {
-            // For whoever looks at what the kernel frees: by itself a DEL leaves its grace periods to a child.
+            // By default DEL lets a child process wait for the kernel's grace periods. Tests and benchmarks that inspect
+            // what the kernel has freed make it wait itself.
             if std::env::var_os("NETLOOM_WAIT").is_some_and(|value| value == "1") {
                 kernel::deferred::wait_always();
             }

@@ -366,6 +366,27 @@ pub fn remove(value: &mut Value, keys: &[&str]) {
     }
 }
 
+/// Removes what follows a link's carrier with a delay: the operational state and the flags derived from it.
+///
+/// The kernel updates them from a work queue (`linkwatch_event`), up to a second after the carrier has changed.
+pub fn remove_carrier(value: &mut Value) {
+    remove(value, &["operstate"]);
+    remove_flags(value, &["NO-CARRIER", "LOWER_UP"]);
+}
+
+fn remove_flags(value: &mut Value, flags: &[&str]) {
+    match value {
+        Value::Object(object) => {
+            if let Some(Value::Array(list)) = object.get_mut("flags") {
+                list.retain(|flag| flag.as_str().is_none_or(|flag| !flags.contains(&flag)));
+            }
+            object.values_mut().for_each(|value| remove_flags(value, flags));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| remove_flags(value, flags)),
+        _ => {}
+    }
+}
+
 /// Takes out of `ip -j addr` or `ip -j route` what the kernel adds in its own time once a link is up.
 pub fn drop_what_the_kernel_makes(list: &mut Value) {
     let Some(items) = list.as_array_mut() else { return };

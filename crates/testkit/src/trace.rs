@@ -1,4 +1,4 @@
-//! A program under ptrace(2): its system calls listed, and one of them made its last, or made to fail.
+//! Runs a program under ptrace(2), lists its system calls, and kills the program at one of them or makes that one fail.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,32 +28,32 @@ pub enum Fate {
     Kill,
     /// The process that makes it is killed before it, if that is a child of the program.
     KillChild,
-    /// It does nothing and returns this error.
+    /// The call is skipped and returns this error.
     Fail(Errno),
 }
 
-/// One system call that was begun.
+/// A system call that was entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Syscall {
-    /// Which one.
+    /// The number of the call.
     pub number: Sysno,
-    /// Whether by a child of the program.
+    /// Whether a child of the program made it.
     pub by_child: bool,
 }
 
-/// What a program did.
+/// The system calls and the outcome of a program.
 #[derive(Debug)]
 pub struct Traced {
-    /// Its system calls, those of its children among them.
+    /// System calls of the program and its children, in order.
     pub syscalls: Vec<Syscall>,
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
-    /// What it printed.
+    /// The standard output.
     pub stdout: String,
 }
 
 impl Traced {
-    /// Names the system call with this number of those that were begun.
+    /// Returns the name of the system call at this index.
     pub fn name(&self, at: usize) -> &'static str {
         self.syscalls.get(at).map_or("(none)", |call| call.number.name())
     }
@@ -63,7 +63,7 @@ impl Host {
     /// Runs a program on this host under ptrace, with a fate for its system call number `at` (from 0).
     ///
     /// # Panics
-    /// When ptrace is not allowed.
+    /// If ptrace is not allowed.
     pub fn trace(
         &self,
         program: &std::path::Path,
@@ -72,7 +72,7 @@ impl Host {
         fate: Option<(usize, Fate)>,
     ) -> Traced {
         let mut command = self.command("sh");
-        // It goes on when it is known to be traced.
+        // The shell waits until the tracer has attached.
         command.args(["-c", "read go; exec \"$0\""]).arg(program).envs(environment.iter().copied());
         trace(command, program, stdin, fate)
     }
@@ -102,7 +102,7 @@ fn trace(
     let mut printed = child.stdout.take().expect("stdout is piped");
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            // A program need not read all of it.
+            // A program may exit without reading all of stdin.
             drop(pipe.write_all(b"go\n").and_then(|()| pipe.write_all(stdin)));
         });
         let reader = scope.spawn(move || {

@@ -1,4 +1,4 @@
-//! `netloom cluster`: the cluster as this node's daemon sees it.
+//! `netloom cluster`: the nodes of the cluster as this node's daemon sees them.
 
 use std::{
     io::{Read, Write},
@@ -11,21 +11,21 @@ use serde_json::Value;
 
 use super::{Failure, Outcome, list::table, note, say};
 
-/// How to show it, and where to ask.
+/// Options of `netloom cluster`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {
-    /// Write JSON, for programs.
+    /// Print JSON instead of tables.
     #[arg(long)]
     json: bool,
-    /// The daemon's socket.
+    /// Socket of the daemon.
     #[arg(long, env = "NETLOOMD_SOCKET", value_name = "PATH", default_value = "/run/netloom/netloomd.sock")]
     socket: PathBuf,
 }
 
 pub(crate) fn cluster(options: &Options) -> Outcome {
-    let status = ask(&options.socket).map_err(|error| {
-        Failure::new(format!("cannot ask netloomd at {}: {error}", options.socket.display()))
-            .hint("is it running, and are you root? `systemctl status netloomd` says more; --socket says where it listens")
+    let status = query(&options.socket).map_err(|error| {
+        Failure::new(format!("cannot query netloomd at {}: {error}", options.socket.display()))
+            .hint("run as root, check `systemctl status netloomd`, or set --socket to the daemon's socket")
     })?;
     if options.json {
         say(serde_json::to_string_pretty(&status).unwrap_or_default());
@@ -35,7 +35,7 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
     let list =
         |value: &Value| value.as_array().into_iter().flatten().map(text).collect::<Vec<_>>().join("\n");
     let ready = if status["ready"] == true { "ready" } else { "not ready" };
-    let store = if status["store"]["connected"] == true { "connected" } else { "not heard of" };
+    let store = if status["store"]["connected"] == true { "connected" } else { "disconnected" };
     say(format!("{}: {ready}, store {} {store}", text(&status["node"]), text(&status["store"]["kind"])));
     for network in status["networks"].as_array().into_iter().flatten() {
         say(format!(
@@ -53,7 +53,7 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
             block["size"]
         ));
     }
-    let mut table = table(&["NODE", "WAY", "ANSWERS", "ADDRESSES", "BLOCKS", "PROBLEM"]);
+    let mut table = table(&["NODE", "PATH", "RTT", "ADDRESSES", "BLOCKS", "PROBLEM"]);
     for peer in status["peers"].as_array().into_iter().flatten() {
         let answers = match (&peer["answers"], peer["rttUs"].as_f64()) {
             (Value::Bool(true), Some(micros)) => format!("{:.2} ms", micros / 1000.0),
@@ -77,8 +77,8 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
     Ok(())
 }
 
-/// Asks by HTTP, as the daemon serves everybody: the request is one line, and the answer ends with the connection.
-fn ask(socket: &PathBuf) -> std::io::Result<Value> {
+/// Queries the daemon's HTTP endpoint. With HTTP/1.0 the end of the connection ends the response.
+fn query(socket: &PathBuf) -> std::io::Result<Value> {
     let mut stream = UnixStream::connect(socket)?;
     stream.write_all(b"GET /status HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();

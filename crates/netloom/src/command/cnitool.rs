@@ -1,4 +1,4 @@
-//! cnitool's verbs: put an existing network namespace on a network, and take it off.
+//! `netloom add`, `check`, `del`, `status` and `version`, and the same verbs under the name `cnitool`.
 
 use std::{
     fmt::Write as _,
@@ -12,50 +12,62 @@ use netloom_runtime::{
 };
 use sha2::{Digest, Sha512};
 
-use super::{Failure, Outcome, Places, gc, say};
+use super::{Failure, Outcome, Places, find::Target, gc, install, note, say};
 
-/// Which namespace on which network.
+/// Arguments of `del`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Detach {
+    #[command(flatten)]
+    attach: Attach,
+    /// Delete the attachment even if another runtime created it
+    #[arg(long)]
+    force: bool,
+}
+
+/// Arguments that name an attachment.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Attach {
-    /// Name of the network.
+    /// Name of the network
     network: String,
-    /// Path of the network namespace, such as /run/netns/c1.
+    /// Path of the network namespace, for example /run/netns/c1
+    ///
+    /// `check` and `del` also accept the name of a namespace, a container ID or a prefix of it, and a process ID.
     netns: PathBuf,
     #[command(flatten)]
     arguments: Arguments,
 }
 
-/// What is handed to the plugins.
+/// Arguments that are passed to the plugins.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Arguments {
-    /// Name of the interface in the namespace.
+    /// Name of the interface in the namespace [default: eth0]
     #[arg(short, long, env = "CNI_IFNAME", value_name = "NAME")]
     ifname: Option<String>,
-    /// Capability arguments: a JSON object, such as `{"portMappings":[…]}`.
+    /// Capability arguments as a JSON object, for example {"portMappings":[…]}
     #[arg(long, env = "CAP_ARGS", value_name = "JSON")]
     cap_args: Option<String>,
-    /// Arguments for the plugins: KEY=VALUE;KEY=VALUE.
+    /// Arguments for the plugins, as KEY=VALUE;KEY=VALUE
     #[arg(long, env = "CNI_ARGS", value_name = "PAIRS")]
     args: Option<String>,
-    /// ID of the container; by default it is made of the path.
+    /// ID of the container [default: derived from the path, as cnitool does]
     #[arg(long, value_name = "ID")]
     container_id: Option<String>,
 }
 
-/// Which network.
+/// Arguments of the verbs that concern a whole network.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Network {
-    /// Name of the network.
+    /// Name of the network
     network: String,
-    /// Ignored, as cnitool asks for one.
+    /// Ignored: cnitool requires a namespace here.
     #[arg(hide = true)]
     netns: Option<PathBuf>,
 }
 
-/// Which network, or this program itself.
+/// Arguments of `version`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct VersionOf {
-    /// Name of the network; without it, the version of netloom and the specification's that it supports.
+    /// Name of the network. Defaults to printing the version of netloom and the specification versions it supports.
     network: Option<String>,
 }
 
@@ -66,17 +78,45 @@ pub(crate) fn add(places: &Places, options: &Attach) -> Outcome {
 }
 
 pub(crate) fn check(places: &Places, options: &Attach) -> Outcome {
-    let (runtime, list, container) = prepare(places, options)?;
+    let (runtime, list, mut container) = prepare(places, options)?;
+    if let Some(found) = find_attachment(&runtime, &list, options, &container)? {
+        found.apply(&mut container);
+    }
     Ok(runtime.check(&list, &container)?)
 }
 
-pub(crate) fn del(places: &Places, options: &Attach) -> Outcome {
-    let (runtime, list, container) = prepare(places, options)?;
+pub(crate) fn del(places: &Places, options: &Detach) -> Outcome {
+    let (runtime, list, mut container) = prepare(places, &options.attach)?;
+    if let Some(found) = find_attachment(&runtime, &list, &options.attach, &container)? {
+        if found.is_foreign() && !options.force {
+            return Err(Failure::new(format!("{} was created by another runtime", found.describe()))
+                .hint("remove the container with that runtime, or repeat the command with --force"));
+        }
+        found.apply(&mut container);
+    }
     Ok(runtime.del(&list, &container)?)
+}
+
+/// Returns the cached attachment that the arguments name, or `None` if they name it exactly or nothing is cached.
+fn find_attachment(
+    runtime: &Runtime,
+    list: &NetworkList,
+    options: &Attach,
+    container: &Container,
+) -> Outcome<Option<super::find::Found>> {
+    if options.arguments.container_id.as_ref().is_some_and(|id| !id.is_empty()) {
+        return Ok(None);
+    }
+    let target = Target::new(&options.netns.to_string_lossy());
+    let ifname = options.arguments.ifname.as_deref().filter(|name| !name.is_empty());
+    super::find::find(runtime, list, &target, ifname, container)
 }
 
 pub(crate) fn status(places: &Places, options: &Network) -> Outcome {
     let list = load::network(&places.conf_dir, &options.network)?;
+    for problem in install::foreign_plugins(&netloom_invoke::split_path(&places.bin_path)) {
+        note(format!("netloom: {problem}"));
+    }
     Ok(places.runtime().status(&list)?)
 }
 
@@ -103,7 +143,7 @@ pub(crate) fn version(places: &Places, options: &VersionOf) -> Outcome {
 
 /// cnitool's own command line.
 #[derive(Debug, Parser)]
-#[command(name = "cnitool", version, about = "Add, check, remove, gc or status of a network namespace")]
+#[command(name = "cnitool", version, about = "Attach network namespaces to networks, check and detach them")]
 struct Cnitool {
     #[command(subcommand)]
     verb: CnitoolVerb,
@@ -111,19 +151,19 @@ struct Cnitool {
 
 #[derive(Debug, Subcommand)]
 enum CnitoolVerb {
-    /// Add a network namespace to a network
+    /// Attach a network namespace to a network
     Add(Attach),
-    /// Check that a network namespace is as add left it
+    /// Check that an attachment still matches the result of add
     Check(Attach),
-    /// Remove a network namespace from a network
-    Del(Attach),
-    /// Remove what belongs to no existing namespace
+    /// Detach a network namespace from a network
+    Del(Detach),
+    /// Remove attachments of namespaces that no longer exist
     Gc(Network),
-    /// Ask whether a network is ready
+    /// Check whether a network is ready for add
     Status(Network),
 }
 
-/// Runs as cnitool: configuration from NETCONFPATH, plugins from CNI_PATH, which has no default.
+/// Runs as cnitool: reads configurations from NETCONFPATH and plugins from CNI_PATH, which has no default.
 pub(crate) fn main() -> Outcome {
     let Cnitool { verb } = Cnitool::parse();
     let variable = |key: &str| std::env::var(key).ok().filter(|value| !value.is_empty());
@@ -158,7 +198,7 @@ fn prepare(places: &Places, options: &Attach) -> Outcome<(Runtime, NetworkList, 
     Ok((places.runtime(), list, container))
 }
 
-/// Makes the ID that cnitool makes: `cnitool-` and the first ten bytes of the path's SHA-512.
+/// Returns the ID that cnitool derives from a path: `cnitool-` and the first ten bytes of its SHA-512 in hexadecimal.
 fn container_id(netns: &Path) -> String {
     let digest = Sha512::digest(netns.display().to_string());
     digest.iter().take(10).fold("cnitool-".to_owned(), |mut id, byte| {
@@ -167,7 +207,7 @@ fn container_id(netns: &Path) -> String {
     })
 }
 
-/// Splits CNI_ARGS as cnitool does, which wants both sides of each pair.
+/// Splits CNI_ARGS. Like cnitool, requires a key and a value in each pair.
 fn pairs(text: &str) -> Outcome<Vec<(String, String)>> {
     text.split(';')
         .map(|pair| match pair.split_once('=') {
@@ -175,7 +215,7 @@ fn pairs(text: &str) -> Outcome<Vec<(String, String)>> {
                 Ok((key.to_owned(), value.to_owned()))
             }
             _ => {
-                Err(Failure::new(format!("invalid CNI_ARGS pair {pair:?}")).hint("write KEY=VALUE;KEY=VALUE"))
+                Err(Failure::new(format!("invalid CNI_ARGS pair `{pair}`")).hint("write KEY=VALUE;KEY=VALUE"))
             }
         })
         .collect()
@@ -185,7 +225,7 @@ fn pairs(text: &str) -> Outcome<Vec<(String, String)>> {
 mod tests {
     use super::*;
 
-    /// V71: the ID that cnitool makes of a path.
+    /// V71: the ID that cnitool derives from a path.
     #[test]
     fn container_id_is_cnitools() {
         assert_eq!(container_id(Path::new("/var/run/netns/cnitest")), "cnitool-20c433bb2b1d6ede56d6");

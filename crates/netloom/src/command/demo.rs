@@ -1,4 +1,4 @@
-//! `netloom demo`: the main job, shown.
+//! `netloom demo`: attaches two containers to the embedded network, tests it and removes everything again.
 
 use std::{
     collections::BTreeSet,
@@ -18,30 +18,31 @@ use netloom_runtime::{
 };
 use serde_json::json;
 
-use super::{Failure, Outcome, Places, containers::Sandbox, networks, ping::ping, say};
+use super::{Failure, Outcome, Places, icmp_echo::ping, networks, say, temporary_netns::TemporaryNetns};
 
-/// Nothing to choose.
+/// Options of `netloom demo`, which has none.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {}
 
+/// Time limit for each answer.
 const LIMIT: Duration = Duration::from_secs(3);
-/// The port that the demo's server listens on, in its container.
+/// The port on which the demo's server listens in its container.
 const SERVER_PORT: u16 = 8000;
 
 pub(crate) fn demo(places: &Places, _: &Options) -> Outcome {
     let list = networks::embedded()?;
     let runtime = places.own_runtime()?;
-    let before = Leftovers::look(&list)?;
-    say("Two containers on the embedded network, on this host, with nothing but this binary.\n");
+    let before = HostObjects::collect(&list)?;
+    say("Attaching two containers on this host to the embedded network, with this binary's plugins only.\n");
     let shown = show(places, &runtime, &list);
     let proof = step("nothing is left", || {
         remove_bridge(&before)?;
-        let after = Leftovers::look(&list)?;
+        let after = HostObjects::collect(&list)?;
         after.require_same(&before)?;
         Ok((
             (),
             format!(
-                "{} links, {} nftables elements, {} reservations, as before",
+                "unchanged: {} links, {} nftables elements, {} reservations",
                 after.links.len(),
                 after.elements.len(),
                 after.reservations.len()
@@ -50,13 +51,13 @@ pub(crate) fn demo(places: &Places, _: &Options) -> Outcome {
     });
     shown?;
     proof?;
-    say("\nDone. `netloom run -- COMMAND` runs a command of yours like this.");
+    say("\nDone. Run a command of your own on this network: `netloom run -- COMMAND`");
     Ok(())
 }
 
 fn show(places: &Places, runtime: &Runtime, list: &NetworkList) -> Outcome {
-    let a = Sandbox::create(places, "demo-a")?;
-    let b = Sandbox::create(places, "demo-b")?;
+    let a = TemporaryNetns::create(places, "demo-a")?;
+    let b = TemporaryNetns::create(places, "demo-b")?;
     let port = free_port()?;
     let mut container_a = Container::new(&a.id, a.path());
     let mapping = json!([{ "hostPort": port, "containerPort": SERVER_PORT, "protocol": "tcp" }]);
@@ -78,7 +79,7 @@ fn show(places: &Places, runtime: &Runtime, list: &NetworkList) -> Outcome {
     published(&a.netns, &b.netns, port, host_address)?;
     for (name, container) in [("a", &container_a), ("b", &container_b)] {
         step(&format!("CHECK {name}"), || {
-            Ok(((), runtime.check(list, container).map(|()| "as ADD left it".into())?))
+            Ok(((), runtime.check(list, container).map(|()| "matches the result of ADD".into())?))
         })?;
     }
     cleanup.run()
@@ -102,11 +103,11 @@ fn pings(name: &str, netns: &Netns, other: &str, to: IpAddr) -> Outcome {
     })
 }
 
-/// Asks the server in `a` by the published port: from the host and from `b`.
+/// Connects to the server in `a` on the published port: from the host, from `b` and from `a` itself.
 fn published(a: &Netns, b: &Netns, port: u16, host_address: Option<IpAddr>) -> Outcome {
     let listener = a.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, SERVER_PORT)))??;
     let server = thread::spawn(move || {
-        // Ends with the first one that says nothing, as the last line of this function does.
+        // The first connection that sends nothing ends the server; the end of this function opens one.
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
             let mut line = [0; 5];
@@ -126,9 +127,9 @@ fn published(a: &Netns, b: &Netns, port: u16, host_address: Option<IpAddr>) -> O
     for (caller, netns, address) in callers {
         outcome = step(&format!("published port, from {caller}"), || {
             let to = SocketAddr::new(address, port);
-            let answer = netns.run(|| ask(to))?.map_err(|error| {
+            let answer = netns.run(|| request(to))?.map_err(|error| {
                 Failure::new(format!("no answer from {to}: {error}"))
-                    .hint("a firewall of the host may drop forwarded packets: look at `nft list ruleset`")
+                    .hint("the host's firewall may drop forwarded packets: check `nft list ruleset`")
             })?;
             Ok(((), format!("{to} says {answer:?}")))
         });
@@ -136,13 +137,13 @@ fn published(a: &Netns, b: &Netns, port: u16, host_address: Option<IpAddr>) -> O
             break;
         }
     }
-    // A connection that says nothing ends the server.
+    // A connection that sends nothing ends the server.
     drop(a.run(|| TcpStream::connect((Ipv4Addr::LOCALHOST, SERVER_PORT)))?);
     drop(server.join());
     outcome
 }
 
-fn ask(to: SocketAddr) -> std::io::Result<String> {
+fn request(to: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&to, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.write_all(b"hello")?;
@@ -151,7 +152,7 @@ fn ask(to: SocketAddr) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// Takes the containers off the network, also when a step before that failed.
+/// Detaches the containers when dropped, so that a failed step leaves no attachment.
 struct Cleanup<'a> {
     runtime: &'a Runtime,
     list: &'a NetworkList,
@@ -162,7 +163,7 @@ impl Cleanup<'_> {
     fn run(self) -> Outcome {
         for (name, container) in ["a", "b"].into_iter().zip(self.containers) {
             step(&format!("DEL {name}"), || {
-                Ok(((), self.runtime.del(self.list, container).map(|()| "off the network".into())?))
+                Ok(((), self.runtime.del(self.list, container).map(|()| "detached".into())?))
             })?;
         }
         Ok(())
@@ -172,13 +173,13 @@ impl Cleanup<'_> {
 impl Drop for Cleanup<'_> {
     fn drop(&mut self) {
         for container in self.containers {
-            // After a success this finds nothing to do.
+            // DEL is idempotent: after `run` this has no effect.
             drop(self.runtime.del(self.list, container));
         }
     }
 }
 
-/// Does one step and prints it with the time that it took.
+/// Performs one step and prints its outcome and duration.
 fn step<T>(what: &str, work: impl FnOnce() -> Outcome<(T, String)>) -> Outcome<T> {
     let started = Instant::now();
     let outcome = work();
@@ -199,26 +200,38 @@ fn free_port() -> Outcome<u16> {
     Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port())
 }
 
-/// What attaching a container makes on a host.
+/// The host objects that an attachment creates.
 #[derive(Debug, PartialEq, Eq)]
-struct Leftovers {
+struct HostObjects {
     links: BTreeSet<String>,
     elements: BTreeSet<String>,
     reservations: BTreeSet<String>,
     bridge: String,
 }
 
-impl Leftovers {
-    fn look(list: &NetworkList) -> Outcome<Self> {
+fn ruleset_text(error: &ruleset::RulesetError) -> String {
+    match error {
+        ruleset::RulesetError::Kernel(error) => error.to_string(),
+        ruleset::RulesetError::Taken { owner, .. } => format!("an element belongs to {owner}"),
+    }
+}
+
+impl HostObjects {
+    fn collect(list: &NetworkList) -> Outcome<Self> {
         let host = Socket::open(Protocol::Route)?;
         let links = link::list(&host)?.into_iter().map(|link| link.name).collect();
         let netfilter = Socket::open(Protocol::Netfilter)?;
         let elements = match ruleset::owners(&netfilter) {
             Ok(owners) => owners.into_iter().collect(),
-            Err(error) => return Err(Failure::new(format!("cannot read the nftables ruleset: {error:?}"))),
+            Err(error) => {
+                return Err(Failure::new(format!(
+                    "cannot read the nftables ruleset: {}",
+                    ruleset_text(&error)
+                )));
+            }
         };
         let bridge = list.plugins.iter().find_map(|plugin| plugin.object().get("bridge")?.as_str());
-        // The embedded network leaves host-local's folder where it is by default.
+        // The embedded network uses host-local's default folder.
         let dir = Path::new("/var/lib/cni/networks").join(&list.name);
         let reservations = fs::read_dir(dir).into_iter().flatten().flatten();
         let reservations = reservations
@@ -235,15 +248,15 @@ impl Leftovers {
             ("reservation", &self.reservations, &before.reservations),
         ] {
             if let Some(left) = now.difference(then).next() {
-                return Err(Failure::new(format!("{what} {left} is left")));
+                return Err(Failure::new(format!("{what} `{left}` was not removed")));
             }
         }
         Ok(())
     }
 }
 
-/// Removes the network's bridge if the demo made it, which stays for the next container otherwise.
-fn remove_bridge(before: &Leftovers) -> Outcome {
+/// Removes the network's bridge if the demo created it. DEL keeps a bridge for the next container.
+fn remove_bridge(before: &HostObjects) -> Outcome {
     if before.links.contains(&before.bridge) {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use clap::Args;
 use kernel::{Netns, netns::is_gone};
 use netloom_runtime::{Runtime, cache::Entry, load, types::NetworkList};
 
-use super::{Failure, Outcome, Places, containers, networks};
+use super::{Failure, Outcome, Places, networks, temporary_netns};
 
 /// Which network.
 #[derive(Debug, Clone, Args)]
@@ -18,7 +18,7 @@ pub(crate) struct Options {
 /// Keeps the attachments that are cached and whose namespace exists, whichever runtime made them, and removes everything else of
 /// the network.
 pub(crate) fn gc(places: &Places, options: &Options) -> Outcome {
-    containers::remove_dead(places)?;
+    temporary_netns::remove_dead(places)?;
     let runtime = places.runtime_with_own_plugins()?;
     let embedded = networks::embedded()?;
     let mut lists: Vec<NetworkList> = match &options.network {

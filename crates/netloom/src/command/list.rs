@@ -1,4 +1,4 @@
-//! `netloom list`: the networks that are configured and the attachments that exist.
+//! `netloom list`: configured networks, attachments, and plugin files that are not Netloom's.
 
 use std::path::Path;
 
@@ -11,12 +11,14 @@ use netloom_runtime::{
 };
 use serde_json::{Value, json};
 
-use super::{Outcome, Places, note, say};
+use super::{Outcome, Places, find::Target, install, note, say};
 
-/// How to show it.
+/// Options of `netloom list`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {
-    /// Write JSON, for programs.
+    /// Container to list: an ID or a prefix of it, a namespace's path or name, or a process ID. Defaults to all.
+    container: Option<String>,
+    /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
 }
@@ -33,7 +35,19 @@ struct Row {
 
 pub(crate) fn list(places: &Places, options: &Options) -> Outcome {
     let networks = load::networks(&places.conf_dir)?;
-    let attachments: Vec<Row> = places.runtime().attachments()?.into_iter().map(row).collect();
+    let target = options.container.as_deref().map(Target::new);
+    let attachments: Vec<Row> = places
+        .runtime()
+        .attachments()?
+        .into_iter()
+        .filter(|entry| {
+            target.as_ref().is_none_or(|target| target.matches(&entry.container_id, &entry.netns))
+        })
+        .map(row)
+        .collect();
+    for problem in install::foreign_plugins(&netloom_invoke::split_path(&places.bin_path)) {
+        note(format!("netloom: {problem}"));
+    }
     if options.json {
         let networks: Vec<Value> = networks
             .iter()
@@ -78,7 +92,7 @@ pub(crate) fn list(places: &Places, options: &Options) -> Outcome {
     }
     if networks.is_empty() {
         say(format!(
-            "No networks in {}; `netloom run` and `netloom demo` use the embedded one.",
+            "No networks in {}. `netloom run` and `netloom demo` use the embedded network.",
             places.conf_dir.display()
         ));
     } else {

@@ -1,4 +1,4 @@
-//! Which network, and with which plugins.
+//! Selects the network and the folders in which its plugins are found.
 
 use std::{
     fs,
@@ -10,15 +10,15 @@ use netloom_runtime::{Runtime, load, types::NetworkList};
 
 use super::{Failure, Outcome, Places};
 
-/// The network that is used where none is configured: a bridge, addresses of both families, published ports,
-/// masquerade. The host's own firewall is left as it is.
+/// The network that is used if none is configured: a bridge with addresses of both families, masquerade and published
+/// ports. It leaves the host's firewall unchanged.
 pub(crate) const DEFAULT: &str = include_str!("default.conflist");
 
-/// Loads the embedded network. A kernel without IPv6 gets IPv4 alone.
+/// Parses the embedded network, without its IPv6 range if the kernel has no IPv6.
 pub(crate) fn embedded() -> Outcome<NetworkList> {
     let parse = |text: &str| {
         NetworkList::parse(text.as_bytes())
-            .map_err(|error| Failure::new(format!("embedded network: {error}")))
+            .map_err(|error| Failure::new(format!("cannot parse the embedded network: {error}")))
     };
     if Path::new("/proc/sys/net/ipv6").exists() {
         return parse(DEFAULT);
@@ -27,28 +27,28 @@ pub(crate) fn embedded() -> Outcome<NetworkList> {
 }
 
 impl Places {
-    /// Makes a runtime that looks for plugins in the folders that are configured.
+    /// Creates a runtime that looks for plugins in the folders of --bin-path.
     pub(crate) fn runtime(&self) -> Runtime {
         let mut runtime = Runtime::new(netloom_invoke::split_path(&self.bin_path));
         runtime.state.clone_from(&self.state_dir);
         runtime
     }
 
-    /// Makes a runtime that finds this binary's own plugins too, where none are installed.
+    /// Creates a runtime that falls back to this binary's plugins if none are installed.
     pub(crate) fn runtime_with_own_plugins(&self) -> Outcome<Runtime> {
         let mut runtime = self.runtime();
         runtime.paths.push(self.own_plugins()?);
         Ok(runtime)
     }
 
-    /// Makes a runtime that finds this binary's own plugins and no others.
+    /// Creates a runtime that finds only this binary's plugins.
     pub(crate) fn own_runtime(&self) -> Outcome<Runtime> {
         let mut runtime = self.runtime();
         runtime.paths = vec![self.own_plugins()?];
         Ok(runtime)
     }
 
-    /// Finds a network by name, or takes the first one that is configured, or the embedded one.
+    /// Returns the network with a name; without one, the first configured network, or else the embedded one.
     pub(crate) fn network(&self, name: Option<&str>) -> Outcome<(NetworkList, Source)> {
         if let Some(name) = name {
             let embedded = embedded()?;
@@ -56,7 +56,7 @@ impl Places {
                 Ok(list) => Ok((list, Source::Configured)),
                 Err(_) if name == embedded.name => Ok((embedded, Source::Embedded)),
                 Err(error) => {
-                    Err(Failure::from(error).hint("`netloom list` shows the networks that there are"))
+                    Err(Failure::from(error).hint("list the configured networks with `netloom list`"))
                 }
             };
         }
@@ -67,12 +67,12 @@ impl Places {
         }
     }
 
-    /// Makes a folder in which every plugin is a link to this binary.
+    /// Creates a folder in which every plugin is a symbolic link to this binary.
     fn own_plugins(&self) -> Outcome<PathBuf> {
         let dir = self.state_dir.join("netloom/bin");
         let context = |doing: &str, path: &Path, error: &std::io::Error| {
             Failure::new(format!("cannot {doing} {}: {error}", path.display()))
-                .hint("run it as root, or set --state-dir to a folder that is writable")
+                .hint("run as root, or set --state-dir to a writable folder")
         };
         fs::create_dir_all(&dir).map_err(|error| context("create folder", &dir, &error))?;
         let program = std::env::current_exe()?;
@@ -81,7 +81,7 @@ impl Places {
             if fs::read_link(&link).is_ok_and(|target| target == program) {
                 continue;
             }
-            // A new link takes the old one's place in one step, so that a call at this moment finds one.
+            // The rename replaces the link atomically: a concurrent call finds the old or the new one.
             let fresh = dir.join(format!(".{}.{}", plugin.name(), std::process::id()));
             symlink(&program, &fresh)
                 .and_then(|()| fs::rename(&fresh, &link))
@@ -91,11 +91,11 @@ impl Places {
     }
 }
 
-/// Says where a network came from.
+/// The origin of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A file.
+    /// A configuration file.
     Configured,
-    /// This binary.
+    /// The list that this binary contains.
     Embedded,
 }

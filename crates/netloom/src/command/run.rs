@@ -1,4 +1,4 @@
-//! `netloom run`: a command in a network namespace of its own that is on a network.
+//! `netloom run`: runs a command in a new network namespace that is attached to a network.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use clap::Args;
 use kernel::Netns;
 use netloom_runtime::{
     Container, load,
-    types::{CniResult, Object, address::parse_ip},
+    types::{CniResult, NetworkList, Object, PluginConfig, address::parse_ip},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -22,24 +22,24 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use super::{Failure, Outcome, Places, containers::Sandbox, networks::Source, note};
+use super::{Failure, Outcome, Places, networks::Source, note, temporary_netns::TemporaryNetns};
 
-/// What to run on which network.
+/// Options of `netloom run`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {
-    /// Name of the network. Without it: the first one that is configured, or the embedded one.
+    /// Name of the network. Defaults to the first configured network, or else the embedded one.
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     network: Option<String>,
-    /// File with the network's configuration (.conflist, .conf or .json).
+    /// File with the network's configuration (.conflist, .conf or .json)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Publish a port of the container: `[IP:]HOST:CONTAINER[/tcp|udp|sctp]`. May be repeated.
+    /// Publish a port of the container: [IP:]HOST:CONTAINER[/tcp|udp|sctp]. May be repeated.
     #[arg(short, long, value_name = "PORTS", value_parser = parse_port)]
     publish: Vec<Value>,
-    /// Name server for the command; may be repeated. Default: the network's, or the host's.
+    /// Name server for the command. May be repeated. Defaults to the network's name servers, or else the host's.
     #[arg(long, value_name = "IP", value_parser = |text: &str| parse_ip(text).map(|ip| ip.to_string()))]
     dns: Vec<String>,
-    /// The command and its arguments.
+    /// Command to run, and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -49,6 +49,7 @@ pub(crate) fn run(places: &Places, options: &Options) -> Outcome<ExitCode> {
         Some(file) => (load::file(file)?, Source::Configured),
         None => places.network(options.network.as_deref())?,
     };
+    require_port_mappings(&list, options)?;
     let runtime = match source {
         Source::Configured => places.runtime_with_own_plugins()?,
         Source::Embedded => {
@@ -59,18 +60,25 @@ pub(crate) fn run(places: &Places, options: &Options) -> Outcome<ExitCode> {
             places.own_runtime()?
         }
     };
-    // From here on a signal goes to the command, and this process stays to clean up.
+    // From here on signals are forwarded to the command, and this process lives on to clean up.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    let sandbox = Sandbox::create(places, "run")?;
-    let mut container = Container::new(&sandbox.id, sandbox.path());
+    let temporary = TemporaryNetns::create(places, "run")?;
+    let mut container = Container::new(&temporary.id, temporary.path());
     container.capability_args = capability_args(options);
-    let result = runtime.add(&list, &container)?;
-    let ended = start(options, &sandbox, &result).and_then(|mut child| {
+    // The namespace is new, so that DEL cannot remove another attachment's interface. A plugin that failed may have
+    // created something.
+    let result = runtime.add(&list, &container).map_err(|error| {
+        if let Err(error) = runtime.del(&list, &container) {
+            note(format!("netloom: cannot clean up after the failed ADD: {error}"));
+        }
+        Failure::from(error)
+    })?;
+    let ended = start(options, &temporary, &result).and_then(|mut child| {
         let handle = signals.handle();
         let pid = Pid::from_child(&child);
         let forward = thread::spawn(move || {
             for signal in signals.forever() {
-                // The terminal sends SIGINT to the command by itself.
+                // The terminal sends SIGINT to the command itself.
                 if signal == SIGTERM || signal == SIGHUP {
                     kill_process(pid, Signal::TERM).ok();
                 }
@@ -81,22 +89,45 @@ pub(crate) fn run(places: &Places, options: &Options) -> Outcome<ExitCode> {
         drop(forward.join());
         status.map_err(Failure::from)
     });
-    runtime.del(&list, &container)?;
-    ended.map(exit_code)
+    let detached = runtime.del(&list, &container);
+    // The first error is the one to report.
+    match (ended, detached) {
+        (Ok(status), detached) => detached.map(|()| exit_code(status)).map_err(Failure::from),
+        (Err(failure), detached) => {
+            if let Err(error) = detached {
+                note(format!("netloom: cannot detach the command's namespace: {error}"));
+            }
+            Err(failure)
+        }
+    }
 }
 
-/// Starts the command on a thread of its own: the thread enters the namespace and ends there.
-fn start(options: &Options, sandbox: &Sandbox, result: &CniResult) -> Outcome<Child> {
+/// Refuses `--publish` on a network that would ignore it.
+fn require_port_mappings(list: &NetworkList, options: &Options) -> Outcome {
+    let capability = "portMappings";
+    let declares = |plugin: &PluginConfig| plugin.capabilities().iter().any(|name| name == capability);
+    if options.publish.is_empty() || list.plugins.iter().any(declares) {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "cannot publish ports: no plugin of network `{}` has the capability `{capability}`",
+        list.name
+    ))
+    .hint(r#"add the plugin portmap to the network: {"type": "portmap", "capabilities": {"portMappings": true}}"#))
+}
+
+/// Starts the command from a new thread, which enters the namespace and then ends.
+fn start(options: &Options, temporary: &TemporaryNetns, result: &CniResult) -> Outcome<Child> {
     let resolv_conf = resolv_conf(options, result);
     thread::scope(|scope| {
-        let spawned = scope.spawn(|| spawn(&options.command, &sandbox.netns, resolv_conf.as_deref()));
+        let spawned = scope.spawn(|| spawn(&options.command, &temporary.netns, resolv_conf.as_deref()));
         spawned.join().unwrap_or_else(|_| Err(Failure::new("the thread that starts the command panicked")))
     })
 }
 
 fn spawn(command: &[String], netns: &Netns, resolv_conf: Option<&str>) -> Outcome<Child> {
     netns.enter()?;
-    // /sys shows the namespace in which it was mounted; without a mount namespace the host's stays in view.
+    // /sys shows the network namespace in which it was mounted, so the command needs a mount namespace with its own.
     kernel::netns::unshare_mounts()?;
     kernel::netns::mount_sys()?;
     if let Some(text) = resolv_conf
@@ -108,7 +139,7 @@ fn spawn(command: &[String], netns: &Netns, resolv_conf: Option<&str>) -> Outcom
             .write_all(text.as_bytes())
             .map_err(Failure::from)
             .and_then(|()| Ok(kernel::netns::mount_file(&path, Path::new("/etc/resolv.conf"))?));
-        // The mount keeps the file; its name is not needed any more.
+        // The mount keeps the file alive without its name.
         fs::remove_file(&path)?;
         mounted?;
     }
@@ -116,7 +147,7 @@ fn spawn(command: &[String], netns: &Netns, resolv_conf: Option<&str>) -> Outcom
     std::process::Command::new(program)
         .args(arguments)
         .spawn()
-        .map_err(|error| Failure::new(format!("cannot run {program:?}: {error}")))
+        .map_err(|error| Failure::new(format!("cannot run `{program}`: {error}")))
 }
 
 fn resolv_conf(options: &Options, result: &CniResult) -> Option<String> {
@@ -146,9 +177,9 @@ fn capability_args(options: &Options) -> Object {
     offered
 }
 
-/// Reads `[IP:]HOST:CONTAINER[/PROTOCOL]`; an IPv6 address stands in brackets.
+/// Parses `[IP:]HOST:CONTAINER[/PROTOCOL]`, with an IPv6 address in brackets.
 fn parse_port(text: &str) -> Result<Value, String> {
-    let usage = || format!("{text:?} is not [IP:]HOST:CONTAINER[/tcp|udp|sctp]");
+    let usage = || format!("`{text}` does not have the form [IP:]HOST:CONTAINER[/tcp|udp|sctp]");
     let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     if !["tcp", "udp", "sctp"].contains(&protocol) {
         return Err(usage());
@@ -170,7 +201,7 @@ fn parse_port(text: &str) -> Result<Value, String> {
     Ok(mapping)
 }
 
-/// Ends as the command ended; 128 and the signal's number when a signal ended it, as shells have it.
+/// Returns the command's exit code, or 128 plus the signal's number as shells do.
 fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     ExitCode::from(u8::try_from(code).unwrap_or(1))

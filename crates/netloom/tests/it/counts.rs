@@ -1,5 +1,5 @@
-//! What each verb of each plugin costs, in numbers that noise does not disturb: system calls, writes to netlink sockets,
-//! and (of the release binary) instructions outside the kernel. They are pinned in `counts.json`; `NETLOOM_PIN=1` pins anew.
+//! The cost of each verb of each plugin in numbers that are free of noise: system calls, writes to netlink sockets, and
+//! user-space instructions of the release binary. `counts.json` pins them; `NETLOOM_PIN=1` rewrites that file.
 
 use std::{collections::BTreeMap, ffi::OsStr};
 
@@ -11,20 +11,20 @@ use crate::{
     lab::{PLUGINS, with_prev},
 };
 
-/// How many of what, by "case plugin VERB".
+/// Counts by kind, for each "case plugin VERB".
 type Counts = BTreeMap<String, BTreeMap<String, u64>>;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/counts.json");
-/// What an event that came early or late adds is not there in every round.
+/// Rounds per case. The minimum removes calls that a late event adds.
 const ROUNDS: usize = 5;
-/// A machine that is busy with other tests may need all of them once more.
+/// Repetitions on a machine that other tests keep busy.
 const ATTEMPTS: usize = 5;
-/// What is waited for, and how often, depends on what is faster.
+/// Tolerance for system calls: the number of waits depends on timing.
 const BY_TIMING: u64 = 6;
-/// Instructions may differ by this much: the length of a path or a process ID has its part in them.
+/// Tolerance for instructions, which depend on the length of paths and process IDs.
 const TOLERANCE: f64 = 0.10;
 
-/// The verbs in the order of a container's life, and for each which plugins of a chain it goes to.
+/// Calls ADD, CHECK and DEL of a chain as a runtime does, with the results of the ADDs.
 fn life(chain: &[Value], mut call: impl FnMut(&str, &Value) -> String) {
     let mut results: Vec<Value> = Vec::new();
     for conf in chain {
@@ -39,17 +39,17 @@ fn life(chain: &[Value], mut call: impl FnMut(&str, &Value) -> String) {
     }
 }
 
-/// Goes through every case some times and keeps the least of what each call costs, by what is counted.
+/// Runs every case several times and returns the minimum of each count for each call.
 fn count(mut cost: impl FnMut(&Lab, &str, &Value) -> (String, Vec<(&'static str, u64)>)) -> Counts {
     let mut least = Counts::new();
     for case in cases().iter().filter(|case| case.reset.is_none()) {
         let lab = Lab::new(case);
-        // Tables, chains and the bridge are the host's, and made by the first container.
+        // The first container creates the host's tables, chains and bridge.
         let result = lab.add(&case.chain);
         lab.del(&case.chain, result.last().unwrap()).unwrap();
         for _ in 0..ROUNDS {
             life(&case.chain, |verb, conf| {
-                // What the host itself sent to its segment now and then would have to be looked through by portmap.
+                // portmap would have to read the entries of the host's own traffic.
                 lab.host.sh("conntrack -F 2>/dev/null || true");
                 let (stdout, costs) = cost(&lab, verb, conf);
                 let of_call = least
@@ -72,7 +72,7 @@ fn pinned() -> Counts {
     serde_json::from_str(&std::fs::read_to_string(FILE).unwrap()).unwrap()
 }
 
-/// Lists what is not as it is pinned: the call, what was counted, what is pinned, what was found.
+/// Returns the counts that differ: the call, the kind, the pinned and the measured count.
 fn misfits(found: &Counts, fits: impl Fn(u64, u64) -> bool) -> Vec<(String, String, Option<u64>, u64)> {
     let pinned = pinned();
     let mut misfits = Vec::new();
@@ -109,7 +109,7 @@ fn own(traced: &Traced) -> impl Iterator<Item = &'static str> {
     traced.syscalls.iter().filter(|call| !call.by_child).map(|call| call.number.name())
 }
 
-/// The number of system calls after a program's start, and of writes to netlink sockets, of every verb of every plugin does not change unnoticed.
+/// The system calls after a program's start and the writes to netlink sockets of every verb of every plugin match `counts.json`.
 #[test]
 fn system_calls_are_as_pinned() {
     if !testkit::is_root() || !testkit::can_trace() {

@@ -1,4 +1,4 @@
-//! A host with a folder of plugins, and calls of them as a runtime makes them.
+//! Calls of plugins as a runtime makes them.
 
 use std::{
     fs,
@@ -35,7 +35,7 @@ pub(crate) const PLUGINS: [&str; 18] = [
     "vrf",
 ];
 
-/// A folder with our plugins, made once for the whole run and kept for the next.
+/// A folder with the plugins under test, kept between test runs.
 pub(crate) static OURS: LazyLock<PathBuf> = LazyLock::new(|| {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("plugins");
     fs::create_dir_all(&dir).unwrap();
@@ -49,7 +49,7 @@ pub(crate) static OURS: LazyLock<PathBuf> = LazyLock::new(|| {
     dir
 });
 
-/// What a plugin did.
+/// The outcome of a plugin call.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) ok: bool,
@@ -74,7 +74,7 @@ impl Answer {
     }
 }
 
-/// One attachment, and the folder of plugins that it is called with.
+/// An attachment, and the folder of the plugins to call for it.
 #[derive(Debug, Clone)]
 pub(crate) struct Call<'a> {
     pub(crate) host: &'a Host,
@@ -112,7 +112,7 @@ impl<'a> Call<'a> {
         let mut child = self.host.spawn(&mut command);
         let mut pipe = child.stdin.take().unwrap();
         let output: Output = std::thread::scope(|scope| {
-            // A plugin need not read all of it.
+            // A plugin may exit without reading all of stdin.
             scope.spawn(move || drop(pipe.write_all(stdin)));
             child.wait_with_output().unwrap()
         });
@@ -148,7 +148,7 @@ pub(crate) fn with_prev(conf: &Value, prev: &Value) -> Value {
     conf
 }
 
-/// A bridge network with addresses of both families.
+/// Returns the configuration of a bridge network with addresses of both families.
 pub(crate) fn dual_stack() -> Value {
     json!({
         "cniVersion": "1.1.0", "name": "lab", "type": "bridge", "bridge": "br0",

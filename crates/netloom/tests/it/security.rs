@@ -1,4 +1,4 @@
-//! The threats of docs/security.md, a test for each that no other file has.
+//! Tests for the threats of docs/security.md that no other file covers.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use testkit::Host;
 
 use crate::lab::{Call, NETLOOM, OURS, dual_stack, with_prev};
 
-/// Every plugin that writes files or changes rules, in one chain.
+/// Returns a chain of all plugins that write files or change rules.
 fn chain() -> Vec<Value> {
     let ports = json!([{"hostPort": 8053, "containerPort": 53, "protocol": "udp"}]);
     let mut chain = vec![
@@ -29,8 +29,8 @@ fn chain() -> Vec<Value> {
     chain
 }
 
-/// A hostile environment: programs of the usual names first in `PATH`, a library to be loaded into everything, a folder of
-/// plugins in the working directory. Nothing of it is run or loaded.
+/// Plugins ignore a hostile environment: programs with well-known names first in `PATH`, a preloaded library, and an empty
+/// part of `CNI_PATH`.
 #[test]
 fn nothing_is_run_by_what_the_environment_says() {
     if !testkit::is_root() {
@@ -50,7 +50,7 @@ fn nothing_is_run_by_what_the_environment_says() {
             let stdin = host.path("/run/stdin");
             fs::write(&stdin, with_prev(&conf, &prev).to_string()).unwrap();
             host.command("/usr/bin/env")
-                // Empty parts of CNI_PATH would be the working directory.
+                // An empty part of CNI_PATH must not mean the working directory.
                 .arg(format!("CNI_PATH=:{}:", OURS.display()))
                 .args(["PATH=/run/evil:.", "LD_LIBRARY_PATH=/run/evil", "LD_PRELOAD=/run/evil/evil.so"])
                 .arg(&plugin)
@@ -62,7 +62,7 @@ fn nothing_is_run_by_what_the_environment_says() {
         }
     }
     assert!(!host.path("/run/evil/ran").exists(), "{}", host.sh("cat /run/evil/ran"));
-    // The kernel starts no loader for it, which would heed LD_*: no program header is of type PT_INTERP (elf(5)).
+    // Without a program header of type PT_INTERP (elf(5)) the kernel starts no loader, which would obey LD_*.
     let binary = fs::read(NETLOOM).unwrap();
     let u16_at = |at: usize| usize::from(u16::from_le_bytes([binary[at], binary[at + 1]]));
     let (first, size, count) =
@@ -70,8 +70,8 @@ fn nothing_is_run_by_what_the_environment_says() {
     assert!((0..count).all(|index| binary[first + index * size] != 3), "the binary asks for a loader");
 }
 
-/// Files and folders are their owner's alone, whatever mask the caller has; but for the folders that the reference's
-/// host-local makes in the same way.
+/// Only the owner can access files and folders, whatever the caller's umask. Exceptions are the folders that the reference
+/// host-local also creates with mode 755.
 #[test]
 fn files_are_the_owners_alone() {
     if !testkit::is_root() {
@@ -108,7 +108,7 @@ fn files_are_the_owners_alone() {
     netloom("del lab /run/netns/c1");
 }
 
-/// Symbolic links in state folders do not lead a write elsewhere: what they point to stays as it was.
+/// Plugins do not write through symbolic links in state folders.
 #[test]
 fn symbolic_links_lead_nowhere() {
     if !testkit::is_root() {
@@ -130,7 +130,7 @@ fn symbolic_links_lead_nowhere() {
     symlink("/run/precious", host.path("/run/cni/tuning/c1_eth0.json")).unwrap();
     let call = Call::new(&host, &OURS, "c1");
     let chain = chain();
-    // Refused or done: either is right.
+    // The plugins may refuse or succeed.
     let mut prev = Value::Null;
     for conf in &chain {
         let answer = call.call("ADD", &with_prev(conf, &prev));
@@ -143,7 +143,7 @@ fn symbolic_links_lead_nowhere() {
         call.call("DEL", &with_prev(conf, &prev));
     }
     assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
-    // A lock that is no file of its own is no lock.
+    // A lock file that is a symbolic link is refused.
     fs::remove_dir_all(&dir).unwrap();
     fs::create_dir_all(&dir).unwrap();
     symlink("/run/precious", dir.join("lock")).unwrap();
@@ -156,8 +156,8 @@ fn symbolic_links_lead_nowhere() {
     );
 }
 
-/// What the container's own root may do to its interface before DEL: rename it, take it down, move it into a namespace
-/// of its own, delete it, give it other addresses. DEL succeeds and nothing is left, on the host or in reach of the container.
+/// Root in the container renames its interface, moves it to another namespace, deletes it or changes its addresses. DEL
+/// succeeds and leaves nothing behind on the host or in the container's namespace.
 #[test]
 fn a_container_that_hides_its_interface() {
     if !testkit::is_root() {
@@ -178,17 +178,28 @@ fn a_container_that_hides_its_interface() {
             let host = Host::new();
             host.sh("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up");
             host.container("c1");
-            let before = host.sh("ip -br link show type veth");
+            // The operational state follows the carrier with a delay.
+            let links = || {
+                let seen: Value = serde_json::from_str(&host.sh("ip -j link show type veth")).unwrap();
+                let links = seen.as_array().unwrap().iter();
+                let mut links: Vec<Value> =
+                    links.filter(|link| link["ifname"].is_string()).cloned().collect();
+                for link in &mut links {
+                    testkit::remove_carrier(link);
+                }
+                links
+            };
+            let before = links();
             let call = Call::new(&host, &OURS, "c1");
             let result = call.add(&conf);
             host.sh(trick);
             call.del(&conf, &result);
             let what = format!("{} after {trick}", conf["type"]);
-            assert_eq!(host.sh("ip -br link show type veth"), before, "{what}");
+            assert_eq!(links(), before, "{what}");
             let left = host.sh("ls /var/lib/cni/networks/lab | grep -e : -e ^10 || true");
             assert_eq!(left, "", "{what}");
             assert!(!host.sh("nft list ruleset").contains("elements ="), "{what}");
-            // In a namespace that DEL is not told of it stays until that ends.
+            // DEL does not know the inner namespace: the interface exists until that namespace ends.
             if !trick.contains("inner") {
                 let inside =
                     host.sh("ip -n c1 -br link show type macvlan; ip -n c1 -br link show up type veth");
@@ -198,7 +209,7 @@ fn a_container_that_hides_its_interface() {
     }
 }
 
-/// A delegated plugin that never stops printing is an error, and takes no more memory than some.
+/// A delegated plugin that prints without end is an error and cannot exhaust memory.
 #[test]
 fn a_plugin_that_floods() {
     if !testkit::is_root() {
@@ -218,7 +229,7 @@ fn a_plugin_that_floods() {
     fs::write(&stdin, conf.to_string()).unwrap();
     let output = host
         .command("sh")
-        // In KiB: what the answer may take, and the rest of the program.
+        // In KiB, enough for the program and the largest accepted output.
         .args(["-c", "ulimit -v 131072; exec /run/bin/bridge"])
         .stdin(fs::File::open(&stdin).unwrap())
         .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0")])

@@ -72,7 +72,7 @@ impl Lab {
             [seen, testkit::ip(&["-6"], &["rule"])].concat()
         });
         for mut seen in seen {
-            testkit::remove(&mut seen, &["operstate"]);
+            testkit::remove_carrier(&mut seen);
             testkit::drop_what_the_kernel_makes(&mut seen);
             inside.as_array_mut().unwrap().push(seen);
         }

@@ -1,4 +1,4 @@
-//! One ICMP echo (RFC 792, RFC 4443), so that the demo needs no other program.
+//! One ICMP echo request (RFC 792, RFC 4443), so that the demo does not depend on `ping`.
 
 use std::{
     io,
@@ -11,10 +11,10 @@ use rustix::{
     net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket},
 };
 
-/// Sends one echo request in the calling thread's namespace and waits for its reply.
+/// Sends one echo request from the calling thread's namespace, waits for the reply and returns the round-trip time.
 ///
 /// # Errors
-/// When it cannot be sent, or no reply comes within `limit`.
+/// If the request cannot be sent, or no reply arrives within `limit`.
 pub(crate) fn ping(to: IpAddr, limit: Duration) -> io::Result<Duration> {
     let (family, protocol, request, reply) = match to {
         IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP, 8, 0),
@@ -24,7 +24,7 @@ pub(crate) fn ping(to: IpAddr, limit: Duration) -> io::Result<Duration> {
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let mut packet = [request, 0, 0, 0, high, low, 0, 1, b'n', b'e', b't', b'l', b'o', b'o', b'm', b'!'];
     if to.is_ipv4() {
-        // In IPv6 the kernel does it, since the checksum covers addresses that it chooses.
+        // The kernel computes the ICMPv6 checksum, which covers the source address that the kernel selects.
         let sum = checksum(&packet).to_be_bytes();
         packet[2..4].copy_from_slice(&sum);
     }
@@ -38,7 +38,7 @@ pub(crate) fn ping(to: IpAddr, limit: Duration) -> io::Result<Duration> {
             return Err(io::ErrorKind::TimedOut.into());
         }
         let (length, _) = recv(&fd, &mut buffer, RecvFlags::empty())?;
-        // A raw IPv4 socket gives the IP header too.
+        // A raw IPv4 socket delivers the IP header as well.
         let skip = if to.is_ipv4() { usize::from(buffer[0] & 0xf) * 4 } else { 0 };
         if let Some([kind, _, _, _, a, b, ..]) = buffer[..length].get(skip..)
             && (*kind, *a, *b) == (reply, high, low)
@@ -48,7 +48,7 @@ pub(crate) fn ping(to: IpAddr, limit: Duration) -> io::Result<Duration> {
     }
 }
 
-/// Sums up 16-bit words in ones' complement (RFC 1071).
+/// Returns the Internet checksum (RFC 1071).
 fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)));
     let mut sum: u32 = words.sum();

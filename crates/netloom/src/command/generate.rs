@@ -1,5 +1,7 @@
-//! What is written for other programs: completions and man pages, from the same description as the help, and schemas, from
-//! the types that the plugins read their configuration by.
+//! `netloom completions`, `man` and `schema`: output for other programs.
+//!
+//! Completions and man pages are generated from the description of the command line, schemas from the types into which the
+//! plugins deserialize their configuration.
 
 use std::{fs, path::PathBuf};
 
@@ -8,24 +10,24 @@ use clap_complete::Shell;
 
 use super::{Cli, Failure, Outcome, say};
 
-/// Which shell.
+/// Options of `netloom completions`.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Completions {
-    /// The shell.
+    /// Shell to generate completions for.
     shell: Shell,
 }
 
-/// Where to.
+/// Options of `netloom man`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Man {
-    /// Folder for the pages, such as /usr/local/share/man/man1.
+    /// Folder for the pages, for example /usr/local/share/man/man1.
     dir: PathBuf,
 }
 
-/// Of what.
+/// Options of `netloom schema`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Schema {
-    /// One plugin's part of a list, such as bridge; without it, a whole list (*.conflist)
+    /// Plugin to describe, for example bridge. Defaults to a whole list (*.conflist).
     plugin: Option<String>,
 }
 
@@ -34,8 +36,8 @@ pub(crate) fn schema(options: &Schema) -> Outcome {
         None => plugins::schema::of_list(),
         Some(name) => plugins::schema::of_plugin(name).ok_or_else(|| {
             let names: Vec<&str> = plugins::ALL.iter().map(|plugin| plugin.name()).collect();
-            Failure::new(format!("there is no plugin {name:?}"))
-                .hint(format!("there are {}", names.join(", ")))
+            Failure::new(format!("unknown plugin `{name}`"))
+                .hint(format!("choose one of {}", names.join(", ")))
         })?,
     };
     say(format!("{schema:#}"));

@@ -1,4 +1,4 @@
-//! Network namespaces that this program makes for commands, and how the next `gc` knows that one was left.
+//! Network namespaces that `run` and `demo` create, and the lock files by which `gc` finds the ones a killed process left.
 
 use std::{
     fs::{self, File},
@@ -12,40 +12,40 @@ use kernel::{
 
 use super::{Failure, Outcome, Places};
 
-/// Holds a network namespace for as long as this process lives.
+/// A network namespace that exists as long as this process.
 ///
-/// A locked file beside the state says that it does: when the process is killed the lock is gone, and `gc`
-/// removes what it left.
+/// The process holds a lock on a file in the state folder. If the process is killed, the kernel releases the lock and
+/// `gc` removes the namespace.
 #[derive(Debug)]
-pub(crate) struct Sandbox {
+pub(crate) struct TemporaryNetns {
     pub(crate) id: String,
     pub(crate) netns: Netns,
-    alive: PathBuf,
+    lock_file: PathBuf,
     _lock: File,
 }
 
 const NETNS_DIR: &str = "/run/netns";
 
-impl Sandbox {
-    /// Makes one, with its loopback up.
+impl TemporaryNetns {
+    /// Creates a namespace with its loopback interface up.
     pub(crate) fn create(places: &Places, name: &str) -> Outcome<Self> {
         let id = format!("netloom-{name}-{}", std::process::id());
-        let dir = alive_dir(places);
-        let alive = dir.join(&id);
+        let dir = lock_dir(places);
+        let lock_file = dir.join(&id);
         let context = |error: std::io::Error| {
-            Failure::new(format!("cannot write {}: {error}", alive.display()))
-                .hint("run it as root, or set --state-dir to a folder that is writable")
+            Failure::new(format!("cannot write {}: {error}", lock_file.display()))
+                .hint("run as root, or set --state-dir to a writable folder")
         };
         fs::create_dir_all(&dir).map_err(context)?;
-        let lock = File::create(&alive).map_err(context)?;
+        let lock = File::create(&lock_file).map_err(context)?;
         lock.lock().map_err(context)?;
-        let netns =
-            Netns::create(&Path::new(NETNS_DIR).join(&id)).inspect_err(|_| drop(fs::remove_file(&alive)))?;
-        let sandbox = Self { id, netns, alive, _lock: lock };
-        let socket = sandbox.netns.run(|| Socket::open(Protocol::Route))??;
+        let netns = Netns::create(&Path::new(NETNS_DIR).join(&id))
+            .inspect_err(|_| drop(fs::remove_file(&lock_file)))?;
+        let temporary = Self { id, netns, lock_file, _lock: lock };
+        let socket = temporary.netns.run(|| Socket::open(Protocol::Route))??;
         let lo = link::require(&socket, "lo")?;
         link::change(&socket, &lo, &Change { up: Some(true), ..Change::default() })?;
-        Ok(sandbox)
+        Ok(temporary)
     }
 
     /// Returns the namespace's path.
@@ -54,16 +54,16 @@ impl Sandbox {
     }
 }
 
-impl Drop for Sandbox {
+impl Drop for TemporaryNetns {
     fn drop(&mut self) {
         drop(Netns::remove(self.netns.path()));
-        drop(fs::remove_file(&self.alive));
+        drop(fs::remove_file(&self.lock_file));
     }
 }
 
-/// Removes the namespaces of processes that were killed.
+/// Removes the namespaces that killed processes left.
 pub(crate) fn remove_dead(places: &Places) -> Outcome {
-    let Ok(entries) = fs::read_dir(alive_dir(places)) else { return Ok(()) };
+    let Ok(entries) = fs::read_dir(lock_dir(places)) else { return Ok(()) };
     for path in entries.flatten().map(|entry| entry.path()) {
         let Ok(file) = File::open(&path) else { continue };
         if file.try_lock().is_err() {
@@ -77,6 +77,6 @@ pub(crate) fn remove_dead(places: &Places) -> Outcome {
     Ok(())
 }
 
-fn alive_dir(places: &Places) -> PathBuf {
+fn lock_dir(places: &Places) -> PathBuf {
     places.state_dir.join("netloom/run")
 }

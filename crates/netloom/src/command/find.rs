@@ -1,0 +1,139 @@
+//! Finds cached attachments by what a person knows of a container: its ID, a prefix of it, its namespace or its process.
+
+use std::path::{Path, PathBuf};
+
+use netloom_invoke::FileId;
+use netloom_runtime::{
+    Container, Runtime,
+    types::{NetworkList, Object},
+};
+
+use super::{Failure, Outcome};
+
+/// The shortest prefix of a container ID that is accepted.
+const SHORTEST_PREFIX: usize = 4;
+
+/// What a person typed to name a container.
+#[derive(Debug)]
+pub(crate) struct Target {
+    text: String,
+    netns: Option<FileId>,
+}
+
+impl Target {
+    pub(crate) fn new(text: &str) -> Self {
+        let netns = if text.bytes().all(|byte| byte.is_ascii_digit()) {
+            FileId::of(&Path::new("/proc").join(text).join("ns/net"))
+        } else if text.contains('/') {
+            FileId::of(Path::new(text))
+        } else {
+            FileId::of(&Path::new("/run/netns").join(text))
+        };
+        Self { text: text.to_owned(), netns }
+    }
+
+    /// Returns whether the text names a container with this ID and namespace.
+    pub(crate) fn matches(&self, container_id: &str, netns: &str) -> bool {
+        let by_id = container_id == self.text
+            || (self.text.len() >= SHORTEST_PREFIX && container_id.starts_with(&self.text));
+        let path = Path::new(netns);
+        let by_path = !netns.is_empty()
+            && (netns == self.text || path.file_name().is_some_and(|name| name == self.text.as_str()));
+        by_id || by_path || (!netns.is_empty() && self.netns.is_some() && FileId::of(path) == self.netns)
+    }
+}
+
+/// A cached attachment that matches a [`Target`].
+#[derive(Debug)]
+pub(crate) struct Found {
+    id: String,
+    netns: String,
+    ifname: String,
+    args: Vec<(String, String)>,
+    capability_args: Object,
+}
+
+impl Found {
+    /// Returns whether a runtime other than this command created the attachment.
+    pub(crate) fn is_foreign(&self) -> bool {
+        !["cnitool-", "netloom-"].iter().any(|prefix| self.id.starts_with(prefix))
+    }
+
+    /// Describes the attachment and its owner for an error message.
+    pub(crate) fn describe(&self) -> String {
+        let argument = |key: &str| self.args.iter().find(|(name, _)| name == key).map(|(_, value)| value);
+        let owner = match (argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME")) {
+            (Some(namespace), Some(name)) => format!(" (pod `{namespace}/{name}`)"),
+            (None, Some(name)) => format!(" (`{name}`)"),
+            _ => String::new(),
+        };
+        format!("attachment `{}` of container `{}`{owner}", self.ifname, self.id)
+    }
+
+    /// Replaces the identity of `container`. Arguments that the caller gave stay.
+    pub(crate) fn apply(self, container: &mut Container) {
+        container.id = self.id;
+        container.netns = self.netns;
+        container.ifname = self.ifname;
+        if container.args.is_empty() {
+            container.args = self.args;
+        }
+        if container.capability_args.is_empty() {
+            container.capability_args = self.capability_args;
+        }
+    }
+}
+
+/// Returns the cached attachment to a network that `target` names, preferring the one `exact` identifies.
+///
+/// # Errors
+/// If the state cannot be read, or several attachments match.
+pub(crate) fn find(
+    runtime: &Runtime,
+    list: &NetworkList,
+    target: &Target,
+    ifname: Option<&str>,
+    exact: &Container,
+) -> Outcome<Option<Found>> {
+    let mut found: Vec<Found> = Vec::new();
+    for entry in runtime.attachments()? {
+        if entry.network != list.name {
+            continue;
+        }
+        if entry.container_id == exact.id && entry.ifname == exact.ifname {
+            return Ok(None);
+        }
+        if target.matches(&entry.container_id, &entry.netns) && ifname.is_none_or(|name| name == entry.ifname)
+        {
+            found.push(Found {
+                id: entry.container_id,
+                netns: entry.netns,
+                ifname: entry.ifname,
+                args: entry.args,
+                capability_args: entry.capability_args,
+            });
+        }
+    }
+    if found.len() > 1 {
+        let all: Vec<String> = found.iter().map(Found::describe).collect();
+        return Err(Failure::new(format!(
+            "`{}` matches several attachments: {}",
+            target.text,
+            all.join(", ")
+        ))
+        .hint("name one with --container-id and --ifname"));
+    }
+    if found.is_empty() && !Path::new(&exact.netns).exists() {
+        return require_path(&target.text).map(|()| None);
+    }
+    Ok(found.pop())
+}
+
+/// Refuses a name that matches nothing. A path may be gone: DEL without a cached result still releases resources.
+fn require_path(text: &str) -> Outcome {
+    if PathBuf::from(text).is_absolute() || text.contains('/') {
+        return Ok(());
+    }
+    Err(Failure::new(format!("no attachment matches `{text}`"))
+        .hint("list the attachments with `netloom list`"))
+}

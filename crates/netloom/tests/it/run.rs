@@ -1,0 +1,91 @@
+//! `netloom run` on networks that fail, and `del` beside other runtimes' attachments.
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Output};
+
+use serde_json::json;
+use testkit::Host;
+
+use crate::lab::{NETLOOM, OURS, dual_stack};
+
+fn netloom(host: &Host, args: &[&str]) -> Output {
+    host.command(NETLOOM).args(args).env("CNI_PATH", &*OURS).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn write_network(host: &Host) {
+    host.sh("rm -rf /etc/cni/net.d; mkdir -p /etc/cni/net.d");
+    let list = json!({"cniVersion": "1.1.0", "name": "lab", "plugins": [dual_stack()]});
+    fs::write(host.path("/etc/cni/net.d/10-lab.conflist"), list.to_string()).unwrap();
+}
+
+/// A plugin that creates something and then fails gets its DEL.
+#[test]
+fn a_failed_add_is_followed_by_del() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.sh("mkdir -p /run/bin /etc/cni/net.d");
+    let script = "#!/bin/sh\ncat >/dev/null\ncase $CNI_COMMAND in ADD) touch /run/made; exit 1;; DEL) rm -f /run/made;; esac\n";
+    fs::write(host.path("/run/bin/half"), script).unwrap();
+    fs::set_permissions(host.path("/run/bin/half"), fs::Permissions::from_mode(0o755)).unwrap();
+    let list = json!({"cniVersion": "1.1.0", "name": "half", "plugins": [{"type": "half"}]});
+    fs::write(host.path("/run/half.conflist"), list.to_string()).unwrap();
+    let output = host
+        .command(NETLOOM)
+        .args(["--bin-path", "/run/bin", "run", "--config", "/run/half.conflist", "--", "true"])
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "{}", text(&output));
+    assert!(!host.path("/run/made").exists(), "DEL was not called: {}", text(&output));
+}
+
+/// Publishing a port on a network without portmap is refused, and the error names the plugin to add.
+#[test]
+fn ports_need_a_plugin_with_the_capability() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    write_network(&host);
+    let output = netloom(&host, &["run", "--network", "lab", "-p", "8080:80", "--", "true"]);
+    let shown = text(&output);
+    assert!(
+        !output.status.success() && shown.contains("portMappings") && shown.contains("portmap"),
+        "{shown}"
+    );
+}
+
+/// `del` by namespace path refuses another runtime's attachment without `--force`; `check` and `list` find it by name.
+#[test]
+fn del_protects_attachments_of_other_runtimes() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    write_network(&host);
+    host.container("c1");
+    let id = "4f1d0c9ab7e2";
+    testkit::require_success(
+        &netloom(&host, &["add", "lab", "/run/netns/c1", "--container-id", id]),
+        "add as another runtime",
+    );
+    let refused = netloom(&host, &["del", "lab", "/run/netns/c1"]);
+    assert!(!refused.status.success() && text(&refused).contains(id), "{}", text(&refused));
+    host.sh("ip -n c1 link show eth0");
+    for name in ["/run/netns/c1", "c1", id, &id[..6]] {
+        testkit::require_success(&netloom(&host, &["check", "lab", name]), name);
+        assert!(text(&netloom(&host, &["list", name])).contains(id), "{name}");
+    }
+    let unknown = netloom(&host, &["del", "lab", "nope"]);
+    assert!(
+        !unknown.status.success() && text(&unknown).contains("no attachment matches"),
+        "{}",
+        text(&unknown)
+    );
+    testkit::require_success(&netloom(&host, &["del", "lab", &id[..6], "--force"]), "del --force");
+    host.sh("! ip -n c1 link show eth0 2>/dev/null");
+}
