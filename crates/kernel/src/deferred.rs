@@ -1,9 +1,8 @@
-//! Leaving the kernel's grace periods to a process that nobody waits for.
+//! Calls that wait for the kernel's grace periods, made by a child process that the caller does not wait for.
 //!
-//! The answer to a link's removal comes 15 to 60 ms after the link is gone for everybody (`rcu_barrier` in
-//! `netdev_run_todo`), and closing a netfilter socket waits as long after something was removed from the ruleset
-//! (`nft_rcv_nl_event`). A child made by a plain `fork` makes those calls: it holds nothing of its parent's but the
-//! sockets that it needs, belongs to a session of its own, and ends by itself.
+//! The kernel acknowledges a link's removal 15 to 60 ms after the link is gone (`rcu_barrier` in `netdev_run_todo`). Closing a
+//! netfilter socket waits as long if anything was removed from the ruleset (`nft_rcv_nl_event`). A forked child makes these
+//! calls: it keeps no descriptor of its parent but the sockets that it needs, runs in a session of its own, and ends by itself.
 
 mod reaper;
 
@@ -30,34 +29,35 @@ use crate::{
 
 static WAIT: AtomicBool = AtomicBool::new(false);
 
-/// Has everything here waited for after all, as somebody wants who looks at what the kernel frees.
+/// Makes every call in this module wait in the calling process, for callers that look at what the kernel frees.
 pub fn wait_always() {
     WAIT.store(true, Ordering::Relaxed);
 }
 
-/// Removes a link as [`link::remove`] does, and returns once it is gone for everybody. Absent is fine.
+/// Removes a link as [`link::remove`] does, and returns when the kernel announces that it is gone. Succeeds if the link does not
+/// exist.
 ///
-/// `socket` belongs to the calling thread's namespace.
+/// `socket` must belong to the namespace of the calling thread.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn remove_link(socket: &Socket, link: &Link) -> Result<()> {
     let Some(orphan) = permit() else { return link::remove(socket, link) };
     inject::point("remove link", &link.name)?;
-    // The announcement cannot be missed: the ear is open before the child begins.
+    // The socket listens before the child starts, so the announcement cannot be missed.
     let events = Events::of_links()?;
     let (mut message, object) = (link::removal(link), format!("`{}`", link.name));
     let sequence = socket.reserve();
     let bytes = message.finish(sequence).to_vec();
     let error = |errno| Error::new("remove link", &object, errno);
     let (ended, end) = pipe_with(PipeFlags::CLOEXEC).map_err(error)?;
-    // SAFETY: the child makes system calls alone, on what was made ready before, and does not return.
+    // SAFETY: the child only makes system calls, with arguments prepared before the fork, and does not return.
     match unsafe { libc::fork() } {
         -1 => return link::remove(socket, link),
         0 => {
             let fd = socket.as_fd().as_raw_fd();
             keep_only(&mut [fd, end.as_raw_fd()]);
-            // SAFETY: the buffer is alive and as long as is said.
+            // SAFETY: the buffer is alive and has the given length.
             unsafe {
                 libc::send(fd, bytes.as_ptr().cast(), bytes.len(), 0);
                 libc::_exit(0);
@@ -86,19 +86,19 @@ pub fn remove_link(socket: &Socket, link: &Link) -> Result<()> {
             return Ok(());
         }
         if child_ended {
-            // It has done its work and more was announced than was read, or somebody killed it.
+            // The child was killed, or its announcement was among those that overflowed the socket.
             return link::remove(socket, link);
         }
     }
 }
 
-/// Opens a netfilter socket whose last close is left to a child. It waits, with the ruleset's lock held, for whatever was
-/// removed by anybody a moment ago, so this is as good for who adds and who looks as it is for who removes.
+/// Opens a netfilter socket that a child closes last. The last close waits, with the ruleset's lock held, for everything that any
+/// process removed a moment ago, so this helps callers that add or list as much as those that remove.
 ///
-/// Where no child can be made the caller is the last, and only waits.
+/// If no child can be created the caller's own close waits.
 ///
 /// # Errors
-/// When the kernel has no netfilter, or file descriptors or memory have run out.
+/// If the kernel has no netfilter, or descriptors or memory have run out.
 pub fn netfilter() -> Result<Socket> {
     let socket = Socket::open(Protocol::Netfilter)?;
     if let Some(orphan) = permit() {
@@ -107,20 +107,20 @@ pub fn netfilter() -> Result<Socket> {
     Ok(socket)
 }
 
-/// Returns the permission to create a child that outlives this process, unless everything is waited for or nobody would reap it.
+/// Returns the permission to create a child that outlives this process, or `None` if the caller must wait itself.
 fn permit() -> Option<Orphan> {
     if WAIT.load(Ordering::Relaxed) { None } else { Orphan::permit() }
 }
 
 fn leave(socket: &Socket, orphan: Orphan) {
     let Ok((parent_lives, held)) = pipe_with(PipeFlags::CLOEXEC) else { return };
-    // SAFETY: the child makes system calls alone, on what was made ready before, and does not return.
+    // SAFETY: the child only makes system calls, with arguments prepared before the fork, and does not return.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let (fd, parent) = (socket.as_fd().as_raw_fd(), parent_lives.as_raw_fd());
         let mut end = libc::pollfd { fd: parent, events: 0, revents: 0 };
-        // SAFETY: the descriptors are open, and one is what is polled. Nothing ever comes but the end, when the parent has
-        // ended: this one's own copy of the other side is closed first, and must not be all that is waited for if it was not.
+        // SAFETY: the descriptors are open. The pipe carries no data; it ends when the parent does, since the child's own copy
+        // of the writing end is closed first.
         unsafe {
             libc::close(held.as_raw_fd());
             keep_only(&mut [fd, parent]);
@@ -134,14 +134,16 @@ fn leave(socket: &Socket, orphan: Orphan) {
     if child > 0 {
         orphan.created(child);
     }
-    // Closed when this process ends, before the child may go on.
+    // Open until this process ends, which lets the child go on.
     std::mem::forget(held);
 }
 
-/// How long a child keeps the socket after its parent's end, in milliseconds: until what was removed has been freed, and on
-/// to a time at which all children close theirs. The first close waits, with the ruleset's lock held (`commit_mutex`), for
-/// what is removed all the time on a busy host, and any other change of the ruleset and any new link with it; the others
-/// then find nothing to wait for. Each at its own time, it is that wait that limits how many containers come and go.
+/// Returns how long a child keeps the socket after its parent's end, in milliseconds: until what was removed has been freed, and
+/// on to the next time at which all children close theirs.
+///
+/// On a busy host something is always being removed, and a close waits for it with the ruleset's lock (`commit_mutex`) held,
+/// which blocks all changes of the ruleset and the creation of links. If all children close at the same time the first one waits
+/// and the others find nothing left. If each closes at its own time, this wait limits the rate of containers.
 fn until_close(now: &libc::timespec) -> libc::c_int {
     let now = now.tv_sec * 1000 + now.tv_nsec / 1_000_000;
     let freed = now + GRACE;
@@ -149,20 +151,20 @@ fn until_close(now: &libc::timespec) -> libc::c_int {
     libc::c_int::try_from(close - now).unwrap_or(0)
 }
 
-/// How long it takes at most, most of the time, until what was removed has been freed, in milliseconds.
+/// Time until the kernel has usually freed what was removed, in milliseconds.
 const GRACE: i64 = 50;
-/// How often sockets are closed, in milliseconds of the monotonic clock.
+/// Interval at which children close their sockets, in milliseconds of the monotonic clock.
 const TOGETHER: i64 = 200;
 
-/// How long a child waits for its parent's end, in milliseconds. A parent that lives longer waits itself.
+/// Time that a child waits for its parent's end, in milliseconds. The close of a parent that lives longer waits itself.
 const PATIENCE: libc::c_int = 30_000;
 
-/// Closes everything but two descriptors, in a session of its own. For the child alone.
+/// Closes all but two descriptors and starts a new session. Only for the child.
 fn keep_only(fds: &mut [RawFd; 2]) {
     fds.sort_unstable();
     let [a, b] = fds.map(RawFd::cast_unsigned);
     let ranges = [(0, a.checked_sub(1)), (a + 1, b.checked_sub(1)), (b + 1, Some(u32::MAX))];
-    // SAFETY: plain system calls; nothing in the child uses what is closed.
+    // SAFETY: plain system calls; the child uses none of the closed descriptors.
     unsafe {
         libc::setsid();
         for (first, last) in ranges {

@@ -1,4 +1,4 @@
-//! `bandwidth`: limits how fast a container sends and receives.
+//! `bandwidth`: limits the rates at which a container sends and receives.
 
 use ipnet::IpNet;
 use kernel::{
@@ -23,7 +23,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Bandwidth;
 
-/// The configuration as written, beside the network's own [`Wishes`].
+/// The configuration as written, apart from the network's own [`Rates`].
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Written {
@@ -33,31 +33,31 @@ pub(crate) struct Written {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 struct RuntimeBandwidth {
-    /// Capability `bandwidth`: the same keys, for one container; they count where the network's own say nothing at all
+    /// Capability `bandwidth`: the same keys for one container. Used only if the network sets none of them
     #[schemars(example = serde_json::json!({"ingressRate": 1_000_000, "ingressBurst": 1_000_000}))]
-    bandwidth: Wishes,
+    bandwidth: Rates,
 }
 
 /// Rates in bits per second, bursts in bits.
 #[derive(Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct Wishes {
-    /// Most that the container receives, in bit/s
+pub(crate) struct Rates {
+    /// Rate at which the container receives, in bit/s
     #[schemars(example = 100_000_000)]
     ingress_rate: Option<u64>,
-    /// What it receives at once beyond that, in bits; goes with the rate
+    /// Burst that it receives above the rate, in bits. Required with the rate
     #[schemars(example = 10_000_000)]
     ingress_burst: Option<u64>,
-    /// Most that it sends, in bit/s
+    /// Rate at which the container sends, in bit/s
     #[schemars(example = 100_000_000)]
     egress_rate: Option<u64>,
-    /// What it sends at once beyond that, in bits
+    /// Burst that it sends above the rate, in bits. Required with the rate
     #[schemars(example = 10_000_000)]
     egress_burst: Option<u64>,
-    /// Traffic with these subnets is not limited
+    /// Subnets whose traffic is not limited
     #[schemars(example = serde_json::json!(["10.0.0.0/8"]))]
     unshaped_subnets: Vec<String>,
-    /// Only traffic with these subnets is limited
+    /// Subnets whose traffic is limited; other traffic is not
     #[schemars(example = serde_json::json!(["192.0.2.0/24"]))]
     shaped_subnets: Vec<String>,
 }
@@ -65,34 +65,35 @@ pub(crate) struct Wishes {
 /// The configuration as meant.
 #[derive(Debug)]
 struct Conf {
-    /// Of what the container receives.
+    /// Limits what the container receives.
     ingress: Option<Bucket>,
-    /// Of what it sends.
+    /// Limits what the container sends.
     egress: Option<Bucket>,
     unshaped: Vec<IpNet>,
     shaped: Vec<IpNet>,
 }
 
-/// How long a packet may wait.
+/// Time that a packet may wait in the queue.
 const LATENCY_MS: u64 = 25;
 
 impl Conf {
     fn of(request: &Request) -> Result<Self, Error> {
-        // The network's own keys count; if there are none, the runtime's.
-        let of_network: Wishes = request.read()?;
-        let wishes = if of_network == Wishes::default() {
+        // The network's own keys take precedence over the runtime's.
+        let network: Rates = request.read()?;
+        let rates = if network == Rates::default() {
             request.read::<Written>()?.runtime_config.bandwidth
         } else {
-            of_network
+            network
         };
-        if !wishes.unshaped_subnets.is_empty() && !wishes.shaped_subnets.is_empty() {
-            return Err(invalid("`unshapedSubnets` and `shapedSubnets` exclude each other"));
+        if !rates.unshaped_subnets.is_empty() && !rates.shaped_subnets.is_empty() {
+            return Err(invalid("`unshapedSubnets` and `shapedSubnets` exclude each other")
+                .details("set one of them"));
         }
         Ok(Self {
-            ingress: bucket("ingress", wishes.ingress_rate, wishes.ingress_burst)?,
-            egress: bucket("egress", wishes.egress_rate, wishes.egress_burst)?,
-            unshaped: subnets("unshapedSubnets", &wishes.unshaped_subnets)?,
-            shaped: subnets("shapedSubnets", &wishes.shaped_subnets)?,
+            ingress: bucket("ingress", rates.ingress_rate, rates.ingress_burst)?,
+            egress: bucket("egress", rates.egress_rate, rates.egress_burst)?,
+            unshaped: subnets("unshapedSubnets", &rates.unshaped_subnets)?,
+            shaped: subnets("shapedSubnets", &rates.shaped_subnets)?,
         })
     }
 
@@ -100,7 +101,7 @@ impl Conf {
         self.ingress.is_none() && self.egress.is_none()
     }
 
-    /// Returns the part of the traffic that is limited; none for all of it.
+    /// Returns the part of the traffic that is limited, or `None` for all of it.
     fn part(&self) -> Option<Part<'_>> {
         match (&self.unshaped[..], &self.shaped[..]) {
             ([], []) => None,
@@ -129,20 +130,22 @@ impl Conf {
     }
 }
 
-fn bucket(way: &str, rate: Option<u64>, burst: Option<u64>) -> Result<Option<Bucket>, Error> {
+fn bucket(direction: &str, rate: Option<u64>, burst: Option<u64>) -> Result<Option<Bucket>, Error> {
     let (rate, burst) = (rate.unwrap_or_default(), burst.unwrap_or_default());
     match (rate, burst) {
         (0, 0) => return Ok(None),
         (_, 0) => {
-            return Err(invalid(format!("`{way}Rate` is set, so `{way}Burst` must be too"))
+            return Err(invalid(format!("`{direction}Rate` is set, so `{direction}Burst` must be too"))
                 .details("if rate is set, burst must also be set"));
         }
         (0, _) => {
-            return Err(invalid(format!("`{way}Burst` is set, so `{way}Rate` must be too"))
+            return Err(invalid(format!("`{direction}Burst` is set, so `{direction}Rate` must be too"))
                 .details("if burst is set, rate must also be set"));
         }
         (1..8, _) | (_, 1..8) => {
-            return Err(invalid(format!("`{way}Rate` and `{way}Burst` are in bits, and less than a byte")));
+            return Err(invalid(format!(
+                "`{direction}Rate` and `{direction}Burst` must be at least 8: they are in bits"
+            )));
         }
         _ => {}
     }
@@ -150,7 +153,7 @@ fn bucket(way: &str, rate: Option<u64>, burst: Option<u64>) -> Result<Option<Buc
     let burst = u32::try_from(burst / 8)
         .ok()
         .filter(|burst| *burst < u32::MAX)
-        .ok_or_else(|| invalid(format!("`{way}Burst` cannot be more than 4 GB")))?;
+        .ok_or_else(|| invalid(format!("`{direction}Burst` cannot be more than 4 GB")))?;
     let waiting = rate.saturating_mul(LATENCY_MS) / 1000;
     let limit = u32::try_from(waiting.saturating_add(burst.into())).unwrap_or(u32::MAX);
     Ok(Some(Bucket { rate, burst, limit }))
@@ -159,7 +162,7 @@ fn bucket(way: &str, rate: Option<u64>, burst: Option<u64>) -> Result<Option<Buc
 fn subnets(key: &str, written: &[String]) -> Result<Vec<IpNet>, Error> {
     let parse = |(index, text): (usize, &String)| {
         text.parse().map_err(|_| {
-            invalid(format!("`{key}[{index}]` {text:?} is no subnet")).details("write it as 10.0.0.0/8")
+            invalid(format!("`{key}[{index}]` {text:?} is not a subnet")).details("write it as 10.0.0.0/8")
         })
     };
     written.iter().enumerate().map(parse).collect()
@@ -184,18 +187,18 @@ impl Plugin for Bandwidth {
         let host = Socket::open(Protocol::Route).explain()?;
         let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         let outside = host_end(&host, &container, sandbox)?;
-        undo.push(format!("unlimit `{}`", outside.name), {
+        undo.push(format!("remove the rate limit of `{}`", outside.name), {
             let (host, outside) = (host.clone(), outside.clone());
             move || qdisc::remove(&host, &outside).explain()
         })?;
         if let Some(bucket) = &conf.ingress {
-            again_if_there(&host, &outside, || conf.limit(&host, &outside, bucket, OtherSide::Source))?;
+            replace_if_exists(&host, &outside, || conf.limit(&host, &outside, bucket, OtherSide::Source))?;
         }
         if let Some(bucket) = &conf.egress {
             let ifb = create_ifb(&host, &owner, outside.mtu, undo)?;
             conf.limit(&host, &ifb, bucket, OtherSide::Destination).explain()?;
             match qdisc::redirect(&host, &outside, &ifb) {
-                // An ADD that was killed, of this very interface.
+                // An earlier ADD of this interface was killed.
                 Err(error) if error.kind() == Kind::Exists && conf.ingress.is_none() => {
                     qdisc::remove(&host, &outside).explain()?;
                     qdisc::redirect(&host, &outside, &ifb).explain()?;
@@ -248,7 +251,7 @@ impl Plugin for Bandwidth {
                 of_owner = of_owner.or(found.filter(|ifb| ifb.alias.as_ref().is_none_or(|it| *it == mark)));
             }
             let ifb = of_owner.ok_or_else(|| {
-                check_failed(format!("the link that limits what `{}` sends is gone", sandbox.ifname))
+                check_failed(format!("the ifb that limits what `{}` sends does not exist", sandbox.ifname))
             })?;
             limited(&ifb, bucket)?;
             if !qdisc::look(&host, &outside).explain()?.1 {
@@ -265,8 +268,8 @@ impl Plugin for Bandwidth {
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
         let mut errors = Errors::default();
         errors.note(cleanup::gc_links(request, valid));
-        // Those that say nothing of their owner are the reference's, or of an ADD that was killed. Whose interface is
-        // gone has nothing redirected to it any more; the names of valid ones are known.
+        // An ifb without alias belongs to the reference plugin or to an ADD that was killed. It is stale if no link redirects
+        // to it and its name is not that of a valid attachment.
         let host = Socket::open(Protocol::Route).explain()?;
         let network = request.config.name.as_str();
         let known = |name: &String| {
@@ -276,18 +279,18 @@ impl Plugin for Bandwidth {
                     .contains(name)
             })
         };
-        let mut nameless = link::list(&host).explain()?;
-        nameless.retain(|it| {
+        let mut unmarked = link::list(&host).explain()?;
+        unmarked.retain(|it| {
             it.kind.as_deref() == Some("ifb")
                 && it.alias.is_none()
                 && it.name.len() == 15
                 && it.name.starts_with("bwp")
                 && !known(&it.name)
         });
-        if !nameless.is_empty() {
+        if !unmarked.is_empty() {
             let in_use = qdisc::redirect_targets(&host).explain()?;
-            nameless.retain(|ifb| !in_use.contains(&ifb.index));
-            for refused in link::remove_all(&host, &nameless) {
+            unmarked.retain(|ifb| !in_use.contains(&ifb.index));
+            for refused in link::remove_all(&host, &unmarked) {
                 errors.note(Err::<(), _>(refused).explain());
             }
         }
@@ -295,16 +298,16 @@ impl Plugin for Bandwidth {
     }
 }
 
-/// Creates the link by which what the container sends is limited.
+/// Creates the ifb that limits what the container sends.
 fn create_ifb(host: &Socket, owner: &Owner<'_>, mtu: u32, undo: &mut Undo) -> Result<Link, Error> {
     let mark = owner.mark();
     for name in owner.limiting_links() {
         if let Some(there) = link::find(host, &name).explain()? {
-            // Another interface of this container in the same network has the first name.
+            // Another interface of this container on the same network has the first name.
             if there.alias.as_ref().is_some_and(|alias| *alias != mark) {
                 continue;
             }
-            // An ADD that was killed.
+            // An earlier ADD was killed.
             link::remove(host, &there).explain()?;
         }
         undo.push(format!("remove `{name}`"), {
@@ -316,7 +319,7 @@ fn create_ifb(host: &Socket, owner: &Owner<'_>, mtu: u32, undo: &mut Undo) -> Re
         })?;
         let new = New { mtu: Some(mtu), queue: Some(0), up: true, ..New::of(&name, Driver::Ifb) };
         link::create(host, &new).explain()?;
-        // Seen on a busy host: gone again a moment after it was made. A second one stays.
+        // Seen on a busy host: the first ifb disappears right after its creation. A second one stays.
         if link::find(host, &name).explain()?.is_none() {
             link::create(host, &new).explain()?;
         }
@@ -324,11 +327,16 @@ fn create_ifb(host: &Socket, owner: &Owner<'_>, mtu: u32, undo: &mut Undo) -> Re
         link::change(host, &ifb, &Change { alias: Some(&mark), ..Change::default() }).explain()?;
         return Ok(ifb);
     }
-    Err(invalid("no name is free for the link that limits what the container sends"))
+    Err(invalid("no name is free for the ifb that limits what the container sends")
+        .details("remove the links whose names begin with `bwp` and that no container uses"))
 }
 
-/// Limits anew where an ADD that was killed, of this very interface, has done it.
-fn again_if_there(host: &Socket, link: &Link, limit: impl Fn() -> kernel::Result<()>) -> Result<(), Error> {
+/// Sets the limit, replacing that of an earlier ADD of this interface that was killed.
+fn replace_if_exists(
+    host: &Socket,
+    link: &Link,
+    limit: impl Fn() -> kernel::Result<()>,
+) -> Result<(), Error> {
     match limit() {
         Err(error) if error.kind() == Kind::Exists => {
             qdisc::remove(host, link).explain()?;

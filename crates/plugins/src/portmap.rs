@@ -1,4 +1,4 @@
-//! `portmap`: ports of the host that lead to a container.
+//! `portmap`: publishes ports of a container on the host.
 
 use std::{
     collections::BTreeMap,
@@ -37,24 +37,24 @@ pub struct Portmap;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Written {
-    /// Either name is taken; rules are nftables' either way
+    /// `nftables` or `iptables`; accepted for compatibility, rules are always nftables'
     #[schemars(extend("enum" = ["nftables", "iptables"]))]
     backend: Option<String>,
-    /// Masquerade where answers would not find back: the container calling itself, and the host calling 127.0.0.1
+    /// Masquerade connections whose replies would take another path: those from the container itself, and from the host to 127.0.0.1
     #[schemars(extend("default" = true))]
     snat: Option<bool>,
-    /// Masquerade all published traffic: the container sees the host's address instead of the sender's
+    /// Masquerade all connections to published ports: the container sees the host's address instead of the client's
     masq_all: bool,
-    /// Taken, and not needed: what to masquerade is known by its addresses, without a mark
+    /// Accepted and not used: connections to masquerade are identified by their addresses, not by a mark
     #[schemars(example = 13, range(min = 0, max = 31))]
     mark_masq_bit: Option<i64>,
-    /// The same; not with `markMasqBit`
+    /// Accepted and not used. Not together with `markMasqBit`
     #[schemars(example = &"KUBE-MARK-MASQ")]
     external_set_mark_chain: Option<String>,
-    /// Which IPv4 packets the ports are published to, in iptables' or nft's words
+    /// Conditions that IPv4 packets must meet, in the syntax of iptables or nft
     #[schemars(example = serde_json::json!(["-s", "192.0.2.0/24"]))]
     conditions_v4: Option<Vec<String>>,
-    /// The same of IPv6
+    /// Conditions that IPv6 packets must meet
     #[schemars(example = serde_json::json!(["ip6", "saddr", "!=", "2001:db8::/32"]))]
     conditions_v6: Option<Vec<String>>,
     runtime_config: RuntimePorts,
@@ -75,7 +75,7 @@ struct Conf {
 }
 
 impl Conf {
-    /// Reads the configuration, and pairs each mapping with the container's address of each family.
+    /// Reads the configuration. A mapping is paired with the container's first address of each family.
     fn of(request: &Request, sandbox: &Sandbox) -> Result<Self, Error> {
         let written: Written = request.read()?;
         let terms = terms(&written)?;
@@ -103,7 +103,7 @@ impl Conf {
             };
             let host_port = port("host port", wanted.host_port)?;
             let container_port = port("container port", wanted.container_port)?;
-            // A mapping on an address is for that family alone; on 0.0.0.0 or :: it is for all of the family's.
+            // A mapping with a host address is of that family alone. 0.0.0.0 and :: stand for every address of the family.
             for container in &containers {
                 if host.is_none_or(|host| host.is_ipv4() == container.is_ipv4()) {
                     let host = host.filter(|host| !host.is_unspecified());
@@ -181,10 +181,10 @@ impl Plugin for Portmap {
     }
 }
 
-/// Reads how ports are published, and refuses what cannot be done rather than leaving it out in silence.
+/// Reads the terms of publishing. What cannot be done is refused, not ignored.
 fn terms(written: &Written) -> Result<Terms, Error> {
     match written.backend.as_deref() {
-        // Either name asks for published ports, and gets them by nftables.
+        // Both backends are implemented with nftables.
         None | Some("iptables" | "nftables") => {}
         Some(other) => {
             return Err(Error::new(
@@ -196,28 +196,28 @@ fn terms(written: &Written) -> Result<Terms, Error> {
     }
     let conditions = |key: &str, words: &Option<Vec<String>>, family| {
         let words: &[String] = words.as_deref().unwrap_or_default();
-        // Which backend's words they are is told by the first, as the reference does.
+        // The first word decides which syntax they are in, as in the reference plugin.
         let of_iptables = words.first().map(|word| word.starts_with(['-', '!']));
         match (written.backend.as_deref(), of_iptables) {
             (Some("iptables"), Some(false)) | (Some("nftables"), Some(true)) => {
                 return Err(invalid(format!(
-                    "`backend` is {:?}, but `{key}` {words:?} is written for the other one",
+                    "`backend` is {:?}, but `{key}` {words:?} is in the syntax of the other backend",
                     written.backend.as_deref().unwrap_or_default()
                 )));
             }
             _ => {}
         }
         Condition::parse(words, family).map_err(|rest| {
-            Error::new(Code::UnsupportedField, format!("`{key}`: {rest:?} is not understood")).details(
-                "understood are, each with `!` before it: -s, -d, -i, -m mark --mark; and in nft's words: \
-                 ip saddr, ip daddr, ip6 saddr, ip6 daddr, iifname, meta mark, each with != too",
+            Error::new(Code::UnsupportedField, format!("`{key}`: {rest:?} is not supported")).details(
+                "supported are -s, -d, -i and -m mark --mark, each also with `!`, or in the syntax of nft ip saddr, \
+                 ip daddr, ip6 saddr, ip6 daddr, iifname and meta mark, each also with `!=`",
             )
         })
     };
     if written.mark_masq_bit.is_some() && written.external_set_mark_chain.is_some() {
         return Err(invalid("Cannot specify externalSetMarkChain and markMasqBit"));
     }
-    // No mark is needed: what is to be masqueraded is told by its addresses.
+    // The mark is not used: connections to masquerade are identified by their addresses.
     if let Some(bit) = written.mark_masq_bit.filter(|bit| !(0..=31).contains(bit)) {
         return Err(invalid(format!("MasqMarkBit must be between 0 and 31, `markMasqBit` is {bit}")));
     }
@@ -232,15 +232,15 @@ fn terms(written: &Written) -> Result<Terms, Error> {
     })
 }
 
-/// Returns whether an address is the host's own, and not a server's elsewhere with a port of the same number.
+/// Returns whether an address is one of the host's, and not of a remote server whose port has the same number.
 fn is_of_host(ip: IpAddr) -> Result<bool, Error> {
     let host = Socket::open(Netlink::Route).explain()?;
     let Some(index) = route::link_towards(&host, ip).explain()? else { return Ok(false) };
     Ok(link::find_index(&host, index).explain()?.is_some_and(|link| link.name == "lo"))
 }
 
-/// Removes tracked UDP flows to these ports that lead to a wrong address: a sender that never pauses would otherwise be sent to
-/// where it was sent before.
+/// Removes tracked UDP flows to these ports that lead to a wrong address. A sender that never pauses would otherwise keep the
+/// destination that it had before.
 fn forget_connections(
     netfilter: &Socket,
     mappings: &[Mapping],
@@ -263,7 +263,7 @@ fn forget_connections(
         }
         let ports = by_port.keys().copied().collect();
         let tracked = match conntrack::to_ports(netfilter, like, Protocol::Udp.number(), &ports) {
-            // A kernel without connection tracking has nothing to forget.
+            // A kernel without connection tracking has no flows.
             Err(error) if matches!(error.kind(), Kind::Unsupported | Kind::Invalid) => return Ok(()),
             other => other.explain()?,
         };
@@ -287,7 +287,7 @@ fn forget_connections(
     Ok(())
 }
 
-/// Lets packets from 127.0.0.1 be routed to the container (IPv6 has no such setting).
+/// Allows packets from 127.0.0.1 to be routed to the container. IPv6 has no such setting.
 fn route_from_localhost(mappings: &[Mapping]) -> Result<(), Error> {
     let Some(ip) = mappings.iter().map(|mapping| mapping.container).find(IpAddr::is_ipv4) else {
         return Ok(());
@@ -304,11 +304,11 @@ fn taken(error: RulesetError, mappings: &[Mapping]) -> Error {
         RulesetError::Kernel(error) => return kernel_error(&error),
     };
     let port = mappings.get(index).map_or_else(String::new, described);
-    // A mark is two hashes, then interface, container and network.
+    // A mark consists of two hashes, interface, container and network.
     let mut names = owner.split(' ').skip(1);
     let (ifname, container) = (names.next().unwrap_or("?"), names.next().unwrap_or(&owner));
     Error::new(Code::Internal, format!("{port} is already published for container {container} ({ifname})"))
-        .details("delete that container or choose another host port")
+        .details("delete that container, or choose another host port")
 }
 
 fn described(mapping: &Mapping) -> String {

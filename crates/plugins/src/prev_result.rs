@@ -1,4 +1,4 @@
-//! What plugins have in common that adjust what another one made.
+//! What chained plugins take from `prevResult`, and how they find the interface that it describes.
 
 use std::net::IpAddr;
 
@@ -17,15 +17,18 @@ use crate::{
     veth,
 };
 
-/// Returns the result of the plugins before.
+/// Returns the result of the previous plugin.
+///
+/// # Errors
+/// If the request has none.
 pub(crate) fn prev_result(request: &Request) -> Result<Success, Error> {
     request.prev_result.clone().ok_or_else(|| {
         invalid("must be called as chained plugin, prevResult is missing")
-            .details("put this plugin behind the one that makes the interface, in the same `plugins` list")
+            .details("put this plugin after the interface plugin, in the same `plugins` list")
     })
 }
 
-/// Returns the addresses of the container's interface; one that names no interface is taken to be of it.
+/// Returns the addresses of the container's interface. An address that names no interface counts as one of them.
 pub(crate) fn addresses<'a>(
     prev: &'a Success,
     sandbox: &'a Sandbox,
@@ -37,19 +40,22 @@ pub(crate) fn addresses<'a>(
     })
 }
 
-/// Returns the first of them of each family.
+/// Returns the first address of the container's interface in each family.
 pub(crate) fn first_of_each_family(prev: &Success, sandbox: &Sandbox) -> Vec<IpAddr> {
     let ips: Vec<IpAddr> = addresses(prev, sandbox).map(|ip| ip.address.addr()).collect();
     let first = |v4: bool| ips.iter().find(|ip| ip.is_ipv4() == v4).copied();
     [first(true), first(false)].into_iter().flatten().collect()
 }
 
-/// Finds the host's end of the container's interface.
+/// Returns the host end of the container's interface.
+///
+/// # Errors
+/// If the interface is not a veth link with its peer on this host.
 pub(crate) fn host_end(host: &Socket, container: &ContainerNetns, sandbox: &Sandbox) -> Result<Link, Error> {
     let ifname = sandbox.ifname.as_str();
     let inside = link::require(&container.socket, ifname).explain()?;
     veth::host_end(host, container, &inside)?.ok_or_else(|| {
         invalid(format!("container interface {ifname} has no veth peer on the host"))
-            .details("this plugin works behind one that makes a veth pair, such as bridge or ptp")
+            .details("put this plugin after one that creates a veth pair, such as bridge or ptp")
     })
 }

@@ -107,7 +107,7 @@ fn keys(name: &str) -> Map<String, Value> {
             keys
         }
         "bandwidth" => {
-            let mut keys = read_by::<bandwidth::Wishes>();
+            let mut keys = read_by::<bandwidth::Rates>();
             keys.extend(read_by::<bandwidth::Written>());
             keys
         }

@@ -2,9 +2,9 @@
 //!
 //! An orphan is reparented to the init process of its PID namespace, or to a subreaper among its ancestors. Where that
 //! process never waits, as in a container whose PID 1 is not written for it, each orphan stays a zombie until no process can
-//! be created any more. The kernel does not tell who waits, so it is tried: one orphan is created and must vanish. The answer
-//! is kept in a file of `/run`, which ends with the boot; from then on the last child is looked at once a minute. Until there is an
-//! answer nothing is left to a child.
+//! be created any more. The kernel does not tell whether it waits, so this module creates one
+//! orphan and checks that it vanishes. The answer is kept in a file in `/run`, until the next boot, and the last child is checked
+//! once a minute. Until there is an answer no child is created.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -22,21 +22,21 @@ use rustix::{
 };
 
 const DIR: &str = "/run/netloom";
-/// How often the last child is looked at.
+/// Interval at which the last child is checked.
 const INTERVAL: Duration = Duration::from_mins(1);
-/// How long the call that makes the trial waits for its orphan to be reaped, in milliseconds. Most reapers take less than one;
-/// of one that takes longer a later call learns that it works.
+/// Time that the call with the trial waits for its orphan to be reaped, in milliseconds. Most reapers take less than one. A later
+/// call finds out about a slower one.
 const TRIAL_LIMIT_MS: i64 = 5;
 
 /// The permission to create one orphan.
 #[derive(Debug)]
 pub(super) struct Orphan {
-    /// Where its process ID is to be written.
+    /// The file for the child's process ID; `None` if this child is not the one to check.
     record: Option<File>,
 }
 
 impl Orphan {
-    /// Returns the permission, or `None` if orphans are not known to be reaped.
+    /// Returns the permission to create a child, or `None` if orphans are not known to be reaped.
     pub(super) fn permit() -> Option<Self> {
         static KNOWN: AtomicBool = AtomicBool::new(false);
         if KNOWN.load(Ordering::Relaxed) {
@@ -48,7 +48,7 @@ impl Orphan {
     }
 
     fn permit_in(dir: &Path) -> Option<Self> {
-        // Process IDs are those of the namespace that `/proc` shows; each has a file system of its own.
+        // Each PID namespace has a `/proc` of its own.
         let namespace = fs::metadata("/proc").ok()?.dev();
         let reaps = dir.join(format!("orphans-are-reaped-{namespace}"));
         let known = fs::metadata(&reaps).and_then(|known| known.modified()).ok();
@@ -57,7 +57,7 @@ impl Orphan {
         }
         let record = open_record(&dir.join(format!("orphan-{namespace}"))).ok()?;
         if rustix::fs::flock(&record, FlockOperation::NonBlockingLockExclusive).is_err() {
-            // Another process looks at it. It has seen a reaper at work before, or it makes the trial now.
+            // Another process checks it, or makes the trial.
             if known.is_some() {
                 return Some(Self { record: None });
             }
@@ -68,7 +68,7 @@ impl Orphan {
             Some(pid) => match state(pid) {
                 State::Gone => true,
                 State::Zombie => false,
-                // It still waits for the kernel, or its number belongs to another process by now.
+                // The child still waits for the kernel, or another process has its ID by now.
                 State::Alive => return known.is_some().then_some(Self { record: None }),
             },
             None => try_one(&record),
@@ -82,7 +82,7 @@ impl Orphan {
         }
     }
 
-    /// Notes the child that was created.
+    /// Records the child that was created.
     pub(super) fn created(self, pid: i32) {
         if let Some(record) = self.record {
             write_orphan(&record, pid);
@@ -91,7 +91,7 @@ impl Orphan {
 }
 
 fn is_recent(time: SystemTime) -> bool {
-    // A clock that was set back makes it neither old nor recent.
+    // After the clock was set back a time in the future is not recent.
     SystemTime::now().duration_since(time).is_ok_and(|age| age < INTERVAL)
 }
 
@@ -112,7 +112,7 @@ fn last_orphan(mut record: &File) -> Option<i32> {
 }
 
 fn write_orphan(record: &File, pid: i32) {
-    // What cannot be written is not looked at; the next one is.
+    // If this fails, a later child is checked.
     drop(record.write_all_at(format!("{pid:<10}").as_bytes(), 0));
 }
 
@@ -124,7 +124,7 @@ enum State {
 
 fn state(pid: i32) -> State {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return State::Gone };
-    // The name before it may have any character.
+    // The process name before it may contain any character.
     match text.rsplit_once(") ") {
         Some((_, rest)) if rest.starts_with('Z') => State::Zombie,
         _ => State::Alive,
@@ -134,7 +134,7 @@ fn state(pid: i32) -> State {
 /// Creates an orphan that ends at once, and returns whether it is reaped in time.
 fn try_one(record: &File) -> bool {
     let Ok((told, tell)) = pipe_with(PipeFlags::CLOEXEC) else { return false };
-    // SAFETY: the child makes system calls alone and does not return. Nor does its own child.
+    // SAFETY: the child and its own child only make system calls, and do not return.
     let parent = unsafe {
         match libc::fork() {
             0 => {
@@ -153,7 +153,7 @@ fn try_one(record: &File) -> bool {
     let mut bytes = [0; 4];
     let read = parent > 0 && File::from(told).read_exact(&mut bytes).is_ok();
     if parent > 0 {
-        // SAFETY: it waits for the child of this process that was just created.
+        // SAFETY: waits for the child that this process just created.
         unsafe { libc::waitpid(parent, std::ptr::null_mut(), 0) };
     }
     let orphan = i32::from_ne_bytes(bytes);
@@ -165,7 +165,7 @@ fn try_one(record: &File) -> bool {
         if matches!(state(orphan), State::Gone) {
             return true;
         }
-        // No event tells that a process which is not ours was reaped.
+        // No event announces that another process's child was reaped.
         let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 }));
     }
     false

@@ -1,4 +1,4 @@
-//! The host's own part in a bridge's network: the gateways' addresses, on the bridge or on its interface in a VLAN.
+//! The host's side of a bridge network: the gateway addresses, on the bridge or on the host's interface in a VLAN of it.
 
 use std::net::IpAddr;
 
@@ -21,7 +21,8 @@ use crate::{
     owner::Owner,
 };
 
-/// Returns the bridge, or its interface for the VLAN, the gateways' addresses, and has the host forward. Gives that interface.
+/// Adds the gateway addresses to the bridge, or to the host's interface in the VLAN, and enables forwarding. Returns the
+/// VLAN interface, or `None` if the network has none.
 pub(super) fn set_up(
     host: &Socket,
     bridge: &QuickLink,
@@ -36,14 +37,15 @@ pub(super) fn set_up(
         addr::list(host, link).explain()?.into_iter().map(|address| address.net).collect();
     for ip in &result.ips {
         let Some(gateway) = ip.gateway else { continue };
-        let net = IpNet::new(gateway, ip.address.prefix_len())
-            .map_err(|_| invalid(format!("gateway {gateway} and address {} do not fit", ip.address)))?;
+        let net = IpNet::new(gateway, ip.address.prefix_len()).map_err(|_| {
+            invalid(format!("gateway {gateway} is not of the family of address {}", ip.address))
+        })?;
         if ensure_address(host, link, net, &mut there, conf.force_address)? {
             let (socket, of) = (host.clone(), link.clone());
             undo.push(format!("remove address {net} from `{}`", link.name), move || {
                 remove_address_if_unused(&socket, &of, net)
             })?;
-            // The same address again makes it permanent: otherwise it changes as ports come and go.
+            // Setting the address that it has pins it: otherwise it changes as ports come and go.
             let mac = Some(link::mac(host, &link.name).explain()?);
             link::change(host, link, &Change { mac, ..Change::default() }).explain()?;
         }
@@ -52,14 +54,14 @@ pub(super) fn set_up(
     Ok(vlan_link)
 }
 
-/// Takes a gateway address away again, unless somebody else's port is there by now and counts on it.
+/// Removes a gateway address that this ADD added, unless another container's port depends on it by now.
 fn remove_address_if_unused(host: &Socket, link: &QuickLink, net: IpNet) -> Result<(), Error> {
     let ports = link::list(host).explain()?.iter().filter(|port| port.master == Some(link.index)).count();
     if ports > 1 { Ok(()) } else { addr::remove(host, link, net).explain() }
 }
 
-/// Returns a link an address unless it is among those that are there. One that stands in the way is removed with `force`:
-/// any other IPv4 address, or an IPv6 one of an overlapping subnet.
+/// Adds an address to a link unless the link has it. A conflicting address is an error, or is removed with `force`: any other IPv4
+/// address, or an IPv6 address of an overlapping subnet.
 ///
 /// Returns whether the address is new.
 fn ensure_address(
@@ -99,7 +101,7 @@ fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
-/// Makes the host's own interface in a VLAN of the bridge: a veth pair whose other end is a port of it.
+/// Creates the host's interface in a VLAN of the bridge: a veth pair whose other end is a port of the bridge.
 fn ensure_vlan_link(
     host: &Socket,
     bridge: &QuickLink,
@@ -131,7 +133,7 @@ fn ensure_vlan_link(
         peer_mac: Some(owner.port_mac(0)),
     };
     match link::create_veth(host, &veth) {
-        // Another ADD of this VLAN is making it.
+        // Another ADD of this VLAN creates it.
         Err(error) if error.kind() == Kind::Exists => return look(host, &name),
         other => drop(other.explain()?),
     }

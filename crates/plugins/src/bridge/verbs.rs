@@ -1,4 +1,4 @@
-//! What `bridge` does at each verb.
+//! The verbs of `bridge`.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -31,6 +31,7 @@ use super::{
 use crate::{
     cleanup,
     common_config::ipam_of,
+    container_link,
     container_netns::{ContainerNetns, Duplicates, Settings},
     error::{Errors, Explain, check_failed, invalid},
     interface,
@@ -38,9 +39,9 @@ use crate::{
     veth,
 };
 
-/// The index of the container's interface in the result: behind the bridge and the host's end.
+/// Index of the container's interface in the result, after the bridge and the host end.
 const INSIDE: i64 = 2;
-/// How long a new port may take until frames pass; it takes well under a millisecond.
+/// Time limit for a new bridge port to reach the forwarding state, which takes well under a millisecond.
 const PORT_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
@@ -49,7 +50,7 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     let host = Socket::open(Protocol::Route).explain()?;
     let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
 
-    // The bridge first, so that it is the last to be taken away again, when nobody is on it any more.
+    // The bridge comes first, so that the undo removes it last, when it has no port of this ADD any more.
     let mut bridge = ensure_bridge(&host, &conf, undo)?;
     let new = veth::New { mtu: conf.mtu, mac: conf.mac, port: true };
     let (outside, mut inside) = veth::create(&host, &container, sandbox, &owner, new, undo)?;
@@ -60,8 +61,8 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     if conf.ipam.is_some() {
         container.set_sysctls(&inside.name, settings)?;
     }
-    // Before there are addresses: the kernel finds the carrier and has the port forward while IPAM is at work. Neighbours that
-    // were told of addresses earlier than that would not hear it.
+    // The container end goes up before it has addresses: the kernel detects the carrier while the IPAM plugin runs. Gratuitous
+    // ARP sent before the port forwards would be lost.
     if !conf.leave_down {
         let up = Change { up: Some(true), announce: conf.ipam.as_ref().map(|_| true), ..Change::default() };
         link::change(&container.socket, &inside, &up).explain()?;
@@ -88,7 +89,7 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     }
     set_up_rules(&conf, &owner, &outside.name, &inside, &result, undo)?;
 
-    // Only now is the bridge's hardware address final: it follows the ports until a gateway address pins it.
+    // The bridge's hardware address is final only now: it follows the ports until a gateway address pins it.
     result.interfaces = vec![
         listed(&host, &bridge)?,
         interface::listed(&outside.name, Some(link::mac(&host, &outside.name).explain()?)),
@@ -151,7 +152,7 @@ pub(super) fn status(request: &Request) -> Result<(), Error> {
     conf.ipam.map_or(Ok(()), |ipam| request.delegate_status(&ipam))
 }
 
-/// Makes the host's end a port of the bridge.
+/// Makes the host end a port of the bridge.
 fn connect(
     host: &Socket,
     mut bridge: QuickLink,
@@ -173,7 +174,7 @@ fn connect(
             }
             Err(error) => error,
         };
-        // Another ADD made the bridge, failed, and took it away again; a third one may have made the next.
+        // Another ADD created the bridge, failed and removed it; a third one may have created the next.
         let there = link::find_quick(host, &bridge.name).explain()?;
         if attempt == ATTEMPTS || there.is_some_and(|there| there.index == bridge.index) {
             return Err(error).explain();
@@ -192,11 +193,11 @@ fn connect(
 
 /// Restores the hardware address that a bridge had before a port joined.
 ///
-/// A bridge whose address nobody set takes the lowest one of its ports. Ours are higher than anybody's, so that matters only
-/// for a bridge without other ports: the kernel replaces the address that it had without them.
+/// A bridge whose address was not set takes the lowest one of its ports. Ports of containers have higher addresses than any
+/// other link, so only a bridge without other ports loses the address that it had before.
 fn keep_mac(host: &Socket, bridge: &QuickLink, before: Mac) -> Result<(), Error> {
     let now = link::mac(host, &bridge.name).explain()?;
-    // Two ADDs at once: the second one finds the first one's port address, which is not the bridge's own.
+    // With two ADDs at once the second one reads the first one's port address, which is not the bridge's own.
     if Owner::is_port_mac(now) && !Owner::is_port_mac(before) {
         let change = Change { mac: Some(before), ..Change::default() };
         link::change(host, bridge, &change).explain()?;
@@ -224,8 +225,8 @@ fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<QuickLin
                 let (socket, name) = (host.clone(), name.to_owned());
                 undo.push(format!("remove bridge `{name}`"), move || remove_if_empty(&socket, &name))?;
                 sysctl::set(Setting::Ipv6(wanted.name, "accept_ra"), "0").explain()?;
-                // Until its link-local address is settled a bridge asks for no neighbour on behalf of others, so what
-                // is forwarded to the first container would be lost for 1 to 2 s. Nobody else has a random address.
+                // Until duplicate address detection of its link-local address ends, after 1 to 2 s, a bridge does not
+                // resolve neighbours for forwarded packets. Its address is random, so there is no duplicate.
                 if conf.uplink.is_none() {
                     sysctl::set(Setting::Ipv6(wanted.name, "accept_dad"), "0").explain()?;
                 }
@@ -250,13 +251,14 @@ fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<QuickLin
     Ok(bridge)
 }
 
-/// Makes a link of the host a port of the bridge, to stay. A bridge that this ADD created takes the uplink's hardware address;
+/// Makes a link of the host a permanent port of the bridge. A bridge that this ADD created takes the uplink's hardware address;
 /// one that existed keeps its own.
 fn connect_uplink(host: &Socket, bridge: &QuickLink, name: &str, created: bool) -> Result<(), Error> {
     let uplink = link::require(host, name).explain()?;
     match uplink.master {
         Some(master) if master == bridge.index => Ok(()),
-        Some(_) => Err(invalid(format!("`uplinkInterface` {name:?} belongs to another bridge or bond"))),
+        Some(_) => Err(invalid(format!("`uplinkInterface` {name:?} belongs to another bridge or bond"))
+            .details("remove the link from that bridge, or name another link")),
         None => {
             let mac = link::mac(host, &bridge.name).explain()?;
             let change = Change { up: Some(true), master: Some(bridge.index), ..Change::default() };
@@ -269,19 +271,20 @@ fn connect_uplink(host: &Socket, bridge: &QuickLink, name: &str, created: bool) 
     }
 }
 
-/// Looks at a link of the host that is there.
+/// Returns a link of the host that must exist.
 pub(super) fn look(host: &Socket, name: &str) -> Result<QuickLink, Error> {
-    link::find_quick(host, name)
-        .explain()?
-        .ok_or_else(|| Error::new(netloom_plugin::Code::Internal, format!("link {name:?} is gone again")))
+    link::find_quick(host, name).explain()?.ok_or_else(|| {
+        Error::new(netloom_plugin::Code::Internal, format!("link {name:?} disappeared during the ADD"))
+            .details("another program removed it: see which one with `ip monitor link`, then try again")
+    })
 }
 
-/// Describes a link of the host for the result, when its hardware address is final and the host can send by it.
+/// Returns a link of the host as the result lists it, once its hardware address is final and it can transmit.
 fn listed(host: &Socket, link: &QuickLink) -> Result<Interface, Error> {
     let mac = if link::is_running(host, &link.name).explain()? {
         Some(link::mac(host, &link.name).explain()?)
     } else {
-        // To ask for all of it has the kernel do what it does for a first carrier: until then nothing goes out.
+        // RTM_GETLINK makes the kernel process a pending carrier event. Until then the link transmits nothing.
         link::require(host, &link.name).explain()?.mac
     };
     Ok(interface::listed(&link.name, mac))
@@ -297,14 +300,14 @@ fn require_bridge(there: Option<&QuickLink>) -> Result<(), Error> {
     }
 }
 
-/// Removes a bridge that this ADD made, unless somebody has joined it since.
+/// Removes a bridge that this ADD created, unless it has a port by now.
 fn remove_if_empty(host: &Socket, name: &str) -> Result<(), Error> {
     let Some(bridge) = link::find(host, name).explain()? else { return Ok(()) };
     let joined = link::list(host).explain()?.iter().any(|link| link.master == Some(bridge.index));
     if joined { Ok(()) } else { link::remove(host, &bridge).explain() }
 }
 
-/// Gets addresses from the IPAM plugin and works out what follows from them.
+/// Gets addresses from the IPAM plugin, and adds the gateways and the default routes that follow from the configuration.
 fn addresses(
     request: &Request,
     sandbox: &Sandbox,
@@ -312,14 +315,7 @@ fn addresses(
     ipam: &str,
     undo: &mut Undo,
 ) -> Result<Success, Error> {
-    let mut result = request.delegate_add(ipam, sandbox, undo)?;
-    if result.ips.is_empty() {
-        return Err(Error::new(
-            netloom_plugin::Code::Internal,
-            format!("IPAM plugin {ipam:?} returned missing IP config"),
-        )
-        .details("it gave no address; see its keys under `ipam`"));
-    }
+    let mut result = container_link::addresses_of(request, ipam, sandbox, undo)?;
     for ip in &mut result.ips {
         ip.interface = Some(INSIDE);
         if conf.gateway {
@@ -342,7 +338,7 @@ fn first_of(net: IpNet) -> Option<IpAddr> {
     }
 }
 
-/// Adds what nftables does for this container. Opens no socket when there is nothing to do.
+/// Adds the container's nftables elements. Opens no socket if there are none.
 fn set_up_rules(
     conf: &Conf,
     owner: &Owner<'_>,
@@ -396,7 +392,7 @@ fn check_rules(
     Ok(())
 }
 
-/// Says who may send by the port; none where that is not checked.
+/// Returns the addresses that the port may send from, or `None` if the configuration does not restrict them.
 fn sender<'a>(conf: &Conf, outside: &'a str, inside: &Link, addresses: &'a [IpAddr]) -> Option<Sender<'a>> {
     let addresses = if conf.ip_spoof_check { addresses } else { &[] };
     let mac = inside.mac.filter(|_| conf.mac_spoof_check || !addresses.is_empty())?;
@@ -415,13 +411,13 @@ fn masqueraded(conf: &Conf, result: &Success) -> Vec<IpNet> {
     if conf.masquerade { of_container(result).map(|ip| ip.address).collect() } else { Vec::new() }
 }
 
-/// Waits until frames can pass, which they mostly can by the time that this is asked.
+/// Waits until the port forwards, which it usually does by now.
 fn wait_until_operational(host: &Socket, port: &Handle) -> Result<(), Error> {
     let is_up = || link::find_index(host, port.index).map(|link| link.is_some_and(|l| l.is_operational()));
     if is_up().explain()? {
         return Ok(());
     }
-    // From here on nothing is missed: what comes up between two looks is announced.
+    // The socket is open before the next look, so no event is missed.
     let events = Events::of_links().explain()?;
     let deadline = std::time::Instant::now() + PORT_LIMIT;
     while !is_up().explain()? {
