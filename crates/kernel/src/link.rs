@@ -13,7 +13,7 @@ use std::{
 use rustix::io::Errno;
 
 use crate::{
-    error::{Error, Result, absent_is_none},
+    error::{Error, Kind, Result, absent_is_none},
     message::{Attrs, Message, Received, read_text, read_u32},
     netns::Netns,
     socket::{CREATE, DUMP, EXCL, REQUEST, Request, Socket},
@@ -314,11 +314,13 @@ fn remove_by_group(socket: &Socket, links: &[Link]) -> Result<Vec<Error>> {
         .into_iter()
         .find(|group| !taken.contains(group))
         .ok_or_else(|| Error::new("find a group for", "links to remove", Errno::BUSY))?;
-    let refused = socket.change_all(links.iter().map(|link| {
+    let mut refused = socket.change_all(links.iter().map(|link| {
         let mut message = Message::new(libc::RTM_SETLINK, REQUEST, &ifinfo(0, link.index, 0, 0));
         message.u32(libc::IFLA_GROUP, group);
         Request { message, doing: "remove link", object: format!("`{}`", link.name) }
     }));
+    // These requests set a group, so `change_all` does not know that an absent link is no failure.
+    refused.retain(|error| error.kind() != Kind::NotFound);
     let mut message = Message::new(libc::RTM_DELLINK, REQUEST, &ifinfo(0, 0, 0, 0));
     message.u32(libc::IFLA_GROUP, group);
     absent_is_none(socket.change(message, "remove", &format_args!("{} links", links.len())))?;

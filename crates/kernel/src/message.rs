@@ -28,8 +28,8 @@ impl Message {
         message
     }
 
-    /// Returns whether the message asks for a removal. In rtnetlink every fourth kind is one (`RTM_NEW*`, `RTM_DEL*`,
-    /// `RTM_GET*`, `RTM_SET*`: `rtnl_msg_kind` of the kernel).
+    /// Returns whether the message is an rtnetlink removal. Kinds come in fours: `RTM_NEW*`, `RTM_DEL*`, `RTM_GET*`,
+    /// `RTM_SET*` (`linux/rtnetlink.h`).
     pub(crate) fn is_removal(&self) -> bool {
         u16::from_ne_bytes([self.bytes[4], self.bytes[5]]) & 3 == libc::RTM_DELLINK & 3
     }
