@@ -49,11 +49,11 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
         say(format!(
             "  block {}: {} of {} addresses in use",
             text(&block["prefix"]),
-            block["used"],
+            block["used"].as_u64().map_or("unknown".to_owned(), |used| used.to_string()),
             block["size"]
         ));
     }
-    let mut table = table(&["NODE", "WAY", "ANSWERS", "ADDRESSES", "BLOCKS", "PROBLEM"]);
+    let mut table = table(&["NODE", "PATH", "ANSWERS", "ADDRESSES", "BLOCKS", "PROBLEM"]);
     for peer in status["peers"].as_array().into_iter().flatten() {
         let answers = match (&peer["answers"], peer["rttUs"].as_f64()) {
             (Value::Bool(true), Some(micros)) => format!("{:.2} ms", micros / 1000.0),
@@ -63,7 +63,7 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
         let or_none = |value: &Value, none: &str| value.as_str().unwrap_or(none).to_owned();
         table.add_row([
             text(&peer["name"]),
-            or_none(&peer["way"], "none"),
+            or_none(&peer["path"], "none"),
             answers,
             list(&peer["addresses"]),
             list(&peer["blocks"]),

@@ -21,11 +21,11 @@ pub(crate) fn dump(lab: &Lab, index: usize) -> String {
     )
 }
 
-fn way(lab: &Lab, index: usize, peer: &str) -> String {
+fn path(lab: &Lab, index: usize, peer: &str) -> String {
     let status = lab.status(index);
     let peers = status["peers"].as_array().unwrap();
     let peer = peers.iter().find(|it| it["name"] == peer).unwrap();
-    peer["way"].as_str().unwrap_or("none").to_owned()
+    peer["path"].as_str().unwrap_or("none").to_owned()
 }
 
 /// Each mode on one segment, and those that can behind a router too: all pairs of pods, both families, packets of full size,
@@ -35,7 +35,7 @@ fn all_pods_reach_all() {
     if !testkit::is_root() {
         return;
     }
-    let both = |way| [way, way];
+    let both = |path| [path, path];
     let (plain, gpe): (&[&str], &[&str]) = (&[], &["--tunnel", "vxlan-gpe"]);
     let cases = [
         (Wire::OneSegment, "overlay", plain, 1500, both("tunnel")),
@@ -51,14 +51,14 @@ fn all_pods_reach_all() {
         (Wire::Router, "auto", gpe, 1400, ["direct", "tunnel"]),
     ];
     std::thread::scope(|scope| {
-        for (wire, mode, flags, mtu, ways) in cases {
+        for (wire, mode, flags, mtu, paths) in cases {
             scope.spawn(move || {
                 let lab = Lab::of(Plan { wire, mode, mtu, flags, ..Plan::default() });
                 // Dual-stack tunnels leave room for the larger outer header, and those of frames for the inner one.
                 let room = if flags.is_empty() { 70 } else { 56 };
                 let pod_mtu = if mode == "routing" { mtu } else { mtu - room };
                 assert_eq!(lab.status(0)["networks"][0]["mtu"], pod_mtu, "{mode}");
-                assert_eq!([way(&lab, 0, "host2"), way(&lab, 0, "host3")], ways, "{mode}");
+                assert_eq!([path(&lab, 0, "host2"), path(&lab, 0, "host3")], paths, "{mode}");
                 let pods = lab.pods();
                 lab.all_reach_all(&pods);
                 // Packets of full size, to those near and far and back, that nobody may take apart.
@@ -130,7 +130,7 @@ fn routing_says_who_is_not_on_the_segment() {
     let status = lab.status(0);
     let peers = status["peers"].as_array().unwrap();
     let far = peers.iter().find(|it| it["name"] == "host3").unwrap();
-    assert!(far["way"].is_null() && far["problem"].as_str().unwrap().contains("not on this L2"), "{far}");
+    assert!(far["path"].is_null() && far["problem"].as_str().unwrap().contains("not on this L2"), "{far}");
     assert_eq!(lab.hosts[0].sh("ip route show proto 95 | grep -c via"), "1\n");
 }
 
@@ -348,8 +348,8 @@ fn what_is_wrong_in_the_store_is_refused() {
         serde_json::from_str(&fs::read_to_string(nodes.join("host2.json")).unwrap()).unwrap();
     let block = own["blocks"][0].clone();
     let records = [
-        ("garbage", "no JSON at all".to_owned(), "no record"),
-        ("other-name", json!({"name": "x", "addresses": [], "blocks": []}).to_string(), "calls itself"),
+        ("garbage", "no JSON at all".to_owned(), "not a node record"),
+        ("other-name", json!({"name": "x", "addresses": [], "blocks": []}).to_string(), "names another node"),
         (
             "outside",
             json!({"name": "outside", "addresses": ["192.0.2.9"], "blocks": ["10.1.0.0/24"]}).to_string(),
@@ -358,7 +358,7 @@ fn what_is_wrong_in_the_store_is_refused() {
         (
             "nobody",
             json!({"name": "nobody", "addresses": ["127.0.0.1"], "blocks": []}).to_string(),
-            "no address of a host",
+            "not a host address",
         ),
     ];
     for (name, text, says) in &records {
@@ -438,7 +438,7 @@ fn there_is_one_daemon_and_one_of_each_name() {
     let log = second.path("/run/log");
     let mut daemon = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
     let started = Instant::now();
-    while !fs::read_to_string(&log).unwrap().contains("another node is called \"host2\"") {
+    while !fs::read_to_string(&log).unwrap().contains("another node is called `host2`") {
         assert!(started.elapsed() < Duration::from_secs(10), "{}", fs::read_to_string(&log).unwrap());
     }
     assert!(!second.path("/run/net.d").exists() && second.sh("ip route show proto 95").is_empty());
@@ -523,7 +523,7 @@ fn what_is_shown() {
         ("/livez", "200 OK"),
         ("/readyz", "200 OK"),
         ("/", "Netloom cluster"),
-        ("/metrics", "netloomd_peers{way=\"tunnel\"} 1"),
+        ("/metrics", "netloomd_peers{path=\"tunnel\"} 1"),
         ("/metrics", "netloomd_peer_answers{node=\"host3\"} 1"),
         ("/metrics", "netloomd_ready 1"),
         ("/nothing", "404"),
@@ -545,7 +545,7 @@ fn what_is_shown() {
         status["notes"].as_array().is_some_and(|notes| notes.len() == 1) && status["ready"] == true
     });
     let shown = lab.hosts[0].sh(&format!("{} cluster 2>&1", netloom().display()));
-    assert!(shown.contains("/run/net.d/05-other.conflist comes before"), "{shown}");
+    assert!(shown.contains("/run/net.d/05-other.conflist sorts before"), "{shown}");
     lab.hosts[0].sh("rm /run/net.d/05-other.conflist");
     // Not ready, and why: no host has an address any more that others could reach.
     lab.hosts[0].sh("ip route del default; ip -6 route del default");
@@ -605,7 +605,7 @@ fn bird_announces_the_blocks() {
         speakers.push(bird.spawn().unwrap());
     }
     for index in 0..3 {
-        assert_eq!(way(&lab, index, &format!("host{}", (index + 1) % 3 + 1)), "learnt");
+        assert_eq!(path(&lab, index, &format!("host{}", (index + 1) % 3 + 1)), "learnt");
         let learnt = "test $(ip route show proto bird | grep -c 10.244) = 2 && test $(ip -6 route show proto bird | grep -c fd44) = 2";
         lab.until(index, learnt);
     }

@@ -42,12 +42,12 @@ fn what_is_wrong_is_named() {
         ("node = \"a/b\"", "`node`"),
         ("pods = [\"10.244.0.1/16\"]", "`pods`"),
         ("pods = []", "`pods`"),
-        ("pods = [\"10.0.0.0/8\", \"10.1.0.0/16\"]", "in common"),
+        ("pods = [\"10.0.0.0/8\", \"10.1.0.0/16\"]", "overlap"),
         ("mode = \"underlay\"", "`pods`"),
         ("mode = \"underlay\"\npods = [\"10.0.0.0/8\"]\nblock4 = 8", "`block4`"),
         ("[[networks]]\nmode = \"underlay\"\npods = [\"10.0.0.0/24\"]", "no `name`"),
-        ("[[networks]]\nname = \"netloom\"\npods = [\"10.0.0.0/24\"]", "two are called"),
-        ("[[networks]]\nname = \"b\"\npods = [\"10.244.0.0/24\"]", "in common"),
+        ("[[networks]]\nname = \"netloom\"\npods = [\"10.0.0.0/24\"]", "two networks are named"),
+        ("[[networks]]\nname = \"b\"\npods = [\"10.244.0.0/24\"]", "overlap"),
         ("[[networks]]\nname = \"b\"\npod = [\"10.1.0.0/24\"]", "pod"),
         ("block4 = 8", "`block4`"),
         ("block4 = 31", "`block4`"),
@@ -63,6 +63,8 @@ fn what_is_wrong_is_named() {
         ("store = \"etcd\"\netcd-user = \"x\"", "`etcd-user`"),
         ("store = \"etcd\"\netcd-endpoints = []", "`etcd-endpoints`"),
         ("flannel = \"/coreos.com/network\"", "`flannel`"),
+        ("log-level = \"loud\"", "`log-level`"),
+        ("log-format = \"xml\"", "log-format"),
     ];
     for (text, says) in cases {
         let (ok, said) = check(text, &[]);

@@ -1,6 +1,9 @@
 //! Stores that stand still, pools that are full, nodes that go and leave their blocks, nodes that change their names.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -42,6 +45,79 @@ fn a_store_that_stands_still_is_waited_for() {
     }
     assert_eq!(dump(&lab, 0), before);
     lab.all_reach_all(&pods);
+}
+
+/// Repairs do not wait for the store: while etcd stalls, every deleted route is back within a second.
+#[test]
+fn repairs_do_not_wait_for_a_stalled_store() {
+    if !testkit::is_root() || !testkit::has("etcd") {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, store: Kind::Etcd, ..Plan::default() });
+    lab.freeze_store(true);
+    // Longer than the renewal interval of the lease and the deadline of a call together.
+    let started = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while started.elapsed() < Duration::from_secs(20) {
+        lab.hosts[0].sh("ip route flush proto 95");
+        slowest = slowest.max(lab.until(0, "ip route show proto 95 | grep -q netloom4"));
+    }
+    lab.freeze_store(false);
+    assert!(slowest < Duration::from_secs(1), "a route was repaired after {slowest:?}");
+    lab.wait(0, "connected again", |status| status["store"]["connected"] == true);
+}
+
+/// A daemon that cannot read the reservations does not know how full its blocks are: it says so and claims nothing.
+#[test]
+fn unreadable_reservations_claim_no_block() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, ..Plan::default() });
+    let blocks = || fs::read_dir(lab.store_dir().join("blocks")).unwrap().count();
+    let before = blocks();
+    let folder = "/var/lib/cni/networks/netloom";
+    lab.hosts[0].sh(&format!("mv {folder} /run/aside; touch {folder}"));
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        lab.hosts[0].sh("ip link add x type veth; ip link del x");
+    }
+    assert_eq!(blocks(), before);
+    lab.wait(0, "unable to tell how full its blocks are", |status| {
+        problems(status).contains("cannot tell how full")
+    });
+    lab.hosts[0].sh(&format!("rm {folder}; mv /run/aside {folder}"));
+    lab.wait(0, "ready again", |status| status["ready"] == true);
+    assert_eq!(blocks(), before);
+}
+
+/// A node whose daemon is dead keeps its pods' traffic after its lease has ended; its peers show that it is silent.
+#[test]
+fn peers_keep_the_routes_of_a_silent_node() {
+    if !testkit::is_root() || !testkit::has("etcd") {
+        return;
+    }
+    let mut lab = Lab::of(Plan { store: Kind::Etcd, ..Plan::default() });
+    let pods = lab.pods();
+    let before = dump(&lab, 0);
+    lab.kill(2);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(25) {
+        lab.all_reach_all(&pods);
+    }
+    assert_eq!(dump(&lab, 0), before);
+    lab.wait(0, "aware of the silent node", |status| {
+        let peers = status["peers"].as_array().unwrap();
+        peers.iter().any(|it| it["name"] == "host3" && it["silentSeconds"].is_u64())
+    });
+    // A daemon that starts now learns of it as well.
+    lab.kill(0);
+    lab.start(0);
+    lab.wait_for_peers(0, 2);
+    lab.all_reach_all(&pods);
+    // The operator removes the node.
+    assert!(lab.daemon(2).arg("uninstall").status().unwrap().success());
+    lab.until(0, "test $(ip route show proto 95 | grep -c netloom4) = 1");
 }
 
 /// A pool with a block less than nodes: who gets none says so and tells no runtime of a network; when a node is gone for good, and does not
@@ -202,7 +278,7 @@ fn wrong_checksums(pods: &'static str, flags: &'static [&'static str]) {
     let off = format!("ethtool --show-features {device} | grep -q 'tx-checksumming: off'");
     let is_to_have_them = flags.contains(&"--checksum-offload");
     let said =
-        if is_to_have_them { "set `checksum-offload` to false" } else { "this host makes them itself" };
+        if is_to_have_them { "set `checksum-offload` to false" } else { "this host computes them itself" };
     for index in [0, 1] {
         lab.wait(index, "aware of wrong checksums", |status| status["notes"][0].to_string().contains(said));
         assert_eq!(lab.hosts[index].succeeds(&off), !is_to_have_them);

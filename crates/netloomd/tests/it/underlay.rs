@@ -219,7 +219,7 @@ fn networks_of_all_modes_live_side_by_side() {
         modes,
         [("overlay".into(), 1430.into()), ("routing".into(), 1500.into()), ("underlay".into(), 1500.into())]
     );
-    assert_eq!(status["peers"][0]["way"], "direct segment tunnel");
+    assert_eq!(status["peers"][0]["path"], "direct segment tunnel");
     // One pod on all three.
     lab.hosts[0].container("all");
     for network in networks {
