@@ -36,6 +36,10 @@ pub(crate) struct ClusterView {
     /// Nodes that the store no longer knows, and since when. A store that has come back may know less than before, until every
     /// node has published again: these nodes stay for the time of a lease.
     pub(crate) missing: BTreeMap<String, Instant>,
+    /// Nodes that do not renew their leases, and since when. Their routes stay.
+    pub(crate) silent: BTreeMap<String, Instant>,
+    /// Whether the store has leases.
+    has_leases: bool,
     /// The last records of nodes that are gone but still own blocks.
     pub(crate) former: BTreeMap<String, Record>,
     /// Owners of blocks that have no record, and since when.
@@ -54,6 +58,12 @@ impl ClusterView {
             Update::Node(name, None) => {
                 self.refused.remove(&name);
                 self.is_gone(name, config);
+            }
+            Update::Alive(name, true) => drop(self.silent.remove(&name)),
+            Update::Alive(name, false) => {
+                if self.nodes.contains_key(&name) {
+                    self.silent.entry(name).or_insert_with(Instant::now);
+                }
             }
             Update::Block(block, Some(owner)) => drop(self.blocks.insert(block, owner)),
             Update::Block(block, None) => drop(self.blocks.remove(&block)),
@@ -78,6 +88,13 @@ impl ClusterView {
         for (name, text) in contents.nodes {
             self.put(name, &text, config);
         }
+        self.has_leases = contents.alive.is_some();
+        let alive = contents.alive;
+        let is_silent = |name: &String| alive.as_ref().is_some_and(|alive| !alive.contains(name));
+        self.silent.retain(|name, _| is_silent(name));
+        for name in self.nodes.keys().filter(|name| is_silent(name)) {
+            self.silent.entry(name.clone()).or_insert_with(Instant::now);
+        }
         self.blocks = contents.blocks;
         self.whole = true;
         self.live = true;
@@ -94,6 +111,7 @@ impl ClusterView {
 
     fn remove(&mut self, name: &str) {
         self.missing.remove(name);
+        self.silent.remove(name);
         self.former.extend(self.nodes.remove_entry(name));
     }
 
@@ -108,11 +126,29 @@ impl ClusterView {
         }
     }
 
-    /// Returns whether an owner of blocks has been absent for two leases beyond its own, so that it is considered dead.
+    /// Returns whether a node is known to renew its lease.
+    pub(crate) fn is_alive(&self, name: &str) -> bool {
+        self.has_leases && self.nodes.contains_key(name) && !self.silent.contains_key(name)
+    }
+
+    /// Returns the nodes' records as this node acts on them: without the blocks of silent nodes that belong to others by now.
+    pub(crate) fn effective_nodes(&self) -> BTreeMap<String, Record> {
+        let mut nodes = self.nodes.clone();
+        for name in self.silent.keys() {
+            if let Some(node) = nodes.get_mut(name) {
+                node.blocks.retain(|block| self.blocks.get(block).is_none_or(|owner| owner == name));
+            }
+        }
+        nodes
+    }
+
+    /// Returns whether an owner of blocks has been absent or silent for two leases beyond its own, so that it is considered dead.
     pub(crate) fn is_gone_for_good(&self, name: &str, config: &Config) -> bool {
         self.live
             && self.lost.is_none()
-            && self.absent_owners.get(name).is_some_and(|since| since.elapsed() >= 2 * config.lease)
+            && [&self.absent_owners, &self.silent]
+                .iter()
+                .any(|since| since.get(name).is_some_and(|since| since.elapsed() >= 2 * config.lease))
     }
 
     /// Removes nodes that have been missing for longer than a lease.

@@ -43,6 +43,9 @@ pub struct Record {
     /// Random identity of the node, created at the daemon's first start on a host and kept in its state directory.
     #[serde(default)]
     pub incarnation: String,
+    /// Random identity of the daemon's run: a copy of the host has the same incarnation, but another instance.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub instance: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

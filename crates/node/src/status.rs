@@ -73,6 +73,8 @@ pub struct Peer {
     pub path: Option<String>,
     /// What is wrong.
     pub problem: Option<String>,
+    /// Seconds since the peer's lease has ended; `None` if the peer renews it, or the store has no leases.
+    pub silent_seconds: Option<u64>,
     /// Whether the peer's daemon answered the last probe; `None` until one was sent.
     pub answers: Option<bool>,
     /// The round-trip time of the last probe in microseconds.

@@ -74,6 +74,7 @@ fn record(name: &str, addresses: &[&str], blocks: &[&str]) -> Record {
         flannel: false,
         short: BTreeSet::new(),
         incarnation: String::new(),
+        instance: String::new(),
     }
 }
 

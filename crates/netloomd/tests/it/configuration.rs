@@ -1,4 +1,4 @@
-//! The configuration: what is printed is what is meant when nothing is said, and what is wrong is named.
+//! The configuration: the printed defaults are the real ones, and errors name the wrong value.
 
 use std::{fs, process::Command};
 
@@ -18,7 +18,7 @@ fn the_printed_default_is_valid() {
     let text = String::from_utf8(printed.stdout).unwrap();
     let (ok, says) = check(&text, &["--node", "n1"]);
     assert!(ok && says.contains("network netloom in mode auto"), "{says}");
-    // Every value in it is one that is known: what is behind the comment signs parses too.
+    // Every commented-out value is valid too.
     let values: Vec<&str> = text
         .lines()
         .filter_map(|line| line.strip_prefix("# "))
@@ -35,7 +35,7 @@ fn the_printed_default_is_valid() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn errors_name_the_wrong_value() {
     let cases = [
         ("mode = \"fast\"", "mode"),
         ("modes = \"auto\"", "modes"),
@@ -70,7 +70,7 @@ fn what_is_wrong_is_named() {
         let (ok, said) = check(text, &[]);
         assert!(!ok && said.contains(says), "{text}: {said}");
     }
-    // A flag counts before the file.
+    // A flag overrides the file.
     let (ok, said) = check("mode = \"overlay\"", &["--node", "n1", "--mode", "routing"]);
     assert!(ok && said.contains("in mode routing"), "{said}");
 }

@@ -9,24 +9,61 @@ use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::state::Daemon;
-use crate::store::{Answer, Command, Outcome};
+use crate::{
+    record::Record,
+    store::{Answer, Command, Outcome},
+};
 
 /// The pause before a record that the store did not accept is published again.
 const REPUBLISH: Duration = Duration::from_secs(10);
 
 impl Daemon {
-    /// Returns a problem if another node has this node's name.
-    pub(super) fn namesake(&self) -> Option<String> {
+    /// Returns a problem if another host has this node's name or its identity.
+    pub(super) fn identity_conflict(&mut self) -> Option<String> {
+        let state = self.config.state_dir.display();
+        let reset =
+            format!("if one host is a copy of the other, remove {state} on it and restart its daemon");
+        if let Some(clone) = self.same_identity().filter(|node| !self.shares_address(node)) {
+            return Some(format!(
+                "node `{}` at {} has the identity of this node, `{}`: {reset}",
+                clone.name,
+                addresses(clone),
+                self.own.name
+            ));
+        }
         let other = self.view.nodes.get(&self.own.name)?;
-        let is_other = other.incarnation != self.own.incarnation && other.addresses != self.own.addresses;
-        is_other.then(|| {
-            let addresses: Vec<String> = other.addresses.iter().map(ToString::to_string).collect();
-            format!(
-                "another node is called `{}`, at {}: set `node` to another name on one of them, or wait until the other is gone",
+        if other.instance == self.own.instance {
+            self.echoed = true;
+            return None;
+        }
+        if other.addresses == self.own.addresses {
+            return None;
+        }
+        let place = addresses(other);
+        if other.incarnation != self.own.incarnation {
+            return Some(format!(
+                "another node is called `{}`, at {place}: set `node` to another name on one of them, or wait until the other is gone",
                 self.own.name,
-                addresses.join(", ")
+            ));
+        }
+        // Before this daemon's first record, the store holds that of its previous run, or of a living copy, which renews its lease.
+        let is_copy = self.echoed || (self.view.is_alive(&self.own.name) && !self.shares_address(other));
+        is_copy.then(|| {
+            format!(
+                "another daemon at {place} has the name and the identity of this node, `{}`: {reset}",
+                self.own.name
             )
         })
+    }
+
+    /// Returns the record with this node's identity and another name: its former one, or that of a copy of this host.
+    pub(super) fn same_identity(&self) -> Option<&Record> {
+        let is_same = |node: &&Record| node.name != self.own.name && node.incarnation == self.own.incarnation;
+        self.view.nodes.values().find(is_same)
+    }
+
+    fn shares_address(&self, node: &Record) -> bool {
+        node.addresses.iter().any(|ip| self.own.addresses.contains(ip))
     }
 
     /// Publishes this node's record if it has changed or its lease is due; returns a problem if it never was published.
@@ -129,4 +166,8 @@ impl Daemon {
             Entry::Occupied(mut entry) => owner.clone_into(&mut entry.get_mut().0),
         }
     }
+}
+
+fn addresses(node: &Record) -> String {
+    node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

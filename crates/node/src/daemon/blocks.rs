@@ -13,9 +13,7 @@ use super::{memory, state::Daemon};
 use crate::{
     blocks::{self, Pieces},
     config::Network,
-    conflist,
-    record::Record,
-    status,
+    conflist, status,
     store::Command,
 };
 
@@ -118,10 +116,12 @@ impl Daemon {
         if self.assigned.iter().flatten().any(of) {
             return Ok(());
         }
-        let others_are_short =
-            self.view.nodes.values().any(|node| {
-                node.name != self.own.name && node.short.contains(&network.name) && self.view.live
-            });
+        let others_are_short = self.view.nodes.values().any(|node| {
+            node.name != self.own.name
+                && node.short.contains(&network.name)
+                && !self.view.silent.contains_key(&node.name)
+                && self.view.live
+        });
         let (used, size) = self.rest(network, v4, others_are_short)?;
         let sought = self.sought.get(&network.name).is_some_and(|at| at.elapsed() < SOUGHT);
         // Blocks that are being claimed count as this node's, so that they are claimed once.
@@ -264,10 +264,7 @@ impl Daemon {
 
     /// Takes over the blocks of this node's former name, then removes that name from the cluster.
     fn adopt_former_name(&mut self) {
-        let is_own = |node: &&Record| node.name != self.own.name && node.incarnation == self.own.incarnation;
-        let Some(former) = self.view.nodes.values().find(is_own).map(|node| node.name.clone()) else {
-            return;
-        };
+        let Some(former) = self.same_identity().map(|node| node.name.clone()) else { return };
         let blocks = self.view.blocks.iter().filter(|(_, owner)| **owner == former);
         let blocks: Vec<IpNet> = blocks.map(|(block, _)| *block).collect();
         let commands = if blocks.is_empty() {

@@ -34,15 +34,25 @@ pub(super) fn lock(dir: &Path) -> Result<File, StartError> {
     Ok(file)
 }
 
-/// Returns this node's identity, which is created at the first start.
+/// Returns this node's identity, which is created at the first start. A damaged file counts as none: an empty identity would equal
+/// that of any other node with a damaged file.
 pub(super) fn incarnation(dir: &Path) -> Result<String, StartError> {
     let path = dir.join(INCARNATION);
-    if let Ok(text) = std::fs::read_to_string(&path) {
+    let is_id =
+        |text: &str| text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    if let Ok(text) = std::fs::read_to_string(&path)
+        && is_id(text.trim())
+    {
         return Ok(text.trim().to_owned());
     }
+    let id = random_id()?;
+    file::write(&path, id.as_bytes(), 0o600).map_err(StartError::io(format!("write {}", path.display())))?;
+    Ok(id)
+}
+
+/// Returns a random UUID.
+pub(super) fn random_id() -> Result<String, StartError> {
     let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
         .map_err(StartError::io("create an identity for this node"))?;
-    file::write(&path, uuid.trim().as_bytes(), 0o600)
-        .map_err(StartError::io(format!("write {}", path.display())))?;
     Ok(uuid.trim().to_owned())
 }

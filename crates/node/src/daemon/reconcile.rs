@@ -82,7 +82,7 @@ impl Daemon {
                 }
             }
             Event::Store(update) => {
-                let own_is_gone = matches!(&update, Update::Node(name, None) if *name == self.own.name);
+                let own_is_gone = matches!(&update, Update::Node(name, None) | Update::Alive(name, false) if *name == self.own.name);
                 if matches!(update, Update::All(_)) || own_is_gone {
                     // The store is back, or has lost this node's record: the record is published again at once.
                     self.rewrite = true;
@@ -130,12 +130,17 @@ impl Daemon {
                     .into(),
             ];
         }
-        if let Some(other) = self.namesake() {
-            return vec![other];
+        let conflict = self.identity_conflict();
+        // A node that was never published has changed nothing yet, and does not start to.
+        if let Some(problem) = conflict.as_ref().filter(|_| self.published.is_none()) {
+            return vec![problem.clone()];
         }
-        let mut of_networks = self.manage_blocks();
+        // With another daemon of this identity, the store is not changed, but repairs go on.
+        let is_unique = conflict.is_none();
+        problems.extend(conflict);
+        let mut of_networks = if is_unique { self.manage_blocks() } else { Vec::new() };
         self.probe_segment(&uplinks);
-        let mut nodes = self.view.nodes.clone();
+        let mut nodes = self.view.effective_nodes();
         nodes.insert(self.own.name.clone(), self.own.clone());
         let wanted = desired::desired(&Inputs {
             config: &self.config,
@@ -150,7 +155,9 @@ impl Daemon {
         let longest = &mut self.status.counters.longest_micros;
         *longest = (*longest).max(u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX));
         // The record is published after this host accepts the packets that peers then send.
-        problems.extend(self.publish());
+        if is_unique {
+            problems.extend(self.publish());
+        }
         if problems.is_empty() {
             of_networks.extend(self.write_network_files(&wanted));
             of_networks.extend(self.replace_flannel(&socket, &wanted));

@@ -80,7 +80,12 @@ impl Daemon {
                     addresses: node.addresses.clone(),
                     blocks: node.blocks.clone(),
                     path: Some(paths.join(" ")).filter(|paths| !paths.is_empty()),
-                    problem: peer.problem.clone(),
+                    silent_seconds: self.view.silent.get(name).map(|since| since.elapsed().as_secs()),
+                    problem: peer.problem.clone().or_else(|| {
+                        self.view.silent.contains_key(name).then(|| {
+                            "its daemon does not renew its lease: it is down, or cut off from the store; its routes stay".to_owned()
+                        })
+                    }),
                     // Filled in when the status is read.
                     answers: None,
                     rtt_us: None,

@@ -55,11 +55,13 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
         flannel: false,
         short: BTreeSet::new(),
         incarnation,
+        instance: memory::random_id()?,
     };
     let mut daemon = Daemon {
         requests: Requests::new(start_store(&config, sender.clone())?),
         view: ClusterView::default(),
         published: None,
+        echoed: false,
         rewrite: true,
         unpublished: None,
         assigned: None,

@@ -28,6 +28,8 @@ pub(super) struct Daemon {
     pub(super) view: ClusterView,
     /// When this node's record was last published, and its content then.
     pub(super) published: Option<(Instant, Record)>,
+    /// Whether the store has reported the record of this daemon's run.
+    pub(super) echoed: bool,
     /// Whether the store may have lost this node's record.
     pub(super) rewrite: bool,
     /// When publishing last failed, and why.

@@ -1,9 +1,10 @@
-//! etcd v3 as a store: `PREFIX/nodes/NAME` is a node's record, `PREFIX/blocks/ADDRESS-LENGTH` holds the owner's name.
+//! etcd v3 as a store: `PREFIX/nodes/NAME` is a node's record, `PREFIX/blocks/ADDRESS-LENGTH` holds the owner's name,
+//! and `PREFIX/alive/NAME` exists as long as the node's daemon renews its lease.
 //!
-//! A record is attached to a lease that its daemon renews, and is deleted when the lease ends; a block stays until it is released.
+//! Records and blocks stay until they are removed: peers keep the routes to a node whose lease has ended.
 //! One task watches from the revision of the first read. If etcd has compacted that revision, the task reads everything again.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, PutOptions,
@@ -30,7 +31,7 @@ pub(super) struct Etcd {
     lease: Lease,
 }
 
-/// The lease that this node's record is attached to.
+/// This node's lease.
 struct Lease {
     seconds: i64,
     id: Option<i64>,
@@ -68,6 +69,10 @@ impl Etcd {
         format!("{}/nodes/{name}", self.config.prefix)
     }
 
+    fn alive_key(&self, name: &str) -> String {
+        format!("{}/alive/{name}", self.config.prefix)
+    }
+
     fn block_key(&self, block: IpNet) -> String {
         format!("{}/blocks/{}", self.config.prefix, block_name::key(block))
     }
@@ -79,6 +84,7 @@ impl Store for Etcd {
         let (seconds, known) = (self.lease.seconds, self.lease.id);
         let same = !rewrite && self.lease.record.as_ref() == Some(&written);
         let (key, text) = written.clone();
+        let alive_key = self.alive_key(&node.name);
         let (record, how) = (node.clone(), self.flannel.clone());
         let id = self.with("publish this node", async move |client| {
             // etcd may also answer with an error if the lease has ended: then a new one is granted.
@@ -93,7 +99,10 @@ impl Store for Etcd {
                 Some(id) => id,
                 None => client.lease_grant(seconds, None).await?.id(),
             };
-            client.put(key, text, Some(PutOptions::new().with_lease(id))).await?;
+            // A put without a lease detaches a record of an earlier version from its lease.
+            let alive =
+                TxnOp::put(alive_key, record.incarnation.clone(), Some(PutOptions::new().with_lease(id)));
+            client.txn(Txn::new().and_then([TxnOp::put(key, text, None), alive])).await?;
             if let Some(how) = how {
                 publish_to_flannel(client, &how, &record, id).await?;
             }
@@ -153,13 +162,14 @@ impl Store for Etcd {
     }
 
     fn withdraw(&mut self, node: &str) -> Result<(), StoreError> {
-        let (key, how, node) = (self.node_key(node), self.flannel.clone(), node.to_owned());
+        let keys = [self.node_key(node), self.alive_key(node)];
+        let (how, node) = (self.flannel.clone(), node.to_owned());
         self.lease.record = None;
         self.with("withdraw this node", async move |client| {
             if let Some(how) = how {
                 withdraw_from_flannel(client, &how, &node, &[]).await?;
             }
-            client.delete(key, None).await.map(drop)
+            client.txn(Txn::new().and_then(keys.map(|key| TxnOp::delete(key, None)))).await.map(drop)
         })
     }
 }
@@ -300,10 +310,19 @@ async fn watch_once(
         }
         _ => read(&prefix, key, value),
     };
-    let mut contents = Contents::default();
+    let mut contents = Contents { alive: Some(BTreeSet::new()), ..Contents::default() };
     for kv in all.kvs().iter().chain(all_of_flannel.kvs()) {
         match read(kv.key(), Some(kv.value())) {
-            Some(Update::Node(name, Some(text))) => drop(contents.nodes.insert(name, text)),
+            Some(Update::Node(name, Some(text))) => {
+                // flannel's nodes, and nodes of earlier versions, attach their records to their leases.
+                contents.alive.iter_mut().filter(|_| kv.lease() != 0).for_each(|alive| {
+                    alive.insert(name.clone());
+                });
+                contents.nodes.insert(name, text);
+            }
+            Some(Update::Alive(name, _)) => contents.alive.iter_mut().for_each(|alive| {
+                alive.insert(name.clone());
+            }),
             Some(Update::Block(block, Some(owner))) => drop(contents.blocks.insert(block, owner)),
             _ => {}
         }
@@ -328,9 +347,13 @@ async fn watch_once(
         for event in answer.events() {
             let Some(kv) = event.kv() else { continue };
             let value = (event.event_type() == EventType::Put).then(|| kv.value());
-            if let Some(update) = read(kv.key(), value)
-                && !on_update(update)
-            {
+            let Some(update) = read(kv.key(), value) else { continue };
+            // As above, records with a lease belong to nodes that have no other sign of life.
+            let alive = match &update {
+                Update::Node(name, Some(_)) if kv.lease() != 0 => Some(Update::Alive(name.clone(), true)),
+                _ => None,
+            };
+            if !on_update(update) || alive.is_some_and(|alive| !on_update(alive)) {
                 return Ok(());
             }
         }
@@ -342,6 +365,7 @@ fn read(prefix: &str, key: &[u8], value: Option<&[u8]>) -> Option<Update> {
     let key = std::str::from_utf8(key).ok()?.strip_prefix(prefix)?;
     match key.split_once('/')? {
         ("nodes", name) => Some(Update::Node(name.to_owned(), value.map(<[u8]>::to_vec))),
+        ("alive", name) => Some(Update::Alive(name.to_owned(), value.is_some())),
         ("blocks", name) => {
             let owner = value.map(|owner| String::from_utf8_lossy(owner).into_owned());
             Some(Update::Block(block_name::parse(name)?, owner))

@@ -129,6 +129,7 @@ fn read(dir: &Path) -> Result<Contents, StoreError> {
     let nodes = entries("nodes")?.into_iter();
     let blocks = entries("blocks")?.into_iter();
     Ok(Contents {
+        alive: None,
         nodes: nodes
             .filter_map(|(name, text)| Some((name.strip_suffix(".json")?.to_owned(), text)))
             .collect(),

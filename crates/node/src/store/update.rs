@@ -1,6 +1,6 @@
 //! What a store reports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
@@ -11,6 +11,8 @@ pub enum Update {
     All(Contents),
     /// A node's record, or `None` if it was removed.
     Node(String, Option<Vec<u8>>),
+    /// Whether a node renews its lease.
+    Alive(String, bool),
     /// A block's owner, or `None` if the block was released.
     Block(IpNet, Option<String>),
     /// The store cannot be reached, with the reason. What was known stays valid.
@@ -22,6 +24,8 @@ pub enum Update {
 pub struct Contents {
     /// Records as written, by node name.
     pub nodes: BTreeMap<String, Vec<u8>>,
+    /// The nodes that renew their leases, or `None` if the store has no leases.
+    pub alive: Option<BTreeSet<String>>,
     /// The owner of each block.
     pub blocks: BTreeMap<IpNet, String>,
 }

@@ -241,6 +241,7 @@ fn whole(nodes: &Watched<'_>, flannels: &Watched<'_>, blocks: &Watched<'_>) -> O
     // A node's own record replaces flannel's description.
     let nodes = flannels.iter().chain(nodes);
     Some(Update::All(Contents {
+        alive: None,
         nodes: nodes.map(|(name, spec)| (name.clone(), record(name, spec.clone()))).collect(),
         blocks: blocks.iter().filter_map(owned).collect(),
     }))
