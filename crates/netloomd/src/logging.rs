@@ -24,6 +24,10 @@ pub(crate) fn targets(level: &str) -> Result<Targets, String> {
             .with_default(libraries)
             .with_targets([("node", level), ("netloomd", level)]));
     }
+    // A single word would select the target of that name.
+    if !level.contains('=') {
+        return Err(format!("`log-level`: `{level}` is not a level: use error, warn, info, debug or trace"));
+    }
     level
         .parse()
         .map_err(|error| format!("`log-level`: `{level}` is not a level or a list of directives: {error}"))

@@ -107,7 +107,7 @@ fn a_cloned_host_takes_no_block() {
     }
     lab.start(1);
     lab.wait(1, "aware that it is a copy", |status| {
-        let expected = problems(status);
+        let said = problems(status);
         said.contains("`host1` at 192.0.2.1") && said.contains("`host2`") && said.contains(state)
     });
     assert_eq!(owners(&lab), before);
@@ -167,7 +167,7 @@ fn a_full_pool_is_reported_and_a_dead_nodes_block_is_taken() {
     // A node whose record is lost but whose daemon runs keeps its block: it answers probes, and publishes its record again.
     let record = lab.store_dir().join("nodes/host2.json");
     fs::remove_file(&record).unwrap();
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while !record.exists() {
         assert!(started.elapsed().as_secs() < 10);
     }

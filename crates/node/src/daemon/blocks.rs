@@ -33,7 +33,6 @@ impl Daemon {
     /// Keeps enough blocks for each network and family. Returns what keeps the networks from being ready.
     pub(super) fn manage_blocks(&mut self) -> Vec<String> {
         let mut problems = Vec::new();
-        let before = self.own.blocks.clone();
         if self.view.live {
             self.view.track_absent_owners();
             self.adopt_former_name();
@@ -58,10 +57,11 @@ impl Daemon {
         self.own.blocks.sort();
         self.probed.retain(|block, _| self.own.blocks.contains(block));
         problems.extend(self.lost.iter().filter(|(_, (_, at))| at.elapsed() < LOSS).map(lost_problem));
-        if self.own.blocks != before
-            && let Err(error) = memory::set_blocks(&self.config.state_dir, &self.own.blocks)
-        {
-            problems.push(format!("cannot write this node's blocks: {error}"));
+        if self.own.blocks != self.remembered {
+            match memory::set_blocks(&self.config.state_dir, &self.own.blocks) {
+                Ok(()) => self.remembered.clone_from(&self.own.blocks),
+                Err(error) => problems.push(format!("cannot write this node's blocks: {error}")),
+            }
         }
         problems
     }

@@ -59,6 +59,7 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
     };
     let mut daemon = Daemon {
         requests: Requests::new(start_store(&config, sender.clone())?),
+        remembered: own.blocks.clone(),
         view: ClusterView::default(),
         published: None,
         echoed: false,

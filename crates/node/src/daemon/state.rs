@@ -25,6 +25,8 @@ pub(super) struct Daemon {
     pub(super) requests: Requests,
     /// This node's record, as it should be published.
     pub(super) own: Record,
+    /// This node's blocks as last written to the state directory.
+    pub(super) remembered: Vec<IpNet>,
     pub(super) view: ClusterView,
     /// When this node's record was last published, and its content then.
     pub(super) published: Option<(Instant, Record)>,
