@@ -139,6 +139,10 @@ impl Daemon {
         let is_unique = conflict.is_none();
         problems.extend(conflict);
         let mut of_networks = if is_unique { self.manage_blocks() } else { Vec::new() };
+        // Before the assigned blocks are known, this host's own blocks may look like a peer's, whose routes would replace its own.
+        if self.view.live && self.assigned.is_none() && self.requests.is_assigning() {
+            return of_networks;
+        }
         self.probe_segment(&uplinks);
         let mut nodes = self.view.effective_nodes();
         nodes.insert(self.own.name.clone(), self.own.clone());

@@ -70,6 +70,11 @@ impl Requests {
         self.pending.iter().any(|command| matches!(command, Command::Publish { .. }))
     }
 
+    /// Returns whether the store has been asked for the assigned blocks.
+    pub(super) fn is_assigning(&self) -> bool {
+        self.pending.contains(&Command::Assigned)
+    }
+
     /// Returns whether a call about a block is under way.
     pub(super) fn is_pending(&self, block: IpNet) -> bool {
         self.pending.iter().any(|command| command.block() == Some(block))
