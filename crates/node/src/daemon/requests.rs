@@ -70,9 +70,9 @@ impl Requests {
         self.pending.iter().any(|command| matches!(command, Command::Publish { .. }))
     }
 
-    /// Returns whether the store has been asked for the assigned blocks.
+    /// Returns whether the store has been asked for the assigned blocks, and has not failed before.
     pub(super) fn is_assigning(&self) -> bool {
-        self.pending.contains(&Command::Assigned)
+        self.failed.is_none() && self.pending.contains(&Command::Assigned)
     }
 
     /// Returns whether a call about a block is under way.
