@@ -140,5 +140,6 @@ fn survive(mode: &'static str, cut: Duration) {
     for (stream, what) in streams.into_iter().zip(["IPv4", "IPv6"]) {
         stream.end(&format!("{mode}, {what}"));
     }
-    lab.all_reach_all(&pods);
+    // Hosts resolve the address of the host that was cut off again, which takes a moment.
+    lab.all_reach_all_again(&pods);
 }
