@@ -128,7 +128,7 @@ impl Daemon {
                 self.gain(block);
             }
             (Command::Take { block, from }, Outcome::Owned(true)) => {
-                info!("block {block} is this node's; its owner {from} is gone");
+                info!("block {block} is this node's; it belonged to {from}");
                 self.gain(block);
             }
             (Command::Claim(block) | Command::Take { block, .. }, _) => {
