@@ -1,5 +1,7 @@
-//! The node daemon: what a person types, and nothing else.
+//! The node daemon's command line.
 #![forbid(unsafe_code)]
+
+mod logging;
 
 use std::{
     io::{ErrorKind, Write},
@@ -17,11 +19,11 @@ use signal_hook::{
     iterator::Signals,
 };
 
-/// Joins hosts into one network of pods: by tunnels, by routes, or by whichever fits.
+/// Join hosts into one network of pods, over tunnels or via routes
 #[derive(Debug, Parser)]
 #[command(name = "netloomd", version, propagate_version = true)]
 struct Cli {
-    /// The configuration, in TOML; every value may be given here, as a flag, or in the environment
+    /// Configuration file in TOML; every value can also be given as a flag or in the environment
     #[arg(
         long,
         env = "NETLOOMD_CONFIG",
@@ -38,13 +40,13 @@ struct Cli {
 
 #[derive(Debug, Clone, Subcommand)]
 enum Command {
-    /// Run the daemon (the same as without a command)
+    /// Run the daemon (the default)
     Run,
-    /// Print a configuration file with every value, its meaning and its default
+    /// Print a configuration file that documents every value and its default
     Config,
-    /// Read the configuration and say what is wrong with it, or nothing
+    /// Check the configuration
     Check,
-    /// Take everything away that the daemon made on this host, and this node out of the cluster
+    /// Remove everything that the daemon created on this host, and this node from the cluster
     Uninstall,
 }
 
@@ -53,7 +55,8 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log(&format!("netloomd: {error}"));
+            // Logging may not have been started yet.
+            drop(writeln!(std::io::stderr(), "netloomd: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -69,7 +72,7 @@ fn run(cli: Cli) -> Result<(), String> {
         Command::Config => Ok(()),
         Command::Check => writeln!(
             std::io::stdout(),
-            "node {}, {}, store {}: nothing is wrong with it",
+            "node {}, {}, store {}: the configuration is valid",
             config.node,
             config
                 .networks
@@ -82,12 +85,14 @@ fn run(cli: Cli) -> Result<(), String> {
         .map_err(|error| error.to_string()),
         Command::Uninstall => {
             let changes = daemon::uninstall(&config).map_err(|error| error.to_string())?;
-            log(&format!(
-                "{changes} objects of the kernel, the ruleset, and the network's file are taken away"
-            ));
-            Ok(())
+            writeln!(
+                std::io::stderr(),
+                "removed {changes} kernel objects, the ruleset and the network configurations"
+            )
+            .map_err(|error| error.to_string())
         }
         Command::Run => {
+            logging::start(&config.log_level, config.log_format)?;
             let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| error.to_string())?;
             let stop = move |sender: std::sync::mpsc::Sender<Event>| {
                 std::thread::spawn(move || {
@@ -95,7 +100,7 @@ fn run(cli: Cli) -> Result<(), String> {
                     drop(sender.send(Event::Stop));
                 });
             };
-            daemon::run(config, stop, &mut log).map_err(|error| error.to_string())
+            daemon::run(config, stop).map_err(|error| error.to_string())
         }
     }
 }
@@ -103,14 +108,11 @@ fn run(cli: Cli) -> Result<(), String> {
 fn configuration(cli: Cli) -> Result<Config, String> {
     let in_file = match std::fs::read_to_string(&cli.config) {
         Ok(text) => Written::parse(&text).map_err(|error| format!("{}: {error}", cli.config.display()))?,
-        // All of it may be in flags, or left out.
+        // Flags and defaults may be enough.
         Err(error) if error.kind() == ErrorKind::NotFound => Written::default(),
         Err(error) => return Err(format!("cannot read {}: {error}", cli.config.display())),
     };
-    cli.written.or(in_file).meant().map_err(|error| format!("configuration: {error}"))
-}
-
-/// Standard error is the log: a line each, which the service manager gives a time.
-fn log(line: &str) {
-    drop(writeln!(std::io::stderr(), "{line}"));
+    let config = cli.written.or(in_file).meant().map_err(|error| format!("configuration: {error}"))?;
+    logging::targets(&config.log_level)?;
+    Ok(config)
 }

@@ -1,4 +1,4 @@
-//! What the kernel holds of ours, and how this host is connected.
+//! The daemon's objects in the kernel, and how this host is connected.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,35 +18,35 @@ use crate::{
     desired::{BESIDE, DEVICE4, DEVICE6, GPE, Uplink, Uplinks},
 };
 
-/// The number by which routes of ours are known (`RTPROT_*`): nobody else's in `linux/rtnetlink.h`.
+/// The protocol number that identifies the daemon's routes (`RTPROT_*`); unassigned in `linux/rtnetlink.h`.
 pub const PROTOCOL: u8 = 95;
 
-/// A device of the daemon's own as the kernel has it.
+/// A device of the daemon as it is in the kernel.
 #[derive(Debug, Clone)]
 pub struct Device {
-    /// The device.
+    /// The link.
     pub link: Link,
-    /// Its addresses.
+    /// The link's addresses.
     pub addresses: BTreeSet<IpNet>,
-    /// Which hardware address each next hop has.
+    /// The hardware address of each next hop.
     pub neighbours: BTreeMap<IpAddr, Mac>,
-    /// Behind which host each hardware address is.
+    /// The remote host of each hardware address.
     pub forwards: BTreeSet<Forward>,
 }
 
-/// Everything that is ours.
+/// The daemon's objects in the kernel.
 #[derive(Debug, Clone, Default)]
 pub struct Actual {
     /// The devices, by name.
     pub devices: BTreeMap<&'static str, Device>,
-    /// Routes.
+    /// The routes.
     pub routes: Vec<route::Route>,
 }
 
-/// Reads everything that is ours.
+/// Reads the daemon's objects.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If a netlink request fails.
 pub fn read(socket: &Socket) -> kernel::Result<Actual> {
     let mut actual = Actual::default();
     for name in [DEVICE4, DEVICE6, GPE, BESIDE] {
@@ -66,34 +66,34 @@ pub fn read(socket: &Socket) -> kernel::Result<Actual> {
         };
         actual.devices.insert(name, device);
     }
-    for like in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-        actual.routes.extend(route::list_of(socket, like, PROTOCOL)?);
+    for family in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        actual.routes.extend(route::list_of(socket, family, PROTOCOL)?);
     }
     Ok(actual)
 }
 
-/// Finds how this host is connected: by its configured addresses, or by its default routes.
+/// Finds how this host is connected: by its configured addresses, or else by its default routes.
 ///
 /// # Errors
-/// When the kernel refuses, or no link has a configured address.
+/// If a netlink request fails.
 pub fn uplinks(socket: &Socket, config: &Config) -> kernel::Result<Uplinks> {
     let links = link::list(socket)?;
     let mut uplinks = Uplinks::default();
     for v4 in [true, false] {
-        let given = config.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4);
-        // Where some are configured, a family without one has none.
-        if given.is_none() && !config.addresses.is_empty() {
+        let configured = config.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4);
+        // If addresses are configured, a family without one is not used.
+        if configured.is_none() && !config.addresses.is_empty() {
             continue;
         }
         let default = default_route(socket, v4)?;
-        let found = match given {
+        let found = match configured {
             Some(ip) => by_address(socket, &links, ip)?,
             None => by_default_route(socket, &links, v4, default)?,
         };
         let Some((link, address)) = found else { continue };
         let on_link = addr::list(socket, link)?.into_iter().map(|address| address.net.trunc());
         let on_link = on_link.filter(|net| net.addr().is_ipv4() == v4).collect();
-        let gateway = default.filter(|way| way.link == link.index).and_then(|way| way.gateway);
+        let gateway = default.filter(|route| route.link == link.index).and_then(|route| route.gateway);
         let uplink = Some(Uplink {
             link: link.index,
             name: link.name.clone(),
@@ -125,9 +125,9 @@ fn by_address<'a>(
     Ok(None)
 }
 
-/// Finds out how packets leave that no route but a default one leads.
+/// Returns the kernel's path for packets that only a default route matches.
 fn default_route(socket: &Socket, v4: bool) -> kernel::Result<Option<route::Way>> {
-    // Addresses of the documentation's prefixes (RFC 5737, RFC 3849).
+    // Documentation addresses (RFC 5737, RFC 3849).
     let anywhere: IpAddr = if v4 {
         Ipv4Addr::new(203, 0, 113, 1).into()
     } else {
@@ -142,9 +142,9 @@ fn by_default_route<'a>(
     v4: bool,
     default: Option<route::Way>,
 ) -> kernel::Result<Option<(&'a Link, IpAddr)>> {
-    let Some(way) = default else { return Ok(None) };
-    let Some(link) = links.iter().find(|link| link.index == way.link) else { return Ok(None) };
-    if let Some(source) = way.source {
+    let Some(route) = default else { return Ok(None) };
+    let Some(link) = links.iter().find(|link| link.index == route.link) else { return Ok(None) };
+    if let Some(source) = route.source {
         return Ok(Some((link, source)));
     }
     let addresses = addr::list(socket, link)?;

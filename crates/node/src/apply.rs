@@ -1,4 +1,4 @@
-//! Making the difference between what there should be and what there is, and nothing else.
+//! Applies the difference between desired and actual state to the kernel.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,18 +18,18 @@ use kernel::{
 use crate::{
     actual::{self, Actual, PROTOCOL},
     config::Underlay,
-    desired::{By, Desired, Device, Kind, Route, Uplinks},
+    desired::{Desired, Device, Kind, Route, Target, Uplinks},
     record::hop_of,
 };
 
-/// What was done.
+/// The result of a pass.
 #[derive(Debug, Default)]
 pub struct Done {
-    /// How many objects were put there, changed or taken away.
+    /// The number of objects created, changed or removed.
     pub changes: usize,
-    /// The indices of the devices.
+    /// The indices of the daemon's devices.
     pub devices: BTreeSet<u32>,
-    /// What the kernel refused.
+    /// The changes that the kernel refused.
     pub refused: Vec<String>,
 }
 
@@ -51,47 +51,47 @@ impl Done {
     }
 }
 
-/// Marks the devices as ours.
+/// The alias of the daemon's devices.
 const ALIAS: &str = "netloomd";
 
-/// Makes the kernel hold what it should of devices, neighbours and routes.
+/// Brings devices, neighbours and routes to the desired state.
 pub fn apply(socket: &Socket, desired: &Desired, actual: &Actual) -> Done {
     let mut done = Done::default();
     let mut devices: BTreeMap<&str, u32> = BTreeMap::new();
     for device in &desired.devices {
-        let there = actual.devices.get(device.name);
-        if let Some((link, entries_of)) = ensure_device(socket, device, there, &mut done) {
+        let current = actual.devices.get(device.name);
+        if let Some((link, entries_of)) = ensure_device(socket, device, current, &mut done) {
             devices.insert(device.name, link.index);
             change_entries(socket, desired, device.name, link.index, entries_of, &mut done);
         }
     }
     done.devices = devices.values().copied().collect();
     change_routes(socket, desired, actual, &devices, &mut done);
-    // Last: no route leads there any more.
-    for (name, there) in &actual.devices {
+    // Devices are removed last, when no route leads to them any more.
+    for (name, current) in &actual.devices {
         if desired.devices.iter().all(|device| device.name != *name) {
-            done.note(link::remove(socket, &there.link));
+            done.note(link::remove(socket, &current.link));
             done.changes += 1;
         }
     }
     done
 }
 
-/// Returns the device, and what is known of its entries: nothing when it was made just now.
+/// Creates or changes a device. Returns its link, and its current entries unless it is new.
 fn ensure_device<'a>(
     socket: &Socket,
     device: &Device,
-    there: Option<&'a actual::Device>,
+    current: Option<&'a actual::Device>,
     done: &mut Done,
 ) -> Option<(Link, Option<&'a actual::Device>)> {
-    let mut known = there;
-    if let Some(other) = there.filter(|there| !is(&there.link, device)) {
-        // What a device is cannot be changed: it is made anew, with all its entries.
+    let mut known = current;
+    if let Some(other) = current.filter(|current| !matches(&current.link, device)) {
+        // A device's kind cannot be changed: the device is created again, with all its entries.
         done.note(link::remove(socket, &other.link))?;
         known = None;
     }
     if known.is_none() {
-        // Two of one network and port cannot be on a host.
+        // The kernel allows one VXLAN device per network identifier and port.
         if let Some(name) = &device.replaces
             && let Some(other) = done.note(link::find(socket, name))?
             && other.kind.as_deref() == Some("vxlan")
@@ -106,7 +106,7 @@ fn ensure_device<'a>(
         }
     }
     let link = match known {
-        Some(there) => there.link.clone(),
+        Some(current) => current.link.clone(),
         None => done.note(link::require(socket, device.name))?,
     };
     let change = Change {
@@ -120,28 +120,27 @@ fn ensure_device<'a>(
         done.note(link::change(socket, &link, &change))?;
         done.changes += 1;
     }
-    // What leaves it to the card and should may do so; some cards cannot.
+    // Offload is only ever switched off: some cards do not support it.
     if !device.checksum_offload
         && done.note(offload::checksums(device.name)) == Some(true)
         && done.note(offload::set_checksums(device.name, false)).is_some()
     {
         done.changes += 1;
     }
-    let there = known.map(|there| there.addresses.clone()).unwrap_or_default();
+    let current = known.map(|current| current.addresses.clone()).unwrap_or_default();
     let wanted: BTreeSet<_> = device.addresses.iter().copied().collect();
-    for net in wanted.difference(&there) {
+    for net in wanted.difference(&current) {
         if done.note(addr::add(socket, &link, *net, Detection::Skip)).is_some() {
             done.changes += 1;
         }
     }
-    // The kernel gives links addresses of its own.
+    // The kernel assigns link-local addresses itself.
     let by_kernel = |net: &IpNet| matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
-    for net in there.difference(&wanted).filter(|net| !by_kernel(net)) {
+    for net in current.difference(&wanted).filter(|net| !by_kernel(net)) {
         if done.note(addr::remove(socket, &link, *net)).is_some() {
             done.changes += 1;
         }
     }
-    // What went down lost its IPv6 neighbours' settings, not its entries.
     Some((link, known))
 }
 
@@ -159,39 +158,41 @@ fn new(device: &Device) -> New<'_> {
     }
 }
 
-/// Returns whether a link is what the device should be.
-fn is(link: &Link, device: &Device) -> bool {
+/// Returns whether a link is of the kind that a device should be.
+fn matches(link: &Link, device: &Device) -> bool {
     match (device.kind, link.driver) {
         (Kind::Tunnel { vni, port, local }, driver) => driver == Some(Driver::Vxlan { vni, port, local }),
         (Kind::Gpe { port }, driver) => driver == Some(Driver::VxlanGpe { port }),
         (Kind::Beside { underlay, link: over }, driver) => {
-            let is = matches!(
+            let same = matches!(
                 (underlay, driver),
                 (Underlay::Macvlan, Some(Driver::Macvlan { mode: MacvlanMode::Bridge, .. }))
                     | (Underlay::Ipvlan, Some(Driver::Ipvlan { mode: IpvlanMode::L2 }))
             );
-            is && link.peer == Some(over)
+            same && link.peer == Some(over)
         }
     }
 }
 
-/// Says what is set of a new device before it goes up.
+/// Returns the settings of a new device, which are written before it is set up.
 fn settings(device: &Device) -> Vec<(Setting<'_>, &'static str)> {
     let name = device.name;
     let mut settings =
         vec![(Setting::Ipv6(name, "disable_ipv6"), "0"), (Setting::Ipv6(name, "accept_ra"), "0")];
     settings.extend(match device.kind {
-        // Packets of pods come by it whose way back may be another; nobody is on it who could have its addresses.
+        // Replies to pods' packets may take another path, so the reverse-path filter is loose. No other host is on the link that
+        // could have the same address, so duplicate detection is off.
         Kind::Tunnel { .. } => {
             vec![(Setting::Ipv4(name, "rp_filter"), "2"), (Setting::Ipv6(name, "accept_dad"), "0")]
         }
-        // No next hop is on it, and so no link-local address.
+        // There are no neighbours, so the device needs no link-local address.
         Kind::Gpe { .. } => {
             vec![(Setting::Ipv4(name, "rp_filter"), "2"), (Setting::Ipv6(name, "addr_gen_mode"), "1")]
         }
-        // It answers for the host's addresses to those alone that it leads to, this host's pods: others hear of the link
-        // itself. The link-local address of a macvlan follows from its hardware address, whatever the host's default is; an ipvlan
-        // is given one, and asks by its own address, for it does not hear what is answered to the host's.
+        // The device answers ARP for the host's addresses only to this host's pods, to which its routes lead (`arp_filter`); others
+        // get answers from the uplink. A macvlan's link-local address is derived from its hardware address, whatever the host's
+        // default; an ipvlan has a configured one, and sends ARP requests from its own address, because it does not receive
+        // replies to the host's.
         Kind::Beside { underlay, .. } => {
             let (announce, generated) = match underlay {
                 Underlay::Macvlan => ("0", "0"),
@@ -216,22 +217,22 @@ fn change_entries(
     known: Option<&actual::Device>,
     done: &mut Done,
 ) {
-    let wanted = desired.heard.iter().filter(|(of, _, _)| *of == device);
+    let wanted = desired.remotes.iter().filter(|(of, _, _)| *of == device);
     let wanted: Vec<_> = wanted.map(|(_, mac, to)| (*mac, *to)).collect();
     let hops: BTreeMap<IpAddr, _> =
         wanted.iter().map(|(mac, _)| (IpAddr::from(hop_of(*mac)), *mac)).collect();
     let forwards: BTreeSet<Forward> =
         wanted.iter().map(|(mac, to)| Forward { link, mac: *mac, to: *to }).collect();
     let (no_hops, no_forwards) = (BTreeMap::new(), BTreeSet::new());
-    let there = known.map_or(&no_hops, |there| &there.neighbours);
-    let forwarded = known.map_or(&no_forwards, |there| &there.forwards);
+    let neighbours = known.map_or(&no_hops, |current| &current.neighbours);
+    let forwarded = known.map_or(&no_forwards, |current| &current.forwards);
     let mut fates = Vec::new();
-    // An entry of the same hardware address at another host goes first: there is one way at a time.
+    // A stale entry of a hardware address is removed before the new one is added: there is one remote host at a time.
     fates.extend(forwarded.difference(&forwards).map(|forward| neigh::Fate::NoForward(*forward)));
     fates.extend(forwards.difference(forwarded).map(|forward| neigh::Fate::Forward(*forward)));
-    let new = hops.iter().filter(|(ip, mac)| there.get(ip) != Some(mac));
+    let new = hops.iter().filter(|(ip, mac)| neighbours.get(ip) != Some(mac));
     fates.extend(new.map(|(ip, mac)| neigh::Fate::Neighbour(link, *ip, *mac)));
-    let gone = there.keys().filter(|ip| !hops.contains_key(ip));
+    let gone = neighbours.keys().filter(|ip| !hops.contains_key(ip));
     fates.extend(gone.map(|ip| neigh::Fate::NoNeighbour(link, *ip)));
     let refused = neigh::change_all(socket, &fates);
     done.note_all(fates.len(), refused);
@@ -245,11 +246,11 @@ fn change_routes(
     done: &mut Done,
 ) {
     let all = desired.routes.values().chain(&desired.exported);
-    let wanted: Vec<route::Route> = all.filter_map(|route| as_kernel_has_it(route, devices)).collect();
+    let wanted: Vec<route::Route> = all.filter_map(|route| kernel_route(route, devices)).collect();
     let key = |route: &route::Route| (route.dst, route.priority, route.table);
     let wanted_keys: BTreeSet<_> = wanted.iter().map(key).collect();
-    let there: BTreeMap<_, &route::Route> = actual.routes.iter().map(|route| (key(route), route)).collect();
-    let new = wanted.iter().filter(|route| there.get(&key(route)).is_none_or(|other| !same(other, route)));
+    let current: BTreeMap<_, &route::Route> = actual.routes.iter().map(|route| (key(route), route)).collect();
+    let new = wanted.iter().filter(|route| current.get(&key(route)).is_none_or(|other| !same(other, route)));
     let mut fates: Vec<route::Fate> = new.map(|route| route::Fate::Put(*route)).collect();
     let gone = actual.routes.iter().filter(|route| !wanted_keys.contains(&key(route)));
     fates.extend(gone.map(|route| route::Fate::Remove(*route)));
@@ -257,29 +258,30 @@ fn change_routes(
     done.note_all(fates.len(), refused);
 }
 
-/// The kernel fills in a scope, and a source that follows by itself.
-fn same(there: &route::Route, wanted: &route::Route) -> bool {
-    there.link == wanted.link
-        && there.gateway == wanted.gateway
-        && there.blackhole == wanted.blackhole
-        && there.carried == wanted.carried
-        && (wanted.source.is_none() || there.source == wanted.source)
+/// Compares routes, except for the scope and the source that the kernel fills in itself.
+fn same(current: &route::Route, wanted: &route::Route) -> bool {
+    current.link == wanted.link
+        && current.gateway == wanted.gateway
+        && current.blackhole == wanted.blackhole
+        && current.carried == wanted.carried
+        && (wanted.source.is_none() || current.source == wanted.source)
 }
 
-fn as_kernel_has_it(route: &Route, devices: &BTreeMap<&str, u32>) -> Option<route::Route> {
-    /// Where none is given, IPv6's routes have this metric.
-    const USUAL6: u32 = 1024;
-    let (link, blackhole) = match route.by {
-        By::Link(link) => (link, false),
-        By::Device(name) => (*devices.get(name)?, false),
-        By::Nothing if route.dst.addr().is_ipv6() => (LOOPBACK, true),
-        By::Nothing => (0, true),
+/// Returns a route in the kernel's terms, or `None` while its device does not exist.
+fn kernel_route(route: &Route, devices: &BTreeMap<&str, u32>) -> Option<route::Route> {
+    /// The kernel's default metric of IPv6 routes (`IP6_RT_PRIO_USER`).
+    const DEFAULT6: u32 = 1024;
+    let (link, blackhole) = match route.to {
+        Target::Link(link) => (link, false),
+        Target::Device(name) => (*devices.get(name)?, false),
+        Target::Blackhole if route.dst.addr().is_ipv6() => (LOOPBACK, true),
+        Target::Blackhole => (0, true),
     };
-    let usual = if route.dst.addr().is_ipv6() { USUAL6 } else { 0 };
+    let default = if route.dst.addr().is_ipv6() { DEFAULT6 } else { 0 };
     Some(route::Route {
-        // What is on the link.
+        // Without a gateway, the destination is on the link.
         scope: if route.gateway.is_none() && !blackhole && route.dst.addr().is_ipv4() { LINK } else { 0 },
-        priority: if route.priority == 0 { usual } else { route.priority },
+        priority: if route.priority == 0 { default } else { route.priority },
         source: route.source,
         table: route.table,
         protocol: PROTOCOL,
@@ -289,15 +291,15 @@ fn as_kernel_has_it(route: &Route, devices: &BTreeMap<&str, u32>) -> Option<rout
     })
 }
 
-/// The scope of what is on the link (`RT_SCOPE_LINK`).
+/// The scope of destinations on the link (`RT_SCOPE_LINK`).
 const LINK: u8 = 253;
-/// The kernel says of IPv6's blackhole routes that they lead to `lo`.
+/// The link of IPv6 blackhole routes: the kernel reports `lo`.
 const LOOPBACK: u32 = 1;
 
-/// Has the host forward, without losing the default route that it may have from a router's advertisements.
+/// Enables forwarding, while keeping a default route from router advertisements.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If a setting cannot be read or written.
 pub fn forward(desired: &Desired, uplinks: &Uplinks) -> kernel::Result<()> {
     let pods = desired.ruleset.iter().flat_map(|ruleset| &ruleset.pods);
     let families: BTreeSet<bool> = pods.map(|net| net.addr().is_ipv4()).collect();
@@ -316,17 +318,17 @@ pub fn forward(desired: &Desired, uplinks: &Uplinks) -> kernel::Result<()> {
     Ok(())
 }
 
-/// Has the uplink hear this host's own pods that are ipvlans over it: what they send to the host comes by it, and the way to
-/// them is another, which a strict filter of sources takes for a lie (`rp_filter`, RFC 3704).
+/// Makes the uplink's strict reverse-path filter loose (`rp_filter`, RFC 3704) if the host's pods are ipvlans: their packets to the
+/// host arrive on the uplink, but the route back is via another link.
 ///
 /// # Errors
-/// When the kernel refuses.
-pub fn hear_ipvlans(desired: &Desired, uplinks: &Uplinks) -> kernel::Result<()> {
+/// If a setting cannot be read or written.
+pub fn accept_ipvlans(desired: &Desired, uplinks: &Uplinks) -> kernel::Result<()> {
     let is_ipvlan = |device: &Device| matches!(device.kind, Kind::Beside { underlay: Underlay::Ipvlan, .. });
     let Some(uplink) = uplinks.v4.as_ref().filter(|_| desired.devices.iter().any(is_ipvlan)) else {
         return Ok(());
     };
-    // The greater of the two counts: 0 is no filter, 1 a strict one, 2 a loose one.
+    // The kernel applies the greater of the two: 0 is no filter, 1 a strict one, 2 a loose one.
     let of = |link| sysctl::read(Setting::Ipv4(link, "rp_filter"));
     if of("all")?.max(of(&uplink.name)?).as_deref() == Some("1") {
         sysctl::ensure(Setting::Ipv4(&uplink.name, "rp_filter"), "2")?;
@@ -334,7 +336,7 @@ pub fn hear_ipvlans(desired: &Desired, uplinks: &Uplinks) -> kernel::Result<()> 
     Ok(())
 }
 
-/// Takes everything of ours away.
+/// Removes the daemon's objects.
 pub fn remove(socket: &Socket, actual: &Actual) -> Done {
     let mut done = Done::default();
     let fates: Vec<route::Fate> = actual.routes.iter().map(|route| route::Fate::Remove(*route)).collect();

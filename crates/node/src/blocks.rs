@@ -1,4 +1,4 @@
-//! Blocks of pods' addresses: how the pods' prefixes divide into them, which one a node asks for next.
+//! Blocks of pods' addresses: how the pods' prefixes divide into blocks, and which one a node claims next.
 
 use std::{
     collections::BTreeSet,
@@ -7,15 +7,15 @@ use std::{
 
 use ipnet::IpNet;
 
-/// Claims another block when this part of the addresses is in use, in percent.
+/// The share of used addresses, in percent, at which a node claims another block.
 pub const FULL: u64 = 80;
-/// Of a segment that all share so many addresses are held in advance, if there are as many.
+/// The number of free addresses that a node keeps on a shared segment.
 pub const SPARE: u64 = 8;
-/// As many blocks are looked at, from a place that follows from the node's name, before the pool counts as full.
+/// The number of blocks that a node examines before it considers the pool full.
 const TRIED: u64 = 1 << 20;
 
-/// Lists the blocks of a prefix in the order in which a node asks for them: from a place of its own on, so that nodes that
-/// start together do not all ask for the same one.
+/// Lists the blocks of a prefix in the order in which a node claims them. The order starts at a place derived from the node's
+/// name, so that nodes that start together do not all claim the same block.
 pub fn candidates(prefix: IpNet, length: u8, node: &str) -> impl Iterator<Item = IpNet> {
     let bits = u32::from(length.saturating_sub(prefix.prefix_len()));
     let count = 1_u64.checked_shl(bits.min(63)).unwrap_or(u64::MAX);
@@ -25,12 +25,12 @@ pub fn candidates(prefix: IpNet, length: u8, node: &str) -> impl Iterator<Item =
     (0..count.min(TRIED)).filter_map(move |index| nth(prefix, length, start.wrapping_add(index) % count))
 }
 
-/// Returns the block to ask for next: the first that nobody is known to have any of; none when all are taken.
+/// Returns the block to claim next: the first that overlaps no taken block, or `None` if all are taken.
 pub fn next(prefix: IpNet, length: u8, node: &str, taken: &BTreeSet<IpNet>) -> Option<IpNet> {
     candidates(prefix, length, node).find(|block| !overlaps(taken, *block))
 }
 
-/// Returns whether a block has addresses in common with another: blocks may once have been larger, or smaller.
+/// Returns whether a block overlaps a taken one. Taken blocks may be larger or smaller: the configured length can change.
 fn overlaps(taken: &BTreeSet<IpNet>, block: IpNet) -> bool {
     let around = (0..=block.prefix_len())
         .filter_map(|length| IpNet::new(block.addr(), length).ok())
@@ -53,8 +53,8 @@ fn nth(prefix: IpNet, length: u8, index: u64) -> Option<IpNet> {
     }
 }
 
-/// Returns the address of a block that is the node's own, as the source of what the host itself sends to pods: one that no pod
-/// gets, also none of flannel's (the network's own in IPv4; in IPv6 the one behind the last, or where there is none the third).
+/// Returns the node's own address in a block, the source of packets that the host itself sends to pods. No pod gets it, not even
+/// one of flannel's. In IPv4 it is the network address; in IPv6 the address after the last that pods get, or else the third.
 pub fn own_address(block: IpNet) -> IpAddr {
     match (block.network(), range(block).1) {
         (IpAddr::V6(_), IpAddr::V6(last)) if IpAddr::V6(last) != block.broadcast() => {
@@ -65,7 +65,7 @@ pub fn own_address(block: IpNet) -> IpAddr {
     }
 }
 
-/// Returns the first and the last address that pods get of a block.
+/// Returns the first and the last address of a block that pods get.
 pub fn range(block: IpNet) -> (IpAddr, IpAddr) {
     match block {
         IpNet::V4(net) => {
@@ -74,17 +74,17 @@ pub fn range(block: IpNet) -> (IpAddr, IpAddr) {
         }
         IpNet::V6(net) => {
             let (first, last) = (u128::from(net.network()), u128::from(net.broadcast()));
-            // Host-local walks through it from the first on: the lower 48 bits are more than anybody uses.
+            // host-local walks through the range from its start: 48 bits are more than enough.
             (Ipv6Addr::from(first + 16).into(), Ipv6Addr::from(last.min(first + (1 << 48))).into())
         }
     }
 }
 
-/// First and last address of each piece of a block that pods get addresses of.
+/// First and last address of each range of a block that pods get addresses from.
 pub type Pieces = Vec<(IpAddr, IpAddr)>;
 
-/// Returns what pods get of a block: of one behind its host all but the host's own; of one on the hosts' segment all but
-/// what is `reserved` there.
+/// Returns the addresses of a block that pods get. With `reserved`, the block is on the hosts' segment and pods get all other
+/// addresses; without, the host routes and keeps some for itself.
 pub fn pieces(block: IpNet, reserved: Option<&BTreeSet<IpAddr>>) -> Pieces {
     let Some(reserved) = reserved else { return vec![range(block)] };
     let ip = |number: u128| match block {
@@ -108,7 +108,7 @@ pub fn pieces(block: IpNet, reserved: Option<&BTreeSet<IpAddr>>) -> Pieces {
     pieces
 }
 
-/// Returns how many addresses there are in pieces.
+/// Counts the addresses in ranges.
 pub fn count(pieces: &[(IpAddr, IpAddr)]) -> u64 {
     let of = |piece: &(IpAddr, IpAddr)| match *piece {
         (IpAddr::V4(first), IpAddr::V4(last)) => u64::from(u32::from(last) - u32::from(first)) + 1,
@@ -122,7 +122,7 @@ pub fn count(pieces: &[(IpAddr, IpAddr)]) -> u64 {
 
 /// Lists the addresses of a block of the hosts' segment.
 pub fn addresses(block: IpNet) -> impl Iterator<Item = IpAddr> {
-    // A network's own and a broadcast address are as good as others in a part of a larger prefix.
+    // Within a larger prefix, the block's first and last address are usable.
     let first = block.network();
     let count = 1_u32 << u32::from(block.max_prefix_len() - block.prefix_len()).min(16);
     (0..count).filter_map(move |index| match first {

@@ -1,4 +1,4 @@
-//! What the container runtime is told: of each network a file, with the node's blocks as ranges.
+//! The network configurations for the container runtime, with the node's blocks as ranges, and host-local's reservations.
 
 use std::{collections::BTreeMap, fs, io, net::IpAddr, path::PathBuf};
 
@@ -12,25 +12,25 @@ use crate::{
     file,
 };
 
-/// Returns the file of a network: the first one's comes before others, which is the one that a runtime takes.
+/// Returns the path of a network's configuration. The first network's sorts before the others: a runtime takes the first file.
 pub fn path(config: &Config, network: &str) -> PathBuf {
     let is_first = config.networks.first().is_some_and(|first| first.name == network);
     config.conf_dir.join(format!("{}-{network}.conflist", if is_first { 10 } else { 20 }))
 }
 
-/// Writes the file, whole or not at all, and tells whether it had to be.
+/// Writes a network's configuration atomically; returns false if it was up to date.
 ///
 /// # Errors
-/// When the folder or the file cannot be written.
+/// If the directory or the file cannot be written.
 pub fn write(config: &Config, attach: &Attach, own: &BTreeMap<IpNet, Pieces>) -> io::Result<bool> {
     let text = serde_json::to_string_pretty(&render(config, attach, own)).unwrap_or_default() + "\n";
     file::write(&path(config, &attach.network), text.as_bytes(), 0o644)
 }
 
-/// Lists the files that a runtime takes before the first network's: pods would be on another network.
+/// Lists the files that sort before the first network's: a runtime would start pods on another network.
 ///
 /// # Errors
-/// When the folder is there and cannot be read.
+/// If the directory exists but cannot be read.
 pub fn before(config: &Config) -> io::Result<Vec<PathBuf>> {
     let Some(own) = config.networks.first().map(|network| path(config, &network.name)) else {
         return Ok(Vec::new());
@@ -48,26 +48,27 @@ pub fn before(config: &Config) -> io::Result<Vec<PathBuf>> {
     Ok(before)
 }
 
-/// Returns the file that says whether a network is ready: beside the daemon's socket, where nothing stays over a reboot.
+/// Returns the path of the file that tells whether a network is ready. It is beside the daemon's socket, where no file survives
+/// a reboot.
 fn ready_path(config: &Config, network: &str) -> PathBuf {
     config.socket.with_file_name(format!("{network}.ready"))
 }
 
-/// Has the plugins' STATUS say whether the networks are ready, or why not. That stays while there is no daemon: pods start without.
+/// Publishes readiness to the plugins' STATUS. The file stays when the daemon ends: pods start without it.
 ///
 /// # Errors
-/// When a file cannot be written.
-pub fn tell_ready(config: &Config, problems: &[String]) -> io::Result<()> {
+/// If a file cannot be written.
+pub fn publish_readiness(config: &Config, problems: &[String]) -> io::Result<()> {
     let text = if problems.is_empty() { "ready".to_owned() } else { problems.join("; ") };
     config.networks.iter().try_for_each(|network| {
         file::write(&ready_path(config, &network.name), text.as_bytes(), 0o644).map(drop)
     })
 }
 
-/// Removes the files. Absent is fine.
+/// Removes the files. Succeeds if they do not exist.
 ///
 /// # Errors
-/// When one is there and cannot be removed.
+/// If a file cannot be removed.
 pub fn remove(config: &Config) -> io::Result<()> {
     config.networks.iter().try_for_each(|network| {
         file::remove(&path(config, &network.name))?;
@@ -75,10 +76,10 @@ pub fn remove(config: &Config) -> io::Result<()> {
     })
 }
 
-/// So many seconds an address of a pod that is gone is nobody's, if there are others: what still speaks to it has noticed by then.
+/// Seconds for which the address of a deleted pod is not reused if others are free: by then its peers have noticed.
 const COOLDOWN: u32 = 60;
 
-/// Makes the network's configuration.
+/// Returns a network's configuration.
 pub fn render(config: &Config, attach: &Attach, own: &BTreeMap<IpNet, Pieces>) -> Value {
     let mut ranges = Vec::new();
     let mut routes = Vec::new();
@@ -145,7 +146,7 @@ fn range(subnet: IpNet, (first, last): (IpAddr, IpAddr), gateway: Option<IpAddr>
     range
 }
 
-/// Returns the ranges of a segment's prefixes; what lies side by side is one.
+/// Returns the ranges of a segment's prefixes, with adjacent ranges merged.
 fn on_segment<'a>(segment: &Segment, own: impl Iterator<Item = (&'a IpNet, &'a Pieces)>) -> Vec<Value> {
     let mut merged: Pieces = Vec::new();
     for (first, last) in own.flat_map(|(_, pieces)| pieces.iter().copied()) {
@@ -161,10 +162,10 @@ fn on_segment<'a>(segment: &Segment, own: impl Iterator<Item = (&'a IpNet, &'a P
     merged.into_iter().filter_map(of).collect()
 }
 
-/// Counts the reservations in each of these blocks of a network.
+/// Counts the reservations in each of a network's blocks.
 ///
 /// # Errors
-/// When the folder is there and cannot be read.
+/// If the reservations cannot be read: then the use is unknown, not zero.
 pub fn used(config: &Config, network: &Network, blocks: &[IpNet]) -> io::Result<Vec<u64>> {
     let mut used = vec![0; blocks.len()];
     for ip in reserved(config, &network.name)? {
@@ -175,10 +176,10 @@ pub fn used(config: &Config, network: &Network, blocks: &[IpNet]) -> io::Result<
     Ok(used)
 }
 
-/// Lists the addresses of a network that are reserved on this host.
+/// Lists the addresses of a network that are reserved on this host. A directory that does not exist holds none.
 ///
 /// # Errors
-/// When the folder is there and cannot be read.
+/// If the directory cannot be read.
 pub fn reserved(config: &Config, network: &str) -> io::Result<Vec<IpAddr>> {
     let entries = match fs::read_dir(config.data_dir.join(network)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

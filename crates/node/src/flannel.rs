@@ -1,7 +1,7 @@
-//! flannel's nodes beside this cluster's: what it writes in etcd, in annotations of Kubernetes' nodes, and in a file on each host.
+//! flannel's data: its keys in etcd, its annotations of Kubernetes nodes, and its file on each host.
 //!
-//! Nodes of flannel's are nodes here, and this node's blocks stand where flannel's nodes look for them, as they write their own: so
-//! the two reach each other, and a cluster goes from one to the other node by node.
+//! flannel's nodes are peers of this cluster's nodes, and this node publishes its blocks where flannel's nodes look for them. So the
+//! two reach each other, and a cluster can migrate from one to the other node by node.
 
 use std::{
     collections::BTreeMap,
@@ -14,12 +14,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
+    block_name,
     config::{Config, Flannel},
     file,
     record::Record,
 };
 
-/// What flannel knows of a node (`LeaseAttrs`): each family of pods has a tunnel of that family.
+/// flannel's description of a node (`LeaseAttrs`): each family of pods has a tunnel of that family.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lease {
     #[serde(rename = "PublicIP", default)]
@@ -32,7 +33,7 @@ pub(crate) struct Lease {
     data4: Option<Data>,
     #[serde(rename = "BackendV6Data", default)]
     data6: Option<Data>,
-    /// The node of this cluster's that wrote it; flannel does not look at it.
+    /// The node of this cluster that wrote the lease; flannel ignores the field.
     #[serde(rename = "Netloom", default, skip_serializing_if = "Option::is_none")]
     netloom: Option<String>,
 }
@@ -45,13 +46,13 @@ struct Data {
     mac: String,
 }
 
-/// Nodes that tunnel.
+/// The backend of nodes with tunnels.
 const VXLAN: &str = "vxlan";
-/// Nodes that route.
+/// The backend of nodes with plain routes.
 const HOST_GATEWAY: &str = "host-gw";
 
 impl Lease {
-    /// Says of a node of this cluster's what flannel's nodes are to know.
+    /// Describes a node of this cluster to flannel's nodes.
     pub(crate) fn of(node: &Record) -> Self {
         let data = || node.tunnel.map(|tunnel| Data { vni: tunnel.vni, mac: node.mac(true).to_string() });
         let mut lease = Self {
@@ -71,7 +72,7 @@ impl Lease {
         lease
     }
 
-    /// Reads what stands at a key; none where it is no lease.
+    /// Parses a key's value, or returns `None` if it is not a lease.
     pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         serde_json::from_slice(text).ok()
     }
@@ -80,11 +81,11 @@ impl Lease {
         [self.address4.map(IpAddr::V4), self.address6.map(IpAddr::V6)].into_iter().flatten()
     }
 
-    /// Writes what flannel says of a node of its own as a record, to be checked as any other.
+    /// Returns flannel's description of its own node as a record, to be checked like any other.
     fn record(self, how: &Flannel, name: &str, blocks: &[IpNet]) -> Value {
-        // What a tunnel leads to that is none is not reached, and says so.
+        // A node of another backend has no tunnel: it is reached directly, or its peers report the problem.
         let is_tunnel = self.backend == VXLAN;
-        // flannel writes an address of zeroes for a family that it does not have.
+        // flannel writes a zero address for a family that it does not use.
         let addresses = self.addresses().filter(|ip| !ip.is_unspecified());
         let (data4, data6) = (self.data4.filter(|_| is_tunnel), self.data6.filter(|_| is_tunnel));
         let vni = data4.as_ref().or(data6.as_ref()).map(|data| data.vni);
@@ -99,7 +100,7 @@ impl Lease {
         })
     }
 
-    /// Returns whether it may be overwritten by a node: it wrote it itself, or flannel did on the same host.
+    /// Returns whether a node may overwrite the lease: it wrote it itself, or flannel did on the same host.
     pub(crate) fn is_own(&self, node: &Record) -> bool {
         if let Some(name) = &self.netloom {
             return *name == node.name;
@@ -107,18 +108,18 @@ impl Lease {
         self.addresses().any(|ip| node.addresses.contains(&ip))
     }
 
-    /// Returns whether this node of this cluster's wrote it.
+    /// Returns whether this node wrote the lease.
     pub(crate) fn is_of(&self, node: &str) -> bool {
         self.netloom.as_deref() == Some(node)
     }
 }
 
-/// In etcd: `PREFIX/subnets/ADDRESS-LENGTH` is a node's lease, with both families `PREFIX/subnets/ADDRESS-LENGTH&ADDRESS-LENGTH`.
+/// flannel in etcd: the key of a node's lease is `PREFIX/subnets/ADDRESS-LENGTH`, with both families
+/// `PREFIX/subnets/ADDRESS-LENGTH&ADDRESS-LENGTH`.
 pub(crate) mod keys {
-    use super::{Flannel, IpNet, Lease, Record, Value};
-    use crate::store::{block_name, parse_block, plain_name};
+    use super::{Flannel, IpNet, Lease, Record, Value, block_name};
 
-    /// In the place of a subnet of IPv4 where there is none.
+    /// Stands for a missing IPv4 subnet.
     const NONE: &str = "0.0.0.0-0";
 
     /// Returns the prefix of the subnets' keys.
@@ -126,12 +127,12 @@ pub(crate) mod keys {
         format!("{}/subnets/", how.place)
     }
 
-    /// Returns the keys from which on, and before which, one is that has this block.
+    /// Returns the range of keys, as first key and end, that may contain a block.
     pub(crate) fn around(how: &Flannel, block: IpNet) -> (String, String) {
         let prefix = prefix(how);
         if block.addr().is_ipv4() {
-            let first = format!("{prefix}{}", block_name(block));
-            // Behind it comes nothing, or what begins with '&'.
+            let first = format!("{prefix}{}", block_name::key(block));
+            // The key ends here, or continues with '&'.
             let end = format!("{first}'");
             (first, end)
         } else {
@@ -140,49 +141,49 @@ pub(crate) mod keys {
         }
     }
 
-    /// Returns whether a key, behind the prefix, is of this block.
+    /// Returns whether a key, without the prefix, contains a block.
     pub(crate) fn has(name: &str, block: IpNet) -> bool {
-        name.split('&').any(|part| parse_block(part) == Some(block))
+        name.split('&').any(|part| block_name::parse(part) == Some(block))
     }
 
-    /// Returns the keys of a node's blocks.
+    /// Returns the keys for a node's blocks.
     pub(crate) fn of(how: &Flannel, node: &Record) -> Vec<String> {
         let (four, six): (Vec<IpNet>, Vec<IpNet>) =
             node.blocks.iter().copied().partition(|block| block.addr().is_ipv4());
         let pair = |index: usize| {
-            let four = four.get(index).map_or_else(|| NONE.to_owned(), |block| block_name(*block));
+            let four = four.get(index).map_or_else(|| NONE.to_owned(), |block| block_name::key(*block));
             match six.get(index) {
-                Some(six) => format!("{}{four}&{}", prefix(how), block_name(*six)),
+                Some(six) => format!("{}{four}&{}", prefix(how), block_name::key(*six)),
                 None => format!("{}{four}", prefix(how)),
             }
         };
         (0..four.len().max(six.len())).map(pair).collect()
     }
 
-    /// Reads what stands at a key, behind the prefix: the node's name here, and its record; none where a node of this cluster's wrote
-    /// it, or nothing stands there any more.
+    /// Reads a key, without the prefix, and its value: the node's name in this cluster and its record. There is no record if a node
+    /// of this cluster wrote the key, or if the key was deleted.
     pub(crate) fn read(how: &Flannel, name: &str, value: Option<&[u8]>) -> Option<(String, Option<Vec<u8>>)> {
-        let blocks: Vec<IpNet> = name.split('&').map(parse_block).collect::<Option<_>>()?;
+        let blocks: Vec<IpNet> = name.split('&').map(block_name::parse).collect::<Option<_>>()?;
         let blocks: Vec<IpNet> = blocks.into_iter().filter(|block| block.prefix_len() > 0).collect();
-        let name = format!("flannel-{}", plain_name(*blocks.first()?));
+        let name = format!("flannel-{}", block_name::without_colons(*blocks.first()?));
         let Some(value) = value else { return Some((name, None)) };
         let record = match serde_json::from_slice::<Lease>(value) {
             Ok(lease) if lease.netloom.is_some() => None,
             Ok(lease) => Some(Value::to_string(&lease.record(how, &name, &blocks)).into_bytes()),
-            // It is refused, with what is wrong with it.
+            // The record check refuses it and says why.
             Err(_) => Some(value.to_vec()),
         };
         Some((name, record))
     }
 }
 
-/// In Kubernetes: annotations of a `Node`, whose podCIDRs are its subnets.
+/// flannel in Kubernetes: annotations of a `Node`, whose podCIDRs are its subnets.
 pub(crate) mod annotations {
     use super::{BTreeMap, Flannel, IpNet, Lease, Record, Value, json};
 
     type Annotations = BTreeMap<String, String>;
 
-    /// Returns the beginning of the annotations' names, as flannel's `-kube-annotation-prefix` makes it.
+    /// Returns the prefix of the annotations' names, as flannel derives it from `-kube-annotation-prefix`.
     fn prefix(how: &Flannel) -> String {
         let slash = if how.place.contains('/') { "" } else { "/" };
         let place = format!("{}{slash}", how.place);
@@ -190,7 +191,7 @@ pub(crate) mod annotations {
         format!("{place}{dash}")
     }
 
-    /// Reads what they say of a node, as a record without a name; nothing where flannel is not on it.
+    /// Returns a node's record without a name, or `None` if flannel does not run on the node.
     pub(crate) fn read(how: &Flannel, annotations: &Annotations, blocks: &[IpNet]) -> Option<Value> {
         let prefix = prefix(how);
         let of = |name: &str| annotations.get(&format!("{prefix}{name}"));
@@ -205,13 +206,13 @@ pub(crate) mod annotations {
         });
         match serde_json::from_value::<Lease>(lease.clone()) {
             Ok(lease) => Some(lease.record(how, "", blocks)),
-            // It is refused, with what is wrong with it.
+            // The record check refuses it and says why.
             Err(_) => Some(lease),
         }
     }
 
-    /// Returns those that are to be there for a node of this cluster's, and are not: of what is none any more, nothing. An address that
-    /// the operator had flannel say instead (`public-ip-overwrite`) is said here too.
+    /// Returns the annotations of this cluster's node that need a change; `None` removes one. An address that the operator
+    /// overrode for flannel (`public-ip-overwrite`) is used here too.
     pub(crate) fn missing(
         how: &Flannel,
         node: &Record,
@@ -235,7 +236,7 @@ pub(crate) mod annotations {
         named.filter(|(name, value)| there.get(name) != value.as_ref()).collect()
     }
 
-    /// Returns the names of those that are to go with a node of this cluster's, if it wrote them: with its own hardware address.
+    /// Returns the annotations to remove with a node of this cluster, if the node wrote them: they contain its hardware address.
     pub(crate) fn own(how: &Flannel, mac: &str, there: &Annotations) -> BTreeMap<String, Option<String>> {
         let prefix = prefix(how);
         let names = ["backend-data", "backend-v6-data"];
@@ -250,14 +251,14 @@ pub(crate) mod annotations {
     }
 }
 
-/// In a file on each host (`subnet.env`): the host's subnets, which flannel's own plugin makes networks of.
+/// flannel's file on each host (`subnet.env`): the host's subnets, which flannel's CNI plugin reads.
 pub(crate) mod subnet_file {
     use super::{Config, Flannel, IpNet, file, io};
 
-    /// Marks the file as this daemon's, which says nothing that it did not know.
+    /// Identifies a file that this daemon wrote, which holds no news for it.
     const MARK: &str = "NETLOOM=true";
 
-    /// Reads which subnets flannel had on this host: `FLANNEL_SUBNET=10.244.3.1/24`, `FLANNEL_IPV6_SUBNET=fd44:0:0:3::1/64`.
+    /// Returns the subnets that flannel had on this host: `FLANNEL_SUBNET=10.244.3.1/24`, `FLANNEL_IPV6_SUBNET=fd44:0:0:3::1/64`.
     pub(crate) fn read(how: &Flannel) -> Vec<IpNet> {
         let text = std::fs::read_to_string(&how.subnet_file).unwrap_or_default();
         if is_own(&text) {
@@ -271,7 +272,7 @@ pub(crate) mod subnet_file {
         text.lines().filter_map(subnet).collect()
     }
 
-    /// Writes it, so that a network of flannel's plugin is still one: of the first block of each family.
+    /// Writes the file with the first block of each family, so that flannel's CNI plugin keeps working.
     pub(crate) fn write(how: &Flannel, config: &Config, own: &[IpNet], mtu: u32) -> io::Result<bool> {
         let Some(network) = config.networks.first() else { return Ok(false) };
         let mut text = String::new();
@@ -279,19 +280,19 @@ pub(crate) mod subnet_file {
             let block = own.iter().find(|block| network.has(block) && block.addr().is_ipv4() == v4);
             let prefix = block.and_then(|block| network.prefixes(v4).find(|prefix| prefix.contains(block)));
             let (Some(block), Some(prefix)) = (block, prefix) else { continue };
-            // The address before the first that pods get, as in flannel's own.
+            // The first host address, as flannel writes it.
             let gateway = block.hosts().find(|ip| *ip != block.network()).unwrap_or(block.addr());
             text += &format!(
                 "FLANNEL_{family}NETWORK={prefix}\nFLANNEL_{family}SUBNET={gateway}/{}\n",
                 block.prefix_len()
             );
         }
-        // What leaves the cluster is the daemon's concern, not the plugin's.
+        // The daemon masquerades, so the plugin need not.
         text += &format!("FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n{MARK}\n");
         file::write(&how.subnet_file, text.as_bytes(), 0o644)
     }
 
-    /// Removes it, if it is this daemon's.
+    /// Removes the file if this daemon wrote it.
     pub(crate) fn remove(how: &Flannel) -> io::Result<()> {
         let text = std::fs::read_to_string(&how.subnet_file).unwrap_or_default();
         if is_own(&text) { file::remove(&how.subnet_file) } else { Ok(()) }

@@ -1,15 +1,17 @@
-//! The node daemon's library: peers in, routes and tunnels out.
+//! The node daemon's library: keeps this host's routes and tunnels to the other nodes in line with the cluster.
 //!
-//! The walk: [`store`] says which nodes there are, [`desired`] what the kernel should hold (a pure function), [`actual`]
-//! what it holds, [`apply`] makes the difference. [`blocks`] are the addresses that a node owns, [`conflist`] tells the
-//! container runtime of them. [`daemon`] turns the wheel, `serve` shows it.
+//! [`store`] reports which nodes exist, [`desired`] computes what the kernel should hold (a pure function), [`actual`] reads what it
+//! holds, and [`apply`] makes the difference. [`blocks`] are the prefixes that a node owns, [`conflist`] publishes them to the
+//! container runtime. [`daemon`] is the reconcile loop, `serve` shows its status.
 //!
-//! Nothing of a pod's start waits for any of it: the plugins use what is on disk and in the kernel.
+//! Starting a pod waits for none of this: the plugins use what is on disk and in the kernel.
 #![forbid(unsafe_code)]
 
 pub mod actual;
 pub mod apply;
+mod block_name;
 pub mod blocks;
+mod cluster_view;
 pub mod config;
 pub mod conflist;
 pub mod daemon;
@@ -17,9 +19,12 @@ pub mod desired;
 mod file;
 mod flannel;
 mod metrics;
+mod name;
 mod probe;
 pub mod record;
 mod serve;
+mod start_error;
 pub mod status;
 pub mod store;
-mod view;
+
+pub use start_error::StartError;

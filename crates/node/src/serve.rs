@@ -1,4 +1,4 @@
-//! Showing the status: as JSON to `netloom cluster` by a socket, and by HTTP as metrics, health and a page for people.
+//! Serves the status: as JSON to `netloom cluster` over a Unix socket, and over TCP as metrics, health and a web page.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -16,40 +16,42 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::{
     config::Config,
-    daemon::{Shown, StartError},
     metrics,
     probe::Probes,
-    status::Status,
+    start_error::StartError,
+    status::{self, Status},
 };
 
-/// Serves from a thread of its own from now on.
-pub(crate) fn start(config: &Config, shown: &Shown, probes: &Probes) -> Result<(), StartError> {
+/// Starts the server in a thread of its own.
+pub(crate) fn start(config: &Config, shared: &status::Shared, probes: &Probes) -> Result<(), StartError> {
     let error = |doing: String| move |error: std::io::Error| StartError::new(doing, error);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(error("start a thread for HTTP".into()))?;
+        .map_err(error("start the HTTP server".into()))?;
     let socket = {
-        let _inside = runtime.enter();
-        bind(config).map_err(error(format!("listen at {}", config.socket.display())))?
+        let _guard = runtime.enter();
+        bind(config).map_err(error(format!("listen on {}", config.socket.display())))?
     };
     let tcp = match config.listen {
         None => None,
-        Some(at) => Some(runtime.block_on(TcpListener::bind(at)).map_err(error(format!("listen at {at}")))?),
+        Some(address) => Some(
+            runtime.block_on(TcpListener::bind(address)).map_err(error(format!("listen on {address}")))?,
+        ),
     };
     let router = Router::new()
         .route("/", get(page))
-        .route("/status", get(status))
+        .route("/status", get(show))
         .route("/metrics", get(scrape))
         .route("/livez", get(|| async { "alive" }))
         .route("/readyz", get(ready))
-        .with_state(Seen { shown: Arc::clone(shown), probes: probes.clone() });
+        .with_state(Sources { shared: Arc::clone(shared), probes: probes.clone() });
     std::thread::spawn(move || {
         runtime.block_on(async move {
-            let by_socket = axum::serve(socket, router.clone());
+            let local = axum::serve(socket, router.clone());
             match tcp {
-                None => drop(by_socket.await),
-                Some(tcp) => drop(tokio::join!(by_socket, axum::serve(tcp, router))),
+                None => drop(local.await),
+                Some(tcp) => drop(tokio::join!(local, axum::serve(tcp, router))),
             }
         });
     });
@@ -60,23 +62,23 @@ fn bind(config: &Config) -> std::io::Result<UnixListener> {
     if let Some(dir) = config.socket.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    // The lock is held: whoever made it before is no more.
+    // This process holds the daemon's lock: a socket that exists is of a daemon that has ended.
     drop(std::fs::remove_file(&config.socket));
     let listener = UnixListener::bind(&config.socket)?;
     std::fs::set_permissions(&config.socket, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
-/// What is looked at when somebody asks.
+/// The data behind every answer.
 #[derive(Debug, Clone)]
-struct Seen {
-    shown: Shown,
+struct Sources {
+    shared: status::Shared,
     probes: Probes,
 }
 
-impl Seen {
+impl Sources {
     fn status(&self) -> Status {
-        let mut status = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut status = self.shared.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for peer in &mut status.peers {
             let seen = self.probes.seen(&peer.name);
             peer.answers = seen.map(|seen| seen.answered);
@@ -87,17 +89,17 @@ impl Seen {
     }
 }
 
-async fn status(State(seen): State<Seen>) -> Json<Status> {
-    Json(seen.status())
+async fn show(State(sources): State<Sources>) -> Json<Status> {
+    Json(sources.status())
 }
 
-async fn scrape(State(seen): State<Seen>) -> impl IntoResponse {
+async fn scrape(State(sources): State<Sources>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], metrics::render(&seen.status()))
+    ([(header::CONTENT_TYPE, kind)], metrics::render(&sources.status()))
 }
 
-async fn ready(State(seen): State<Seen>) -> (StatusCode, String) {
-    let status = seen.status();
+async fn ready(State(sources): State<Sources>) -> (StatusCode, String) {
+    let status = sources.status();
     if status.ready {
         (StatusCode::OK, "ready".into())
     } else {

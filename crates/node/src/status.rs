@@ -1,9 +1,15 @@
-//! What the daemon says of itself and of the cluster: the one document that `netloom cluster`, the page and programs read.
+//! The daemon's status: the document that `netloom cluster`, the web page and programs read.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex},
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+/// The status, shared between the reconcile loop and those that show it.
+pub(crate) type Shared = Arc<Mutex<Status>>;
 
 /// The state of a node as its daemon sees it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -11,11 +17,11 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// This node's name.
     pub node: String,
-    /// Pods can be started and reach the others.
+    /// Whether pods can start and reach other nodes' pods.
     pub ready: bool,
-    /// Why not.
+    /// The reasons the node is not ready.
     pub problems: Vec<String>,
-    /// What an operator should know all the same.
+    /// Conditions that an operator should know although the node is ready.
     pub notes: Vec<String>,
     /// The networks.
     pub networks: Vec<Network>,
@@ -23,82 +29,84 @@ pub struct Status {
     pub addresses: Vec<IpAddr>,
     /// This node's blocks.
     pub blocks: Vec<Block>,
-    /// The other nodes.
+    /// The peers.
     pub peers: Vec<Peer>,
-    /// What the store says.
+    /// The state of the store.
     pub store: Store,
-    /// What was done since the daemon started.
+    /// Counters since the daemon started.
     pub counters: Counters,
 }
 
-/// A network.
+/// A network of the cluster.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Network {
-    /// Its name.
+    /// The network's name.
     pub name: String,
     /// `overlay`, `routing`, `auto`, `bgp` or `underlay`.
     pub mode: String,
-    /// MTU of pods' links in bytes.
+    /// The MTU of pods' links in bytes.
     pub mtu: u32,
 }
 
-/// A block of this node's.
+/// A block that this node owns.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Block {
-    /// Its prefix.
+    /// The prefix.
     pub prefix: IpNet,
-    /// Addresses that pods have of it.
-    pub used: u64,
-    /// Addresses that pods can have of it.
+    /// The number of addresses in use, or `None` if the reservations cannot be read.
+    pub used: Option<u64>,
+    /// The number of addresses that pods can use.
     pub size: u64,
 }
 
-/// Another node.
+/// A peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Peer {
-    /// Its name.
+    /// The peer's name.
     pub name: String,
-    /// Its addresses.
+    /// The peer's addresses.
     pub addresses: Vec<IpAddr>,
-    /// Its blocks.
+    /// The peer's blocks.
     pub blocks: Vec<IpNet>,
-    /// `direct`, `tunnel`, `learnt`, `segment`, several of them where networks differ, or none.
-    pub way: Option<String>,
-    /// What is the matter.
+    /// `direct`, `tunnel`, `learnt` or `segment`; several of them if networks differ; `None` if there is no path.
+    pub path: Option<String>,
+    /// What is wrong.
     pub problem: Option<String>,
-    /// Its daemon answered the last probe, after so many microseconds; absent until one was sent.
+    /// Seconds since the peer's lease has ended; `None` if the peer renews it, or the store has no leases.
+    pub silent_seconds: Option<u64>,
+    /// Whether the peer's daemon answered the last probe; `None` until one was sent.
     pub answers: Option<bool>,
-    /// How long the last answer took, in microseconds.
+    /// The round-trip time of the last probe in microseconds.
     pub rtt_us: Option<u64>,
 }
 
-/// The store.
+/// The state of the store.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Store {
-    /// `file` or `etcd`.
+    /// `file`, `etcd` or `kubernetes`.
     pub kind: String,
-    /// It is heard of.
+    /// Whether the store can be reached.
     pub connected: bool,
-    /// Why not.
+    /// Why it cannot be reached.
     pub problem: Option<String>,
-    /// Records that are refused, and why.
+    /// The refused records, each with the reason.
     pub refused: Vec<String>,
 }
 
-/// Counts since the start.
+/// Counters since the daemon started.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Counters {
-    /// How often what there should be was compared with what there is.
+    /// Comparisons of desired and actual state.
     pub comparisons: u64,
-    /// Objects that were put there, changed or taken away.
+    /// Objects created, changed or removed.
     pub changes: u64,
-    /// Of these, such as somebody else had changed.
+    /// Changes that restored objects after foreign changes.
     pub repairs: u64,
-    /// What the kernel refused.
+    /// Changes that the kernel refused.
     pub refusals: u64,
-    /// How long the comparison took that took longest, with what it changed, in microseconds.
+    /// The longest pass, its changes included, in microseconds.
     pub longest_micros: u64,
 }

@@ -1,5 +1,5 @@
-//! Stores against a model: whatever nodes ask for at the same time, a block is one node's.
-#![expect(clippy::unwrap_used, reason = "a test is to fail where this fails")]
+//! Stores compared with a model: whatever nodes request at the same time, each block has one owner.
+#![expect(clippy::unwrap_used, reason = "a test fails if this fails")]
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +7,7 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::{Mutex, mpsc::channel},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -16,7 +16,7 @@ use node::{config::Written, store};
 
 const NODES: u64 = 8;
 
-/// Numbers that follow from a seed (Knuth's constants).
+/// A linear congruential generator (Knuth's constants).
 struct Numbers(u64);
 
 impl Numbers {
@@ -28,27 +28,27 @@ impl Numbers {
 
 fn open(written: &str, node: &str) -> Box<dyn store::Store> {
     let config = Written::parse(&format!("node = \"{node}\"\n{written}")).unwrap().meant().unwrap();
-    // Nobody listens to what it tells.
-    store::open(&config, channel().0).unwrap()
+    // Its reports are not wanted.
+    store::open(&config, Box::new(|_| false)).unwrap()
 }
 
-/// The blocks that are asked for.
+/// The blocks that the nodes contend for.
 fn blocks() -> Vec<IpNet> {
     (0..12).map(|number| format!("10.0.{number}.0/24").parse().unwrap()).collect()
 }
 
 #[test]
-fn a_folder_has_one_owner_of_a_block() {
+fn a_directory_has_one_owner_of_a_block() {
     let dir = tempfile::tempdir().unwrap();
     let owners = model(&format!("store-dir = {:?}", dir.path().display().to_string()), 300);
-    // What the folder says is what the model does.
+    // The directory and the model agree.
     for block in blocks() {
         let file = dir.path().join("blocks").join(block.to_string().replace('/', "-"));
         assert_eq!(fs::read_to_string(file).ok().as_ref(), owners.get(&block), "{block}");
     }
 }
 
-/// An etcd on loopback, which ends with the value.
+/// An etcd on loopback. It ends with the value.
 struct Etcd {
     process: Child,
     flags: Vec<String>,
@@ -56,7 +56,7 @@ struct Etcd {
 }
 
 impl Etcd {
-    /// Starts one, by TLS where there are certificates; none where it is not installed.
+    /// Starts etcd, with TLS if there are certificates. Returns `None` if etcd is not installed.
     fn start(dir: &Path, tls: &[&str]) -> Option<Self> {
         let found = std::env::var_os("PATH")
             .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("etcd").is_file()));
@@ -105,8 +105,8 @@ fn etcd_has_one_owner_of_a_block() {
     assert!(!model(&written, 60).is_empty());
 }
 
-/// An etcd that wants a certificate and a password of whoever asks gets both, also after it was started anew; who has another
-/// certificate authority, no certificate or another password is told.
+/// The daemon presents a certificate and a password to an etcd that requires both, also after etcd was restarted. With a wrong
+/// certificate authority, no certificate or a wrong password, the error says which.
 #[test]
 fn etcd_is_asked_by_tls_and_with_a_password() {
     let dir = tempfile::tempdir().unwrap();
@@ -147,13 +147,13 @@ fn etcd_is_asked_by_tls_and_with_a_password() {
     let block = "10.1.0.0/24".parse().unwrap();
     for (wrong, says) in [
         (written("other.pem", &identity, "password"), "invalid peer certificate"),
-        (written("ca.pem", "", "password"), "give etcd-cert and etcd-key"),
+        (written("ca.pem", "", "password"), "set `etcd-cert` and `etcd-key`"),
         (written("ca.pem", &identity, "other-password"), "authentication failed"),
     ] {
         let error = open(&wrong, "stranger").claim(block, "stranger").unwrap_err();
         assert!(error.why.contains(says), "{error:?}");
     }
-    // What it gave whoever had the password is forgotten.
+    // After a restart, etcd has forgotten the session's token.
     let mut store = open(&right, "node");
     assert!(store.claim(block, "node").unwrap());
     etcd.restart();
@@ -163,16 +163,16 @@ fn etcd_is_asked_by_tls_and_with_a_password() {
     }
 }
 
-/// Eight nodes claim, give back, and take what a dead one had, all at once, of a dozen blocks. Who is told that a block is its own is
-/// the only one.
+/// Eight nodes claim and release a dozen blocks, and take those of a dead node, all at the same time. A node that is told that it owns
+/// a block is the only owner.
 fn model(written: &str, steps: u64) -> BTreeMap<IpNet, String> {
     let blocks = blocks();
-    // Who has which by the model; what the dead one has is nobody's to give back.
+    // The owners by the model. No node releases the dead node's blocks.
     let owners: Mutex<BTreeMap<IpNet, String>> = Mutex::default();
     let mut dead = open(written, "dead");
     let started = Instant::now();
     for block in &blocks[..4] {
-        // A server that has just been started answers in a moment.
+        // A server that has just started needs a moment to answer.
         while !dead.claim(*block, "dead").is_ok_and(|claimed| claimed) {
             assert!(started.elapsed() < Duration::from_secs(20), "the store does not answer");
         }
@@ -192,7 +192,7 @@ fn model(written: &str, steps: u64) -> BTreeMap<IpNet, String> {
                         match numbers.below(3) {
                             0 if store.claim(block, &name).unwrap() => {
                                 let before = owners.lock().unwrap().insert(block, name.clone());
-                                assert!(before.is_none_or(|before| before == name), "{block} is two nodes'");
+                                assert!(before.is_none_or(|before| before == name), "{block} has two owners");
                                 claims += 1;
                             }
                             1 if store.take(block, "dead", &name).unwrap() => {
@@ -200,12 +200,12 @@ fn model(written: &str, steps: u64) -> BTreeMap<IpNet, String> {
                                 assert_eq!(
                                     before.as_deref(),
                                     Some("dead"),
-                                    "{block} was not the dead node's"
+                                    "{block} did not belong to the dead node"
                                 );
                                 taken += 1;
                             }
                             2 => {
-                                // The model forgets first: another may have it as soon as it is given back.
+                                // The model forgets first: another node may own the block as soon as it is released.
                                 let mut owners = owners.lock().unwrap();
                                 if owners.get(&block) == Some(&name) {
                                     owners.remove(&block);
@@ -226,7 +226,7 @@ fn model(written: &str, steps: u64) -> BTreeMap<IpNet, String> {
             taken += others;
         }
     });
-    assert_eq!(taken, 4, "each of the dead node's blocks is taken once");
+    assert_eq!(taken, 4, "each block of the dead node is taken once");
     assert!(claims > steps / 10, "{claims}");
     owners.into_inner().unwrap()
 }

@@ -1,5 +1,5 @@
-//! What needs no kernel: how prefixes divide into blocks, who gets which, and what there should be for whom.
-#![expect(clippy::unwrap_used, reason = "a test is to fail where this fails")]
+//! Tests without a kernel: how prefixes divide into blocks, which node gets which, and the desired state.
+#![expect(clippy::unwrap_used, reason = "a test fails if this fails")]
 
 use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr};
 
@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use node::{
     blocks,
     config::Written,
-    desired::{By, Uplink, Uplinks, Way, desired},
+    desired::{Inputs, PeerPath, Target, Uplink, Uplinks, desired},
     record::{Record, Tunnel, hop_of, mac_of},
 };
 
@@ -19,7 +19,8 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// A hundred nodes that ask one after the other divide a prefix among them, each from a place of its own, and none twice.
+/// Nodes that claim blocks one after the other divide a prefix among them. Each starts at a place of its own, and no block is
+/// claimed twice.
 #[test]
 fn blocks_are_divided() {
     for (prefix, length, all) in
@@ -35,12 +36,12 @@ fn blocks_are_divided() {
             first.extend(blocks::candidates(net(prefix), length, &node).next());
         }
         assert_eq!(taken.len(), all, "{prefix}");
-        assert!(first.len() > all / 3, "{prefix}: nodes begin at {} places", first.len());
+        assert!(first.len() > all / 3, "{prefix}: nodes start at {} places", first.len());
     }
 }
 
 #[test]
-fn a_block_keeps_what_no_pod_gets() {
+fn a_block_reserves_addresses_for_its_node() {
     for (block, own, first, last, size) in [
         ("10.244.3.0/24", "10.244.3.0", "10.244.3.2", "10.244.3.254", 253),
         ("10.244.3.16/28", "10.244.3.16", "10.244.3.18", "10.244.3.30", 13),
@@ -54,11 +55,11 @@ fn a_block_keeps_what_no_pod_gets() {
 }
 
 #[test]
-fn a_nodes_hardware_address_follows_from_its_name() {
+fn a_nodes_hardware_address_is_derived_from_its_name() {
     let (a, b) = (mac_of("host1"), mac_of("host2"));
     assert_ne!(a, b);
     assert_eq!(a, mac_of("host1"));
-    assert_eq!(a.0[0], 2, "locally administered, of one host");
+    assert_eq!(a.0[0], 2, "locally administered, unicast");
     assert_eq!(hop_of(a).octets()[..2], [0xfe, 0x80]);
 }
 
@@ -73,6 +74,7 @@ fn record(name: &str, addresses: &[&str], blocks: &[&str]) -> Record {
         flannel: false,
         short: BTreeSet::new(),
         incarnation: String::new(),
+        instance: String::new(),
     }
 }
 
@@ -92,12 +94,12 @@ fn uplinks() -> Uplinks {
     }
 }
 
-/// The ways: by mode, by what is on the segment, and by what two nodes have in common; and what is said where there is none.
+/// The path to a peer depends on the mode, on the segment, and on what two nodes have in common. Without a path there is a problem.
 #[test]
-fn ways() {
+fn paths() {
     let near = record("near", &["192.0.2.2", "2001:db8::2"], &["10.244.2.0/24", "fd44:0:0:2::/64"]);
     let far = record("far", &["198.51.100.2", "2001:db8:9::2"], &["10.244.3.0/24"]);
-    // On the segment in one family alone: packets of the other would go astray.
+    // On the segment in one family only: packets of the other family would be lost.
     let half = record("half", &["192.0.2.4", "2001:db8:9::4"], &["10.244.4.0/24"]);
     let only6 = record("only6", &["2001:db8:9::5"], &["10.244.5.0/24"]);
     let mut mute = record("mute", &["198.51.100.6"], &["10.244.6.0/24"]);
@@ -105,86 +107,95 @@ fn ways() {
     let mut other = record("other", &["198.51.100.7"], &["10.244.7.0/24"]);
     other.tunnel = Some(Tunnel { vni: 1, port: 8472, gpe: false });
     let nowhere = record("nowhere", &[], &["10.244.8.0/24"]);
-    // flannel looks at packets of a tunnel's family alone, and may drop what comes by another way than the one back.
+    // flannel's tunnels carry only packets of their own family, and its hosts may drop packets that arrive over another path than the
+    // reply would take.
     let mut flannels =
         record("flannels", &["192.0.2.9", "2001:db8::9"], &["10.244.9.0/24", "fd44:0:0:9::/64"]);
     flannels.flannel = true;
     let mut host_gateway = record("gateway", &["192.0.2.10", "2001:db8::a"], &["10.244.10.0/24"]);
     (host_gateway.flannel, host_gateway.tunnel) = (true, None);
-    let tunnel = |v4| Some(Way::Tunnel { v4 });
-    let direct = Some(Way::Direct);
-    let learnt = Some(Way::Learnt);
+    let tunnel = |v4| Some(PeerPath::Tunnel { v4 });
+    let direct = Some(PeerPath::Direct);
+    let learnt = Some(PeerPath::Learnt);
     let cases = [
         (&near, [tunnel(true), direct, direct, learnt], ""),
         (&far, [tunnel(true), None, tunnel(true), learnt], "not on this L2"),
         (&half, [tunnel(true), None, tunnel(true), learnt], "not on this L2"),
         (&only6, [tunnel(false), None, tunnel(false), learnt], "not on this L2"),
-        (&mute, [None, None, None, learnt], "it makes no tunnel"),
-        (&other, [None, None, None, learnt], "VXLAN network 1 at port 8472"),
+        (&mute, [None, None, None, learnt], "has no tunnel"),
+        (&other, [None, None, None, learnt], "VXLAN network 1 on port 8472"),
         (&flannels, [tunnel(true), None, tunnel(true), learnt], "flannel's node"),
         (&host_gateway, [direct, direct, direct, learnt], ""),
-        (&nowhere, [None, None, None, None], "no address of one family"),
+        (&nowhere, [None, None, None, None], "no address family in common"),
     ];
     for (at, mode) in ["overlay", "routing", "auto", "bgp"].into_iter().enumerate() {
         let written = format!("node = \"own\"\nmode = \"{mode}\"\npods = [\"10.244.0.0/16\", \"fd44::/48\"]");
         let config = Written::parse(&written).unwrap().meant().unwrap();
         let own = record("own", &["192.0.2.1", "2001:db8::1"], &["10.244.1.0/24", "fd44:0:0:1::/64"]);
-        for (node, ways, says) in &cases {
+        for (node, paths, says) in &cases {
             let nodes =
                 BTreeMap::from([("own".to_owned(), own.clone()), (node.name.clone(), (*node).clone())]);
-            let desired = desired(&config, &own, &nodes, &uplinks());
+            let uplinks = uplinks();
+            let inputs = Inputs {
+                config: &config,
+                own: &own,
+                nodes: &nodes,
+                uplinks: &uplinks,
+                checksum_offload: true,
+            };
+            let desired = desired(&inputs);
             let peer = &desired.peers[&node.name];
-            assert_eq!(peer.ways.get("netloom").copied(), ways[at], "{mode} {}", node.name);
-            if ways[at].is_none()
+            assert_eq!(peer.paths.get("netloom").copied(), paths[at], "{mode} {}", node.name);
+            if paths[at].is_none()
                 && !(mode == "routing" && says.contains("tunnel"))
                 && !(mode == "routing" && says.contains("VXLAN"))
             {
                 assert!(peer.problem.as_ref().unwrap().contains(says), "{mode} {}: {peer:?}", node.name);
             }
-            // No route where there is no way, one for each block where there is.
-            let by = |block: &IpNet| desired.routes.get(block).map(|route| route.by);
+            // One route for each block if there is a path, otherwise none.
+            let to = |block: &IpNet| desired.routes.get(block).map(|route| route.to);
             for block in &node.blocks {
-                match ways[at] {
-                    None | Some(Way::Learnt | Way::Segment) => assert_eq!(by(block), None),
-                    Some(Way::Direct) => assert_eq!(by(block), Some(By::Link(7))),
-                    Some(Way::Tunnel { v4 }) => {
+                match paths[at] {
+                    None | Some(PeerPath::Learnt | PeerPath::Segment) => assert_eq!(to(block), None),
+                    Some(PeerPath::Direct) => assert_eq!(to(block), Some(Target::Link(7))),
+                    Some(PeerPath::Tunnel { v4 }) => {
                         let v4 = if node.flannel { block.addr().is_ipv4() } else { v4 };
-                        assert_eq!(by(block), Some(By::Device(if v4 { "netloom4" } else { "netloom6" })));
+                        assert_eq!(to(block), Some(Target::Device(if v4 { "netloom4" } else { "netloom6" })));
                     }
                 }
             }
             assert_eq!(
-                by(&net("10.244.0.0/16")),
-                Some(By::Nothing),
-                "what no node has leaves by no default route"
+                to(&net("10.244.0.0/16")),
+                Some(Target::Blackhole),
+                "packets to addresses of no node are dropped"
             );
         }
     }
 }
 
-/// Records that are not used, and why.
+/// A record with any invalid field is refused as a whole, with the reason.
 #[test]
 fn records_are_checked_whole() {
     let pods = [net("10.244.0.0/16")];
     let good = r#"{"name":"n1","addresses":["192.0.2.1"],"blocks":["10.244.1.0/24"],"unknown":1}"#;
     assert_eq!(Record::parse("n1", good.as_bytes(), &pods).unwrap().blocks, [net("10.244.1.0/24")]);
     for (name, text, says) in [
-        ("n2", good, "calls itself"),
-        ("../x", good, "no name"),
-        ("n1", "{", "no record"),
+        ("n2", good, "names another node"),
+        ("../x", good, "not a node name"),
+        ("n1", "{", "not a node record"),
         ("n1", r#"{"name":"n1","addresses":["192.0.2.1"],"blocks":["10.0.0.0/8"]}"#, "outside"),
-        ("n1", r#"{"name":"n1","addresses":["224.0.0.1"],"blocks":[]}"#, "no address of a host"),
-        ("n1", r#"{"name":"n1","addresses":["fe80::1"],"blocks":[]}"#, "no address of a host"),
-        ("n1", r#"{"name":"n1","addresses":["x"],"blocks":[]}"#, "no record"),
+        ("n1", r#"{"name":"n1","addresses":["224.0.0.1"],"blocks":[]}"#, "not a host address"),
+        ("n1", r#"{"name":"n1","addresses":["fe80::1"],"blocks":[]}"#, "not a host address"),
+        ("n1", r#"{"name":"n1","addresses":["x"],"blocks":[]}"#, "not a node record"),
     ] {
         let error = Record::parse(name, text.as_bytes(), &pods).unwrap_err().to_string();
         assert!(error.contains(says), "{text}: {error}");
     }
 }
 
-/// What pods get of a block on the hosts' segment: all but what is reserved, in pieces.
+/// Pods get all addresses of a block on the hosts' segment except the reserved ones.
 #[test]
-fn a_block_of_the_segment_is_given_whole_but_for_what_is_reserved() {
+fn a_block_on_the_segment_is_used_except_for_reserved_addresses() {
     for (block, reserved, pieces) in [
         ("10.0.0.8/29", vec![], vec![("10.0.0.8", "10.0.0.15")]),
         ("10.0.0.0/30", vec!["10.0.0.0"], vec![("10.0.0.1", "10.0.0.3")]),
@@ -204,7 +215,7 @@ fn a_block_of_the_segment_is_given_whole_but_for_what_is_reserved() {
     }
 }
 
-/// A block is not asked for where a larger or a smaller one is somebody's: prefix lengths may have been others once.
+/// A node claims no block that overlaps a larger or smaller one: the configured length can change.
 #[test]
 fn blocks_of_other_lengths_are_respected() {
     let next =

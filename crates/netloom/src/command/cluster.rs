@@ -49,7 +49,7 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
         say(format!(
             "  block {}: {} of {} addresses in use",
             text(&block["prefix"]),
-            block["used"],
+            block["used"].as_u64().map_or("unknown".to_owned(), |used| used.to_string()),
             block["size"]
         ));
     }
@@ -63,7 +63,7 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
         let or_none = |value: &Value, none: &str| value.as_str().unwrap_or(none).to_owned();
         table.add_row([
             text(&peer["name"]),
-            or_none(&peer["way"], "none"),
+            or_none(&peer["path"], "none"),
             answers,
             list(&peer["addresses"]),
             list(&peer["blocks"]),

@@ -1,4 +1,4 @@
-//! The configuration: what is printed is what is meant when nothing is said, and what is wrong is named.
+//! The configuration: the printed defaults are the real ones, and errors name the wrong value.
 
 use std::{fs, process::Command};
 
@@ -18,7 +18,7 @@ fn the_printed_default_is_valid() {
     let text = String::from_utf8(printed.stdout).unwrap();
     let (ok, says) = check(&text, &["--node", "n1"]);
     assert!(ok && says.contains("network netloom in mode auto"), "{says}");
-    // Every value in it is one that is known: what is behind the comment signs parses too.
+    // Every commented-out value is valid too.
     let values: Vec<&str> = text
         .lines()
         .filter_map(|line| line.strip_prefix("# "))
@@ -35,19 +35,19 @@ fn the_printed_default_is_valid() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn errors_name_the_wrong_value() {
     let cases = [
         ("mode = \"fast\"", "mode"),
         ("modes = \"auto\"", "modes"),
         ("node = \"a/b\"", "`node`"),
         ("pods = [\"10.244.0.1/16\"]", "`pods`"),
         ("pods = []", "`pods`"),
-        ("pods = [\"10.0.0.0/8\", \"10.1.0.0/16\"]", "in common"),
+        ("pods = [\"10.0.0.0/8\", \"10.1.0.0/16\"]", "overlap"),
         ("mode = \"underlay\"", "`pods`"),
         ("mode = \"underlay\"\npods = [\"10.0.0.0/8\"]\nblock4 = 8", "`block4`"),
         ("[[networks]]\nmode = \"underlay\"\npods = [\"10.0.0.0/24\"]", "no `name`"),
-        ("[[networks]]\nname = \"netloom\"\npods = [\"10.0.0.0/24\"]", "two are called"),
-        ("[[networks]]\nname = \"b\"\npods = [\"10.244.0.0/24\"]", "in common"),
+        ("[[networks]]\nname = \"netloom\"\npods = [\"10.0.0.0/24\"]", "two networks are named"),
+        ("[[networks]]\nname = \"b\"\npods = [\"10.244.0.0/24\"]", "overlap"),
         ("[[networks]]\nname = \"b\"\npod = [\"10.1.0.0/24\"]", "pod"),
         ("block4 = 8", "`block4`"),
         ("block4 = 31", "`block4`"),
@@ -63,12 +63,14 @@ fn what_is_wrong_is_named() {
         ("store = \"etcd\"\netcd-user = \"x\"", "`etcd-user`"),
         ("store = \"etcd\"\netcd-endpoints = []", "`etcd-endpoints`"),
         ("flannel = \"/coreos.com/network\"", "`flannel`"),
+        ("log-level = \"loud\"", "`log-level`"),
+        ("log-format = \"xml\"", "log-format"),
     ];
     for (text, says) in cases {
         let (ok, said) = check(text, &[]);
         assert!(!ok && said.contains(says), "{text}: {said}");
     }
-    // A flag counts before the file.
+    // A flag overrides the file.
     let (ok, said) = check("mode = \"overlay\"", &["--node", "n1", "--mode", "routing"]);
     assert!(ok && said.contains("in mode routing"), "{said}");
 }

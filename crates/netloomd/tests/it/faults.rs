@@ -1,6 +1,9 @@
-//! Stores that stand still, pools that are full, nodes that go and leave their blocks, nodes that change their names.
+//! Faults: stalled stores, full pools, dead nodes that own blocks, renamed and copied hosts, wrong checksums.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -13,9 +16,9 @@ fn problems(status: &Value) -> String {
     status["problems"].to_string()
 }
 
-/// A store that takes a question and does not answer changes nothing: what there is stays, daemons are ready and answer.
+/// A store that accepts requests but does not answer changes nothing: the kernel's state stays, and daemons are ready and answer.
 #[test]
-fn a_store_that_stands_still_is_waited_for() {
+fn a_stalled_store_changes_nothing() {
     if !testkit::is_root() || !testkit::has("etcd") {
         return;
     }
@@ -26,12 +29,12 @@ fn a_store_that_stands_still_is_waited_for() {
     lab.wait(0, "without a store", |status| status["store"]["connected"] == false);
     assert_eq!(lab.status(0)["ready"], true, "{}", lab.status(0));
     assert_eq!(dump(&lab, 0), before);
-    // What others change is repaired all the same.
+    // Foreign changes are repaired all the same.
     lab.hosts[0].sh("ip route flush proto 95");
     lab.until(0, "ip route show proto 95 | grep -q netloom4");
     lab.kill(1);
     lab.start(1);
-    lab.wait(1, "on with what it knew", |status| status["ready"] == true);
+    lab.wait(1, "ready with the remembered view", |status| status["ready"] == true);
     lab.all_reach_all(&pods);
     lab.freeze_store(false);
     for index in 0..3 {
@@ -44,10 +47,112 @@ fn a_store_that_stands_still_is_waited_for() {
     lab.all_reach_all(&pods);
 }
 
-/// A pool with a block less than nodes: who gets none says so and tells no runtime of a network; when a node is gone for good, and does not
-/// answer, its block is taken. The others' pods notice nothing.
+/// Repairs do not wait for the store: while etcd stalls, every deleted route is back within a second.
 #[test]
-fn a_full_pool_is_told_and_what_the_dead_had_is_taken() {
+fn repairs_do_not_wait_for_a_stalled_store() {
+    if !testkit::is_root() || !testkit::has("etcd") {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, store: Kind::Etcd, ..Plan::default() });
+    lab.freeze_store(true);
+    // Longer than the renewal interval of the lease and the deadline of a call together.
+    let started = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while started.elapsed() < Duration::from_secs(20) {
+        lab.hosts[0].sh("ip route flush proto 95");
+        slowest = slowest.max(lab.until(0, "ip route show proto 95 | grep -q netloom4"));
+    }
+    lab.freeze_store(false);
+    assert!(slowest < Duration::from_secs(1), "a route was repaired after {slowest:?}");
+    lab.wait(0, "connected again", |status| status["store"]["connected"] == true);
+}
+
+/// A daemon that cannot read the reservations does not know how full its blocks are: it says so and claims nothing.
+#[test]
+fn unreadable_reservations_claim_no_block() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, ..Plan::default() });
+    let blocks = || fs::read_dir(lab.store_dir().join("blocks")).unwrap().count();
+    let before = blocks();
+    let folder = "/var/lib/cni/networks/netloom";
+    lab.hosts[0].sh(&format!("mv {folder} /run/aside; touch {folder}"));
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        lab.hosts[0].sh("ip link add x type veth; ip link del x");
+    }
+    assert_eq!(blocks(), before);
+    lab.wait(0, "unable to tell how full its blocks are", |status| {
+        problems(status).contains("cannot tell how full")
+    });
+    lab.hosts[0].sh(&format!("rm {folder}; mv /run/aside {folder}"));
+    lab.wait(0, "ready again", |status| status["ready"] == true);
+    assert_eq!(blocks(), before);
+}
+
+/// A copy of a host, with its identity under another name, takes nothing from the original: it names both and how to reset it.
+#[test]
+fn a_cloned_host_takes_no_block() {
+    if !testkit::is_root() {
+        return;
+    }
+    let mut lab = Lab::of(Plan { hosts: 2, started: 1, ..Plan::default() });
+    let owners = |lab: &Lab| lab.wire.sh(&format!("cd {}/blocks; grep . *", lab.store_dir().display()));
+    let before = owners(&lab);
+    let state = "/var/lib/netloom/node";
+    for file in ["incarnation", "blocks.json"] {
+        let text = lab.hosts[0].sh(&format!("cat {state}/{file}"));
+        lab.hosts[1].sh(&format!("mkdir -p {state}; printf %s '{}' >{state}/{file}", text.trim()));
+    }
+    lab.start(1);
+    lab.wait(1, "aware that it is a copy", |status| {
+        let said = problems(status);
+        said.contains("`host1` at 192.0.2.1") && said.contains("`host2`") && said.contains(state)
+    });
+    assert_eq!(owners(&lab), before);
+    assert_eq!(lab.status(0)["ready"], true);
+    lab.kill(1);
+    lab.hosts[1].sh(&format!("rm -r {state}"));
+    lab.start(1);
+    lab.wait_for_peers(1, 1);
+    let after = owners(&lab);
+    assert!(before.lines().all(|line| after.contains(line)), "{after}");
+}
+
+/// A node whose daemon is dead keeps its pods' traffic after its lease has ended; its peers show that it is silent.
+#[test]
+fn peers_keep_the_routes_of_a_silent_node() {
+    if !testkit::is_root() || !testkit::has("etcd") {
+        return;
+    }
+    let mut lab = Lab::of(Plan { store: Kind::Etcd, ..Plan::default() });
+    let pods = lab.pods();
+    let before = dump(&lab, 0);
+    lab.kill(2);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(25) {
+        lab.all_reach_all(&pods);
+    }
+    assert_eq!(dump(&lab, 0), before);
+    lab.wait(0, "aware of the silent node", |status| {
+        let peers = status["peers"].as_array().unwrap();
+        peers.iter().any(|it| it["name"] == "host3" && it["silentSeconds"].is_u64())
+    });
+    // A daemon that starts now learns of it as well.
+    lab.kill(0);
+    lab.start(0);
+    lab.wait_for_peers(0, 2);
+    lab.all_reach_all(&pods);
+    // The operator removes the node.
+    assert!(lab.daemon(2).arg("uninstall").status().unwrap().success());
+    lab.until(0, "test $(ip route show proto 95 | grep -c netloom4) = 1");
+}
+
+/// A pool with one block less than nodes. The node without a block reports that and writes no network configuration. When a node is dead,
+/// its block is taken. Other nodes' pods are not affected.
+#[test]
+fn a_full_pool_is_reported_and_a_dead_nodes_block_is_taken() {
     if !testkit::is_root() {
         return;
     }
@@ -56,19 +161,19 @@ fn a_full_pool_is_told_and_what_the_dead_had_is_taken() {
     let pods = [(0, "a1".to_owned(), lab.pod(0, "a1")), (1, "a2".to_owned(), lab.pod(1, "a2"))];
     lab.all_reach_all(&pods);
     lab.start(2);
-    lab.wait(2, "told that the pool is full", |status| {
+    lab.wait(2, "aware that the pool is full", |status| {
         problems(status).contains("no block of 10.244.0.0/27 is free")
     });
     assert!(!lab.hosts[2].path("/run/net.d/10-netloom.conflist").exists());
-    // A node whose record is lost and whose daemon lives is not robbed: it answers, and writes its record again.
+    // A node whose record is lost but whose daemon runs keeps its block: it answers probes, and publishes its record again.
     let record = lab.store_dir().join("nodes/host2.json");
     fs::remove_file(&record).unwrap();
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while !record.exists() {
         assert!(started.elapsed().as_secs() < 10);
     }
     lab.all_reach_all_again(&pods);
-    // One that is dead.
+    // A dead node loses its block.
     let theirs = lab.status(1)["blocks"][0]["prefix"].clone();
     lab.kill(1);
     fs::remove_file(&record).unwrap();
@@ -76,12 +181,14 @@ fn a_full_pool_is_told_and_what_the_dead_had_is_taken() {
         status["ready"] == true && status["blocks"][0]["prefix"] == theirs
     });
     lab.pod(2, "a3");
-    // Its daemon comes back: the block is not its own any more, which it says.
+    // Its daemon comes back and reports that the block belongs to another node.
     lab.start(1);
-    lab.wait(1, "told that its block is another's", |status| problems(status).contains("host3's now"));
+    lab.wait(1, "aware that its block belongs to another node", |status| {
+        problems(status).contains("host3's now")
+    });
 }
 
-/// A host that gets another name keeps its blocks, and its pods their addresses; the old name is gone.
+/// A host that gets another name keeps its blocks, and its pods their addresses. The old name is removed.
 #[test]
 fn a_node_is_renamed() {
     if !testkit::is_root() {
@@ -91,9 +198,9 @@ fn a_node_is_renamed() {
     let pods = lab.pods();
     lab.kill(0);
     lab.start_with(0, &["--node", "renamed"]);
-    lab.wait(0, "ready by its new name", |status| status["ready"] == true && status["node"] == "renamed");
+    lab.wait(0, "ready with its new name", |status| status["ready"] == true && status["node"] == "renamed");
     for index in [1, 2] {
-        lab.wait(index, "told of the new name alone", |status| {
+        lab.wait(index, "aware of the new name only", |status| {
             let names: Vec<_> =
                 status["peers"].as_array().unwrap().iter().map(|peer| peer["name"].clone()).collect();
             names.contains(&"renamed".into()) && !names.contains(&"host1".into())
@@ -105,7 +212,7 @@ fn a_node_is_renamed() {
     assert!(owners.contains("renamed") && !owners.contains("host1"), "{owners}");
 }
 
-/// A host gets other addresses: its tunnels and everybody's ways follow.
+/// A host gets other addresses: its tunnels and its peers' routes follow.
 #[test]
 fn a_host_changes_its_addresses() {
     if !testkit::is_root() {
@@ -120,7 +227,7 @@ fn a_host_changes_its_addresses() {
              ip -6 addr add 2001:db8:a::11/64 dev up0 nodad; ip -6 addr del 2001:db8:a::1/64 dev up0; ip -6 route replace default via 2001:db8:a::fe",
         );
         for index in [1, 2] {
-            lab.wait(index, "told of the new addresses", |status| {
+            lab.wait(index, "aware of the new addresses", |status| {
                 let peers = status["peers"].as_array().unwrap();
                 let first = peers.iter().find(|peer| peer["name"] == "host1").unwrap();
                 first["addresses"] == serde_json::json!(["192.0.2.11", "2001:db8:a::11"])
@@ -140,9 +247,9 @@ fn a_host_changes_its_addresses() {
     }
 }
 
-/// Where the kernel or the card gets checksums of tunnelled packets wrong they are made before, also when somebody sets it otherwise.
+/// With `checksum-offload = false` the host computes the checksums of tunnelled packets, also after a foreign change.
 #[test]
-fn checksums_are_not_left_to_the_card() {
+fn checksum_offload_is_switched_off() {
     if !testkit::is_root() || !testkit::has("ethtool") {
         return;
     }
@@ -153,15 +260,15 @@ fn checksums_are_not_left_to_the_card() {
     lab.until(0, off);
     let pods = lab.pods();
     lab.all_reach_all(&pods);
-    // By itself it is left on here: the kernel has it right.
+    // By default it stays on: this kernel computes them correctly.
     let usual = Lab::of(Plan { hosts: 2, ..Plan::default() });
     assert!(usual.hosts[0].succeeds("ethtool --show-features netloom4 | grep -q 'tx-checksumming: on'"));
 }
 
-/// A card that gets checksums of tunnelled packets wrong is found out, by pods of both families and both forms of tunnels, and they
-/// are made before: streams arrive. One that gets them right keeps them, and so does one that is to have them.
+/// A network card that computes wrong checksums of tunnelled packets is detected, with pods of both families and both tunnel formats. The
+/// host then computes them, and streams arrive. A correct card keeps the offload, and so does one that is configured to.
 #[test]
-fn wrong_checksums_are_found_out() {
+fn wrong_checksums_are_detected() {
     if !testkit::is_root() || !testkit::has("ethtool") || !testkit::has("socat") || !testkit::has("nc") {
         return;
     }
@@ -182,8 +289,8 @@ fn wrong_checksums_are_found_out() {
 
 fn wrong_checksums(pods: &'static str, flags: &'static [&'static str]) {
     let mut lab = Lab::of(Plan { hosts: 2, started: 0, pods, flags, ..Plan::default() });
-    // What comes off a link by a packet socket is as it is in memory: without the checksums that were left to be made. Those around
-    // the tunnelled packets cards get right; here they need none.
+    // A packet socket reads packets as they are in memory, without the checksums that the card would compute. Cards compute those of
+    // the outer packets correctly; here these have none.
     lab.wire.sh(
         "ip link set n1 nomaster; ip link add x1 type veth peer name y1; ip link set y1 master sega up; ip link set x1 up
          nft 'table netdev card { chain c { type filter hook egress devices = { n1, x1 } priority 0;
@@ -200,15 +307,17 @@ fn wrong_checksums(pods: &'static str, flags: &'static [&'static str]) {
     let to = lab.pod(1, "a2");
     let device = if flags.contains(&"vxlan-gpe") { "netloom-gpe" } else { "netloom4" };
     let off = format!("ethtool --show-features {device} | grep -q 'tx-checksumming: off'");
-    let is_to_have_them = flags.contains(&"--checksum-offload");
-    let said =
-        if is_to_have_them { "set `checksum-offload` to false" } else { "this host makes them itself" };
+    let is_configured = flags.contains(&"--checksum-offload");
+    let expected =
+        if is_configured { "set `checksum-offload` to false" } else { "this host computes them itself" };
     for index in [0, 1] {
-        lab.wait(index, "aware of wrong checksums", |status| status["notes"][0].to_string().contains(said));
-        assert_eq!(lab.hosts[index].succeeds(&off), !is_to_have_them);
+        lab.wait(index, "aware of wrong checksums", |status| {
+            status["notes"][0].to_string().contains(expected)
+        });
+        assert_eq!(lab.hosts[index].succeeds(&off), !is_configured);
     }
-    // They were wrong indeed, and are right.
-    if is_to_have_them {
+    // With the offload streams fail; without, they arrive.
+    if is_configured {
         let line = format!("ip netns exec a2 timeout 30 nc -l {} 9 </dev/null >/dev/null 2>&1 &", to[0]);
         lab.hosts[1].sh(&format!("{line} until ip netns exec a2 ss -ltnH | grep -q :9; do :; done"));
         assert!(!lab.hosts[0].succeeds(&format!("ip netns exec a1 timeout 3 nc -N {} 9 </dev/null", to[0])));
@@ -219,7 +328,7 @@ fn wrong_checksums(pods: &'static str, flags: &'static [&'static str]) {
     card.wait().unwrap();
 }
 
-/// Sends what fills many packets from a pod of the first host to the one of the second, at each of its addresses.
+/// Sends 300 kB from a pod of the first host to a pod of the second, to each of its addresses.
 fn stream(lab: &Lab, from: &str, to: &[String]) {
     for ip in to {
         let file = format!("/run/{from}-{ip}");
@@ -232,7 +341,7 @@ fn stream(lab: &Lab, from: &str, to: &[String]) {
     }
 }
 
-/// An uplink's MTU that becomes smaller: tunnels follow, pods that are there go on by what their host tells them, new ones fit.
+/// The uplink's MTU becomes smaller: tunnels follow, existing pods adapt by path MTU discovery, and new pods get a smaller MTU.
 #[test]
 fn an_uplinks_mtu_changes() {
     if !testkit::is_root() || !testkit::has("nc") {
@@ -249,7 +358,7 @@ fn an_uplinks_mtu_changes() {
     for index in [0, 1] {
         lab.until(index, "test $(cat /sys/class/net/netloom4/mtu) = 1350 && grep -q '\"mtu\": 1330' /run/net.d/10-netloom.conflist");
     }
-    // Larger than the tunnel takes, from a pod that does not know.
+    // Packets that are too big for the tunnel, from a pod with the former MTU.
     assert_eq!(lab.hosts[0].sh("ip netns exec a1 cat /sys/class/net/eth0/mtu"), "1430\n");
     stream(&lab, "a1", &to);
     lab.pod(0, "b1");

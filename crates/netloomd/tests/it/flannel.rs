@@ -1,5 +1,5 @@
-//! A cluster that goes from flannel to netloomd node by node: a host is flannel's, as flannel makes it by its keys or annotations, and its
-//! pods are reached, and reach, all the way, in both families.
+//! A cluster migrates from flannel to netloomd node by node. One host has flannel's layout and keys or annotations, and its pods reach all
+//! others throughout, in both families.
 
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,16 @@ const MAC6: &str = "02:00:00:00:00:96";
 const SUBNETS: [&str; 2] = ["10.244.99.0/24", "fd44:0:0:99::/64"];
 const OLD: [&str; 2] = ["10.244.99.2", "fd44:0:0:99::2"];
 
-/// What flannel's nodes find of a node: its subnets, and a lease as it stands in etcd.
+/// What flannel's nodes read about a node: its subnets, and its lease as in etcd.
 type Found = (Vec<String>, Value);
 
-/// Where flannel is.
+/// The place of flannel's data.
 trait Place {
     const KIND: Kind;
     const FLAGS: &'static [&'static str];
-    /// Before the first daemon starts.
+    /// Prepares the store before the first daemon starts.
     fn prepare(lab: &Lab);
-    /// What flannel does of a host with this lease.
+    /// Writes a host's lease as flannel does.
     fn write(lab: &Lab, lease: &Value);
     fn read(lab: &Lab) -> Vec<Found>;
 }
@@ -105,7 +105,7 @@ fn node(name: &str, cidrs: &[&str], annotations: &Value) -> Value {
     })
 }
 
-/// Makes the third host one of flannel's, with a pod on its bridge.
+/// Sets up the third host as flannel does, with a pod on its bridge.
 fn make_flannels(lab: &Lab) {
     lab.hosts[2].sh(&format!(
         "nft delete table inet own; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
@@ -122,7 +122,7 @@ fn make_flannels(lab: &Lab) {
     ));
 }
 
-/// Leads the third host's packets to another node as flannel does: each family by a tunnel of its own.
+/// Adds the third host's routes to another node as flannel does: each family over a tunnel of its own.
 fn reach_as_flannel(lab: &Lab, (subnets, lease): &Found) {
     for subnet in subnets {
         let (device, address, data) = if subnet.contains(':') {
@@ -176,7 +176,7 @@ fn a_cluster_goes_from_flannel<P: Place>() {
     let reach = |lab: &Lab| {
         for (index, pod, addresses) in &pods {
             for (own, old, size) in [(&addresses[0], OLD[0], 1402), (&addresses[1], OLD[1], 1382)] {
-                // Of all that takes part some addresses are only just there.
+                // Some addresses have only just been configured.
                 let ping = |from: &str, to: &str| {
                     format!("ip netns exec {from} ping -c 1 -W 1 -M do -s {size} {to}")
                 };
@@ -186,7 +186,7 @@ fn a_cluster_goes_from_flannel<P: Place>() {
         }
     };
     reach(&lab);
-    // The third one's turn: netloomd takes the place of flannel's devices, and its subnets, while a pod of flannel's is there.
+    // The third host migrates: netloomd replaces flannel's devices and keeps its subnets, with a pod of flannel's running.
     lab.hosts[2].sh(
         "mkdir -p /run/flannel; printf 'FLANNEL_NETWORK=10.244.0.0/16\\nFLANNEL_SUBNET=10.244.99.1/24\\nFLANNEL_IPV6_NETWORK=fd44::/48\\nFLANNEL_IPV6_SUBNET=fd44:0:0:99::1/64\\nFLANNEL_MTU=1430\\nFLANNEL_IPMASQ=true\\n' >/run/flannel/subnet.env",
     );
@@ -206,24 +206,24 @@ fn a_cluster_goes_from_flannel<P: Place>() {
     let third = found.iter().find(|(subnets, _)| *subnets == SUBNETS).unwrap();
     assert!(found.len() == 3 && third.1["BackendData"]["VtepMAC"] != MAC4, "{found:?}");
     reach(&lab);
-    // flannel's plugin finds what it did before.
+    // flannel's plugin finds its file.
     for line in ["FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_SUBNET=10.244.99.1/24", "FLANNEL_MTU=1430"] {
         lab.until(2, &format!("grep -qx {line} /run/flannel/subnet.env"));
     }
     lab.until(2, "grep -qx FLANNEL_IPV6_SUBNET=fd44:0:0:99::1/64 /run/flannel/subnet.env");
-    // A new pod gets another address than those that flannel's have, where the network's name is the same; it is reached too, also by
-    // those on flannel's bridge.
+    // A new pod gets an address that no pod of flannel's has, as the network's name is the same; all pods reach it, also those on
+    // flannel's bridge.
     lab.hosts[2].sh("mkdir -p /var/lib/cni/networks/netloom; printf 'old\\r\\neth0' >/var/lib/cni/networks/netloom/10.244.99.2");
     let new = lab.pod(2, "a3");
     assert_ne!(new[0], OLD[0]);
     assert!(lab.pings(0, "a1", "", &new[0]) && lab.pings(2, "a3", "", &pods[1].2[0]));
     assert!(lab.pings(2, "a3", "", OLD[0]) && lab.pings(2, "old", "", &new[0]));
-    // What the file says is no news after a restart: this node's own blocks.
+    // After a restart, the file's subnets are this node's own blocks.
     lab.kill(2);
     lab.start(2);
     lab.wait(2, "ready again", |status| status["ready"] == true);
     assert_eq!(prefixes(&lab.status(2)), SUBNETS);
-    // A daemon that goes for good takes with it what it told flannel's nodes.
+    // Uninstalling removes what the daemon published to flannel's nodes.
     lab.kill(1);
     assert!(lab.daemon(1).arg("uninstall").status().unwrap().success());
     let started = Instant::now();

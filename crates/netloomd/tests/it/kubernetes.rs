@@ -1,6 +1,5 @@
-//! The Kubernetes store. There is no API server that could run here: this one, of three kinds of objects, answers what kube-rs asks
-//! as the API's conventions say (lists with a version, watches from a version on and their ends, conflicts, preconditions,
-//! server-side apply as far as one manager needs it).
+//! The Kubernetes store, tested with a server of three kinds of objects that answers kube-rs as the API's conventions require: lists with a
+//! version, watches from a version and their ends, conflicts, preconditions, and server-side apply as far as one manager needs it.
 
 use std::{
     collections::BTreeMap,
@@ -24,12 +23,12 @@ use tokio::sync::{mpsc, watch};
 
 use crate::lab::{Kind, Lab, Plan, SERVER};
 
-/// Everything there is, and everything that happened since the server started.
+/// All objects, and all events since the server started.
 struct Api {
     objects: BTreeMap<(String, String), Value>,
     /// Version, kind, and the event.
     log: Vec<(u64, String, Value)>,
-    /// Watches from before are told that this is gone.
+    /// Watches from earlier versions are refused as expired.
     oldest: u64,
     version: u64,
     requests: BTreeMap<String, u64>,
@@ -57,7 +56,7 @@ impl Api {
         self.version += 1;
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
         self.tell(kind, "DELETED", &object);
-        // What belongs to it goes with it.
+        // Owned objects are deleted with their owner.
         let uid = object["metadata"]["uid"].clone();
         let owned = |(_, object): &(&(String, String), &Value)| {
             object["metadata"]["ownerReferences"]
@@ -74,7 +73,7 @@ impl Api {
         Some(object)
     }
 
-    /// Returns what happened to objects of a kind after a version, and whether that is the end.
+    /// Returns the events of a kind after a version, and whether the watch ends.
     fn after(&self, version: u64, kind: &str) -> (Vec<(u64, Value)>, bool) {
         if version < self.oldest || version > self.version {
             let gone = json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "metadata": {},
@@ -130,7 +129,7 @@ async fn collection(
     Json(list).into_response()
 }
 
-/// Tells of what happened after a version, and then of what happens.
+/// Streams the events after a version, then new ones.
 fn follow(api: Shared, kind: String, mut from: u64) -> Response {
     let (lines, told) = mpsc::channel(16);
     let mut changes = api.lock().unwrap().changed.subscribe();
@@ -167,7 +166,7 @@ async fn one(
     let given: Value = serde_json::from_slice(&body).unwrap_or_default();
     match (method, there) {
         (Method::PATCH, there) => {
-            // Applied by one manager, who owns all of it: what it leaves out is gone.
+            // One manager owns all fields: the fields that it leaves out are removed.
             let mut object = given;
             if let Some(there) = there {
                 if there["spec"] == object["spec"]
@@ -201,7 +200,7 @@ async fn one(
     }
 }
 
-/// Merges into an object's annotations, by way of its status (RFC 7396).
+/// Merges into an object's annotations through its status (RFC 7396).
 async fn annotate(
     State(api): State<Shared>,
     Path((kind, name)): Path<(String, String)>,
@@ -225,7 +224,7 @@ async fn annotate(
     Json(api.put(&kind, &name, object)).into_response()
 }
 
-/// For the tests alone: what was asked for, a version before which nothing is remembered, and objects as somebody else writes them.
+/// Endpoints for the tests: the request log, the oldest remembered version, and foreign writes.
 async fn by_test(
     State(api): State<Shared>,
     Path((what, kind, name)): Path<(String, String, String)>,
@@ -246,7 +245,7 @@ async fn by_test(
     }
 }
 
-/// Not a test: the server itself, in a process of its own where [`start`] says so.
+/// The server, in a process of its own that [`start`] starts.
 #[test]
 fn api_server() {
     let Ok(address) = std::env::var("NETLOOM_API_SERVER") else { return };
@@ -254,7 +253,7 @@ fn api_server() {
         objects: BTreeMap::new(),
         log: Vec::new(),
         oldest: 0,
-        // Versions go on where a server before this one was.
+        // Versions continue where the previous server ended.
         version: u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap(),
         requests: BTreeMap::new(),
         changed: watch::channel(0).0,
@@ -304,7 +303,7 @@ pub(crate) fn start(host: &Host, address: &str) -> Child {
     child
 }
 
-/// Asks the server something by hand.
+/// Sends a request to the server.
 pub(crate) fn ask(lab: &Lab, method: &str, path: &str, body: &str) -> Value {
     let (ip, port) = SERVER.split_once(':').unwrap();
     let script = format!(
@@ -317,7 +316,7 @@ pub(crate) fn ask(lab: &Lab, method: &str, path: &str, body: &str) -> Value {
     serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap_or_default()
 }
 
-/// Has somebody else write an object.
+/// Writes an object as a foreign client.
 pub(crate) fn put(lab: &Lab, kind: &str, name: &str, object: &Value) {
     ask(lab, "POST", &format!("/test/put/{kind}/{name}"), &object.to_string());
 }
@@ -328,8 +327,8 @@ fn all(lab: &Lab, kind: &str) -> BTreeMap<String, Value> {
     items.iter().map(|item| (item["metadata"]["name"].as_str().unwrap().to_owned(), item.clone())).collect()
 }
 
-/// Nodes learn of each other by objects of their own, take the podCIDRs that Kubernetes assigns, and claim blocks where there are none; a
-/// server that is away, that forgets, and a Node that is deleted are survived; a quiet cluster asks for nothing.
+/// Nodes learn of each other through their objects, use the podCIDRs that Kubernetes assigns, and claim blocks if there are none. They
+/// survive a server that is down, one that has lost its objects, and a deleted Node. An idle cluster sends no requests.
 #[test]
 fn nodes_learn_of_each_other_by_kubernetes() {
     if !testkit::is_root() {
@@ -341,7 +340,7 @@ fn nodes_learn_of_each_other_by_kubernetes() {
         flags: &["--plugins", "/run/plugins"],
         ..Plan::default()
     });
-    // The daemon has put the plugins there itself.
+    // The daemon has installed the plugins itself.
     lab.hosts[0].sh(
         "test -x /run/plugins/ptp && echo '{\"cniVersion\":\"1.1.0\"}' | CNI_COMMAND=VERSION /run/plugins/host-local | grep -q 1.1.0",
     );
@@ -358,21 +357,21 @@ fn nodes_learn_of_each_other_by_kubernetes() {
     let nodes = all(&lab, "netloomnodes");
     assert!(nodes.len() == 3 && nodes.values().all(|node| node.to_string().len() < 700), "{nodes:?}");
     crate::manifests::objects_fit(nodes.values().chain(blocks.values()));
-    // Nothing is written or read as time goes by: three times as long as a record is confirmed elsewhere.
+    // An idle daemon sends no requests for three times the renewal interval of other stores.
     let requests = |lab: &Lab| ask(lab, "GET", "/test/requests/x/x", "");
     let before = requests(&lab);
     let comparisons = |lab: &Lab| lab.status(1)["counters"]["comparisons"].as_u64().unwrap();
     let count = comparisons(&lab);
     lab.wait(1, "three comparisons on", |_| comparisons(&lab) >= count + 3);
     assert_eq!(requests(&lab), before);
-    // What somebody deletes is written again.
+    // Deleted objects are written again.
     ask(&lab, "DELETE", "/apis/netloom.dev/v1alpha1/netloomnodes/host2", "");
     lab.until(0, "ip route show proto 95 | grep -q 192.0.2.2");
     let started = std::time::Instant::now();
     while all(&lab, "netloomnodes").len() < 3 {
         assert!(started.elapsed() < Duration::from_secs(10));
     }
-    // Versions that the server does not remember any more: everything is listed anew.
+    // After the server has forgotten a watch's version, everything is listed again.
     ask(&lab, "GET", "/test/forget/x/x", "");
     put(&lab, "netloomnodes", "garbage", &json!({"metadata": {"name": "garbage"}, "spec": {"addresses": 7}}));
     lab.wait(0, "told of garbage", |status| {
@@ -382,7 +381,7 @@ fn nodes_learn_of_each_other_by_kubernetes() {
             .iter()
             .any(|it| it.as_str().unwrap().starts_with("garbage"))
     });
-    // The server is away, and comes back empty but for the nodes: nothing changes for pods, and all of it is written again.
+    // The server is down and comes back with nothing but the nodes: pods keep their traffic, and all objects are written again.
     let routes = lab.hosts[0].sh("ip route show proto 95 | sort; ip -6 route show proto 95 | sort");
     lab.stop_store();
     lab.wait(0, "without a store", |status| status["store"]["connected"] == false);
@@ -396,7 +395,7 @@ fn nodes_learn_of_each_other_by_kubernetes() {
         assert!(started.elapsed() < Duration::from_secs(40), "{:?}", all(&lab, "addressblocks"));
     }
     assert_eq!(lab.hosts[0].sh("ip route show proto 95 | sort; ip -6 route show proto 95 | sort"), routes);
-    // A node that is no more: its objects go with it, and the way there.
+    // A deleted node: its objects are deleted with it, and so are the routes to it.
     lab.kill(2);
     ask(&lab, "DELETE", "/api/v1/nodes/host3", "");
     lab.until(0, "! ip route show proto 95 | grep -q 192.0.2.3");

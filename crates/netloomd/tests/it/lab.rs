@@ -1,4 +1,4 @@
-//! Three hosts on a wire, a store, a daemon on each, and two pods on each.
+//! A cluster for tests: hosts on a wire, a store, a daemon on each host, and pods.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::kubernetes;
 
 pub(crate) const NETLOOMD: &str = env!("CARGO_BIN_EXE_netloomd");
 
-/// The other binary, which is built beside this one.
+/// The path of `netloom`, which is built beside `netloomd`.
 pub(crate) fn netloom() -> PathBuf {
     let path = Path::new(NETLOOMD).with_file_name("netloom");
     assert!(path.exists(), "{} is missing: cargo build --package netloom", path.display());
@@ -27,18 +27,18 @@ pub(crate) fn netloom() -> PathBuf {
 pub(crate) enum Wire {
     /// All on one segment.
     OneSegment,
-    /// The third one behind a router.
+    /// The third host behind a router.
     Router,
 }
 
-/// Where nodes learn of each other.
+/// The running store.
 enum Store {
     File,
     Etcd(Child),
     Kubernetes(Child),
 }
 
-/// Which store there is.
+/// The kind of store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
@@ -55,26 +55,26 @@ pub(crate) struct Lab {
     dir: tempfile::TempDir,
 }
 
-/// What a lab is to be like.
+/// The shape of a lab.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) wire: Wire,
     pub(crate) hosts: usize,
-    /// On so many a daemon is started at once.
+    /// The number of hosts on which a daemon is started at once.
     pub(crate) started: usize,
     pub(crate) store: Kind,
     pub(crate) mode: &'static str,
     pub(crate) pods: &'static str,
     pub(crate) mtu: u32,
-    /// More flags for the daemons.
+    /// Further flags for the daemons.
     pub(crate) flags: &'static [&'static str],
     /// The daemons' configuration file.
     pub(crate) file: &'static str,
-    /// What is done on the wire before there are daemons.
+    /// A shell script that runs on the wire before the daemons start.
     pub(crate) first: &'static str,
-    /// Daemons are as in a container without privileges.
+    /// Whether daemons run as in an unprivileged container.
     pub(crate) bare: bool,
-    /// The first three octets of the hosts' addresses, and how long their prefix is.
+    /// The first three octets of the hosts' addresses, and their prefix length.
     pub(crate) segment: (&'static str, u8),
 }
 
@@ -97,14 +97,14 @@ impl Default for Plan {
     }
 }
 
-/// Starts a daemon with the two capabilities that it is said to need, where `/proc/sys` can only be read, but for a mount of the host's.
+/// Starts a daemon with its two capabilities and a read-only `/proc/sys`, except for a mount of the host's.
 const BARE: &str = "mkdir -p /run/sysctl && mount --bind /proc/sys/net /run/sysctl && mount --bind /proc/sys /proc/sys \
      && mount -o remount,ro,bind /proc/sys \
      && exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,+net_admin,+net_raw -- \"$0\" \"$@\"";
 
-/// Where etcd is, on the host that is the wire.
+/// The address of etcd, on the wire's host.
 const ETCD: &str = "192.0.2.254";
-/// And Kubernetes' API.
+/// The address of the Kubernetes API, on the wire's host.
 pub(crate) const SERVER: &str = "192.0.2.254:8080";
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -145,7 +145,7 @@ impl Lab {
                 "ip link add n{number} mtu {mtu} type veth peer name up0 mtu {mtu} netns {}; ip link set n{number} master {segment} up",
                 host.pid()
             ));
-            // The host's own firewall drops what it forwards, and what comes by another link than its answer would go by is a lie.
+            // The host's firewall drops what it forwards, and the reverse-path filter is strict.
             host.sh(&format!(
                 "for c in default up0; do echo 1 >/proc/sys/net/ipv4/conf/$c/rp_filter; done; echo 0 >/proc/sys/net/ipv6/conf/up0/accept_dad; ip link set up0 up; ip addr add {v4}.{number}/{length} dev up0; ip -6 addr add {v6}:{number}/64 dev up0 nodad
                  ip route add default via {v4}.254; ip -6 route add default via {v6}:fe
@@ -173,7 +173,7 @@ impl Lab {
         lab
     }
 
-    /// The daemon's command on a host, with everything but a verb.
+    /// Returns the daemon's command on a host, without a subcommand.
     pub(crate) fn daemon(&self, index: usize) -> Command {
         let host = &self.hosts[index];
         let mut command = if self.plan.bare { host.command("unshare") } else { host.command(NETLOOMD) };
@@ -203,19 +203,19 @@ impl Lab {
         self.start_with(index, &[]);
     }
 
-    /// As [`Self::start`], with more flags.
+    /// Starts a daemon with further flags.
     pub(crate) fn start_with(&mut self, index: usize, flags: &[&str]) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log(index)).unwrap();
         self.daemons[index] =
             Some(self.daemon(index).args(flags).stdout(Stdio::null()).stderr(log).spawn().unwrap());
     }
 
-    /// Has the store's process stand still, or go on.
-    pub(crate) fn freeze_store(&self, still: bool) {
+    /// Stops the store's process with SIGSTOP, or continues it.
+    pub(crate) fn freeze_store(&self, frozen: bool) {
         let (Store::Etcd(server) | Store::Kubernetes(server)) = &self.store else {
             panic!("there is no server")
         };
-        self.wire.sh(&format!("kill -{} {}", if still { "STOP" } else { "CONT" }, server.id()));
+        self.wire.sh(&format!("kill -{} {}", if frozen { "STOP" } else { "CONT" }, server.id()));
     }
 
     fn log(&self, index: usize) -> PathBuf {
@@ -226,7 +226,7 @@ impl Lab {
         self.daemons[index].as_ref().unwrap().id()
     }
 
-    /// Kills a daemon, without a word.
+    /// Kills a daemon with SIGKILL.
     pub(crate) fn kill(&mut self, index: usize) {
         let mut daemon = self.daemons[index].take().unwrap();
         daemon.kill().unwrap();
@@ -249,7 +249,7 @@ impl Lab {
         };
     }
 
-    /// The folder of the file store.
+    /// Returns the directory of the file store.
     pub(crate) fn store_dir(&self) -> PathBuf {
         self.dir.path().join("store")
     }
@@ -270,7 +270,7 @@ impl Lab {
         serde_json::from_str(body).unwrap_or(Value::Null)
     }
 
-    /// Waits until a daemon says so.
+    /// Waits until a daemon's status satisfies a condition.
     pub(crate) fn wait(&self, index: usize, what: &str, holds: impl Fn(&Value) -> bool) -> Duration {
         let started = Instant::now();
         loop {
@@ -288,14 +288,14 @@ impl Lab {
         }
     }
 
-    /// Waits until a daemon is ready and knows so many other nodes.
+    /// Waits until a daemon is ready and has a number of peers.
     pub(crate) fn wait_for_peers(&self, index: usize, count: usize) -> Duration {
         self.wait(index, &format!("ready with {count} other nodes"), |status| {
             status["ready"] == true && status["peers"].as_array().is_some_and(|peers| peers.len() == count)
         })
     }
 
-    /// Waits for something that a host shows.
+    /// Waits until a shell command succeeds on a host.
     pub(crate) fn until(&self, index: usize, line: &str) -> Duration {
         let started = Instant::now();
         while !self.hosts[index].succeeds(line) {
@@ -310,13 +310,13 @@ impl Lab {
         started.elapsed()
     }
 
-    /// Starts a pod by the CNI path; gives its addresses.
+    /// Starts a pod with the plugins; returns its addresses.
     pub(crate) fn pod(&self, index: usize, name: &str) -> Vec<String> {
         self.hosts[index].container(name);
         self.attach(index, name, "netloom").unwrap()
     }
 
-    /// Attaches a pod that is there to a network; gives its addresses, or what was said.
+    /// Attaches an existing pod to a network; returns its addresses, or the error.
     pub(crate) fn attach(&self, index: usize, name: &str, network: &str) -> Result<Vec<String>, String> {
         let bin = self.dir.path().join("bin");
         let output = self.hosts[index]
@@ -336,7 +336,7 @@ impl Lab {
         Ok(ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect())
     }
 
-    /// Asks for the network's STATUS by the CNI path: nothing when it is ready, else what is said.
+    /// Calls the network's STATUS; returns the error if the network is not ready.
     pub(crate) fn network_status(&self, index: usize) -> Result<(), String> {
         let bin = self.dir.path().join("bin");
         let mut command = self.hosts[index].command(bin.join("netloom"));
@@ -348,7 +348,7 @@ impl Lab {
         Err(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
     }
 
-    /// Ends a pod by the CNI path.
+    /// Detaches and removes a pod.
     pub(crate) fn end(&self, index: usize, name: &str) {
         let bin = self.dir.path().join("bin");
         self.hosts[index].sh(&format!(
@@ -357,7 +357,7 @@ impl Lab {
         ));
     }
 
-    /// Two pods on each host: for each the host, its name, and its addresses.
+    /// Starts two pods on each host; returns the host, the name and the addresses of each.
     pub(crate) fn pods(&self) -> Vec<(usize, String, Vec<String>)> {
         let mut pods = Vec::new();
         for index in 0..self.hosts.len() {
@@ -374,7 +374,7 @@ impl Lab {
         self.hosts[index].succeeds(&format!("ip netns exec {pod} ping -c 1 -W 2 {flags} {to}"))
     }
 
-    /// All pods come to reach all, after they may not have for a moment.
+    /// Waits until all pods reach all others.
     pub(crate) fn all_reach_all_again(&self, pods: &[(usize, String, Vec<String>)]) {
         for (index, name, _) in pods {
             for (_, _, addresses) in pods.iter().filter(|(_, other, _)| other != name) {
@@ -386,7 +386,7 @@ impl Lab {
         self.all_reach_all(pods);
     }
 
-    /// All pods reach all, in both families.
+    /// Asserts that all pods reach all others, in both families.
     pub(crate) fn all_reach_all(&self, pods: &[(usize, String, Vec<String>)]) {
         for (index, name, _) in pods {
             for (_, other, addresses) in pods.iter().filter(|(_, other, _)| other != name) {
@@ -442,7 +442,7 @@ fn start_etcd(host: &Host, dir: &Path) -> Child {
     child
 }
 
-/// Writes a file whole.
+/// Replaces a file atomically.
 pub(crate) fn write(path: &Path, text: &str) {
     let fresh = path.with_file_name(".by-a-test");
     fs::File::create(&fresh).unwrap().write_all(text.as_bytes()).unwrap();

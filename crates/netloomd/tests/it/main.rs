@@ -1,5 +1,5 @@
-//! Clusters of three hosts made of namespaces, with real daemons, stores, and pods by the CNI path.
-#![expect(clippy::unwrap_used, reason = "a test is to fail where this fails")]
+//! Clusters of three hosts made of namespaces, with real daemons and stores, and pods that the plugins attach.
+#![expect(clippy::unwrap_used, reason = "a test fails if this fails")]
 
 mod cluster;
 mod configuration;

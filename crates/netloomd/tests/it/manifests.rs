@@ -1,4 +1,4 @@
-//! The manifests for Kubernetes: every field is one that its published API has, in its type, and they fit what daemons do.
+//! The Kubernetes manifests: every field exists in the published API with its type, and they match what daemons do.
 
 use std::collections::BTreeMap;
 
@@ -20,13 +20,13 @@ fn manifests() -> Vec<Value> {
     text.split("\n---\n").map(|document| serde_saphyr::from_str(document).unwrap()).collect()
 }
 
-/// Reads an object as what it says it is, and writes it again: what the API does not know is lost on the way.
+/// Parses an object as its kind, and serializes it again: fields that the API does not have are lost.
 fn same<T: DeserializeOwned + Serialize>(object: &Value) {
     let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object}"));
     assert_eq!(floats(serde_json::to_value(typed).unwrap()), floats(object.clone()));
 }
 
-/// Some of the API's numbers are floating, as which a whole one is written in another way.
+/// Normalizes numbers: some of the API's are floating-point, and serialize whole numbers differently.
 fn floats(value: Value) -> Value {
     match value {
         Value::Number(number) => number.as_f64().unwrap().into(),
@@ -54,7 +54,7 @@ fn every_field_is_kubernetes_own() {
         }
     }
     assert_eq!(kinds.values().sum::<usize>(), 8, "{kinds:?}");
-    // A field that is none is found.
+    // An unknown field is detected.
     let mut wrong = manifests().into_iter().find(|object| object["kind"] == "DaemonSet").unwrap();
     wrong["spec"]["template"]["spec"]["hostNetworks"] = true.into();
     assert!(std::panic::catch_unwind(|| same::<DaemonSet>(&wrong)).is_err());
@@ -67,7 +67,7 @@ fn the_configuration_in_it_is_valid() {
     assert!(ok && says.contains("store kubernetes"), "{says}");
 }
 
-/// The init container's command puts the plugins there, with the rights and in the places that the manifest gives it.
+/// The init container's command installs the plugins with the rights and directories that the manifest gives it.
 #[test]
 fn the_init_container_puts_the_plugins_there() {
     if !testkit::is_root() {
@@ -84,7 +84,7 @@ fn the_init_container_puts_the_plugins_there() {
     let command: Vec<&str> = command.map(|word| word.as_str().unwrap()).collect();
     assert_eq!(command[0], "/usr/local/bin/netloom");
     let host = testkit::Host::new();
-    // Somebody else's plugin is there, which is kept.
+    // A foreign plugin is kept.
     host.sh(
         "mkdir -p /opt/cni/bin /var/lib/cni; echo other >/opt/cni/bin/bridge; chmod +x /opt/cni/bin/bridge",
     );
@@ -101,7 +101,7 @@ fn the_init_container_puts_the_plugins_there() {
     assert_eq!(host.sh("/opt/cni/bin/netloom uninstall >&2; cat /opt/cni/bin/bridge"), "other\n");
 }
 
-/// What daemons wrote fits the definitions of their kinds, and garbage does not.
+/// Objects that daemons write match the definitions of their kinds, and garbage does not.
 pub(crate) fn objects_fit<'a>(objects: impl Iterator<Item = &'a Value>) {
     let schemas: BTreeMap<String, Value> = manifests()
         .into_iter()
@@ -115,7 +115,7 @@ pub(crate) fn objects_fit<'a>(objects: impl Iterator<Item = &'a Value>) {
     for object in objects {
         let schema = &schemas[object["kind"].as_str().unwrap()];
         jsonschema::validate(schema, object).unwrap();
-        // A field that is in no schema would be dropped by the server.
+        // The server would drop a field that the schema does not have.
         let known = schema["properties"]["spec"]["properties"].as_object().unwrap();
         for field in object["spec"].as_object().unwrap().keys() {
             assert!(known.contains_key(field), "{field} of {object}");

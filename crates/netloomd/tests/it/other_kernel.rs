@@ -1,4 +1,4 @@
-//! What this machine's kernel may lack, and what is to be no test's on it, on another kernel in QEMU.
+//! Tests that need kernel features this machine may lack, or that must not run on it: on another kernel in QEMU.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use crate::{
     lab::{Kind, Lab, Plan},
 };
 
-/// Pods that are ipvlans, and a clock that is wrong.
+/// Runs the tests of ipvlans and of a wrong clock.
 #[test]
 fn ipvlans_and_a_wrong_clock() {
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -16,11 +16,11 @@ fn ipvlans_and_a_wrong_clock() {
     assert!(said.is_none_or(|said| said.contains("compared 4 ipvlans") && said.contains("2 clocks")));
 }
 
-/// Says that the clock is the test's own.
+/// Set if the test may change the clock.
 const CLOCK: &str = "NETLOOM_CLOCK";
 
-/// Clocks that jump by years under the daemons, and that are wrong when one starts: leases last, nothing is taken for old, pods
-/// start. All hosts have one clock here; what a node's clock says goes to no other.
+/// The clock jumps by years while daemons run, and is wrong when one starts: leases last, nothing expires, and pods start. All hosts
+/// share one clock here; no node sends its time to another.
 #[test]
 fn a_clock_that_is_wrong_changes_nothing() {
     if std::env::var_os(CLOCK).is_none() || !testkit::has("etcd") {
@@ -32,7 +32,7 @@ fn a_clock_that_is_wrong_changes_nothing() {
     let clocks = ["2046-01-01", "1999-01-01"];
     for (number, clock) in clocks.iter().enumerate() {
         lab.wire.sh(&format!("date --set {clock}"));
-        // For longer than a lease, which is 10 s.
+        // Longer than a lease of 10 s.
         let jumped = Instant::now();
         while jumped.elapsed() < Duration::from_secs(11) {
             for (index, other) in [(0, "host2"), (1, "host1")] {

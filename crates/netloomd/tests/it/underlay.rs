@@ -21,8 +21,8 @@ const UNDERLAY: Plan = Plan {
     segment: ("192.0.2", 24),
 };
 
-/// Pods, hosts and whoever else is on the segment reach each other, in both families: also a host its own pods, which a link
-/// and its macvlans do not by themselves.
+/// Pods, hosts and foreign hosts on the segment reach each other, in both families. A host also reaches its own pods, which a link and
+/// its macvlans do not allow by themselves.
 #[test]
 fn pods_and_hosts_are_one_segment() {
     if !testkit::is_root() {
@@ -40,7 +40,7 @@ fn one_segment(mtu: u32) {
     let pods = lab.pods();
     lab.all_reach_all(&pods);
     reach_hosts(&lab, &pods);
-    // Packets of full size, both ways, and not a byte more.
+    // Packets of full size pass in both directions, and larger ones do not.
     for (from, pod, to) in [(0, "a1", 4), (2, "a3", 0)] {
         for (to, headers) in pods[to].2.iter().zip([28, 48]) {
             let size = |more: u32| format!("-M do -s {}", mtu - headers + more);
@@ -48,7 +48,7 @@ fn one_segment(mtu: u32) {
             assert!(!lab.pings(from, pod, &size(1), to), "{mtu}: more to {to}");
         }
     }
-    // Others hear of a host's address from its link alone.
+    // Others resolve a host's address on its uplink only.
     let mac = lab.hosts[0].sh("cat /sys/class/net/up0/address");
     for _ in 0..5 {
         let seen =
@@ -60,7 +60,7 @@ fn one_segment(mtu: u32) {
     }
 }
 
-/// Hosts, the own one too, and whoever else is there reach pods, and are reached by them.
+/// Asserts that pods and hosts reach each other, including a pod's own host and foreign hosts.
 fn reach_hosts(lab: &Lab, pods: &[(usize, String, Vec<String>)]) {
     let hosts = (1..=lab.hosts.len())
         .map(|number| [format!("192.0.2.{number}"), format!("2001:db8:a::{number}")])
@@ -75,20 +75,20 @@ fn reach_hosts(lab: &Lab, pods: &[(usize, String, Vec<String>)]) {
                 assert!(lab.pings(*of_pod, pod, "", own), "{pod} to host {host} at {own}");
             }
         }
-        // Whoever else is there, without a route of its own, and out by the hosts' router.
+        // A foreign host without routes, and destinations via the hosts' router.
         assert!(lab.wire.succeeds(&format!("ping -c 1 -W 2 {}", addresses[0])), "{pod}");
         assert!(lab.pings(*of_pod, pod, "", "198.51.100.254"), "{pod}");
         assert!(lab.pings(*of_pod, pod, "", "2001:db8:b::fe"), "{pod}");
     }
 }
 
-/// What somebody on the segment has already no pod gets, and that is said.
+/// No pod gets an address that a foreign host on the segment uses, and the daemon reports it.
 #[test]
-fn what_is_somebodys_is_not_given() {
+fn addresses_in_use_are_not_given() {
     if !testkit::is_root() {
         return;
     }
-    // One address of each block, IPv4's and IPv6's.
+    // One address of each block, in both families.
     let lab = Lab::of(Plan {
         hosts: 2,
         pods: "192.0.2.128/26,2001:db8:a::8000/122",
@@ -117,11 +117,11 @@ fn what_is_somebodys_is_not_given() {
         } else {
             u32::from_str_radix(last, 16).unwrap()
         };
-        assert_ne!(number % 8, 3, "{ip} is somebody's");
+        assert_ne!(number % 8, 3, "{ip} is in use by another host");
     }
 }
 
-/// Attaches a pod, again and again until there is an address.
+/// Attaches a pod; tries again until there is an address, as a kubelet does.
 fn as_a_kubelet(lab: &Lab, index: usize, name: &str) -> Vec<String> {
     let started = Instant::now();
     loop {
@@ -136,8 +136,8 @@ fn as_a_kubelet(lab: &Lab, index: usize, name: &str) -> Vec<String> {
     }
 }
 
-/// With exactly as many addresses as pods all start, wherever they are: who holds more than it needs gives back what others
-/// are short of. With `NETLOOM_POOL=1000` a thousand pods on ten hosts.
+/// With exactly as many addresses as pods, all pods start on any host: nodes release addresses that others need. With
+/// `NETLOOM_POOL=1000`, a thousand pods on ten hosts.
 #[test]
 fn the_last_address_is_found() {
     if !testkit::is_root() || !testkit::has("etcd") {
@@ -180,7 +180,7 @@ fn the_last_address_is_found() {
     assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), given.len(), "an address is given twice");
 }
 
-/// Three networks at once on one cluster, each by its own way; a pod may be on all of them.
+/// Three networks of different modes on one cluster; a pod can be attached to all of them.
 #[test]
 fn networks_of_all_modes_live_side_by_side() {
     if !testkit::is_root() {
@@ -219,15 +219,15 @@ fn networks_of_all_modes_live_side_by_side() {
         modes,
         [("overlay".into(), 1430.into()), ("routing".into(), 1500.into()), ("underlay".into(), 1500.into())]
     );
-    assert_eq!(status["peers"][0]["way"], "direct segment tunnel");
-    // One pod on all three.
+    assert_eq!(status["peers"][0]["path"], "direct segment tunnel");
+    // One pod attached to all three.
     lab.hosts[0].container("all");
     for network in networks {
         lab.attach(0, "all", network).unwrap();
     }
     let links = lab.hosts[0].sh("ip -n all -br link | grep -c -e eth0 -e plain -e lan");
     assert_eq!(links.trim(), "3");
-    // Each of them is the runtime's own file, the first one first.
+    // Each has a configuration file, and the first network's sorts first.
     let files = lab.hosts[0].sh("ls /run/net.d");
     assert_eq!(
         files.split_whitespace().collect::<Vec<_>>(),
@@ -235,9 +235,9 @@ fn networks_of_all_modes_live_side_by_side() {
     );
 }
 
-/// A host whose uplink is a bridge plugs its pods into that, and needs no link of its own beside them.
+/// A host whose uplink is a bridge attaches its pods to the bridge, and needs no macvlan of its own.
 #[test]
-fn pods_are_plugged_into_a_bridged_uplink() {
+fn pods_are_attached_to_a_bridged_uplink() {
     if !testkit::is_root() {
         return;
     }
@@ -267,7 +267,7 @@ fn pods_are_plugged_into_a_bridged_uplink() {
     assert!(!lab.hosts[0].succeeds("ip link show netloom0"));
 }
 
-/// As macvlans do, ipvlans reach each other, hosts, and whoever else is on the segment, by the host's own hardware address.
+/// Like macvlans, ipvlans reach each other, hosts and foreign hosts on the segment, with the host's own hardware address.
 #[test]
 fn pods_are_ipvlans() {
     if !testkit::is_root() || !Host::new().succeeds(HAS_IPVLAN) {
@@ -277,7 +277,7 @@ fn pods_are_ipvlans() {
     let pods = lab.pods();
     lab.all_reach_all(&pods);
     reach_hosts(&lab, &pods);
-    // Of a host and its pods one hardware address is on the segment.
+    // A host and its pods have one hardware address on the segment.
     let macs = lab.wire.sh("bridge fdb show br sega dynamic | grep -c 'dev n1 '");
     assert_eq!(macs.trim(), "1");
     for (index, pod, _) in &pods {

@@ -1,46 +1,54 @@
-//! What the daemon says of itself: to the log what is new, to those who ask everything.
+//! Logs what has changed, and updates the status.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use super::Daemon;
+use tracing::{error, info, warn};
+
+use super::state::Daemon;
 use crate::{conflist, status};
 
 impl Daemon {
-    /// Says what is in nobody's way, and may not be meant.
-    fn notes(&self) -> Vec<String> {
+    /// Returns the conditions that an operator should know although the node is ready.
+    fn notes(&mut self) -> Vec<String> {
         let before = conflist::before(&self.config).unwrap_or_default();
         let note = |path: &PathBuf| {
             format!(
-                "{} comes before this cluster's network: a runtime that takes the first one starts pods there. Move it away, or give it a later name",
+                "{} sorts before this cluster's network: a runtime that takes the first file starts pods there. Move the file away, or rename it",
                 path.display()
             )
         };
-        let done = match self.config.checksum_offload {
-            Some(false) => "this host makes them itself",
-            _ => "set `checksum-offload` to false",
+        let done = if self.checksum_offload() {
+            "set `checksum-offload` to false"
+        } else {
+            "this host computes them itself"
         };
         let checksums = self.wrong_checksums.iter().map(|node| {
             format!(
-                "checksums of what is tunnelled to {node} come out wrong where they are left to the network card: {done}"
+                "checksums of packets that are tunnelled to {node} are wrong if the network card computes them: {done}"
             )
         });
-        before.iter().map(note).chain(checksums).collect()
+        let mut notes: Vec<String> = before.iter().map(note).chain(checksums).collect();
+        notes.extend(self.lost_blocks());
+        notes
     }
 
-    /// Logs what is new, and shows everything to those who ask.
-    pub(super) fn show(&mut self, problems: Vec<String>, log: &mut dyn FnMut(&str)) {
+    /// Logs what has changed, and updates the status.
+    pub(super) fn show(&mut self, problems: Vec<String>) {
         let ready = self.view.whole && problems.is_empty();
         if ready != self.status.ready || problems != self.status.problems {
             if ready {
-                log("ready");
+                info!("ready");
             }
-            problems.iter().filter(|it| !self.status.problems.contains(it)).for_each(|problem| log(problem));
+            problems
+                .iter()
+                .filter(|it| !self.status.problems.contains(it))
+                .for_each(|problem| warn!("{problem}"));
         }
-        if let Err(error) = conflist::tell_ready(&self.config, &problems) {
-            log(&format!("cannot say whether the networks are ready: {error}"));
+        if let Err(error) = conflist::publish_readiness(&self.config, &problems) {
+            error!("cannot publish whether the networks are ready: {error}");
         }
         let notes = self.notes();
-        notes.iter().filter(|it| !self.status.notes.contains(it)).for_each(|note| log(note));
+        notes.iter().filter(|it| !self.status.notes.contains(it)).for_each(|note| warn!("{note}"));
         let blocks = self.config.networks.iter().flat_map(|network| self.filled(network)).collect();
         let status = &mut self.status;
         status.ready = ready;
@@ -65,22 +73,27 @@ impl Daemon {
                 .collect();
             let peers = desired.peers.iter().filter_map(|(name, peer)| {
                 let node = self.view.nodes.get(name)?;
-                let ways: BTreeSet<&str> = peer.ways.values().map(|way| way.as_str()).collect();
-                let ways: Vec<&str> = ways.into_iter().collect();
+                let paths: BTreeSet<&str> = peer.paths.values().map(|path| path.as_str()).collect();
+                let paths: Vec<&str> = paths.into_iter().collect();
                 Some(status::Peer {
                     name: name.clone(),
                     addresses: node.addresses.clone(),
                     blocks: node.blocks.clone(),
-                    way: Some(ways.join(" ")).filter(|ways| !ways.is_empty()),
-                    problem: peer.problem.clone(),
-                    // Filled in when it is looked at.
+                    path: Some(paths.join(" ")).filter(|paths| !paths.is_empty()),
+                    silent_seconds: self.view.silent.get(name).map(|since| since.elapsed().as_secs()),
+                    problem: peer.problem.clone().or_else(|| {
+                        self.view.silent.contains_key(name).then(|| {
+                            "its daemon does not renew its lease: it is down, or cut off from the store; its routes stay".to_owned()
+                        })
+                    }),
+                    // Filled in when the status is read.
                     answers: None,
                     rtt_us: None,
                 })
             });
             status.peers = peers.collect();
         }
-        if let Ok(mut shown) = self.shown.lock() {
+        if let Ok(mut shown) = self.shared.lock() {
             shown.clone_from(status);
         }
     }

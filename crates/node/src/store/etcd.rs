@@ -1,10 +1,10 @@
-//! etcd v3 as a store: `PREFIX/nodes/NAME` is a node's record, `PREFIX/blocks/ADDRESS-LENGTH` has the name of who owns it.
+//! etcd v3 as a store: `PREFIX/nodes/NAME` is a node's record, `PREFIX/blocks/ADDRESS-LENGTH` holds the owner's name,
+//! and `PREFIX/alive/NAME` exists as long as the node's daemon renews its lease.
 //!
-//! A record stands under a lease that its daemon keeps, and goes when that is gone for the configured time; a block stays
-//! until it is given back. One task watches, from the revision on that the first reading had; where etcd has compacted
-//! that away, everything is read anew and the difference is all that happens.
+//! Records and blocks stay until they are removed: peers keep the routes to a node whose lease has ended.
+//! One task watches from the revision of the first read. If etcd has compacted that revision, the task reads everything again.
 
-use std::{sync::mpsc::Sender, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, PutOptions,
@@ -13,12 +13,13 @@ use etcd_client::{
 use ipnet::IpNet;
 
 use super::{
-    Contents, Store, StoreError, Update, block_name, parse_block,
+    api::{Store, StoreError},
     remote::{LIMIT, Remote},
+    update::{Contents, OnUpdate, Update},
 };
 use crate::{
+    block_name,
     config::{self, Config, Flannel},
-    daemon::Event,
     flannel::{self, keys},
     record::Record,
 };
@@ -30,58 +31,63 @@ pub(super) struct Etcd {
     lease: Lease,
 }
 
-/// The lease that this node's record stands under.
+/// This node's lease.
 struct Lease {
     seconds: i64,
     id: Option<i64>,
     record: Option<(String, Vec<u8>)>,
 }
 
-/// How long to wait before trying again what failed.
+/// The pause before a failed watch is started again.
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl Etcd {
-    pub(super) fn open(
-        how: &config::Etcd,
-        config: &Config,
-        updates: Sender<Event>,
-    ) -> Result<Self, StoreError> {
+    pub(super) fn open(how: &config::Etcd, config: &Config, on_update: OnUpdate) -> Result<Self, StoreError> {
         let remote = Remote::new("etcd")?;
         let flannel = config.flannel.clone();
-        remote.spawn(watch(how.clone(), flannel.clone(), updates));
-        let lease = Lease { seconds: config.lease.into(), id: None, record: None };
+        remote.spawn(watch(how.clone(), flannel.clone(), on_update));
+        let lease = Lease {
+            seconds: i64::try_from(config.lease.as_secs()).unwrap_or(i64::MAX),
+            id: None,
+            record: None,
+        };
         Ok(Self { remote, config: how.clone(), flannel, lease })
     }
 
     fn with<T>(
         &mut self,
         doing: &str,
-        work: impl AsyncFnOnce(&mut Client) -> Result<T, etcd_client::Error>,
+        call: impl AsyncFnOnce(&mut Client) -> Result<T, etcd_client::Error>,
     ) -> Result<T, StoreError> {
         let config = &self.config;
-        let told = |error| why(config, &error);
-        let work = async |client: &mut Client| work(client).await.map_err(told);
-        self.remote.with(doing, async || connect(config).await.map_err(told), work)
+        let explain = |error| explain(config, &error);
+        let call = async |client: &mut Client| call(client).await.map_err(explain);
+        self.remote.with(doing, async || connect(config).await.map_err(explain), call)
     }
 
     fn node_key(&self, name: &str) -> String {
         format!("{}/nodes/{name}", self.config.prefix)
     }
 
+    fn alive_key(&self, name: &str) -> String {
+        format!("{}/alive/{name}", self.config.prefix)
+    }
+
     fn block_key(&self, block: IpNet) -> String {
-        format!("{}/blocks/{}", self.config.prefix, block_name(block))
+        format!("{}/blocks/{}", self.config.prefix, block_name::key(block))
     }
 }
 
 impl Store for Etcd {
-    fn publish(&mut self, node: &Record, again: bool) -> Result<(), StoreError> {
+    fn publish(&mut self, node: &Record, rewrite: bool) -> Result<(), StoreError> {
         let written = (self.node_key(&node.name), serde_json::to_vec(node).unwrap_or_default());
         let (seconds, known) = (self.lease.seconds, self.lease.id);
-        let same = !again && self.lease.record.as_ref() == Some(&written);
+        let same = !rewrite && self.lease.record.as_ref() == Some(&written);
         let (key, text) = written.clone();
+        let alive_key = self.alive_key(&node.name);
         let (record, how) = (node.clone(), self.flannel.clone());
         let id = self.with("publish this node", async move |client| {
-            // A lease that has ended is answered with an error too: another is taken.
+            // etcd may also answer with an error if the lease has ended: then a new one is granted.
             let alive = match known {
                 Some(id) if keep_alive(client, id).await.unwrap_or(false) => Some(id),
                 _ => None,
@@ -93,7 +99,10 @@ impl Store for Etcd {
                 Some(id) => id,
                 None => client.lease_grant(seconds, None).await?.id(),
             };
-            client.put(key, text, Some(PutOptions::new().with_lease(id))).await?;
+            // A put without a lease detaches a record of an earlier version from its lease.
+            let alive =
+                TxnOp::put(alive_key, record.incarnation.clone(), Some(PutOptions::new().with_lease(id)));
+            client.txn(Txn::new().and_then([TxnOp::put(key, text, None), alive])).await?;
             if let Some(how) = how {
                 publish_to_flannel(client, &how, &record, id).await?;
             }
@@ -113,8 +122,8 @@ impl Store for Etcd {
         self.with(&format!("claim block {block}"), async move |client| {
             let mut absent = vec![Compare::version(key.clone(), CompareOp::Equal, 0)];
             if let Some(how) = how {
-                match nobodys_of_flannel(client, &how, block, &node).await? {
-                    Some(still) => absent.push(still),
+                match free_in_flannel(client, &how, block, &node).await? {
+                    Some(unchanged) => absent.push(unchanged),
                     None => return Ok(false),
                 }
             }
@@ -137,53 +146,54 @@ impl Store for Etcd {
     fn take(&mut self, block: IpNet, from: &str, node: &str) -> Result<bool, StoreError> {
         let (key, from, node) = (self.block_key(block), from.to_owned(), node.to_owned());
         self.with(&format!("take block {block}"), async move |client| {
-            let theirs = Compare::value(key.clone(), CompareOp::Equal, from);
+            let still_owner = Compare::value(key.clone(), CompareOp::Equal, from);
             let answer =
-                client.txn(Txn::new().when([theirs]).and_then([TxnOp::put(key, node, None)])).await?;
+                client.txn(Txn::new().when([still_owner]).and_then([TxnOp::put(key, node, None)])).await?;
             Ok(answer.succeeded())
         })
     }
 
     fn release(&mut self, block: IpNet, node: &str) -> Result<(), StoreError> {
         let (key, node) = (self.block_key(block), node.to_owned());
-        self.with(&format!("give back block {block}"), async move |client| {
+        self.with(&format!("release block {block}"), async move |client| {
             let mine = Compare::value(key.clone(), CompareOp::Equal, node);
             client.txn(Txn::new().when([mine]).and_then([TxnOp::delete(key, None)])).await.map(drop)
         })
     }
 
     fn withdraw(&mut self, node: &str) -> Result<(), StoreError> {
-        let (key, how, node) = (self.node_key(node), self.flannel.clone(), node.to_owned());
+        let keys = [self.node_key(node), self.alive_key(node)];
+        let (how, node) = (self.flannel.clone(), node.to_owned());
         self.lease.record = None;
         self.with("withdraw this node", async move |client| {
             if let Some(how) = how {
                 withdraw_from_flannel(client, &how, &node, &[]).await?;
             }
-            client.delete(key, None).await.map(drop)
+            client.txn(Txn::new().and_then(keys.map(|key| TxnOp::delete(key, None)))).await.map(drop)
         })
     }
 }
 
-/// Finds out whether flannel has nobody who has a block, but for this node itself: then gives what holds as long as that does.
-async fn nobodys_of_flannel(
+/// Checks that no node but this one has a block in flannel. Returns the condition that it is still so, or `None` if it is not.
+async fn free_in_flannel(
     client: &mut Client,
     how: &Flannel,
     block: IpNet,
     node: &str,
 ) -> Result<Option<Compare>, etcd_client::Error> {
     let (first, end) = keys::around(how, block);
-    let there = client.get(first.clone(), Some(GetOptions::new().with_range(end.clone()))).await?;
+    let current = client.get(first.clone(), Some(GetOptions::new().with_range(end.clone()))).await?;
     let is_other = |kv: &etcd_client::KeyValue| {
         let name = kv.key_str().ok().and_then(|key| key.strip_prefix(&keys::prefix(how)));
         name.is_some_and(|name| keys::has(name, block))
             && !flannel::Lease::parse(kv.value()).is_some_and(|lease| lease.is_of(node))
     };
-    let revision = there.header().map_or(0, etcd_client::ResponseHeader::revision);
+    let revision = current.header().map_or(0, etcd_client::ResponseHeader::revision);
     let unchanged = || Compare::mod_revision(first, CompareOp::Less, revision + 1).with_range(end);
-    Ok((!there.kvs().iter().any(is_other)).then(unchanged))
+    Ok((!current.kvs().iter().any(is_other)).then(unchanged))
 }
 
-/// Says of a node's blocks where they are, as flannel's nodes read it. What another host has there stays.
+/// Publishes a node's blocks to flannel's nodes. Keys of other hosts stay as they are.
 async fn publish_to_flannel(
     client: &mut Client,
     how: &Flannel,
@@ -193,12 +203,12 @@ async fn publish_to_flannel(
     let value = serde_json::to_vec(&flannel::Lease::of(node)).unwrap_or_default();
     let wanted = keys::of(how, node);
     for key in &wanted {
-        let there = client.get(key.clone(), None).await?;
-        let (version, is_own) = match there.kvs().first() {
+        let current = client.get(key.clone(), None).await?;
+        let (version, is_own) = match current.kvs().first() {
             None => (0, true),
             Some(kv) => {
-                let theirs = flannel::Lease::parse(kv.value());
-                (kv.mod_revision(), theirs.is_some_and(|lease| lease.is_own(node)))
+                let lease = flannel::Lease::parse(kv.value());
+                (kv.mod_revision(), lease.is_some_and(|lease| lease.is_own(node)))
             }
         };
         if is_own {
@@ -210,17 +220,17 @@ async fn publish_to_flannel(
     withdraw_from_flannel(client, how, &node.name, &wanted).await
 }
 
-/// Takes away what a node of this cluster's wrote of blocks that it has no more.
+/// Removes the flannel keys that a node wrote, except for some.
 async fn withdraw_from_flannel(
     client: &mut Client,
     how: &Flannel,
     node: &str,
-    but: &[String],
+    except: &[String],
 ) -> Result<(), etcd_client::Error> {
     let all = client.get(keys::prefix(how), Some(GetOptions::new().with_prefix())).await?;
     for kv in all.kvs() {
         let is_of = flannel::Lease::parse(kv.value()).is_some_and(|lease| lease.is_of(node));
-        if is_of && !but.iter().any(|key| key.as_bytes() == kv.key()) {
+        if is_of && !except.iter().any(|key| key.as_bytes() == kv.key()) {
             client.delete(kv.key(), None).await?;
         }
     }
@@ -251,85 +261,99 @@ async fn connect(config: &config::Etcd) -> Result<Client, etcd_client::Error> {
     Client::connect(&config.endpoints, Some(options)).await
 }
 
-/// What an error says, and what to try. A server that wants a certificate refuses whoever has none after that one takes the
-/// connection for made (TLS 1.3), so all there is to see may be that it closed.
-fn why(config: &config::Etcd, error: &etcd_client::Error) -> String {
+/// Returns an error's text with a hint. With TLS 1.3, a server that requires a client certificate refuses the client only after the
+/// client considers the connection established, so the client may see no more than a closed connection.
+fn explain(config: &config::Etcd, error: &etcd_client::Error) -> String {
     let is_transport = match error {
         etcd_client::Error::TransportError(_) => true,
         etcd_client::Error::GRpcStatus(status) => status.message() == "transport error",
         _ => false,
     };
     let hint = match (is_transport, &config.ca, &config.identity) {
-        (true, Some(_), None) => "; if etcd asks for a client certificate, give etcd-cert and etcd-key",
+        (true, Some(_), None) => "; if etcd requires a client certificate, set `etcd-cert` and `etcd-key`",
         _ => "",
     };
     format!("{error}{hint}")
 }
 
-/// Tells of everything, then of what changes, for as long as somebody listens.
-async fn watch(config: config::Etcd, flannel: Option<Flannel>, updates: Sender<Event>) {
+/// Reports everything, then each change, for as long as reports are wanted.
+async fn watch(config: config::Etcd, flannel: Option<Flannel>, on_update: OnUpdate) {
     loop {
-        let Err(why) = watch_once(&config, flannel.as_ref(), &updates).await else { return };
-        if updates.send(Event::Store(Update::Lost(why))).is_err() {
+        let Err(why) = watch_once(&config, flannel.as_ref(), &on_update).await else { return };
+        if !on_update(Update::Lost(why)) {
             return;
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Ends well when nobody listens any more.
+/// Watches until an error; succeeds when no further reports are wanted.
 async fn watch_once(
     config: &config::Etcd,
     flannel: Option<&Flannel>,
-    updates: &Sender<Event>,
+    on_update: &OnUpdate,
 ) -> Result<(), String> {
-    let text = |error| why(config, &error);
+    let text = |error| explain(config, &error);
     let prefix = format!("{}/", config.prefix);
     let limited = async |config| tokio::time::timeout(LIMIT, connect(config)).await;
     let mut client = limited(config).await.map_err(|_| "no answer from etcd".to_owned())?.map_err(text)?;
     let all = client.get(prefix.clone(), Some(GetOptions::new().with_prefix())).await.map_err(text)?;
     let revision = all.header().map_or(0, etcd_client::ResponseHeader::revision);
-    // Where flannel's keys are not asked for, nothing is below this one.
-    let theirs = flannel.map_or_else(|| format!("{prefix}no-flannel/"), keys::prefix);
-    let all_theirs = client.get(theirs.clone(), Some(GetOptions::new().with_prefix())).await.map_err(text)?;
+    // Without flannel, the prefix is one that holds no keys.
+    let flannel_prefix = flannel.map_or_else(|| format!("{prefix}no-flannel/"), keys::prefix);
+    let all_of_flannel =
+        client.get(flannel_prefix.clone(), Some(GetOptions::new().with_prefix())).await.map_err(text)?;
     let read = |key: &[u8], value: Option<&[u8]>| match flannel {
-        Some(how) if key.starts_with(theirs.as_bytes()) => {
-            let name = std::str::from_utf8(&key[theirs.len()..]).ok()?;
+        Some(how) if key.starts_with(flannel_prefix.as_bytes()) => {
+            let name = std::str::from_utf8(&key[flannel_prefix.len()..]).ok()?;
             keys::read(how, name, value).map(|(name, record)| Update::Node(name, record))
         }
         _ => read(&prefix, key, value),
     };
-    let mut contents = Contents::default();
-    for kv in all.kvs().iter().chain(all_theirs.kvs()) {
+    let mut contents = Contents { alive: Some(BTreeSet::new()), ..Contents::default() };
+    for kv in all.kvs().iter().chain(all_of_flannel.kvs()) {
         match read(kv.key(), Some(kv.value())) {
-            Some(Update::Node(name, Some(text))) => drop(contents.nodes.insert(name, text)),
+            Some(Update::Node(name, Some(text))) => {
+                // flannel's nodes, and nodes of earlier versions, attach their records to their leases.
+                contents.alive.iter_mut().filter(|_| kv.lease() != 0).for_each(|alive| {
+                    alive.insert(name.clone());
+                });
+                contents.nodes.insert(name, text);
+            }
+            Some(Update::Alive(name, _)) => contents.alive.iter_mut().for_each(|alive| {
+                alive.insert(name.clone());
+            }),
             Some(Update::Block(block, Some(owner))) => drop(contents.blocks.insert(block, owner)),
             _ => {}
         }
     }
-    if updates.send(Event::Store(Update::All(contents))).is_err() {
+    if !on_update(Update::All(contents)) {
         return Ok(());
     }
     let options =
         || Some(WatchOptions::new().with_prefix().with_start_revision(revision + 1).with_progress_notify());
     let mut stream = client.watch(prefix.clone(), options()).await.map_err(text)?;
-    let mut their_stream = client.watch(theirs.clone(), options()).await.map_err(text)?;
+    let mut flannel_stream = client.watch(flannel_prefix.clone(), options()).await.map_err(text)?;
     loop {
         let answer = tokio::select! {
             answer = stream.message() => answer,
-            answer = their_stream.message() => answer,
+            answer = flannel_stream.message() => answer,
         };
         let Some(answer) = answer.map_err(text)? else { break };
         if answer.canceled() {
-            // Compacted away, or refused: everything is read anew.
+            // The revision was compacted, or the watch refused: everything is read again.
             return Err(format!("etcd ended the watch: {}", answer.cancel_reason()));
         }
         for event in answer.events() {
             let Some(kv) = event.kv() else { continue };
             let value = (event.event_type() == EventType::Put).then(|| kv.value());
-            if let Some(update) = read(kv.key(), value)
-                && updates.send(Event::Store(update)).is_err()
-            {
+            let Some(update) = read(kv.key(), value) else { continue };
+            // As above, records with a lease belong to nodes that have no other sign of life.
+            let alive = match &update {
+                Update::Node(name, Some(_)) if kv.lease() != 0 => Some(Update::Alive(name.clone(), true)),
+                _ => None,
+            };
+            if !on_update(update) || alive.is_some_and(|alive| !on_update(alive)) {
                 return Ok(());
             }
         }
@@ -341,9 +365,10 @@ fn read(prefix: &str, key: &[u8], value: Option<&[u8]>) -> Option<Update> {
     let key = std::str::from_utf8(key).ok()?.strip_prefix(prefix)?;
     match key.split_once('/')? {
         ("nodes", name) => Some(Update::Node(name.to_owned(), value.map(<[u8]>::to_vec))),
+        ("alive", name) => Some(Update::Alive(name.to_owned(), value.is_some())),
         ("blocks", name) => {
             let owner = value.map(|owner| String::from_utf8_lossy(owner).into_owned());
-            Some(Update::Block(parse_block(name)?, owner))
+            Some(Update::Block(block_name::parse(name)?, owner))
         }
         _ => None,
     }

@@ -1,12 +1,12 @@
-//! A connection to a store elsewhere: made when it is needed, and anew after an error.
+//! A connection to a remote store: opened on first use, and again after an error.
 
 use std::{fmt::Display, time::Duration};
 
 use tokio::runtime::Runtime;
 
-use super::StoreError;
+use super::api::StoreError;
 
-/// How long an answer is waited for.
+/// Time limit for each call.
 pub(super) const LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) struct Remote<C> {
@@ -17,27 +17,25 @@ pub(super) struct Remote<C> {
 
 impl<C> Remote<C> {
     pub(super) fn new(store: &'static str) -> Result<Self, StoreError> {
-        let error = |error: std::io::Error| StoreError {
-            doing: format!("start a thread for {store}"),
-            why: error.to_string(),
-        };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        Ok(Self { runtime: runtime.map_err(error)?, client: None, store })
+        let runtime =
+            runtime.map_err(|error| StoreError::new(format!("start a thread for {store}"), error))?;
+        Ok(Self { runtime, client: None, store })
     }
 
-    /// Has a task run beside.
+    /// Starts a task in the background.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(task);
     }
 
-    /// Does something with a connection; makes one where there is none.
+    /// Makes a call over the connection, which is opened if there is none.
     pub(super) fn with<T, E: Display>(
         &mut self,
         doing: &str,
         connect: impl AsyncFnOnce() -> Result<C, E>,
-        work: impl AsyncFnOnce(&mut C) -> Result<T, E>,
+        call: impl AsyncFnOnce(&mut C) -> Result<T, E>,
     ) -> Result<T, StoreError> {
-        let error = |why: String| StoreError { doing: format!("{doing} in {}", self.store), why };
+        let error = |why: String| StoreError::new(format!("{doing} in {}", self.store), why);
         let client = &mut self.client;
         let outcome = self.runtime.block_on(async {
             tokio::time::timeout(LIMIT, async {
@@ -45,7 +43,7 @@ impl<C> Remote<C> {
                     Some(client) => client,
                     None => connect().await?,
                 };
-                work(client.insert(connected)).await
+                call(client.insert(connected)).await
             })
             .await
         });
@@ -57,7 +55,10 @@ impl<C> Remote<C> {
             }
             Err(_) => {
                 *client = None;
-                Err(error(format!("no answer within {} s", LIMIT.as_secs())))
+                Err(StoreError {
+                    unanswered: true,
+                    ..error(format!("no answer within {} s", LIMIT.as_secs()))
+                })
             }
         }
     }

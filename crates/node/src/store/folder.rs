@@ -1,13 +1,12 @@
-//! A folder as a store: `nodes/NAME.json` is a node's record, `blocks/ADDRESS-LENGTH` has the name of who owns it.
+//! A directory as a store: `nodes/NAME.json` is a node's record, `blocks/ADDRESS-LENGTH` holds the owner's name.
 //!
-//! For a lab, for hosts that share a folder, and for configuration management that distributes one. A file appears whole
-//! or not at all; a block is claimed by being the one who makes its file (link(2), which is that also over NFS).
+//! For a lab, for hosts that share a directory, and for configuration management that distributes one. Files are replaced
+//! atomically. A node claims a block by creating its file with link(2), which is exclusive over NFS too.
 
 use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::mpsc::Sender,
     time::Duration,
 };
 
@@ -17,38 +16,40 @@ use rustix::{
     fs::inotify,
 };
 
-use super::{Contents, Store, StoreError, Update, block_name, parse_block};
-use crate::{daemon::Event, file, record::Record};
+use super::{
+    api::{Store, StoreError},
+    update::{Contents, OnUpdate, Update},
+};
+use crate::{block_name, file, record::Record};
 
 pub(super) struct Folder {
     dir: PathBuf,
 }
 
-/// Where changes are not announced, as over NFS, they are looked for this often.
-const LOOK: Duration = Duration::from_secs(10);
+/// The interval at which the directory is read even without a notification, which NFS does not send.
+const POLL: Duration = Duration::from_secs(10);
 
 impl Folder {
-    pub(super) fn open(dir: &Path, updates: Sender<Event>) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, on_update: OnUpdate) -> Result<Self, StoreError> {
         let parts = ["nodes", "blocks"].map(|part| dir.join(part));
         for part in &parts {
-            fs::create_dir_all(part).map_err(error("make folder", part))?;
+            fs::create_dir_all(part).map_err(error("create directory", part))?;
         }
         let listener = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
-            .map_err(|errno| error("watch folder", dir)(errno.into()))?;
+            .map_err(|errno| error("watch directory", dir)(errno.into()))?;
         for part in &parts {
-            let what = inotify::WatchFlags::MOVED_TO
+            let changes = inotify::WatchFlags::MOVED_TO
                 | inotify::WatchFlags::MOVED_FROM
                 | inotify::WatchFlags::DELETE
                 | inotify::WatchFlags::CREATE
                 | inotify::WatchFlags::CLOSE_WRITE;
-            inotify::add_watch(&listener, part, what)
-                .map_err(|errno| error("watch folder", part)(errno.into()))?;
+            inotify::add_watch(&listener, part, changes)
+                .map_err(|errno| error("watch directory", part)(errno.into()))?;
         }
         let folder = dir.to_owned();
         std::thread::spawn(move || {
             let mut last = None;
             loop {
-                // A folder that is not there for a while has told nothing.
                 let update = match read(&folder) {
                     Ok(contents) if last.as_ref() == Some(&contents) => None,
                     Ok(contents) => {
@@ -61,11 +62,11 @@ impl Folder {
                     }
                 };
                 if let Some(update) = update
-                    && updates.send(Event::Store(update)).is_err()
+                    && !on_update(update)
                 {
                     return;
                 }
-                let limit = Timespec::try_from(LOOK).ok();
+                let limit = Timespec::try_from(POLL).ok();
                 let _ = poll(&mut [PollFd::new(&listener, PollFlags::IN)], limit.as_ref());
                 let mut buffer = [0; 4096];
                 while rustix::io::read(&listener, &mut buffer).is_ok_and(|length| length > 0) {}
@@ -78,7 +79,7 @@ impl Folder {
         self.dir.join("nodes").join(format!("{name}.json"))
     }
 
-    /// Keeps others from changing whose a block is; free again with the value, or with the process.
+    /// Locks the ownership of all blocks; the lock ends with the value, or with the process.
     fn lock(&self) -> Result<fs::File, StoreError> {
         let path = self.dir.join(".lock");
         let file = fs::File::create(&path).map_err(error("open", &path))?;
@@ -96,29 +97,29 @@ impl Folder {
     }
 
     fn block(&self, block: IpNet) -> PathBuf {
-        self.dir.join("blocks").join(block_name(block))
+        self.dir.join("blocks").join(block_name::key(block))
     }
 }
 
 fn error(doing: &str, path: &Path) -> impl Fn(io::Error) -> StoreError {
     let doing = format!("{doing} {}", path.display());
-    move |error| StoreError { doing: doing.clone(), why: error.to_string() }
+    move |error| StoreError::new(doing.clone(), error)
 }
 
 fn read(dir: &Path) -> Result<Contents, StoreError> {
     let entries = |part: &str| -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
         let dir = dir.join(part);
         let mut found = BTreeMap::new();
-        for entry in fs::read_dir(&dir).map_err(error("read folder", &dir))? {
-            let path = entry.map_err(error("read folder", &dir))?.path();
+        for entry in fs::read_dir(&dir).map_err(error("read directory", &dir))? {
+            let path = entry.map_err(error("read directory", &dir))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            // A passing name of somebody who is writing.
+            // A temporary file of a writer.
             if name.starts_with('.') {
                 continue;
             }
             match fs::read(&path) {
                 Ok(text) => drop(found.insert(name.to_owned(), text)),
-                // Gone since.
+                // Removed since the directory was listed.
                 Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
                 Err(other) => return Err(error("read", &path)(other)),
             }
@@ -128,19 +129,20 @@ fn read(dir: &Path) -> Result<Contents, StoreError> {
     let nodes = entries("nodes")?.into_iter();
     let blocks = entries("blocks")?.into_iter();
     Ok(Contents {
+        alive: None,
         nodes: nodes
             .filter_map(|(name, text)| Some((name.strip_suffix(".json")?.to_owned(), text)))
             .collect(),
         blocks: blocks
             .filter_map(|(name, owner)| {
-                Some((parse_block(&name)?, String::from_utf8_lossy(&owner).trim().to_owned()))
+                Some((block_name::parse(&name)?, String::from_utf8_lossy(&owner).trim().to_owned()))
             })
             .collect(),
     })
 }
 
 impl Store for Folder {
-    fn publish(&mut self, node: &Record, _again: bool) -> Result<(), StoreError> {
+    fn publish(&mut self, node: &Record, _rewrite: bool) -> Result<(), StoreError> {
         let path = self.node(&node.name);
         let text = serde_json::to_vec_pretty(node).unwrap_or_default();
         file::write(&path, &text, 0o644).map(drop).map_err(error("write", &path))
@@ -148,16 +150,16 @@ impl Store for Folder {
 
     fn claim(&mut self, block: IpNet, node: &str) -> Result<bool, StoreError> {
         let path = self.block(block);
-        let fresh = path.with_file_name(format!(".{}.{node}", block_name(block)));
-        fs::write(&fresh, node).map_err(error("write", &fresh))?;
-        let linked = fs::hard_link(&fresh, &path);
-        drop(fs::remove_file(&fresh));
+        let temporary = path.with_file_name(format!(".{}.{node}", block_name::key(block)));
+        fs::write(&temporary, node).map_err(error("write", &temporary))?;
+        let linked = fs::hard_link(&temporary, &path);
+        drop(fs::remove_file(&temporary));
         match linked {
             Ok(()) => Ok(true),
-            Err(there) if there.kind() == io::ErrorKind::AlreadyExists => {
+            Err(taken) if taken.kind() == io::ErrorKind::AlreadyExists => {
                 Ok(self.owner(block)?.as_deref() == Some(node))
             }
-            Err(other) => Err(error("claim block by", &path)(other)),
+            Err(other) => Err(error("claim a block as", &path)(other)),
         }
     }
 
@@ -167,10 +169,10 @@ impl Store for Folder {
         if self.owner(block)?.as_deref() != Some(from) {
             return Ok(false);
         }
-        // It is somebody's all the while: nobody can claim it.
-        let fresh = path.with_file_name(format!(".{}.{node}", block_name(block)));
-        fs::write(&fresh, node).map_err(error("write", &fresh))?;
-        fs::rename(&fresh, &path).map_err(error("take", &path))?;
+        // The file exists throughout, so that no third node can claim the block.
+        let temporary = path.with_file_name(format!(".{}.{node}", block_name::key(block)));
+        fs::write(&temporary, node).map_err(error("write", &temporary))?;
+        fs::rename(&temporary, &path).map_err(error("replace", &path))?;
         Ok(true)
     }
 

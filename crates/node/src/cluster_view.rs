@@ -1,0 +1,193 @@
+//! What this node knows of the cluster: from the store, or remembered from before.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Instant,
+};
+
+use ipnet::IpNet;
+use tracing::warn;
+
+use crate::{
+    config::Config,
+    file,
+    record::Record,
+    store::{Contents, Update},
+};
+
+/// What this node knows of the cluster.
+#[derive(Debug, Default)]
+pub(crate) struct ClusterView {
+    /// Whether the view is complete: read from the store, or remembered.
+    pub(crate) whole: bool,
+    /// Whether the view was read from the store since the daemon started.
+    pub(crate) live: bool,
+    /// The nodes' records by name.
+    pub(crate) nodes: BTreeMap<String, Record>,
+    /// The owner of each block.
+    pub(crate) blocks: BTreeMap<IpNet, String>,
+    /// The refused records by name, each with the reason.
+    pub(crate) refused: BTreeMap<String, String>,
+    /// Why the store cannot be reached, if it cannot.
+    pub(crate) lost: Option<String>,
+    /// When the store was reached again after it had been lost.
+    regained: Option<Instant>,
+    /// Nodes that the store no longer knows, and since when. A store that has come back may know less than before, until every
+    /// node has published again: these nodes stay for the time of a lease.
+    pub(crate) missing: BTreeMap<String, Instant>,
+    /// Nodes that do not renew their leases, and since when. Their routes stay.
+    pub(crate) silent: BTreeMap<String, Instant>,
+    /// Whether the store has leases.
+    has_leases: bool,
+    /// The last records of nodes that are gone but still own blocks.
+    pub(crate) former: BTreeMap<String, Record>,
+    /// Owners of blocks that have no record, and since when.
+    absent_owners: BTreeMap<String, Instant>,
+}
+
+/// The file in the state directory that holds the last view.
+pub(crate) const FILE: &str = "view.json";
+
+impl ClusterView {
+    /// Applies a report of the store.
+    pub(crate) fn update(&mut self, update: Update, config: &Config) {
+        match update {
+            Update::All(contents) => self.replace(contents, config),
+            Update::Node(name, Some(text)) => self.put(name, &text, config),
+            Update::Node(name, None) => {
+                self.refused.remove(&name);
+                self.is_gone(name, config);
+            }
+            Update::Alive(name, true) => drop(self.silent.remove(&name)),
+            Update::Alive(name, false) => {
+                if self.nodes.contains_key(&name) {
+                    self.silent.entry(name).or_insert_with(Instant::now);
+                }
+            }
+            Update::Block(block, Some(owner)) => drop(self.blocks.insert(block, owner)),
+            Update::Block(block, None) => drop(self.blocks.remove(&block)),
+            Update::Lost(why) => {
+                if self.lost.as_ref() != Some(&why) {
+                    warn!("the store cannot be reached; the last view stays in use: {why}");
+                }
+                self.lost = Some(why);
+            }
+        }
+    }
+
+    fn replace(&mut self, contents: Contents, config: &Config) {
+        if self.whole && (!self.live || self.lost.is_some()) {
+            self.regained = Some(Instant::now());
+        }
+        let known = self.nodes.keys().cloned().collect::<Vec<_>>();
+        for gone in known.into_iter().filter(|name| !contents.nodes.contains_key(name)) {
+            self.is_gone(gone, config);
+        }
+        self.refused.clear();
+        for (name, text) in contents.nodes {
+            self.put(name, &text, config);
+        }
+        self.has_leases = contents.alive.is_some();
+        let alive = contents.alive;
+        let is_silent = |name: &String| alive.as_ref().is_some_and(|alive| !alive.contains(name));
+        self.silent.retain(|name, _| is_silent(name));
+        for name in self.nodes.keys().filter(|name| is_silent(name)) {
+            self.silent.entry(name.clone()).or_insert_with(Instant::now);
+        }
+        self.blocks = contents.blocks;
+        self.whole = true;
+        self.live = true;
+        self.lost = None;
+    }
+
+    fn is_gone(&mut self, name: String, config: &Config) {
+        if self.regained.is_some_and(|at| at.elapsed() < config.lease) {
+            self.missing.entry(name).or_insert_with(Instant::now);
+        } else {
+            self.remove(&name);
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.missing.remove(name);
+        self.silent.remove(name);
+        self.former.extend(self.nodes.remove_entry(name));
+    }
+
+    /// Records since when there are blocks whose owner has no record.
+    pub(crate) fn track_absent_owners(&mut self) {
+        let (nodes, blocks) = (&self.nodes, &self.blocks);
+        let absent: BTreeSet<&String> = blocks.values().filter(|owner| !nodes.contains_key(*owner)).collect();
+        self.absent_owners.retain(|name, _| absent.contains(name));
+        self.former.retain(|name, _| absent.contains(name));
+        for name in absent {
+            self.absent_owners.entry(name.clone()).or_insert_with(Instant::now);
+        }
+    }
+
+    /// Returns whether a node is known to renew its lease.
+    pub(crate) fn is_alive(&self, name: &str) -> bool {
+        self.has_leases && self.nodes.contains_key(name) && !self.silent.contains_key(name)
+    }
+
+    /// Returns the nodes' records as this node acts on them: without the blocks of silent nodes that belong to others by now.
+    pub(crate) fn effective_nodes(&self) -> BTreeMap<String, Record> {
+        let mut nodes = self.nodes.clone();
+        for name in self.silent.keys() {
+            if let Some(node) = nodes.get_mut(name) {
+                node.blocks.retain(|block| self.blocks.get(block).is_none_or(|owner| owner == name));
+            }
+        }
+        nodes
+    }
+
+    /// Returns whether an owner of blocks has been absent or silent for two leases beyond its own, so that it is considered dead.
+    pub(crate) fn is_gone_for_good(&self, name: &str, config: &Config) -> bool {
+        self.live
+            && self.lost.is_none()
+            && [&self.absent_owners, &self.silent]
+                .iter()
+                .any(|since| since.get(name).is_some_and(|since| since.elapsed() >= 2 * config.lease))
+    }
+
+    /// Removes nodes that have been missing for longer than a lease.
+    pub(crate) fn expire_missing(&mut self, config: &Config) {
+        let is_over = |(_, since): &(&String, &Instant)| since.elapsed() >= config.lease;
+        let over: Vec<String> = self.missing.iter().filter(is_over).map(|(name, _)| name.clone()).collect();
+        for name in over {
+            self.remove(&name);
+        }
+    }
+
+    /// Stores a node's record. If the record is refused, the node's last valid one stays in use.
+    fn put(&mut self, name: String, text: &[u8], config: &Config) {
+        match Record::parse(&name, text, &config.pods()) {
+            Ok(record) => {
+                self.refused.remove(&name);
+                self.missing.remove(&name);
+                self.nodes.insert(name, record);
+            }
+            Err(error) => {
+                warn!("the record of node `{name}` is refused: {error}");
+                self.refused.insert(name, error.to_string());
+            }
+        }
+    }
+
+    /// Writes the nodes' records to the state directory.
+    pub(crate) fn remember(&self, dir: &Path) {
+        // Without the file, a host that boots without its store does not know the other nodes. That is all, so errors are ignored.
+        let text = serde_json::to_vec(&self.nodes.values().collect::<Vec<_>>()).unwrap_or_default();
+        drop(file::write(&dir.join(FILE), &text, 0o600));
+    }
+
+    /// Reads the nodes' records from the state directory.
+    pub(crate) fn recall(&mut self, dir: &Path) {
+        let Ok(text) = std::fs::read(dir.join(FILE)) else { return };
+        let Ok(nodes) = serde_json::from_slice::<Vec<Record>>(&text) else { return };
+        warn!("the store cannot be reached: starting with the remembered records of {} nodes", nodes.len());
+        self.nodes = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();
+        self.whole = true;
+    }
+}

@@ -1,0 +1,173 @@
+//! Publishes this node's record, and applies the store's answers.
+
+use std::{
+    collections::btree_map::Entry,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use tracing::{info, warn};
+
+use super::state::Daemon;
+use crate::{
+    record::Record,
+    store::{Answer, Command, Outcome},
+};
+
+/// The pause before a record that the store did not accept is published again.
+const REPUBLISH: Duration = Duration::from_secs(10);
+
+impl Daemon {
+    /// Returns a problem if another host has this node's name or its identity.
+    pub(super) fn identity_conflict(&mut self) -> Option<String> {
+        let state = self.config.state_dir.display();
+        let reset =
+            format!("if one host is a copy of the other, remove {state} on it and restart its daemon");
+        if let Some(clone) = self.same_identity().filter(|node| !self.shares_address(node)) {
+            return Some(format!(
+                "node `{}` at {} has the identity of this node, `{}`: {reset}",
+                clone.name,
+                addresses(clone),
+                self.own.name
+            ));
+        }
+        let other = self.view.nodes.get(&self.own.name)?;
+        if other.instance == self.own.instance {
+            self.echoed = true;
+            return None;
+        }
+        if other.addresses == self.own.addresses {
+            return None;
+        }
+        let place = addresses(other);
+        if other.incarnation != self.own.incarnation {
+            return Some(format!(
+                "another node is called `{}`, at {place}: set `node` to another name on one of them, or wait until the other is gone",
+                self.own.name,
+            ));
+        }
+        // Before this daemon's first record, the store holds that of its previous run, or of a living copy, which renews its lease.
+        let is_copy = self.echoed || (self.view.is_alive(&self.own.name) && !self.shares_address(other));
+        is_copy.then(|| {
+            format!(
+                "another daemon at {place} has the name and the identity of this node, `{}`: {reset}",
+                self.own.name
+            )
+        })
+    }
+
+    /// Returns the record with this node's identity and another name: its former one, or that of a copy of this host.
+    pub(super) fn same_identity(&self) -> Option<&Record> {
+        let is_same = |node: &&Record| node.name != self.own.name && node.incarnation == self.own.incarnation;
+        self.view.nodes.values().find(is_same)
+    }
+
+    fn shares_address(&self, node: &Record) -> bool {
+        node.addresses.iter().any(|ip| self.own.addresses.contains(ip))
+    }
+
+    /// Publishes this node's record if it has changed or its lease is due; returns a problem if it never was published.
+    pub(super) fn publish(&mut self) -> Option<String> {
+        let due = self.config.lease / 3;
+        if let Some((at, record)) = &self.published
+            && *record == self.own
+            && at.elapsed() < due
+            && !self.rewrite
+        {
+            return None;
+        }
+        // A node that was published once stays ready, also over a restart: no working path depends on the store.
+        let optional = self.published.is_some() || !self.view.live;
+        let problem = |why: &str| Some(why.to_owned()).filter(|_| !optional);
+        if self.requests.is_publishing() {
+            return problem("waiting for the store to accept this node's record");
+        }
+        if let Some((at, why)) = &self.unpublished
+            && at.elapsed() < REPUBLISH.min(due)
+        {
+            return problem(why);
+        }
+        // The first record is published with the node's blocks, so that peers learn of both at once.
+        if self.published.is_none()
+            && self.view.live
+            && (self.assigned.is_none() || self.requests.is_gaining())
+        {
+            return problem("waiting for the store to give this node its blocks");
+        }
+        let rewrite = std::mem::take(&mut self.rewrite);
+        self.requests.publish(Command::Publish { record: Box::new(self.own.clone()), rewrite });
+        problem("waiting for the store to accept this node's record")
+    }
+
+    /// Applies the store's answer to a call.
+    pub(super) fn answered(&mut self, answer: Answer) {
+        self.requests.answered(&answer);
+        let Answer { command, outcome } = answer;
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                if let Command::Publish { rewrite, .. } = command {
+                    self.rewrite |= rewrite;
+                    self.unpublished = Some((Instant::now(), error.to_string()));
+                }
+                // That the store cannot be reached has been logged.
+                if self.view.lost.is_none() {
+                    warn!("{error}");
+                }
+                return;
+            }
+        };
+        match (command, outcome) {
+            (Command::Publish { record, .. }, _) => {
+                self.published = Some((Instant::now(), *record));
+                self.unpublished = None;
+            }
+            (_, Outcome::Assigned(blocks)) => self.assigned = Some(blocks),
+            (Command::Claim(block), Outcome::Owned(true)) => {
+                info!("block {block} is this node's");
+                self.gain(block);
+            }
+            (Command::Take { block, from }, Outcome::Owned(true)) => {
+                info!("block {block} is this node's; it belonged to {from}");
+                self.gain(block);
+            }
+            (Command::Claim(block) | Command::Take { block, .. }, _) => {
+                self.requests.refuse(block);
+                if self.own.blocks.contains(&block) {
+                    self.lose(block, "another node");
+                }
+            }
+            (Command::Release(block), _) => {
+                info!("block {block} is released");
+                self.resting.remove(&block);
+                self.own.blocks.retain(|own| *own != block);
+                self.view.blocks.remove(&block);
+            }
+            (Command::Withdraw(name), _) => {
+                info!("this node was called `{name}`; its blocks now belong to its new name");
+                self.view.nodes.remove(&name);
+            }
+            (Command::Assigned, _) => {}
+        }
+    }
+
+    fn gain(&mut self, block: IpNet) {
+        if !self.own.blocks.contains(&block) {
+            self.own.blocks.push(block);
+        }
+        self.view.blocks.insert(block, self.own.name.clone());
+    }
+
+    /// Gives up a block that belongs to another node.
+    pub(super) fn lose(&mut self, block: IpNet, owner: &str) {
+        self.own.blocks.retain(|own| *own != block);
+        match self.lost.entry(block) {
+            Entry::Vacant(entry) => drop(entry.insert((owner.to_owned(), Instant::now()))),
+            Entry::Occupied(mut entry) => owner.clone_into(&mut entry.get_mut().0),
+        }
+    }
+}
+
+fn addresses(node: &Record) -> String {
+    node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

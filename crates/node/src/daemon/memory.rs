@@ -1,0 +1,58 @@
+//! The files in the state directory that survive a restart of the daemon.
+
+use std::{fs::File, io, path::Path};
+
+use ipnet::IpNet;
+
+use crate::{file, start_error::StartError};
+
+/// The file with this node's blocks.
+pub(super) const BLOCKS: &str = "blocks.json";
+/// The file with this node's identity.
+pub(super) const INCARNATION: &str = "incarnation";
+
+/// Returns the blocks that this node owned when they were last written.
+pub(super) fn blocks(dir: &Path) -> Vec<IpNet> {
+    let text = std::fs::read(dir.join(BLOCKS)).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+/// Writes this node's blocks.
+pub(super) fn set_blocks(dir: &Path, blocks: &[IpNet]) -> io::Result<()> {
+    let text = serde_json::to_vec(blocks).unwrap_or_default();
+    file::write(&dir.join(BLOCKS), &text, 0o600).map(drop)
+}
+
+/// Takes the host's lock, so that there is one daemon.
+pub(super) fn lock(dir: &Path) -> Result<File, StartError> {
+    std::fs::create_dir_all(dir).map_err(StartError::io(format!("create directory {}", dir.display())))?;
+    let path = dir.join("lock");
+    let file = File::create(&path).map_err(StartError::io(format!("open {}", path.display())))?;
+    file.try_lock().map_err(|_| {
+        StartError::new(format!("lock {}", path.display()), "another netloomd runs on this host")
+    })?;
+    Ok(file)
+}
+
+/// Returns this node's identity, which is created at the first start. A damaged file counts as none: an empty identity would equal
+/// that of any other node with a damaged file.
+pub(super) fn incarnation(dir: &Path) -> Result<String, StartError> {
+    let path = dir.join(INCARNATION);
+    let is_id =
+        |text: &str| text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    if let Ok(text) = std::fs::read_to_string(&path)
+        && is_id(text.trim())
+    {
+        return Ok(text.trim().to_owned());
+    }
+    let id = random_id()?;
+    file::write(&path, id.as_bytes(), 0o600).map_err(StartError::io(format!("write {}", path.display())))?;
+    Ok(id)
+}
+
+/// Returns a random UUID.
+pub(super) fn random_id() -> Result<String, StartError> {
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .map_err(StartError::io("create an identity for this node"))?;
+    Ok(uuid.trim().to_owned())
+}

@@ -1,0 +1,237 @@
+//! The loop itself: gathers events, and compares and applies once for all of them.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        PoisonError,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use kernel::{Protocol, Socket};
+use ruleset::cluster;
+use tracing::{info, warn};
+
+use super::{event::Event, state::Daemon};
+use crate::{
+    actual, apply, blocks,
+    desired::{self, Desired, Inputs, PeerPath, Uplinks},
+    record::Record,
+    store::Update,
+};
+
+/// How long to wait for further events after the first.
+const GATHER: Duration = Duration::from_millis(5);
+/// The longest pause between passes, however long they take: this node's lease must be renewed.
+const MAX_GATHER: Duration = Duration::from_millis(500);
+/// How long to wait for the store at the start before the remembered view is used.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The pause before a failed pass is repeated.
+const RETRY: Duration = Duration::from_secs(1);
+/// The interval of passes without any event.
+const AUDIT: Duration = Duration::from_mins(1);
+
+impl Daemon {
+    /// Runs until [`Event::Stop`].
+    pub(super) fn run(&mut self, events: &Receiver<Event>) {
+        let started = Instant::now();
+        let mut next = started + PATIENCE;
+        let mut ended = started;
+        loop {
+            let first = match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let mut by_kernel_alone = first.is_some();
+            // Long passes must not take all the time, so each is followed by a pause in proportion. A single change is not delayed.
+            let until = (ended + (4 * self.took).min(MAX_GATHER)).max(Instant::now() + GATHER);
+            let mut gathered = first;
+            while let Some(event) = gathered {
+                if matches!(event, Event::Stop) {
+                    return;
+                }
+                by_kernel_alone &= matches!(event, Event::Kernel);
+                self.handle(event);
+                gathered = events.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
+            }
+            if !self.view.whole && started.elapsed() >= PATIENCE {
+                self.view.recall(&self.config.state_dir);
+            }
+            self.view.expire_missing(&self.config);
+            let problems =
+                if self.view.whole { self.pass(by_kernel_alone) } else { vec![self.waits_for_store()] };
+            next = Instant::now() + self.pause(&problems);
+            self.show(problems);
+            ended = Instant::now();
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Stop | Event::Kernel => {}
+            Event::Pods(network) => drop(self.sought.insert(network, Instant::now())),
+            Event::Probed(block, answer) => self.probed(block, answer),
+            Event::Answer(answer) => self.answered(answer),
+            Event::Checksums(node) => {
+                // If the operator or this daemon has switched the offload off already, the network card is not the cause.
+                if self.config.checksum_offload != Some(false) {
+                    self.wrong_checksums.get_or_insert(node);
+                }
+            }
+            Event::Store(update) => {
+                let own_is_gone = matches!(&update, Update::Node(name, None) | Update::Alive(name, false) if *name == self.own.name);
+                if matches!(update, Update::All(_)) || own_is_gone {
+                    // The store is back, or has lost this node's record: the record is published again at once.
+                    self.rewrite = true;
+                    self.unpublished = None;
+                }
+                self.view.update(update, &self.config);
+            }
+        }
+    }
+
+    fn pause(&self, problems: &[String]) -> Duration {
+        if !self.view.whole || !problems.is_empty() {
+            return RETRY;
+        }
+        let usual = AUDIT.min(self.config.lease / 3);
+        if self.view.missing.is_empty() { usual } else { usual.min(RETRY) }
+    }
+
+    fn waits_for_store(&self) -> String {
+        let why = self.view.lost.as_deref().unwrap_or("it has not answered yet");
+        format!("the store cannot be reached, and no view of the cluster is remembered: {why}")
+    }
+
+    /// Returns whether the network card computes the checksums of tunnelled packets: as configured, or else until it was found to
+    /// get them wrong.
+    pub(super) fn checksum_offload(&self) -> bool {
+        self.config.checksum_offload.unwrap_or(self.wrong_checksums.is_none())
+    }
+
+    /// Compares and applies once; returns the reasons why the node is not ready.
+    fn pass(&mut self, by_kernel_alone: bool) -> Vec<String> {
+        let mut problems = Vec::new();
+        let socket = match Socket::open(Protocol::Route) {
+            Ok(socket) => socket,
+            Err(error) => return vec![error.to_string()],
+        };
+        let uplinks = match actual::uplinks(&socket, &self.config) {
+            Ok(uplinks) => uplinks,
+            Err(error) => return vec![error.to_string()],
+        };
+        self.own.addresses = [&uplinks.v4, &uplinks.v6].into_iter().flatten().map(|it| it.address).collect();
+        if self.own.addresses.is_empty() {
+            return vec![
+                "this host has no address that other hosts can reach: there is no default route, and `addresses` is not set"
+                    .into(),
+            ];
+        }
+        let conflict = self.identity_conflict();
+        // A node that was never published has changed nothing yet, and does not start to.
+        if let Some(problem) = conflict.as_ref().filter(|_| self.published.is_none()) {
+            return vec![problem.clone()];
+        }
+        // With another daemon of this identity, the store is not changed, but repairs go on.
+        let is_unique = conflict.is_none();
+        problems.extend(conflict);
+        let mut of_networks = if is_unique { self.manage_blocks() } else { Vec::new() };
+        // Before the assigned blocks are known, this host's own blocks may look like a peer's, whose routes would replace its own.
+        if self.view.live && self.assigned.is_none() && self.requests.is_assigning() {
+            return of_networks;
+        }
+        self.probe_segment(&uplinks);
+        let mut nodes = self.view.effective_nodes();
+        nodes.insert(self.own.name.clone(), self.own.clone());
+        let wanted = desired::desired(&Inputs {
+            config: &self.config,
+            own: &self.own,
+            nodes: &nodes,
+            uplinks: &uplinks,
+            checksum_offload: self.checksum_offload(),
+        });
+        let began = Instant::now();
+        problems.extend(self.apply(&socket, &wanted, &uplinks, by_kernel_alone));
+        self.took = began.elapsed();
+        let longest = &mut self.status.counters.longest_micros;
+        *longest = (*longest).max(u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX));
+        // The record is published after this host accepts the packets that peers then send.
+        if is_unique {
+            problems.extend(self.publish());
+        }
+        if problems.is_empty() {
+            of_networks.extend(self.write_network_files(&wanted));
+            of_networks.extend(self.replace_flannel(&socket, &wanted));
+        }
+        problems.extend(of_networks);
+        if self.view.live {
+            self.view.remember(&self.config.state_dir);
+        }
+        // Nodes that are gone are probed too: they may only be cut off from the store.
+        let others = nodes.values().filter(|node| node.name != self.own.name);
+        let others = others.map(|node| (node, self.tunnel_address(&wanted, node)));
+        self.probes.set(others.chain(self.view.former.values().map(|node| (node, None))));
+        self.last = Some(wanted);
+        problems
+    }
+
+    /// Returns a node's own address at the other end of a tunnel: that of its first block that is reached over one.
+    fn tunnel_address(&self, wanted: &Desired, node: &Record) -> Option<IpAddr> {
+        let paths = &wanted.peers.get(&node.name).filter(|_| !node.flannel)?.paths;
+        let is_tunnelled = |block: &&IpNet| {
+            let network = self.config.network_of(block);
+            network.is_some_and(|it| matches!(paths.get(&it.name), Some(PeerPath::Tunnel { .. })))
+        };
+        node.blocks.iter().find(is_tunnelled).map(|block| blocks::own_address(*block))
+    }
+
+    fn apply(
+        &mut self,
+        socket: &Socket,
+        wanted: &Desired,
+        uplinks: &Uplinks,
+        by_kernel_alone: bool,
+    ) -> Vec<String> {
+        let mut problems = Vec::new();
+        let current = match actual::read(socket) {
+            Ok(current) => current,
+            Err(error) => return vec![error.to_string()],
+        };
+        // The ruleset comes first: it accepts a new node's packets before any are sent to the node.
+        let rules =
+            Socket::open(Protocol::Netfilter).map_err(ruleset::RulesetError::from).and_then(|netfilter| {
+                match &wanted.ruleset {
+                    Some(ruleset) => cluster::ensure(&netfilter, ruleset),
+                    None => cluster::remove(&netfilter).map(|()| false),
+                }
+            });
+        let done = apply::apply(socket, wanted, &current);
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&done.devices);
+        for set in [apply::forward, apply::accept_ipvlans] {
+            if let Err(error) = set(wanted, uplinks) {
+                problems.push(error.to_string());
+            }
+        }
+        let mut changes = done.changes;
+        match rules {
+            Ok(changed) => changes += usize::from(changed),
+            Err(error) => problems.push(format!("ruleset: {error:?}")),
+        }
+        let counters = &mut self.status.counters;
+        counters.comparisons += 1;
+        counters.changes += changes as u64;
+        counters.refusals += done.refused.len() as u64;
+        if by_kernel_alone && changes > 0 && self.last.as_ref() == Some(wanted) {
+            counters.repairs += changes as u64;
+            info!(changes, "repaired foreign changes");
+        }
+        for refusal in done.refused.iter().take(3) {
+            warn!("{refusal}");
+        }
+        problems.extend(done.refused.into_iter().take(3));
+        problems
+    }
+}

@@ -1,0 +1,73 @@
+//! The state of the reconcile loop.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::mpsc::Sender,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+
+use super::{event::Event, requests::Requests, watch_host::Devices};
+use crate::{
+    cluster_view::ClusterView,
+    config::Config,
+    desired::Desired,
+    probe::Probes,
+    record::Record,
+    status::{self, Status},
+};
+
+/// The state of the reconcile loop. Other files of this folder implement its parts.
+pub(super) struct Daemon {
+    pub(super) config: Config,
+    pub(super) requests: Requests,
+    /// This node's record, as it should be published.
+    pub(super) own: Record,
+    /// This node's blocks as last written to the state directory.
+    pub(super) remembered: Vec<IpNet>,
+    pub(super) view: ClusterView,
+    /// When this node's record was last published, and its content then.
+    pub(super) published: Option<(Instant, Record)>,
+    /// Whether the store has reported the record of this daemon's run.
+    pub(super) echoed: bool,
+    /// Whether the store may have lost this node's record.
+    pub(super) rewrite: bool,
+    /// When publishing last failed, and why.
+    pub(super) unpublished: Option<(Instant, String)>,
+    /// The blocks that a foreign controller assigns to this node, or `None` until the store has answered.
+    pub(super) assigned: Option<Vec<IpNet>>,
+    /// The node to which checksums of tunnelled packets are wrong if the network card computes them.
+    pub(super) wrong_checksums: Option<String>,
+    /// Blocks that are empty and not needed, and since when. No address is given out from them any more.
+    pub(super) resting: BTreeMap<IpNet, Instant>,
+    /// Blocks that this node has lost to another, and when.
+    pub(super) lost: BTreeMap<IpNet, (String, Instant)>,
+    /// When a plugin last reserved or released an address, by network.
+    pub(super) sought: BTreeMap<String, Instant>,
+    /// What is known of blocks on the hosts' segment, where other hosts may use addresses without the store's knowledge.
+    pub(super) probed: BTreeMap<IpNet, Probed>,
+    /// Sends events from the threads that probe a segment.
+    pub(super) sender: Sender<Event>,
+    /// The duration of the last pass.
+    pub(super) took: Duration,
+    /// The desired state of the last pass.
+    pub(super) last: Option<Desired>,
+    pub(super) status: Status,
+    /// The status as others see it.
+    pub(super) shared: status::Shared,
+    pub(super) devices: Devices,
+    pub(super) probes: Probes,
+}
+
+/// What is known of a block on the hosts' segment.
+#[derive(Debug, Default)]
+pub(super) struct Probed {
+    /// When the addresses were last probed, or `None` until there was an answer.
+    pub(super) at: Option<Instant>,
+    /// Whether a probe is under way.
+    pub(super) probing: bool,
+    /// The addresses that other hosts use.
+    pub(super) others: BTreeSet<IpAddr>,
+}
