@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{Outcome, root, run_with, say, test};
+use crate::{Outcome, peers, root, run_with, say, test};
 
 /// The kernel that the tests take: that of the Debian of this machine.
 pub(crate) const USUAL: &str = "linux-image-amd64";
@@ -36,7 +36,7 @@ pub(crate) fn kernel(arguments: &[String]) -> Outcome {
     tests
         .env("NETLOOM_KERNEL", dir)
         .env("NETLOOM_KERNEL_TESTS", arguments.get(1..).unwrap_or_default().join(" "));
-    if let Some(peers) = test::peers() {
+    if let Some(peers) = peers::variable() {
         tests.env("NETLOOM_PEERS", peers);
     }
     run_with(&mut tests)

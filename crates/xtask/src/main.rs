@@ -9,6 +9,8 @@ mod growth;
 mod hot;
 mod kernel;
 mod pages;
+mod peers;
+mod runner;
 mod scale;
 mod soak;
 mod spec;
@@ -20,7 +22,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-/// What every chore ends with: nothing, or what went wrong.
+/// The result of a chore: nothing, or what went wrong (empty if it has been printed already).
 type Outcome = Result<(), String>;
 
 const HELP: &str = "\
@@ -30,6 +32,7 @@ cargo xtask CHORE
   tidy                 conventions: arrows between crates, names, maps that tell the truth
   spec                 which test shows which requirement of the specification
   pages [--check]      write the tables of keys in docs/plugins from the code
+  peers                fetch the reference plugins that the parity tests compare with, into target/peers
   deny                 licences, sources and duplicates of what we depend on
   kernel [PACKAGE [TEST...]]
                        run tests on another kernel of Debian's, such as linux-image-6.12-amd64, in QEMU
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Some("tidy") => tidy::tidy(),
         Some("spec") => spec::spec(),
         Some("pages") => pages::pages(&arguments[1..]),
+        Some("peers") => peers::peers(),
         Some("deny") => test::deny(),
         Some("kernel") => kernel::kernel(&arguments[1..]),
         Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
@@ -75,7 +79,9 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("xtask: {error}"));
+            if !error.is_empty() {
+                say(&format!("xtask: {error}"));
+            }
             ExitCode::FAILURE
         }
     }

@@ -1,11 +1,17 @@
 //! `cargo xtask test`: all checks and all tests, on a machine that may have nothing but Rust.
+//!
+//! The release binary, the licence check, the other kernel and the reference plugins take minutes each but one processor at
+//! most, so a second thread prepares them while the first one checks and compiles. Tests start when both have finished.
 
 use std::{
+    fmt::Write,
     path::PathBuf,
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
-use crate::{Outcome, bench, kernel, root, run, run_with, say, tidy};
+use crate::{Outcome, bench, kernel, peers, run, run_with, runner, say, tidy};
 
 /// Programs that the tests use, and the Debian package of each.
 const PACKAGES: [(&str, &str); 32] = [
@@ -43,50 +49,125 @@ const PACKAGES: [(&str, &str); 32] = [
     ("openssl", "openssl"),
 ];
 
-pub(crate) fn test() -> Outcome {
-    install_packages()?;
-    run("cargo", &["fmt", "--check"])?;
-    run("cargo", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"])?;
-    tidy::tidy()?;
-    crate::spec::spec()?;
-    crate::pages::pages(&["--check".to_owned()])?;
-    deny()?;
-    say("$ cargo doc --workspace --no-deps --quiet");
-    let mut doc = Command::new("cargo");
-    run_with(
-        doc.args(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "--deny warnings"),
-    )?;
-    say("$ cargo test --workspace");
-    let mut tests = Command::new("cargo");
-    tests.args(["test", "--workspace"]);
-    if let Some(peers) = peers() {
-        tests.env("NETLOOM_PEERS", peers);
+/// The parts of a run and how long each took.
+#[derive(Default)]
+struct Times(Mutex<Vec<(&'static str, Duration)>>);
+
+impl Times {
+    fn time<T>(&self, part: &'static str, run: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = run();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((part, start.elapsed()));
+        result
     }
-    // Of the binary that is installed the instructions are counted.
-    tests.env("NETLOOM_RELEASE", bench::dist()?);
-    match kernel::prepare(kernel::USUAL) {
-        Ok(dir) => drop(tests.env("NETLOOM_KERNEL", dir)),
-        Err(error) => say(&format!("SKIPPED: tests on another kernel: {error}")),
+
+    fn table(&self) -> String {
+        let mut table = "time of each part:\n".to_owned();
+        for (part, time) in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let _ = writeln!(table, "  {part:<34} {:>6.1} s", time.as_secs_f64());
+        }
+        table
     }
-    run_with(&mut tests)
 }
 
-/// Checks what we depend on: licences, sources, duplicates; advisories where their list is on this machine.
+/// What the second thread prepares.
+struct Prepared {
+    /// The release binary whose instructions are counted.
+    release: PathBuf,
+    /// The folder of another kernel, or why there is none.
+    kernel: Result<PathBuf, String>,
+    /// The value of `NETLOOM_PEERS`.
+    peers: Option<String>,
+    /// Checks that could not be made.
+    skipped: Vec<String>,
+}
+
+/// Runs all checks, then all tests. The last line printed counts the tests.
+pub(crate) fn test() -> Outcome {
+    let start = Instant::now();
+    let times = Times::default();
+    times.time("packages", install_packages)?;
+    let prepared = std::thread::scope(|scope| {
+        let preparing = scope.spawn(|| prepare(&times));
+        let checked = check(&times);
+        let prepared = preparing.join().map_err(|_| "preparing the tests panicked".to_owned())?;
+        checked.and(prepared)
+    })?;
+    let mut settings = vec![("NETLOOM_RELEASE", prepared.release.display().to_string())];
+    settings.extend(prepared.peers.map(|dirs| ("NETLOOM_PEERS", dirs)));
+    let mut skipped = prepared.skipped;
+    match prepared.kernel {
+        Ok(dir) => settings.push(("NETLOOM_KERNEL", dir.display().to_string())),
+        Err(error) => skipped.push(format!("tests on another kernel: {error}")),
+    }
+    let counts = times.time("tests", || runner::run(&settings))?;
+    let docs = times.time("tests in the documentation", runner::run_doctests)?;
+    let counts = counts.and(docs);
+    say(&counts.failures());
+    say(&format!("{}  {:<34} {:>6.1} s\n", times.table(), "in all", start.elapsed().as_secs_f64()));
+    for reason in skipped {
+        say(&format!("SKIPPED: {reason}"));
+    }
+    say(&counts.skips());
+    say(&counts.summary());
+    // The summary stays the last line: the failures are above it.
+    if counts.is_success() { Ok(()) } else { Err(String::new()) }
+}
+
+/// Checks everything that can be checked without running a test, and compiles the tests.
+fn check(times: &Times) -> Outcome {
+    times.time("cargo fmt", || run("cargo", &["fmt", "--check"]))?;
+    times.time("tidy", || tidy::tidy().and_then(|()| crate::spec::spec()))?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"];
+    times.time("cargo clippy", || run("cargo", &clippy))?;
+    times.time("cargo test --no-run", || run("cargo", &["test", "--workspace", "--no-run", "--quiet"]))?;
+    times.time("pages", || crate::pages::pages(&["--check".to_owned()]))?;
+    times.time("cargo doc", || {
+        let arguments = ["doc", "--workspace", "--no-deps", "--quiet"];
+        say(&format!("$ cargo {}", arguments.join(" ")));
+        run_with(Command::new("cargo").args(arguments).env("RUSTDOCFLAGS", "--deny warnings"))
+    })
+}
+
+/// Builds and downloads what some tests need.
+fn prepare(times: &Times) -> Result<Prepared, String> {
+    let release = times.time("  meanwhile: release binary", bench::dist)?;
+    let kernel = times.time("  meanwhile: another kernel", || kernel::prepare(kernel::USUAL));
+    let peers = times.time("  meanwhile: reference plugins", peers::variable);
+    let skipped = times.time("  meanwhile: cargo deny", check_dependencies)?;
+    Ok(Prepared { release, kernel, peers, skipped })
+}
+
+/// Checks dependencies: licences, sources and duplicates, and advisories if their list can be had.
 pub(crate) fn deny() -> Outcome {
+    for reason in check_dependencies()? {
+        say(&format!("SKIPPED: {reason}"));
+    }
+    Ok(())
+}
+
+/// Checks dependencies and returns the checks that this machine cannot make.
+fn check_dependencies() -> Result<Vec<String>, String> {
     if !found("cargo-deny") {
+        // Without optimisation it is built in a third of the time, and still takes seconds for these checks.
         say("cargo-deny is missing: installing it takes some minutes, once");
-        run("cargo", &["install", "cargo-deny", "--locked", "--quiet"])?;
+        run("cargo", &["install", "cargo-deny", "--locked", "--quiet", "--debug"])?;
     }
     run(
         "cargo",
         &["deny", "--log-level", "error", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"],
     )?;
     let advisories = home().join(".cargo/advisory-dbs");
-    if advisories.is_dir() {
-        return run("cargo", &["deny", "--offline", "check", "advisories"]);
+    if !advisories.is_dir() {
+        let mut fetch = Command::new("cargo");
+        fetch.args(["deny", "--log-level", "error", "fetch", "db"]).stderr(Stdio::null());
+        drop(run_with(&mut fetch));
     }
-    say("SKIPPED: cargo deny check advisories: this machine has no copy of the advisory database");
-    Ok(())
+    if advisories.is_dir() {
+        run("cargo", &["deny", "--offline", "check", "advisories"])?;
+        return Ok(Vec::new());
+    }
+    Ok(vec!["advisories: this machine has no copy of the advisory database and cannot fetch it".to_owned()])
 }
 
 /// Installs the packages of those programs that are missing.
@@ -98,7 +179,7 @@ pub(crate) fn install_packages() -> Outcome {
         return Ok(());
     }
     if !rustix::process::geteuid().is_root() || !found("apt-get") {
-        say(&format!("the tests that need these packages are skipped or fail: {}", missing.join(" ")));
+        say(&format!("tests that need these packages are skipped or fail: {}", missing.join(" ")));
         return Ok(());
     }
     run("apt-get", &["update", "-qq"])?;
@@ -108,28 +189,7 @@ pub(crate) fn install_packages() -> Outcome {
     run_with(install.args(fixed).args(missing).env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
 }
 
-/// Finds the Go reference plugins for the comparisons: where `NETLOOM_PEERS` says, or by the script beside this
-/// repository that fetches them. Without either the comparisons say that they are skipped.
-pub(crate) fn peers() -> Option<PathBuf> {
-    if let Some(dir) = std::env::var_os("NETLOOM_PEERS") {
-        return Some(dir.into());
-    }
-    let script = root().join("../shared/peers/get-peers");
-    let dir = root().join("target/peers");
-    if !script.is_file() {
-        return None;
-    }
-    let mut get = Command::new(script);
-    let fetched = run_with(get.arg(&dir).stdout(Stdio::null()));
-    match fetched {
-        Ok(()) => Some(dir),
-        Err(error) => {
-            say(&format!("the Go reference plugins cannot be fetched: {error}"));
-            None
-        }
-    }
-}
-
+/// Returns whether a program is in `PATH` or among cargo's, or, if it is a path, whether the file exists.
 pub(crate) fn found(program: &str) -> bool {
     if program.starts_with('/') {
         return PathBuf::from(program).exists();
