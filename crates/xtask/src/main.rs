@@ -8,6 +8,7 @@ mod fuzz;
 mod growth;
 mod hot;
 mod kernel;
+mod package;
 mod pages;
 mod peers;
 mod runner;
@@ -40,6 +41,8 @@ cargo xtask CHORE
   scale [NODES]        one daemon in a cluster of thousands of nodes: time, memory, CPU
   cluster              three hosts, a daemon and two pods on each, and pings between all, in each mode
   dist                 build the binary to install, and say where it is
+  package [--binaries DIR] [--check]
+                       make archives, .deb, .rpm and a container image; check the Debian packages in a clean root
   hot                  write down which functions plugins' calls run, for the linker to put them side by side
   fuzz [SECONDS [NAME...]]
                        look for input that breaks a door by which others' bytes come in (default 60 s each)
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Some("tidy") => tidy::tidy(),
         Some("spec") => spec::spec(),
         Some("pages") => pages::pages(&arguments[1..]),
+        Some("package") => package::package(&arguments[1..]),
         Some("peers") => peers::peers(),
         Some("deny") => test::deny(),
         Some("kernel") => kernel::kernel(&arguments[1..]),
