@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod circles;
 mod cluster;
 mod datapath;
 mod fuzz;
@@ -11,6 +12,7 @@ mod kernel;
 mod package;
 mod pages;
 mod peers;
+mod programs;
 mod runner;
 mod scale;
 mod soak;

@@ -17,7 +17,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{Outcome, bench, read, root, run_with, say, test::found};
+use crate::{Outcome, bench, programs::found, read, root, run_with, say};
 use tree::Tree;
 
 /// The names under which the binary is a plugin.

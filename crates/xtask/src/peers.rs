@@ -13,7 +13,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{Outcome, root, run_with, say, test::found};
+use crate::{Outcome, programs::found, root, run_with, say};
 
 /// The version that all parity tests compare with.
 const DEBIAN: &str = "1.9.1";

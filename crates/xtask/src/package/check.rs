@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Release, deb};
-use crate::{Outcome, root, run_with, say, test::found};
+use crate::{Outcome, programs::found, root, run_with, say};
 
 /// Installs, upgrades and purges the Debian packages, and reads the image with podman.
 pub(super) fn check(release: &Release, packages: &[PathBuf]) -> Outcome {

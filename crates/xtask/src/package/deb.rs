@@ -3,7 +3,7 @@
 use std::{fmt::Write, fs, path::PathBuf, process::Command};
 
 use super::{Layout, Release, gzip, tree::Tree};
-use crate::{Outcome, files, read, root, run_with, say, test::found};
+use crate::{Outcome, files, programs::found, read, root, run_with, say};
 
 const LAYOUT: Layout = Layout {
     cni: "usr/lib/netloom/cni",

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Layout, Release, tree::Tree};
-use crate::{Outcome, files, read, root, run_with, say, test::found};
+use crate::{Outcome, files, programs::found, read, root, run_with, say};
 
 const LAYOUT: Layout = Layout {
     cni: "usr/libexec/cni",
