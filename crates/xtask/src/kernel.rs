@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{Outcome, peers, root, run_with, say, test};
+use crate::{Outcome, peers, programs, root, run_with, say};
 
 /// The kernel that the tests take: that of the Debian of this machine.
 pub(crate) const USUAL: &str = "linux-image-amd64";
@@ -29,7 +29,7 @@ done
 /// Runs tests of `crates/netloom/tests/it` on a kernel by its package's name.
 pub(crate) fn kernel(arguments: &[String]) -> Outcome {
     let package = arguments.first().map_or(USUAL, String::as_str);
-    test::install_packages()?;
+    programs::install_packages()?;
     let dir = prepare(package)?;
     let mut tests = Command::new("cargo");
     tests.args(["test", "--package", "netloom", "--test", "it", "--", "--nocapture", "other_kernel::"]);
