@@ -31,7 +31,7 @@ type Outcome = Result<(), String>;
 const HELP: &str = "\
 cargo xtask CHORE
 
-  test                 install what the tests need, check everything, run all tests
+  test [PACKAGE...]    install what the tests need, check everything, run all tests; or only the tests of packages
   tidy                 conventions: arrows between crates, names, maps that tell the truth
   spec                 which test shows which requirement of the specification
   pages [--check]      write the tables of keys in docs/plugins from the code
@@ -59,7 +59,7 @@ cargo xtask CHORE
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
-        Some("test") => test::test(),
+        Some("test") => test::test(&arguments[1..]),
         Some("tidy") => tidy::tidy(),
         Some("spec") => spec::spec(),
         Some("pages") => pages::pages(&arguments[1..]),

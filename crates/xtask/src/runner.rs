@@ -66,14 +66,14 @@ impl Counts {
         self.failed.is_empty()
     }
 
-    /// Returns the names of the tests that failed, a line each.
-    pub(crate) fn failures(&self) -> String {
-        self.failed.iter().map(|name| format!("FAILED: {name}\n")).collect()
+    /// Returns a line for each test that failed.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        self.failed.iter().map(|name| format!("FAILED: {name}")).collect()
     }
 
-    /// Returns why tests, or parts of them, were skipped, a line each.
-    pub(crate) fn skips(&self) -> String {
-        self.reasons.join("\n")
+    /// Returns why tests, or parts of them, were skipped: a line each.
+    pub(crate) fn skips(&self) -> &[String] {
+        &self.reasons
     }
 
     /// Returns the line that ends a run.
@@ -82,10 +82,10 @@ impl Counts {
     }
 }
 
-/// Runs the tests of all binaries, with these variables in their environment.
-pub(crate) fn run(settings: &[(&str, String)]) -> Result<Counts, String> {
+/// Runs the tests of all binaries of some packages, or of the workspace, with these variables in their environment.
+pub(crate) fn run(packages: &[String], settings: &[(&str, String)]) -> Result<Counts, String> {
     let mut tests = Vec::new();
-    for (binary, program, folder) in binaries()? {
+    for (binary, program, folder) in binaries(packages)? {
         tests.extend(list(&binary, &program, &folder)?);
     }
     let rank = |test: &Test| LONGEST.iter().position(|prefix| test.name.starts_with(prefix));
@@ -128,9 +128,16 @@ pub(crate) fn run_doctests() -> Result<Counts, String> {
 }
 
 /// Compiles the tests, and lists the binaries: name, file and the crate's folder.
-fn binaries() -> Result<Vec<(String, PathBuf, PathBuf)>, String> {
-    let output = Command::new("cargo")
-        .args(["test", "--workspace", "--no-run", "--quiet", "--message-format", "json-render-diagnostics"])
+fn binaries(packages: &[String]) -> Result<Vec<(String, PathBuf, PathBuf)>, String> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["test", "--no-run", "--quiet", "--message-format", "json-render-diagnostics"]);
+    if packages.is_empty() {
+        cargo.arg("--workspace");
+    }
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    let output = cargo
         .current_dir(root())
         .stderr(Stdio::inherit())
         .output()

@@ -48,8 +48,12 @@ struct Prepared {
     skipped: Vec<String>,
 }
 
-/// Runs all checks, then all tests. The last line printed counts the tests.
-pub(crate) fn test() -> Outcome {
+/// Runs all checks, then all tests; of named packages, only the tests. The last line printed counts the tests.
+pub(crate) fn test(packages: &[String]) -> Outcome {
+    if !packages.is_empty() {
+        let settings: Vec<_> = peers::variable().map(|dirs| ("NETLOOM_PEERS", dirs)).into_iter().collect();
+        return runner::run(packages, &settings).and_then(|counts| conclude(&counts, &[]));
+    }
     let start = Instant::now();
     let times = Times::default();
     times.time("packages", install_packages)?;
@@ -64,19 +68,22 @@ pub(crate) fn test() -> Outcome {
     let mut skipped = prepared.skipped;
     match prepared.kernel {
         Ok(dir) => settings.push(("NETLOOM_KERNEL", dir.display().to_string())),
-        Err(error) => skipped.push(format!("tests on another kernel: {error}")),
+        Err(error) => skipped.push(format!("SKIPPED: tests on another kernel: {error}")),
     }
-    let counts = times.time("tests", || runner::run(&settings))?;
+    let counts = times.time("tests", || runner::run(&[], &settings))?;
     let docs = times.time("tests in the documentation", runner::run_doctests)?;
     let counts = counts.and(docs);
-    say(&counts.failures());
     say(&format!("{}  {:<34} {:>6.1} s\n", times.table(), "in all", start.elapsed().as_secs_f64()));
-    for reason in skipped {
-        say(&format!("SKIPPED: {reason}"));
+    conclude(&counts, &skipped)
+}
+
+/// Prints what failed and what was skipped, and as the last line the number of tests.
+fn conclude(counts: &runner::Counts, skipped: &[String]) -> Outcome {
+    for line in counts.failures().iter().chain(skipped).chain(counts.skips()) {
+        say(line);
     }
-    say(&counts.skips());
     say(&counts.summary());
-    // The summary stays the last line: the failures are above it.
+    // Nothing more to print: the failures are above.
     if counts.is_success() { Ok(()) } else { Err(String::new()) }
 }
 
@@ -107,7 +114,7 @@ fn prepare(times: &Times) -> Result<Prepared, String> {
 /// Checks dependencies: licences, sources and duplicates, and advisories if their list can be had.
 pub(crate) fn deny() -> Outcome {
     for reason in check_dependencies()? {
-        say(&format!("SKIPPED: {reason}"));
+        say(&reason);
     }
     Ok(())
 }
@@ -133,5 +140,8 @@ fn check_dependencies() -> Result<Vec<String>, String> {
         run("cargo", &["deny", "--offline", "check", "advisories"])?;
         return Ok(Vec::new());
     }
-    Ok(vec!["advisories: this machine has no copy of the advisory database and cannot fetch it".to_owned()])
+    Ok(vec![
+        "SKIPPED: advisories: this machine has no copy of the advisory database and cannot fetch it"
+            .to_owned(),
+    ])
 }
