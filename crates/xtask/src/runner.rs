@@ -25,8 +25,8 @@ const LONGEST: [&str; 8] =
     ["crash::", "other_kernel::", "parity::", "chains::", "churn::", "model::", "counts::", "underlay::"];
 /// Tests that count system calls or instructions: they start when all others have ended, one at a time.
 const ALONE: [&str; 1] = ["counts::"];
-/// Tests that run at the same time, for each processor. They wait for the kernel about as long as they compute.
-const PER_PROCESSOR: usize = 2;
+/// How many more tests than processors run at the same time: most of them wait for the kernel now and then.
+const MORE_THAN_PROCESSORS: usize = 1;
 /// Tests that take longer than this are listed with their time.
 const LONG: Duration = Duration::from_secs(5);
 /// What tests print to report that they, or a part of them, cannot run on this machine.
@@ -92,7 +92,7 @@ pub(crate) fn run(packages: &[String], settings: &[(&str, String)]) -> Result<Co
     tests.sort_by_key(|test| rank(test).unwrap_or(LONGEST.len()));
     let (alone, together): (Vec<Test>, Vec<Test>) =
         tests.into_iter().partition(|test| ALONE.iter().any(|prefix| test.name.starts_with(prefix)));
-    let slots = std::thread::available_parallelism().map_or(1, usize::from) * PER_PROCESSOR;
+    let slots = std::thread::available_parallelism().map_or(1, usize::from) + MORE_THAN_PROCESSORS;
     say(&format!("running {} tests, {slots} at a time", together.len() + alone.len()));
     let counts = run_all(&together, slots, settings);
     Ok(counts.and(run_all(&alone, 1, settings)))
