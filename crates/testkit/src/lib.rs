@@ -78,12 +78,27 @@ pub fn has(program: &str) -> bool {
     found
 }
 
-/// Returns the folder with the Go reference plugins 1.9.1 that `NETLOOM_PEERS` names; says so if there is none.
+/// Returns the folder with the reference plugins 1.9.1, the first that `NETLOOM_PEERS` names. Prints that the test is
+/// skipped if there is none; with `CI=true` it fails instead.
 pub fn peers() -> Option<PathBuf> {
-    let dir = std::env::var_os("NETLOOM_PEERS").map(PathBuf::from).filter(|dir| dir.join("bridge").is_file());
+    let dirs = std::env::var_os("NETLOOM_PEERS").unwrap_or_default();
+    let first = std::env::split_paths(&dirs).next();
+    require_peers(first, "1.9.1")
+}
+
+/// Returns the folder of another version of the reference plugins: the one in `NETLOOM_PEERS` that is named like the
+/// version. Prints that the test is skipped if there is none; with `CI=true` it fails instead.
+pub fn peers_of(version: &str) -> Option<PathBuf> {
+    let dirs = std::env::var_os("NETLOOM_PEERS").unwrap_or_default();
+    require_peers(std::env::split_paths(&dirs).find(|dir| dir.ends_with(version)), version)
+}
+
+fn require_peers(dir: Option<PathBuf>, version: &str) -> Option<PathBuf> {
+    let dir = dir.filter(|dir| dir.join("bridge").is_file());
     if dir.is_none() {
-        // These compare side by side with somebody else's plugins, which a machine need not have.
-        say_skipped("NETLOOM_PEERS does not name a folder with the Go reference plugins");
+        skip(&format!(
+            "NETLOOM_PEERS names no folder with the reference plugins {version}; `cargo xtask peers` fetches them"
+        ));
     }
     dir
 }

@@ -20,7 +20,7 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
-use crate::{Outcome, root, run_with, say, test};
+use crate::{Outcome, peers, root, run_with, say};
 
 /// A folder of plugins.
 pub(crate) struct Side {
@@ -303,7 +303,7 @@ pub(crate) fn sides(arguments: &[String], mut count: usize) -> Result<(Vec<Side>
         }
     }
     if sides.is_empty() {
-        match test::peers() {
+        match peers::first() {
             Some(dir) => sides.push(Side::of("go", dir)),
             None => say("SKIPPED: no Go reference plugins to compare with; name a folder by --side NAME=DIR"),
         }

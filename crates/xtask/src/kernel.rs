@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{Outcome, root, run_with, say, test};
+use crate::{Outcome, peers, programs, root, run_with, say};
 
 /// The kernel that the tests take: that of the Debian of this machine.
 pub(crate) const USUAL: &str = "linux-image-amd64";
@@ -29,14 +29,14 @@ done
 /// Runs tests of `crates/netloom/tests/it` on a kernel by its package's name.
 pub(crate) fn kernel(arguments: &[String]) -> Outcome {
     let package = arguments.first().map_or(USUAL, String::as_str);
-    test::install_packages()?;
+    programs::install_packages()?;
     let dir = prepare(package)?;
     let mut tests = Command::new("cargo");
     tests.args(["test", "--package", "netloom", "--test", "it", "--", "--nocapture", "other_kernel::"]);
     tests
         .env("NETLOOM_KERNEL", dir)
         .env("NETLOOM_KERNEL_TESTS", arguments.get(1..).unwrap_or_default().join(" "));
-    if let Some(peers) = test::peers() {
+    if let Some(peers) = peers::variable() {
         tests.env("NETLOOM_PEERS", peers);
     }
     run_with(&mut tests)

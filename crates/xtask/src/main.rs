@@ -2,14 +2,19 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod circles;
 mod cluster;
 mod datapath;
 mod fuzz;
 mod growth;
 mod hot;
 mod kernel;
+mod package;
 mod pages;
+mod peers;
 mod picture;
+mod programs;
+mod runner;
 mod scale;
 mod soak;
 mod spec;
@@ -21,17 +26,18 @@ use std::{
     process::{Command, ExitCode},
 };
 
-/// What every chore ends with: nothing, or what went wrong.
+/// The result of a chore: nothing, or what went wrong (empty if it has been printed already).
 type Outcome = Result<(), String>;
 
 const HELP: &str = "\
 cargo xtask CHORE
 
-  test                 install what the tests need, check everything, run all tests
+  test [PACKAGE...]    install what the tests need, check everything, run all tests; or only the tests of packages
   tidy                 conventions: arrows between crates, names, maps that tell the truth
   spec                 which test shows which requirement of the specification
   pages [--check]      write the tables of keys in docs/plugins from the code
   picture [BINARY]     draw docs/demo.svg, the terminal picture of README.md, from a run of `netloom demo`
+  peers                fetch the reference plugins that the parity tests compare with, into target/peers
   deny                 licences, sources and duplicates of what we depend on
   kernel [PACKAGE [TEST...]]
                        run tests on another kernel of Debian's, such as linux-image-6.12-amd64, in QEMU
@@ -39,6 +45,8 @@ cargo xtask CHORE
   scale [NODES]        one daemon in a cluster of thousands of nodes: time, memory, CPU
   cluster              three hosts, a daemon and two pods on each, and pings between all, in each mode
   dist                 build the binary to install, and say where it is
+  package [--binaries DIR] [--check]
+                       make archives, .deb, .rpm and a container image; check the Debian packages in a clean root
   hot                  write down which functions plugins' calls run, for the linker to put them side by side
   fuzz [SECONDS [NAME...]]
                        look for input that breaks a door by which others' bytes come in (default 60 s each)
@@ -53,11 +61,13 @@ cargo xtask CHORE
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
-        Some("test") => test::test(),
+        Some("test") => test::test(&arguments[1..]),
         Some("tidy") => tidy::tidy(),
         Some("spec") => spec::spec(),
         Some("pages") => pages::pages(&arguments[1..]),
         Some("picture") => picture::picture(&arguments[1..]),
+        Some("package") => package::package(&arguments[1..]),
+        Some("peers") => peers::peers(),
         Some("deny") => test::deny(),
         Some("kernel") => kernel::kernel(&arguments[1..]),
         Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
@@ -78,7 +88,9 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("xtask: {error}"));
+            if !error.is_empty() {
+                say(&format!("xtask: {error}"));
+            }
             ExitCode::FAILURE
         }
     }

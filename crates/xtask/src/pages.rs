@@ -1,4 +1,4 @@
-//! `cargo xtask pages`: the tables of keys in `docs/plugins`, from the schemas that the binary prints.
+//! `cargo xtask pages`: the tables of keys in `docs/plugins`, generated from the schemas that the binary prints.
 
 use std::{fmt::Write, path::Path, process::Command};
 
@@ -9,10 +9,10 @@ use crate::{Outcome, files, read, root, say};
 const BEGIN: &str = "<!-- keys -->\n";
 const END: &str = "<!-- /keys -->";
 
-/// What every configuration has; `docs/plugins/README.md` speaks of it.
-const OF_ALL: [&str; 4] = ["cniVersion", "name", "type", "capabilities"];
+/// The keys of every configuration, which `docs/plugins/README.md` describes once.
+const COMMON: [&str; 4] = ["cniVersion", "name", "type", "capabilities"];
 
-/// Writes the tables, or with `--check` says which are not as the code is.
+/// Writes the tables; with `--check`, fails if one is out of date.
 pub(crate) fn pages(arguments: &[String]) -> Outcome {
     let check = arguments.iter().any(|argument| argument == "--check");
     let mut stale = Vec::new();
@@ -24,7 +24,7 @@ pub(crate) fn pages(arguments: &[String]) -> Outcome {
         }
         let page = read(&path)?;
         let new = with_table(&page, &table(&schema(name)?)?)
-            .ok_or_else(|| format!("{} has no place for a table of keys", path.display()))?;
+            .ok_or_else(|| format!("{} has no `<!-- keys -->` markers for the table", path.display()))?;
         written += 1;
         if new == page {
             continue;
@@ -36,10 +36,10 @@ pub(crate) fn pages(arguments: &[String]) -> Outcome {
         }
     }
     if stale.is_empty() {
-        say(&format!("{written} pages of plugins say what the code says"));
+        say(&format!("{written} pages of plugins are up to date"));
         return Ok(());
     }
-    Err(format!("docs/plugins: {} are not as the code is: run `cargo xtask pages`", stale.join(", ")))
+    Err(format!("docs/plugins: out of date: {}; run `cargo xtask pages`", stale.join(", ")))
 }
 
 fn schema(plugin: &str) -> Result<Value, String> {
@@ -67,17 +67,17 @@ fn write(path: &Path, text: &str) -> Outcome {
 fn table(schema: &Value) -> Result<String, String> {
     let mut rows = String::new();
     for (key, value) in schema["properties"].as_object().into_iter().flatten() {
-        if !OF_ALL.contains(&key.as_str()) {
+        if !COMMON.contains(&key.as_str()) {
             add_rows(key, value, &mut rows)?;
         }
     }
     if rows.is_empty() {
-        return Ok("It has none of its own.\n".to_owned());
+        return Ok("It has no keys of its own.\n".to_owned());
     }
     Ok(format!("| key | type | default | example | meaning |\n|---|---|---|---|---|\n{rows}"))
 }
 
-/// Adds a row for a key that says something, and for the keys below it.
+/// Adds a row for a key that has an example, and rows for the keys below it.
 fn add_rows(key: &str, schema: &Value, rows: &mut String) -> Outcome {
     let below = schema["properties"].as_object();
     let is_boolean = kind(schema) == "boolean";
@@ -120,7 +120,7 @@ fn add_rows(key: &str, schema: &Value, rows: &mut String) -> Outcome {
     Ok(())
 }
 
-/// Names a type as people do.
+/// Returns the name of a type as the tables show it.
 fn kind(schema: &Value) -> String {
     let first = |kind: &Value| kind.as_str().map(str::to_owned);
     let name = match &schema["type"] {

@@ -1,43 +1,45 @@
-//! `cargo xtask spec`: which test shows which requirement (R) and which conformance vector (V).
+//! `cargo xtask spec`: which test covers which requirement (R) and which conformance vector (V).
 //!
-//! `docs/requirements.md` lists the requirements; the comment above a test names the ones that it shows.
+//! `docs/requirements.md` lists the requirements; the comment above a test names those that it covers.
 
 use std::collections::BTreeMap;
 
 use crate::{Outcome, files, read, root, say};
 
+/// The number of conformance vectors.
 const VECTORS: u32 = 71;
 
+/// Prints each requirement with its tests, and fails if one has none.
 pub(crate) fn spec() -> Outcome {
     let requirements = requirements()?;
-    let shown = shown()?;
+    let covered = covered()?;
     let mut holes = Vec::new();
     for (number, text) in &requirements {
-        let tests = shown.get(&('R', *number));
+        let tests = covered.get(&('R', *number));
         say(&format!(
             "R{number:<4} {text}\n      {}",
-            tests.map_or("NOT SHOWN".to_owned(), |tests| tests.join(", "))
+            tests.map_or("NOT COVERED".to_owned(), |tests| tests.join(", "))
         ));
         if tests.is_none() {
             holes.push(format!("R{number}"));
         }
     }
-    holes.extend((1..=VECTORS).filter(|v| !shown.contains_key(&('V', *v))).map(|v| format!("V{v}")));
-    for (kind, number) in shown.keys() {
+    holes.extend((1..=VECTORS).filter(|v| !covered.contains_key(&('V', *v))).map(|v| format!("V{v}")));
+    for (kind, number) in covered.keys() {
         let known =
             if *kind == 'R' { requirements.contains_key(number) } else { (1..=VECTORS).contains(number) };
         if !known {
-            holes.push(format!("{kind}{number} (no such)"));
+            holes.push(format!("{kind}{number} (does not exist)"));
         }
     }
     if holes.is_empty() {
-        say(&format!("{} requirements and {VECTORS} vectors, each shown by a test", requirements.len()));
+        say(&format!("{} requirements and {VECTORS} vectors, each covered by a test", requirements.len()));
         return Ok(());
     }
-    Err(format!("not shown by any test: {}", holes.join(" ")))
+    Err(format!("not covered by any test: {}", holes.join(" ")))
 }
 
-/// Reads the table: `| R1 | text |`.
+/// Parses the table of requirements: `| R1 | text |`.
 fn requirements() -> Result<BTreeMap<u32, String>, String> {
     let text = read(&root().join("docs/requirements.md"))?;
     let row = |line: &str| {
@@ -48,9 +50,9 @@ fn requirements() -> Result<BTreeMap<u32, String>, String> {
     Ok(text.lines().filter_map(row).collect())
 }
 
-/// Collects the names of tests by what the comments above them name.
-fn shown() -> Result<BTreeMap<(char, u32), Vec<String>>, String> {
-    let mut shown: BTreeMap<(char, u32), Vec<String>> = BTreeMap::new();
+/// Returns the names of the tests of each requirement and vector that the comments above them name.
+fn covered() -> Result<BTreeMap<(char, u32), Vec<String>>, String> {
+    let mut covered: BTreeMap<(char, u32), Vec<String>> = BTreeMap::new();
     for path in files(&root().join("crates"), &[".rs"]) {
         let mut named = Vec::new();
         let mut is_test = false;
@@ -62,7 +64,7 @@ fn shown() -> Result<BTreeMap<(char, u32), Vec<String>>, String> {
             } else if let Some(name) = line.strip_prefix("fn ").filter(|_| is_test) {
                 let name = name.split('(').next().unwrap_or_default();
                 for reference in named.drain(..) {
-                    shown.entry(reference).or_default().push(name.to_owned());
+                    covered.entry(reference).or_default().push(name.to_owned());
                 }
                 is_test = false;
             } else if !line.starts_with('#') {
@@ -71,10 +73,10 @@ fn shown() -> Result<BTreeMap<(char, u32), Vec<String>>, String> {
             }
         }
     }
-    Ok(shown)
+    Ok(covered)
 }
 
-/// Finds `R12` and `V3` in a text, and ranges such as `R12-R14`.
+/// Returns the references in a text, such as `R12` and `V3`.
 fn references(text: &str) -> Vec<(char, u32)> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric());
     words

@@ -1,143 +1,147 @@
 //! `cargo xtask test`: all checks and all tests, on a machine that may have nothing but Rust.
+//!
+//! The release binary, the licence check, the other kernel and the reference plugins take minutes each but one processor at
+//! most, so a second thread prepares them while the first one checks and compiles. Tests start when both have finished.
 
 use std::{
+    fmt::Write,
     path::PathBuf,
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
-use crate::{Outcome, bench, kernel, root, run, run_with, say, tidy};
+use crate::{Outcome, bench, kernel, peers, programs::home, run, run_with, runner, say, tidy};
 
-/// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 32] = [
-    ("ip", "iproute2"),
-    ("ss", "iproute2"),
-    ("nft", "nftables"),
-    ("iptables", "iptables"),
-    ("ping", "iputils-ping"),
-    ("nc", "netcat-openbsd"),
-    ("jq", "jq"),
-    ("busybox", "busybox-static"),
-    ("containerd", "containerd"),
-    ("ctr", "containerd"),
-    ("runc", "runc"),
-    ("podman", "podman"),
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("depmod", "kmod"),
-    ("xz", "xz-utils"),
-    ("conntrack", "conntrack"),
-    ("firewalld", "firewalld"),
-    ("dbus-daemon", "dbus"),
-    ("iperf3", "iperf3"),
-    ("dnsmasq", "dnsmasq-base"),
-    ("kea-dhcp4", "kea-dhcp4-server"),
-    ("kea-dhcp6", "kea-dhcp6-server"),
-    ("systemd-socket-activate", "systemd"),
-    ("valgrind", "valgrind"),
-    ("protoc", "protobuf-compiler"),
-    ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
-    ("etcd", "etcd-server"),
-    ("etcdctl", "etcd-client"),
-    ("bird", "bird2"),
-    ("ethtool", "ethtool"),
-    ("socat", "socat"),
-    ("openssl", "openssl"),
-];
+pub(crate) use crate::programs::{found, install_packages};
 
-pub(crate) fn test() -> Outcome {
-    install_packages()?;
-    run("cargo", &["fmt", "--check"])?;
-    run("cargo", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"])?;
-    tidy::tidy()?;
-    crate::spec::spec()?;
-    crate::pages::pages(&["--check".to_owned()])?;
-    deny()?;
-    say("$ cargo doc --workspace --no-deps --quiet");
-    let mut doc = Command::new("cargo");
-    run_with(
-        doc.args(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "--deny warnings"),
-    )?;
-    say("$ cargo test --workspace");
-    let mut tests = Command::new("cargo");
-    tests.args(["test", "--workspace"]);
-    if let Some(peers) = peers() {
-        tests.env("NETLOOM_PEERS", peers);
+/// The parts of a run and how long each took.
+#[derive(Default)]
+struct Times(Mutex<Vec<(&'static str, Duration)>>);
+
+impl Times {
+    fn time<T>(&self, part: &'static str, run: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = run();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((part, start.elapsed()));
+        result
     }
-    // Of the binary that is installed the instructions are counted.
-    tests.env("NETLOOM_RELEASE", bench::dist()?);
-    match kernel::prepare(kernel::USUAL) {
-        Ok(dir) => drop(tests.env("NETLOOM_KERNEL", dir)),
-        Err(error) => say(&format!("SKIPPED: tests on another kernel: {error}")),
+
+    fn table(&self) -> String {
+        let mut table = "time of each part:\n".to_owned();
+        for (part, time) in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let _ = writeln!(table, "  {part:<34} {:>6.1} s", time.as_secs_f64());
+        }
+        table
     }
-    run_with(&mut tests)
 }
 
-/// Checks what we depend on: licences, sources, duplicates; advisories where their list is on this machine.
+/// What the second thread prepares.
+struct Prepared {
+    /// The release binary whose instructions are counted.
+    release: PathBuf,
+    /// The folder of another kernel, or why there is none.
+    kernel: Result<PathBuf, String>,
+    /// The value of `NETLOOM_PEERS`.
+    peers: Option<String>,
+    /// Checks that could not be made.
+    skipped: Vec<String>,
+}
+
+/// Runs all checks, then all tests; of named packages, only the tests. The last line printed counts the tests.
+pub(crate) fn test(packages: &[String]) -> Outcome {
+    if !packages.is_empty() {
+        let settings: Vec<_> = peers::variable().map(|dirs| ("NETLOOM_PEERS", dirs)).into_iter().collect();
+        return runner::run(packages, &settings).and_then(|counts| conclude(&counts, &[]));
+    }
+    let start = Instant::now();
+    let times = Times::default();
+    times.time("packages", install_packages)?;
+    let prepared = std::thread::scope(|scope| {
+        let preparing = scope.spawn(|| prepare(&times));
+        let checked = check(&times);
+        let prepared = preparing.join().map_err(|_| "preparing the tests panicked".to_owned())?;
+        checked.and(prepared)
+    })?;
+    let mut settings = vec![("NETLOOM_RELEASE", prepared.release.display().to_string())];
+    settings.extend(prepared.peers.map(|dirs| ("NETLOOM_PEERS", dirs)));
+    let mut skipped = prepared.skipped;
+    match prepared.kernel {
+        Ok(dir) => settings.push(("NETLOOM_KERNEL", dir.display().to_string())),
+        Err(error) => skipped.push(format!("SKIPPED: tests on another kernel: {error}")),
+    }
+    let counts = times.time("tests", || runner::run(&[], &settings))?;
+    let docs = times.time("tests in the documentation", runner::run_doctests)?;
+    let counts = counts.and(docs);
+    say(&format!("{}  {:<34} {:>6.1} s\n", times.table(), "in all", start.elapsed().as_secs_f64()));
+    conclude(&counts, &skipped)
+}
+
+/// Prints what failed and what was skipped, and as the last line the number of tests.
+fn conclude(counts: &runner::Counts, skipped: &[String]) -> Outcome {
+    for line in counts.failures().iter().chain(skipped).chain(counts.skips()) {
+        say(line);
+    }
+    say(&counts.summary());
+    // Nothing more to print: the failures are above.
+    if counts.is_success() { Ok(()) } else { Err(String::new()) }
+}
+
+/// Checks everything that can be checked without running a test, and compiles the tests.
+fn check(times: &Times) -> Outcome {
+    times.time("cargo fmt", || run("cargo", &["fmt", "--check"]))?;
+    times.time("tidy", || tidy::tidy().and_then(|()| crate::spec::spec()))?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"];
+    times.time("cargo clippy", || run("cargo", &clippy))?;
+    times.time("cargo test --no-run", || run("cargo", &["test", "--workspace", "--no-run", "--quiet"]))?;
+    times.time("pages", || crate::pages::pages(&["--check".to_owned()]))?;
+    times.time("cargo doc", || {
+        let arguments = ["doc", "--workspace", "--no-deps", "--quiet"];
+        say(&format!("$ cargo {}", arguments.join(" ")));
+        run_with(Command::new("cargo").args(arguments).env("RUSTDOCFLAGS", "--deny warnings"))
+    })
+}
+
+/// Builds and downloads what some tests need.
+fn prepare(times: &Times) -> Result<Prepared, String> {
+    let release = times.time("  meanwhile: release binary", bench::dist)?;
+    let kernel = times.time("  meanwhile: another kernel", || kernel::prepare(kernel::USUAL));
+    let peers = times.time("  meanwhile: reference plugins", peers::variable);
+    let skipped = times.time("  meanwhile: cargo deny", check_dependencies)?;
+    Ok(Prepared { release, kernel, peers, skipped })
+}
+
+/// Checks dependencies: licences, sources and duplicates, and advisories if their list can be had.
 pub(crate) fn deny() -> Outcome {
+    for reason in check_dependencies()? {
+        say(&reason);
+    }
+    Ok(())
+}
+
+/// Checks dependencies and returns the checks that this machine cannot make.
+fn check_dependencies() -> Result<Vec<String>, String> {
     if !found("cargo-deny") {
+        // Without optimisation it is built in a third of the time, and still takes seconds for these checks.
         say("cargo-deny is missing: installing it takes some minutes, once");
-        run("cargo", &["install", "cargo-deny", "--locked", "--quiet"])?;
+        run("cargo", &["install", "cargo-deny", "--locked", "--quiet", "--debug"])?;
     }
     run(
         "cargo",
         &["deny", "--log-level", "error", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"],
     )?;
     let advisories = home().join(".cargo/advisory-dbs");
+    if !advisories.is_dir() {
+        let mut fetch = Command::new("cargo");
+        fetch.args(["deny", "--log-level", "error", "fetch", "db"]).stderr(Stdio::null());
+        drop(run_with(&mut fetch));
+    }
     if advisories.is_dir() {
-        return run("cargo", &["deny", "--offline", "check", "advisories"]);
+        run("cargo", &["deny", "--offline", "check", "advisories"])?;
+        return Ok(Vec::new());
     }
-    say("SKIPPED: cargo deny check advisories: this machine has no copy of the advisory database");
-    Ok(())
-}
-
-/// Installs the packages of those programs that are missing.
-pub(crate) fn install_packages() -> Outcome {
-    let mut missing: Vec<&str> =
-        PACKAGES.iter().filter(|(program, _)| !found(program)).map(|(_, package)| *package).collect();
-    missing.dedup();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    if !rustix::process::geteuid().is_root() || !found("apt-get") {
-        say(&format!("the tests that need these packages are skipped or fail: {}", missing.join(" ")));
-        return Ok(());
-    }
-    run("apt-get", &["update", "-qq"])?;
-    let fixed = ["install", "-y", "-qq", "--no-install-recommends"];
-    say(&format!("$ apt-get {} {}", fixed.join(" "), missing.join(" ")));
-    let mut install = Command::new("apt-get");
-    run_with(install.args(fixed).args(missing).env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
-}
-
-/// Finds the Go reference plugins for the comparisons: where `NETLOOM_PEERS` says, or by the script beside this
-/// repository that fetches them. Without either the comparisons say that they are skipped.
-pub(crate) fn peers() -> Option<PathBuf> {
-    if let Some(dir) = std::env::var_os("NETLOOM_PEERS") {
-        return Some(dir.into());
-    }
-    let script = root().join("../shared/peers/get-peers");
-    let dir = root().join("target/peers");
-    if !script.is_file() {
-        return None;
-    }
-    let mut get = Command::new(script);
-    let fetched = run_with(get.arg(&dir).stdout(Stdio::null()));
-    match fetched {
-        Ok(()) => Some(dir),
-        Err(error) => {
-            say(&format!("the Go reference plugins cannot be fetched: {error}"));
-            None
-        }
-    }
-}
-
-pub(crate) fn found(program: &str) -> bool {
-    if program.starts_with('/') {
-        return PathBuf::from(program).exists();
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain([home().join(".cargo/bin")]).any(|dir| dir.join(program).is_file())
-}
-
-fn home() -> PathBuf {
-    std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default()
+    Ok(vec![
+        "SKIPPED: advisories: this machine has no copy of the advisory database and cannot fetch it"
+            .to_owned(),
+    ])
 }

@@ -1,12 +1,16 @@
 //! `cargo xtask tidy`: the conventions of this repository that a program can check.
+//!
+//! It prints files that grow too long, and fails for everything else: arrows between crates that ARCHITECTURE.md does not draw,
+//! circles between files, missing descriptions, empty names, and a map that names files that do not exist.
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
 use serde_json::Value;
 
-use crate::{Outcome, files, read, root, say};
+use crate::{Outcome, circles::Imports, files, read, root, say};
 
-/// Which crate may use which of ours. Anything else is an error: a crate is a promise about what it does not know.
+/// The crates of this workspace that each crate may use, as drawn in ARCHITECTURE.md. Anything else is an error: a crate is
+/// a promise about what it does not know.
 const ARROWS: [(&str, &[&str]); 15] = [
     ("netloom-types", &[]),
     ("netloom-invoke", &["netloom-types"]),
@@ -39,14 +43,17 @@ const ARROWS: [(&str, &[&str]); 15] = [
 
 /// Files longer than this hold more than one thing.
 const MOST_LINES: usize = 700;
+/// Files with more lines of code than this are listed: the next change should split them.
+const MANY_LINES_OF_CODE: usize = 450;
 const FORBIDDEN_NAMES: [&str; 6] =
     ["utils.rs", "helpers.rs", "common.rs", "misc.rs", "constants.rs", "core.rs"];
 
 pub(crate) fn tidy() -> Outcome {
     let mut wrong = Vec::new();
-    arrows(&mut wrong)?;
+    crate_arrows(&mut wrong)?;
     sources(&mut wrong)?;
     architecture(&mut wrong)?;
+    circles(&mut wrong)?;
     if wrong.is_empty() {
         say("tidy");
         return Ok(());
@@ -54,7 +61,8 @@ pub(crate) fn tidy() -> Outcome {
     Err(format!("not tidy:\n  {}", wrong.join("\n  ")))
 }
 
-fn arrows(wrong: &mut Vec<String>) -> Outcome {
+/// Crates use the crates that [`ARROWS`] allows, and outside crates for a reason that ARCHITECTURE.md states.
+fn crate_arrows(wrong: &mut Vec<String>) -> Outcome {
     let output = Command::new("cargo")
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
         .current_dir(root())
@@ -104,16 +112,18 @@ fn is_used(folder: &Path, dependency: &str, for_tests: bool) -> Result<bool, Str
     Ok(false)
 }
 
+/// Every file has a description, a name that explains it, no unsafe code outside `kernel`, and a bounded length.
 fn sources(wrong: &mut Vec<String>) -> Outcome {
+    let mut long = Vec::new();
     for path in ["crates", "fuzz"].iter().flat_map(|dir| files(&root().join(dir), &[".rs"])) {
         let text = read(&path)?;
         let shown = path.strip_prefix(root()).unwrap_or(&path).display().to_string();
         if !text.starts_with("//!") {
-            wrong.push(format!("{shown} does not say what it holds"));
+            wrong.push(format!("{shown} has no `//!` description"));
         }
         if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| FORBIDDEN_NAMES.contains(&name))
         {
-            wrong.push(format!("{shown} has a name that says nothing"));
+            wrong.push(format!("{shown} has a name that explains nothing"));
         }
         let is_root = path.ends_with("src/lib.rs") || path.ends_with("src/main.rs");
         if is_root && !shown.starts_with("crates/kernel") && !text.contains("#![forbid(unsafe_code)]") {
@@ -121,20 +131,48 @@ fn sources(wrong: &mut Vec<String>) -> Outcome {
         }
         let is_test = shown.contains("/tests/");
         let lines = text.lines().count();
+        let code =
+            text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).count();
+        if code > MANY_LINES_OF_CODE && !is_test {
+            long.push((code, shown.clone()));
+        }
         if lines > MOST_LINES && !is_test {
             wrong.push(format!("{shown} has {lines} lines, more than {MOST_LINES}"));
         }
-        // Said in two pieces, so that this file does not find itself.
+        // Written in two pieces, so that this file does not match itself.
         for mark in [concat!("#[", "ignore"), concat!("TO", "DO"), concat!("FIX", "ME")] {
             if text.contains(mark) {
                 wrong.push(format!("{shown} has {mark}"));
             }
         }
     }
+    long.sort_unstable_by(|a, b| b.cmp(a));
+    for (code, shown) in long {
+        say(&format!("{shown} has {code} lines of code, more than {MANY_LINES_OF_CODE}"));
+    }
     Ok(())
 }
 
-/// The map names every crate, and no file that is not there.
+/// Files of a crate do not import from each other in a circle.
+fn circles(wrong: &mut Vec<String>) -> Outcome {
+    let mut arrows = 0;
+    for (name, _) in ARROWS {
+        let folder = if name == "fuzz" { root().join(name) } else { root().join("crates").join(name) };
+        let imports = Imports::read(&folder.join("src"))?;
+        arrows += imports.arrows.values().map(BTreeSet::len).sum::<usize>();
+        for circle in imports.circles() {
+            wrong.push(format!(
+                "{name} has a circle of {} files:{}",
+                circle.len(),
+                imports.describe(&circle)
+            ));
+        }
+    }
+    say(&format!("{arrows} imports between files"));
+    Ok(())
+}
+
+/// ARCHITECTURE.md names every crate, and only files that exist.
 fn architecture(wrong: &mut Vec<String>) -> Outcome {
     let page = read(&root().join("ARCHITECTURE.md"))?;
     for (name, _) in ARROWS {
@@ -147,7 +185,7 @@ fn architecture(wrong: &mut Vec<String>) -> Outcome {
             && !word.contains(' ')
             && [".rs", ".md"].iter().any(|ending| word.ends_with(ending));
         if is_path && !Path::new(&root()).join("crates").join(word).exists() && !root().join(word).exists() {
-            wrong.push(format!("ARCHITECTURE.md names {word}, which is not there"));
+            wrong.push(format!("ARCHITECTURE.md names {word}, which does not exist"));
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Chains side by side with the Go reference plugins 1.9.1: each chain behind each interface plugin must give the same
+//! Chains side by side with the reference plugins 1.9.1 and 1.10.0: each chain behind each interface plugin must give the same
 //! result, the same container and host, and let the same ones reach each other. What is meant to differ stands in
 //! `chains-differences.json`.
 
@@ -24,7 +24,20 @@ const DIFFERENCES: &str = include_str!("chains-differences.json");
 
 #[test]
 fn the_same_chain_gives_the_same_connections() {
-    let Some(peers) = testkit::peers().filter(|_| testkit::is_root()) else { return };
+    if let Some(peers) = testkit::peers().filter(|_| testkit::is_root()) {
+        compare(&peers, "1.9.1");
+    }
+}
+
+#[test]
+fn the_same_chain_gives_the_same_as_reference_1_10() {
+    if let Some(peers) = testkit::peers_of("1.10.0").filter(|_| testkit::is_root()) {
+        compare(&peers, "1.10.0");
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a test may print how many cases it compared")]
+fn compare(peers: &Path, version: &str) {
     let all: Value = serde_json::from_str(CHAINS).unwrap();
     let mut chains = Vec::new();
     for base in all["bases"].as_array().unwrap() {
@@ -35,13 +48,13 @@ fn the_same_chain_gives_the_same_connections() {
     assert!(chains.len() >= 60);
     let wanted = std::env::var("NETLOOM_PARITY").ok();
     chains.retain(|chain| wanted.as_ref().is_none_or(|wanted| chain.to_string().contains(wanted)));
-    let differences = Mutex::new(Differences::new(DIFFERENCES));
+    let differences = Mutex::new(Differences::new(DIFFERENCES, version));
     let (next, attached) = (AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for _ in 0..6 {
             scope.spawn(|| {
                 while let Some(chain) = chains.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let (theirs, ours) = (seen(&peers, chain), seen(&OURS, chain));
+                    let (theirs, ours) = (seen(peers, chain), seen(&OURS, chain));
                     attached.fetch_add(usize::from(ours.contains_key("/reach/self")), Ordering::Relaxed);
                     differences.lock().unwrap().compare(&chain.to_string(), &ours, &theirs);
                 }

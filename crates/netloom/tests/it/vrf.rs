@@ -19,7 +19,7 @@ fn vrfs_equal_the_references() {
         testkit::say_skipped("this kernel has no VRFs; another one is asked in other_kernel.rs");
         return;
     }
-    let mut differences = Differences::new(DIFFERENCES);
+    let mut differences = Differences::new(DIFFERENCES, "1.9.1");
     for more in [json!({"vrfname": "blue"}), json!({"vrfname": "blue", "table": 1500})] {
         let mut conf = json!({"cniVersion": "1.0.0", "name": "lab", "type": "vrf"});
         conf.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
