@@ -1,8 +1,8 @@
 //! Whose things are: names and marks that follow from network, container and interface, so that DEL and GC find
 //! everything again without a list.
 
+use hmac_sha512::Hash as Sha512;
 use netloom_plugin::{Attachment, Request, Sandbox};
-use sha2::{Digest, Sha512};
 
 /// Names an attachment of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +102,7 @@ const OF_NETWORK: &str = "network";
 
 /// Hashes as the reference plugins do: SHA-512 of the text, in hexadecimal.
 fn reference_hash(text: &str) -> String {
-    Sha512::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha512::hash(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn network_hash(network: &str) -> String {
@@ -115,7 +115,7 @@ fn attachment_hash(container: &str, ifname: &str) -> String {
 
 /// Returns the first 8 bytes of the SHA-512 of some names.
 fn hash(parts: &[&str]) -> u64 {
-    let digest = Sha512::digest(parts.join("\0"));
+    let digest = Sha512::hash(parts.join("\0"));
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);
     u64::from_be_bytes(first)

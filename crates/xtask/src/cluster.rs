@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Outcome, bench::Host, root, run_with, say, test};
+use crate::{Outcome, host::Host, run_with, say, target, test};
 
 const BEHIND: &str = "10.244.0.0/16,fd44::/48";
 /// Each mode, whether one host is behind a router, and the pods' prefixes.
@@ -44,12 +44,12 @@ pub(crate) fn built() -> Result<PathBuf, String> {
     test::install_packages()?;
     let build = ["build", "--release", "--quiet", "--package", "netloom", "--package", "netloomd"];
     run_with(Command::new("cargo").args(build))?;
-    Ok(root().join(format!("target/{}-unknown-linux-gnu/release", std::env::consts::ARCH)))
+    Ok(target().join("release"))
 }
 
 /// Returns an empty folder of this name below `target`.
 pub(crate) fn fresh_dir(name: &str) -> Result<PathBuf, String> {
-    let dir = root().join("target").join(name);
+    let dir = target().join(name);
     drop(std::fs::remove_dir_all(&dir));
     std::fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
     Ok(dir)

@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use crate::{
     Outcome,
-    bench::Host,
     cluster::{Running, built, fresh_dir, plugins, until},
+    host::Host,
     say,
 };
 

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use crate::{
     Outcome,
-    bench::{Call, Host, Side, run_chain, sides},
+    bench::{Call, Side, run_chain, sides},
+    host::Host,
     say,
 };
 

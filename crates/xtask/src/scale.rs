@@ -9,8 +9,8 @@ use std::{
 
 use crate::{
     Outcome,
-    bench::Host,
     cluster::{ETCD, Running, built, etcd, fresh_dir, until},
+    host::Host,
     say,
 };
 

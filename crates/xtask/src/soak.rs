@@ -10,7 +10,8 @@ use serde_json::json;
 
 use crate::{
     Outcome,
-    bench::{Call, Case, Host, Side, run_chain, sides},
+    bench::{Call, Case, Side, run_chain, sides},
+    host::Host,
     run_with, say,
 };
 

@@ -6,11 +6,11 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use hmac_sha512::Hash as Sha512;
 use netloom_runtime::{
     Container, Runtime, load,
     types::{NetworkList, Object, json},
 };
-use sha2::{Digest, Sha512};
 
 use super::{Failure, Outcome, Places, gc, say};
 
@@ -160,7 +160,7 @@ fn prepare(places: &Places, options: &Attach) -> Outcome<(Runtime, NetworkList, 
 
 /// Makes the ID that cnitool makes: `cnitool-` and the first ten bytes of the path's SHA-512.
 fn container_id(netns: &Path) -> String {
-    let digest = Sha512::digest(netns.display().to_string());
+    let digest = Sha512::hash(netns.display().to_string());
     digest.iter().take(10).fold("cnitool-".to_owned(), |mut id, byte| {
         write!(id, "{byte:02x}").ok();
         id
