@@ -1,5 +1,10 @@
 //! A program under ptrace(2): its system calls listed, and one of them made its last, or made to fail.
 
+#![cfg_attr(
+    not(all(target_arch = "x86_64", target_env = "gnu")),
+    expect(dead_code, unused_imports, reason = "system calls are not traced on this target")
+)]
+
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
