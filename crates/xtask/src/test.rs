@@ -62,8 +62,8 @@ pub(crate) fn test() -> Outcome {
     if let Some(peers) = peers() {
         tests.env("NETLOOM_PEERS", peers);
     }
-    // Of the binary that is installed the instructions are counted.
-    tests.env("NETLOOM_RELEASE", bench::dist()?);
+    // The tests count the instructions of this binary.
+    tests.env("NETLOOM_RELEASE", bench::measured()?);
     match kernel::prepare(kernel::USUAL) {
         Ok(dir) => drop(tests.env("NETLOOM_KERNEL", dir)),
         Err(error) => say(&format!("SKIPPED: tests on another kernel: {error}")),
