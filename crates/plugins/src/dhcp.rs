@@ -7,6 +7,7 @@ use dhcp::{
     lease::Lease,
     v4, v6,
 };
+use hmac_sha512::Hash as Sha512;
 use netloom_plugin::{
     Attachment, Code, Error, Plugin, Request, Sandbox, Undo,
     result::{
@@ -16,7 +17,6 @@ use netloom_plugin::{
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
-use sha2::{Digest, Sha512};
 
 use crate::{
     error::{check_failed, invalid},
@@ -195,7 +195,7 @@ fn client_id(owner: &Owner) -> Vec<u8> {
 
 /// Returns the client's DUID of type UUID (RFC 6355), derived from the client identifier.
 fn duid(client_id: &[u8]) -> Vec<u8> {
-    [&[0, 4], &Sha512::digest(client_id)[..16]].concat()
+    [&[0, 4], &Sha512::hash(client_id)[..16]].concat()
 }
 
 impl Plugin for Dhcp {

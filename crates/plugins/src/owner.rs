@@ -2,9 +2,9 @@
 //!
 //! They are derived from network, container and interface, so that DEL and GC find every object without a stored list.
 
+use hmac_sha512::Hash as Sha512;
 use kernel::link::Mac;
 use netloom_plugin::{Attachment, Request, Sandbox};
-use sha2::{Digest, Sha512};
 
 /// The attachment that a kernel object belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +122,7 @@ const WHOLE_NETWORK: &str = "network";
 
 /// Returns the hash that the reference plugins use: SHA-512 in hexadecimal.
 fn reference_hash(text: &str) -> String {
-    Sha512::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha512::hash(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn network_hash(network: &str) -> String {
@@ -135,7 +135,7 @@ fn attachment_hash(container: &str, ifname: &str) -> String {
 
 /// Returns the first 8 bytes of the SHA-512 of the names, separated by NUL.
 fn hash(parts: &[&str]) -> u64 {
-    let digest = Sha512::digest(parts.join("\0"));
+    let digest = Sha512::hash(parts.join("\0"));
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);
     u64::from_be_bytes(first)

@@ -1,9 +1,15 @@
 //! Runs a program under ptrace(2), lists its system calls, and kills the program at one of them or makes that one fail.
 
+#![cfg_attr(
+    not(all(target_arch = "x86_64", target_env = "gnu")),
+    expect(dead_code, unused_imports, reason = "system calls are not traced on this target")
+)]
+
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io::{Read, Write},
+    ops::Range,
     os::unix::process::ExitStatusExt,
     process::{Command, ExitStatus, Stdio},
 };
@@ -115,6 +121,7 @@ fn trace(
             program,
             fate,
             begun: false,
+            loader: Vec::new(),
             alive: HashSet::from([root]),
             failing: HashMap::new(),
             syscalls: Vec::new(),
@@ -137,6 +144,8 @@ struct Tracer<'a> {
     fate: Option<(usize, Fate)>,
     /// Whether the program itself runs, and no more what starts it.
     begun: bool,
+    /// Where the dynamic loader's code is. Its system calls are not the program's.
+    loader: Vec<Range<u64>>,
     alive: HashSet<Pid>,
     /// Who is in a system call that is to return an error.
     failing: HashMap<Pid, Errno>,
@@ -171,7 +180,12 @@ impl Tracer<'_> {
     fn event(&mut self, pid: Pid, event: i32) {
         if event == ptrace::Event::PTRACE_EVENT_EXEC as i32 && pid == self.root {
             let runs = std::fs::read_link(format!("/proc/{pid}/exe"));
-            self.begun |= runs.is_ok_and(|path| path.file_name() == self.program.file_name());
+            if let Ok(path) = runs
+                && path.file_name() == self.program.file_name()
+            {
+                self.begun = true;
+                self.loader = file_mappings(pid, &path);
+            }
         }
         let births = [
             ptrace::Event::PTRACE_EVENT_FORK,
@@ -187,8 +201,19 @@ impl Tracer<'_> {
         self.go_on(pid, None);
     }
 
+    #[cfg(not(all(target_arch = "x86_64", target_env = "gnu")))]
     fn syscall(&mut self, pid: Pid) {
-        let at_entry = ptrace::syscall_info(pid).is_ok_and(|info| info.op == libc::PTRACE_SYSCALL_INFO_ENTRY);
+        self.go_on(pid, None);
+    }
+
+    // Of this target, nix has the registers and their position in a system call.
+    #[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+    fn syscall(&mut self, pid: Pid) {
+        let info = ptrace::syscall_info(pid);
+        if info.is_ok_and(|info| self.loader.iter().any(|code| code.contains(&info.instruction_pointer))) {
+            return self.go_on(pid, None);
+        }
+        let at_entry = info.is_ok_and(|info| info.op == libc::PTRACE_SYSCALL_INFO_ENTRY);
         let Ok(mut registers) = ptrace::getregs(pid) else { return self.go_on(pid, None) };
         if !at_entry {
             if let Some(error) = self.failing.remove(&pid) {
@@ -233,10 +258,23 @@ impl Tracer<'_> {
     }
 }
 
-/// Returns whether this process may trace: not in every container.
+/// Lists the mappings of files but the program's own: right after its start, those of the dynamic loader, if it has one.
+fn file_mappings(pid: Pid, program: &std::path::Path) -> Vec<Range<u64>> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    maps.lines()
+        .filter_map(|line| {
+            let (range, path) = (line.split_once(' ')?.0, line.find('/').map(|at| &line[at..])?);
+            let (start, end) = range.split_once('-')?;
+            let bounds = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+            (std::path::Path::new(path) != program).then_some(bounds.0..bounds.1)
+        })
+        .collect()
+}
+
+/// Returns whether this process may trace: not in every container, and on x86-64 with glibc only.
 pub fn can_trace() -> bool {
     let mut scope = String::new();
     let read =
         File::open("/proc/sys/kernel/yama/ptrace_scope").and_then(|mut file| file.read_to_string(&mut scope));
-    cfg!(target_arch = "x86_64") && (read.is_err() || scope.trim() != "3")
+    cfg!(all(target_arch = "x86_64", target_env = "gnu")) && (read.is_err() || scope.trim() != "3")
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask cluster`: three hosts made of namespaces, a real etcd, a daemon and two pods on each; pings between all, in
-//! each mode, with the third host behind a router where the mode can do that.
+//! `cargo xtask cluster`: starts three hosts made of namespaces, an etcd server, and a daemon and two pods on each host, in each
+//! mode, and pings between all pods. In modes that work over routers, the third host is behind one.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,19 +7,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Outcome, bench::Host, root, run_with, say, test};
+use crate::{Outcome, host::Host, run_with, say, target, test};
 
-const BEHIND: &str = "10.244.0.0/16,fd44::/48";
-/// Each mode, whether one host is behind a router, and the pods' prefixes.
+/// The pod prefixes of modes with prefixes of their own.
+const POD_PREFIXES: &str = "10.244.0.0/16,fd44::/48";
+/// The modes: name, whether the third host is behind a router, pod prefixes.
 const MODES: [(&str, bool, &str); 4] = [
-    ("overlay", true, BEHIND),
-    ("routing", false, BEHIND),
-    ("auto", true, BEHIND),
+    ("overlay", true, POD_PREFIXES),
+    ("routing", false, POD_PREFIXES),
+    ("auto", true, POD_PREFIXES),
     ("underlay", false, "192.0.2.128/25,2001:db8:a::8000/113"),
 ];
+/// The address of the etcd server.
 pub(crate) const ETCD: &str = "192.0.2.254:2379";
 
-/// A process that ends with the value.
+/// A child process, killed when the value is dropped.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
@@ -29,6 +31,7 @@ impl Drop for Running {
     }
 }
 
+/// Runs `cargo xtask cluster`.
 pub(crate) fn cluster() -> Outcome {
     let built = built()?;
     for (mode, behind_router, pods) in MODES {
@@ -39,23 +42,23 @@ pub(crate) fn cluster() -> Outcome {
     Ok(())
 }
 
-/// Builds both binaries as they are installed, and gives their folder.
+/// Builds both binaries with a plain release build and returns their folder.
 pub(crate) fn built() -> Result<PathBuf, String> {
     test::install_packages()?;
     let build = ["build", "--release", "--quiet", "--package", "netloom", "--package", "netloomd"];
     run_with(Command::new("cargo").args(build))?;
-    Ok(root().join(format!("target/{}-unknown-linux-gnu/release", std::env::consts::ARCH)))
+    Ok(target().join("release"))
 }
 
-/// Returns an empty folder of this name below `target`.
+/// Creates an empty folder below the target folder.
 pub(crate) fn fresh_dir(name: &str) -> Result<PathBuf, String> {
-    let dir = root().join("target").join(name);
+    let dir = target().join(name);
     drop(std::fs::remove_dir_all(&dir));
     std::fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
     Ok(dir)
 }
 
-/// Puts the plugins that a daemon's networks name into a folder of their own, and gives that.
+/// Creates the folder `bin` in `dir` with the plugins that the daemon's networks name, and returns it.
 pub(crate) fn plugins(built: &Path, dir: &Path) -> Result<PathBuf, String> {
     let bin = dir.join("bin");
     std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
@@ -65,6 +68,7 @@ pub(crate) fn plugins(built: &Path, dir: &Path) -> Result<PathBuf, String> {
     Ok(bin)
 }
 
+/// Starts a cluster in one mode and pings between its pods.
 fn show((mode, pods): (&str, &str), behind_router: bool, built: &Path, dir: &Path, bin: &Path) -> Outcome {
     let third = if behind_router { ", the third behind a router" } else { "" };
     say(&format!("\n== mode {mode}: three hosts{third}, etcd, two pods on each host"));
@@ -126,7 +130,7 @@ fn show((mode, pods): (&str, &str), behind_router: bool, built: &Path, dir: &Pat
             ))?;
             let addresses: Vec<String> = addresses.lines().map(str::to_owned).collect();
             if addresses.len() != 2 {
-                return Err(format!("pod {name} has no address of each family"));
+                return Err(format!("pod {name} lacks an address of one family"));
             }
             started.push((index, name, addresses));
         }
@@ -135,6 +139,7 @@ fn show((mode, pods): (&str, &str), behind_router: bool, built: &Path, dir: &Pat
     ping_all(&hosts, &started)
 }
 
+/// Pings from every pod to each address of every other pod.
 fn ping_all(hosts: &[Host], pods: &[(usize, String, Vec<String>)]) -> Outcome {
     let mut lost = Vec::new();
     let mut pings = 0;
@@ -152,6 +157,7 @@ fn ping_all(hosts: &[Host], pods: &[(usize, String, Vec<String>)]) -> Outcome {
     if lost.is_empty() { Ok(()) } else { Err(lost.join("\n")) }
 }
 
+/// Starts etcd on a host and waits until it answers.
 pub(crate) fn etcd(wire: &Host, dir: &Path) -> Result<Running, String> {
     let log = std::fs::File::create(dir.join("etcd.log")).map_err(|error| error.to_string())?;
     let data: PathBuf = dir.join("etcd");
@@ -169,11 +175,12 @@ pub(crate) fn etcd(wire: &Host, dir: &Path) -> Result<Running, String> {
     Ok(etcd)
 }
 
+/// Waits up to 20 s for a condition.
 pub(crate) fn until(what: &str, holds: impl Fn() -> bool) -> Outcome {
     let started = Instant::now();
     while !holds() {
         if started.elapsed() > Duration::from_secs(20) {
-            return Err(format!("not within 20 s: {what}"));
+            return Err(format!("timed out after 20 s: {what}"));
         }
     }
     Ok(())

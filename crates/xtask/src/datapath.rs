@@ -1,5 +1,7 @@
-//! `cargo xtask datapath [ROUNDS]`: what a pod's packets cost between two hosts, beside flannel's own layout built by hand on the same
-//! machine with the same MTU, in turns; and whether a daemon that is restarted is noticed.
+//! `cargo xtask datapath [ROUNDS]`: measures throughput and requests per second between pods on two hosts.
+//!
+//! The peer is flannel's layout, built by hand on the same machine with the same MTU; rounds alternate between the two. Then
+//! a daemon is restarted during a stream.
 
 use std::{
     io::{Read, Write},
@@ -13,25 +15,27 @@ use serde_json::Value;
 
 use crate::{
     Outcome,
-    bench::Host,
     cluster::{Running, built, fresh_dir, plugins, until},
+    host::Host,
     say,
 };
 
-/// Two hosts on a wire, with a pod each.
+/// Two connected hosts with a pod each.
 struct Pair {
     name: &'static str,
     hosts: Vec<Host>,
-    /// The second pod's address.
+    /// The address of the second pod.
     to: String,
     daemons: Vec<Running>,
 }
 
+/// Length of one throughput measurement, in seconds.
 const SECONDS: u32 = 3;
 
+/// Runs `cargo xtask datapath`.
 pub(crate) fn datapath(arguments: &[String]) -> Outcome {
     let rounds: usize =
-        arguments.first().map_or(Ok(5), |text| text.parse()).map_err(|_| "how many rounds?")?;
+        arguments.first().map_or(Ok(5), |text| text.parse()).map_err(|_| "ROUNDS is not a number")?;
     let (built, dir) = (built()?, fresh_dir("datapath")?);
     plugins(&built, &dir)?;
     for (mode, flags, form) in [
@@ -68,7 +72,7 @@ pub(crate) fn datapath(arguments: &[String]) -> Outcome {
     Ok(())
 }
 
-/// Two hosts on a wire of their own, with addresses of IPv4 alone: the tunnel's MTU is 1450 then, as flannel's.
+/// Creates two hosts on one segment. They have IPv4 addresses only, so that the tunnel's MTU is 1450 like flannel's.
 fn hosts() -> Result<(Host, Vec<Host>), String> {
     let wire = Host::new()?;
     wire.sh("ip link add seg type bridge; ip link set seg up; ip addr add 192.0.2.254/24 dev seg")?;
@@ -87,7 +91,7 @@ fn hosts() -> Result<(Host, Vec<Host>), String> {
     Ok((wire, hosts))
 }
 
-/// How the daemons of a pair are started.
+/// The way in which the daemons of a pair are started.
 struct Daemon<'a> {
     mode: &'static str,
     flags: &'a [&'static str],
@@ -109,6 +113,7 @@ impl Daemon<'_> {
     }
 }
 
+/// Creates a pair of hosts with daemons and pods.
 fn netloom(how: &Daemon<'_>) -> Result<Pair, String> {
     let (wire, mut hosts) = hosts()?;
     let mut daemons = Vec::new();
@@ -130,16 +135,16 @@ fn netloom(how: &Daemon<'_>) -> Result<Pair, String> {
     Ok(Pair { name: how.name(), hosts, to: to.trim().to_owned(), daemons })
 }
 
-/// What is built by hand.
+/// A layout of flannel's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// flannel's device with a route, a neighbour and a forwarding entry to each other node.
+    /// A vxlan device with a route, a neighbour and a forwarding entry for each other node.
     Vxlan,
-    /// flannel's routes.
+    /// Routes via the other hosts (`host-gw`).
     HostGateway,
 }
 
-/// A bridge with the pods, as flannel has it, and the way to the other host.
+/// Creates a pair of hosts in flannel's layout: a bridge with the pod, and a route to the other host.
 fn by_hand(form: Form) -> Result<Pair, String> {
     let name = match form {
         Form::Vxlan => "flannel's vxlan",
@@ -155,7 +160,7 @@ fn by_hand(form: Form) -> Result<Pair, String> {
              ip netns add pod; ip link add v mtu {mtu} type veth peer name eth0 mtu {mtu} netns pod; ip link set v master cni0 up
              ip -n pod addr add 10.244.{own}.2/24 dev eth0; ip -n pod link set eth0 up; ip -n pod route add default via 10.244.{own}.1"
         ))?;
-        // And its rules, as it writes them by iptables.
+        // flannel's iptables rules, in nftables.
         host.sh("nft 'table ip flannel {
                      chain post { type nat hook postrouting priority 100; ip saddr 10.244.0.0/16 jump masq; ip daddr 10.244.0.0/16 jump masq; };
                      chain masq { mark & 0x4000 == 0x4000 return; ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 return
@@ -177,12 +182,13 @@ fn by_hand(form: Form) -> Result<Pair, String> {
     Ok(Pair { name, hosts, to: "10.244.2.2".into(), daemons: Vec::new() })
 }
 
-/// One stream, in Gbit/s, by iperf3.
+/// Measures one TCP stream with iperf3, in Gbit/s.
 fn throughput(pair: &Pair) -> Result<f64, String> {
     let said = iperf3(pair, &format!("--time {SECONDS}"))?;
     Ok(said["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default() / 1e9)
 }
 
+/// Runs iperf3 between the pods and returns its report.
 fn iperf3(pair: &Pair, flags: &str) -> Result<Value, String> {
     let server = pair.hosts[1]
         .command("ip")
@@ -196,7 +202,7 @@ fn iperf3(pair: &Pair, flags: &str) -> Result<Value, String> {
     serde_json::from_str(&text).map_err(|error| error.to_string())
 }
 
-/// Requests and responses of one byte, one after the other on one connection, in a second.
+/// Counts the request-response exchanges of one byte on one connection in a second.
 fn requests(pair: &Pair) -> Result<f64, String> {
     let listener = pair.hosts[1]
         .inside_of("pod", || TcpListener::bind("0.0.0.0:7"))?
@@ -226,7 +232,7 @@ fn requests(pair: &Pair) -> Result<f64, String> {
     counted.map_err(|error| error.to_string())
 }
 
-/// Kills and starts a daemon under a stream, and looks for a tenth of a second in which nothing came.
+/// Kills and restarts a daemon during a stream, and prints the worst tenth of a second.
 fn restart(pair: &mut Pair, how: &Daemon<'_>) -> Outcome {
     let first = pair.daemons.remove(0);
     let said = std::thread::scope(|scope| {
@@ -253,7 +259,7 @@ fn restart(pair: &mut Pair, how: &Daemon<'_>) -> Outcome {
     let least = bytes.iter().copied().fold(f64::INFINITY, f64::min);
     let mean = bytes.iter().sum::<f64>() / f64::from(u32::try_from(bytes.len()).unwrap_or(1));
     say(&format!(
-        "a daemon killed and started under it: {} tenths of a second, the least of them has {:.0} % of the mean, {} segments sent again\n",
+        "daemon killed and restarted during a stream: {} tenths of a second, the worst has {:.0} % of the mean, {} segments retransmitted\n",
         bytes.len(),
         least / mean * 100.0,
         said["end"]["sum_sent"]["retransmits"]

@@ -1,20 +1,21 @@
-//! `cargo xtask fuzz`: runs the fuzz targets one after the other. Needs a nightly toolchain and cargo-fuzz.
+//! `cargo xtask fuzz`: runs the fuzz targets one after the other. It needs a nightly toolchain and cargo-fuzz.
 
 use std::process::Command;
 
 use crate::{Outcome, files, root, run, run_with, say, test};
 
-/// Runs all, or those that are named, for so many seconds each. What breaks one is kept in its corpus, to be replayed by
-/// `cargo test` from then on.
+/// Runs the named fuzz targets, or all, for a number of seconds each.
+///
+/// An input that crashes a target is saved in its corpus, which `cargo test` replays.
 pub(crate) fn fuzz(arguments: &[String]) -> Outcome {
     let (seconds, wanted) = match arguments.split_first() {
         None => (60, arguments),
         Some((seconds, rest)) => {
-            (seconds.parse::<u32>().map_err(|_| format!("{seconds} is no number"))?, rest)
+            (seconds.parse::<u32>().map_err(|_| format!("`{seconds}` is not a number"))?, rest)
         }
     };
     if !test::found("cargo-fuzz") {
-        say("cargo-fuzz is missing: installing it takes a minute, once");
+        say("installing cargo-fuzz, which takes a minute");
         run("cargo", &["install", "cargo-fuzz", "--locked", "--quiet"])?;
     }
     let mut broken = Vec::new();
@@ -24,13 +25,13 @@ pub(crate) fn fuzz(arguments: &[String]) -> Outcome {
             continue;
         }
         say(&format!("fuzz {name} for {seconds} s"));
-        // Found on the way are thousands of inputs of which none breaks anything: they are kept out of the repository.
+        // Inputs that reach new code without a crash number thousands. They stay out of the repository.
         let (found, seeds) = (format!("target/fuzz/{name}"), format!("fuzz/corpus/{name}"));
         std::fs::create_dir_all(root().join(&found)).map_err(|error| error.to_string())?;
         let mut command = Command::new("cargo");
         command.args(["+nightly", "fuzz", "run", &name, &found, &seeds, "--"]);
         command.arg(format!("-max_total_time={seconds}")).arg(format!("-artifact_prefix={seeds}/"));
-        // libFuzzer's marks do not outlive optimization of the whole program at once.
+        // Link-time optimization removes libFuzzer's coverage counters.
         command
             .args(["-max_len=4096", "-verbosity=0", "-print_final_stats=1"])
             .env("CARGO_PROFILE_RELEASE_LTO", "off");

@@ -1,7 +1,7 @@
-//! `cargo xtask growth`: what one more container costs on a host that has many.
+//! `cargo xtask growth`: measures what one more container costs on a host that has many.
 //!
-//! Elements (or, for the Go plugins, rules) of so many other containers are put into the kernel in the layout of each
-//! side, then containers come and go, and connections are made through one published port.
+//! The elements (for the reference plugins, the rules) of the other containers are loaded in the layout of each side. Then
+//! containers are attached and detached, and connections are opened through one published port.
 
 use std::{
     fmt::Write as _,
@@ -14,15 +14,17 @@ use serde_json::{Value, json};
 
 use crate::{
     Outcome,
-    bench::{Call, Host, Side, run_chain, sides},
+    bench::{Call, Side, run_chain, sides},
+    host::Host,
     say,
 };
 
-/// How many other containers there are.
+/// Numbers of other containers.
 const COUNTS: [u32; 3] = [0, 1000, 10_000];
-/// The Go plugins' rules are looked through one by one; more of them take minutes.
+/// Largest number for the reference plugins: their rules are searched linearly, and more would take minutes.
 const MOST_OF_GO: u32 = 1000;
 
+/// Runs `cargo xtask growth`.
 pub(crate) fn growth(arguments: &[String]) -> Outcome {
     let (sides, rounds) = sides(arguments, 30)?;
     for side in &sides {
@@ -45,10 +47,10 @@ pub(crate) fn growth(arguments: &[String]) -> Outcome {
     reservations(&sides, rounds)
 }
 
-/// One more address where so many are reserved.
+/// Numbers of existing reservations.
 const RESERVED: [u32; 2] = [0, 60_000];
 
-/// Times host-local, whose Go counterpart reads every reservation.
+/// Times host-local next to many reservations. The reference plugin reads them all.
 fn reservations(sides: &[Side], rounds: usize) -> Outcome {
     for side in sides {
         let mut empty: Option<[f64; 2]> = None;
@@ -64,7 +66,7 @@ fn reservations(sides: &[Side], rounds: usize) -> Outcome {
             }
             let conf = json!({"cniVersion": "1.0.0", "name": "bench", "type": "host-local",
                 "ipam": {"type": "host-local", "subnet": "10.20.0.0/14", "dataDir": dir}});
-            // Go reads for most of a second.
+            // The reference plugin takes most of a second.
             let rounds = if side.name == "go" && count > 0 { rounds.min(5) } else { rounds };
             let (mut adds, mut dels) = (Vec::new(), Vec::new());
             for round in 0..rounds + 2 {
@@ -91,6 +93,7 @@ fn reservations(sides: &[Side], rounds: usize) -> Outcome {
     Ok(())
 }
 
+/// Returns a chain that publishes a port.
 fn chain(host: &Host, port: u16) -> Vec<Value> {
     let data = format!("/proc/{}/root/var/lib/cni/networks", host.pid());
     let ipam = json!({"type": "host-local", "subnet": "10.20.0.0/14", "dataDir": data});
@@ -107,7 +110,7 @@ fn chain(host: &Host, port: u16) -> Vec<Value> {
     chain
 }
 
-/// Returns the medians of ADD and DEL in milliseconds, and new connections per second.
+/// Measures the medians of ADD and DEL in milliseconds, and new connections per second.
 fn measure(side: &Side, count: u32, rounds: usize) -> Result<[f64; 3], String> {
     let host = Host::bare()?;
     host.sh("ip netns add other; ip link add up0 type veth peer name up0 netns other; ip link set up0 up
@@ -137,12 +140,13 @@ fn measure(side: &Side, count: u32, rounds: usize) -> Result<[f64; 3], String> {
     Ok([median(adds), median(dels), rates[1]])
 }
 
+/// Returns the median in milliseconds.
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort_unstable();
     times[times.len() / 2].as_secs_f64() * 1000.0
 }
 
-/// Puts other containers' elements into our sets: a published port, the way back, masquerade, what the firewall lets in.
+/// Returns an nft script with the elements of other containers: published port, hairpin, masquerade, firewall.
 fn elements(count: u32) -> String {
     let mut script = String::new();
     for number in 0..count {
@@ -166,7 +170,7 @@ fn elements(count: u32) -> String {
     script
 }
 
-/// The same in the layout of the Go plugins' iptables backend.
+/// Returns the same as iptables rules in the layout of the reference plugins.
 fn go_rules(count: u32) -> String {
     let mut script = "*nat\n".to_owned();
     for number in 0..count {
@@ -195,7 +199,7 @@ fn go_rules(count: u32) -> String {
     format!("{script}COMMIT\n{filter}COMMIT\n")
 }
 
-/// Makes connections from another host to the published port for a second, each reset at once.
+/// Opens connections from another host to the published port for a second, and resets each. Returns their number per second.
 fn connections(host: &Host) -> Result<f64, String> {
     const TIME: Duration = Duration::from_secs(1);
     let error = |error: std::io::Error| error.to_string();
@@ -212,11 +216,11 @@ fn connections(host: &Host) -> Result<f64, String> {
             let to: SocketAddr = ([192, 0, 2, 1], 9000).into();
             let (started, mut made) = (Instant::now(), 0_u32);
             while started.elapsed() < TIME {
-                // A connection that the listener was too slow for is tried again after a second; it does not count.
+                // A SYN that overflows the backlog is retransmitted after a second. Such a connection does not count.
                 let Ok(stream) = TcpStream::connect_timeout(&to, Duration::from_millis(100)) else {
                     continue;
                 };
-                // No port is left waiting.
+                // A reset leaves no port in TIME_WAIT.
                 set_socket_linger(&stream, Some(Duration::ZERO))?;
                 made += 1;
             }

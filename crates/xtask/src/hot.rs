@@ -1,10 +1,11 @@
-//! `cargo xtask hot`: writes down which functions plugins' calls run, so that the linker puts them side by side.
+//! `cargo xtask hot`: lists the functions that plugin calls run, for the linker to place them next to each other.
 //!
-//! The kernel maps a program by windows of 64 KiB as they are touched. Spread over all of the binary, what one ADD runs
-//! touches nearly all windows; side by side, a third of them, which is a tenth of the time and half of the memory.
+//! The kernel maps a program in windows of 64 KiB, at the first access to each. The functions of one ADD, spread over the
+//! binary, touch nearly all windows; placed next to each other they touch a third, which saves a tenth of the time and half
+//! of the memory.
 //!
-//! A breakpoint at each function says which are called ([`call`], a process between this one and the plugin); the
-//! linker's map says in which section each lies. `crates/netloom/hot.ld` names the sections: what most calls run, then plugin by plugin.
+//! A breakpoint at each function records which are called ([`call`], a process between this one and the plugin). The linker's
+//! map names the section of each. `crates/netloom/hot.ld` lists the sections: those that most calls run, then plugin by plugin.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -27,18 +28,24 @@ use nix::{
 
 use crate::{
     Outcome,
-    bench::{self, Call, Host, Side},
-    read, root, say,
+    bench::{self, Call, Side},
+    dist::Dist,
+    host::Host,
+    read, root, say, target,
 };
 
+/// Runs `cargo xtask hot`: builds the binary with symbols, traces calls of each plugin and writes `hot.ld`.
 pub(crate) fn hot() -> Outcome {
-    let scratch = root().join("target/hot");
+    if BREAKPOINT.is_empty() {
+        return Err(format!("`cargo xtask hot` does not support {}", std::env::consts::ARCH));
+    }
+    let scratch = target().join("hot");
     drop(fs::remove_dir_all(&scratch));
     fs::create_dir_all(&scratch).map_err(|error| error.to_string())?;
-    let map = scratch.join("map");
-    let arguments = ["-Cstrip=none".to_owned(), format!("-Clink-arg=-Wl,-Map={}", map.display())];
-    let binary = bench::dist_with(&arguments)?;
-    let sections = sections(&read(&map)?);
+    // At a fixed address, functions run where the file has them, and a breakpoint is an address.
+    let dist = Dist { fixed: true, more: vec!["-Cstrip=none".to_owned()], ..Dist::default() };
+    let binary = dist.build()?;
+    let sections = sections(&read(&target().join("dist.map"))?);
     let functions = functions(&binary)?;
     let list: String = functions.iter().map(|address| format!("{address:x}\n")).collect();
     fs::write(scratch.join("functions"), list).map_err(|error| error.to_string())?;
@@ -46,7 +53,7 @@ pub(crate) fn hot() -> Outcome {
     let starter = [starter.display().to_string(), "hot-call".into(), scratch.display().to_string()];
     let side = Side::started_by("netloom", bench::links_to(&binary)?, &starter);
     call_all(&side)?;
-    // By how many calls a section is run, and in which order it is first met.
+    // By section: the number of calls that run it, and the order of the first of them.
     let mut met: HashMap<&Section, (usize, usize)> = HashMap::new();
     let calls = read(&scratch.join("met"))?;
     for line in calls.lines() {
@@ -60,7 +67,7 @@ pub(crate) fn hot() -> Outcome {
         }
     }
     let mut hot: Vec<(&Section, (usize, usize))> = met.into_iter().collect();
-    // What most calls run, then what one plugin runs beside another's.
+    // First the sections that most calls run, then those of few calls in the order of the plugins.
     let few = calls.lines().count() / 3;
     hot.sort_by_key(|(_, (calls, order))| (*calls < few, *order));
     let mut patterns: Vec<String> = Vec::new();
@@ -76,7 +83,7 @@ pub(crate) fn hot() -> Outcome {
     Ok(())
 }
 
-/// Calls every plugin that can be called here, first on a new host, then on one that has a network.
+/// Calls every plugin that this kernel supports, on a new host and again once the network exists.
 fn call_all(side: &Side) -> Outcome {
     let host = Host::new()?;
     bench::version(std::slice::from_ref(side), std::slice::from_ref(&host), 1)?;
@@ -94,7 +101,7 @@ fn call_all(side: &Side) -> Outcome {
     Ok(())
 }
 
-/// What the linker moves as one.
+/// An input section: the unit that the linker places.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Section {
     name: String,
@@ -102,10 +109,10 @@ struct Section {
 }
 
 impl Section {
-    /// Names the section in a linker script, whatever hashes the next compiler gives to its name.
+    /// Returns the section's pattern in a linker script, with wildcards for the hashes that change with the compiler.
     fn pattern(&self) -> String {
         if self.name == ".text" {
-            // All of one object, of the C library's.
+            // A whole object of the C library.
             let object = self.object.rsplit('/').next().unwrap_or_default();
             return match object.split_once('(') {
                 Some((_, member)) => format!("*:{}(.text)", member.trim_end_matches(')')),
@@ -116,7 +123,7 @@ impl Section {
         if let Some(at) = name.rfind("17h").filter(|at| name.len() == at + 20 && name.ends_with('E')) {
             name.replace_range(at + 3.., "*");
         }
-        // The same in the newer way of naming: Cs, 62 digits, _.
+        // The hash of a crate in v0 mangling: `Cs`, base-62 digits, `_`.
         let mut parts = name.split("Cs");
         let mut pattern = parts.next().unwrap_or_default().to_owned();
         for part in parts {
@@ -131,7 +138,7 @@ impl Section {
     }
 }
 
-/// Reads which sections of code lie where: ` NAME ADDRESS SIZE OBJECT`, with a line's end after a long name.
+/// Parses the code sections of a linker map by address: ` NAME ADDRESS SIZE OBJECT`, with a line break after a long name.
 fn sections(map: &str) -> BTreeMap<u64, Section> {
     let mut found = BTreeMap::new();
     let mut words = map.split_whitespace().peekable();
@@ -152,7 +159,7 @@ fn sections(map: &str) -> BTreeMap<u64, Section> {
     found
 }
 
-/// Returns the addresses of all functions of a program.
+/// Lists the addresses of all functions of a program.
 fn functions(program: &Path) -> Result<Vec<u64>, String> {
     let listed = Command::new("nm").arg(program).output().map_err(|error| format!("nm: {error}"))?;
     let mut found = Vec::new();
@@ -166,25 +173,82 @@ fn functions(program: &Path) -> Result<Vec<u64>, String> {
     if found.is_empty() { Err("nm names no functions".to_owned()) } else { Ok(found) }
 }
 
+/// Returns a line about the names of `hot.ld` that match nothing in the map of a build, or `None` if nearly all match.
+///
+/// Functions that were renamed or inlined lose their place: the program still works and starts a little slower.
+pub(crate) fn stale(map: &str) -> Option<String> {
+    // Some functions are inlined in one build and not in another.
+    const ENOUGH_PERCENT: usize = 97;
+    let (found, listed) = matched(map)?;
+    (found * 100 < listed * ENOUGH_PERCENT).then(|| {
+        format!("hot.ld is stale: {found} of its {listed} names are in the binary; update it with `cargo xtask hot`")
+    })
+}
+
+/// Counts the patterns of `hot.ld` that match a section in the map of GNU ld, and all its patterns.
+fn matched(map: &str) -> Option<(usize, usize)> {
+    let (_, block) = map.split_once("\n.text.hot ")?;
+    let (mut found, mut listed, mut is_open) = (0, 0, false);
+    for line in block.lines().skip(1).take_while(|line| line.starts_with(' ')) {
+        if line.starts_with(" *") && line.contains("(.text") {
+            listed += 1;
+            is_open = true;
+        } else if line.starts_with(" .text") && is_open {
+            found += 1;
+            is_open = false;
+        }
+    }
+    (listed > 0).then_some((found, listed))
+}
+
 fn script(patterns: &[String]) -> String {
     let lines: String = patterns.iter().map(|pattern| format!("    {pattern}\n")).collect();
     format!(
-        "/* What plugins' calls run, side by side. Written by `cargo xtask hot`; a name that is not met does no harm. */\n\
+        "/* The functions that plugin calls run. Written by `cargo xtask hot`. A name that matches nothing does no harm. */\n\
          SECTIONS\n{{\n  .text.hot :\n  {{\n{lines}  }}\n}}\nINSERT BEFORE .text;\n"
     )
 }
 
-const BREAKPOINT: u8 = 0xcc;
+/// The instruction that traps: `int3`, `brk #0`.
+const BREAKPOINT: &[u8] = if cfg!(target_arch = "x86_64") {
+    &[0xcc]
+} else if cfg!(target_arch = "aarch64") {
+    &[0x00, 0x00, 0x20, 0xd4]
+} else {
+    &[]
+};
 
-/// Runs a program with a breakpoint at each of its functions, as this process would be run: same input, same output, same
-/// end. Which functions were called it adds to the folder's list, a line for a call.
+/// Moves a thread that trapped back to its breakpoint and returns the address.
+///
+/// x86-64 reports the address after the instruction, aarch64 that of the instruction.
+#[cfg(target_arch = "x86_64")]
+fn rewind(pid: Pid) -> nix::Result<u64> {
+    let mut registers = ptrace::getregs(pid)?;
+    registers.rip -= 1;
+    ptrace::setregs(pid, registers)?;
+    Ok(registers.rip)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn rewind(pid: Pid) -> nix::Result<u64> {
+    Ok(ptrace::getregset::<ptrace::regset::NT_PRSTATUS>(pid)?.pc)
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn rewind(_pid: Pid) -> nix::Result<u64> {
+    Err(nix::errno::Errno::ENOSYS)
+}
+
+/// Runs a program with a breakpoint at each of its functions: same input, output and exit as without.
+///
+/// Appends the addresses of the called functions to the list in `folder`, one line per call.
 pub(crate) fn call(folder: &str, program: &str) -> Outcome {
     let folder = PathBuf::from(folder);
     let functions: Vec<u64> = read(&folder.join("functions"))?
         .lines()
         .filter_map(|line| u64::from_str_radix(line, 16).ok())
         .collect();
-    // It goes on when it is traced.
+    // The shell waits until it is traced.
     let child = Command::new("sh").args(["-c", "kill -STOP $$; exec \"$0\"", program]).spawn();
     let mut child = child.map_err(|error| error.to_string())?;
     let root = Pid::from_raw(child.id().cast_signed());
@@ -192,7 +256,7 @@ pub(crate) fn call(folder: &str, program: &str) -> Outcome {
     let line: String = met.iter().map(|address| format!("{address:x} ")).collect();
     let list = OpenOptions::new().create(true).append(true).open(folder.join("met"));
     list.and_then(|mut list| writeln!(list, "{line}")).map_err(|error| error.to_string())?;
-    // The tracer has waited for it already.
+    // The tracer has reaped it already.
     drop(child.wait());
     Ok(())
 }
@@ -214,21 +278,18 @@ fn trace(root: Pid, functions: &[u64]) -> Result<Vec<u64>, Box<dyn std::error::E
                 if event == ptrace::Event::PTRACE_EVENT_EXEC as i32 && pid == root {
                     original = set_breakpoints(pid, functions)?;
                 }
-                let begun = [
+                let births = [
                     ptrace::Event::PTRACE_EVENT_FORK,
                     ptrace::Event::PTRACE_EVENT_VFORK,
                     ptrace::Event::PTRACE_EVENT_CLONE,
                 ];
-                alive += u32::from(begun.into_iter().any(|it| it as i32 == event));
+                alive += u32::from(births.into_iter().any(|birth| birth as i32 == event));
                 ptrace::cont(pid, None)?;
             }
             WaitStatus::Stopped(pid, Signal::SIGTRAP) => {
-                let mut registers = ptrace::getregs(pid)?;
-                let at = registers.rip - 1;
-                let Some(byte) = original.get(&at) else { return Err(format!("trap at {at:x}").into()) };
-                memory(pid)?.write_all_at(&[*byte], at)?;
-                registers.rip = at;
-                ptrace::setregs(pid, registers)?;
+                let at = rewind(pid)?;
+                let Some(code) = original.get(&at) else { return Err(format!("trap at {at:x}").into()) };
+                memory(pid)?.write_all_at(code, at)?;
                 met.push(at);
                 ptrace::cont(pid, None)?;
             }
@@ -241,18 +302,18 @@ fn trace(root: Pid, functions: &[u64]) -> Result<Vec<u64>, Box<dyn std::error::E
             _ => {}
         }
     }
-    if failed { Err("it failed".into()) } else { Ok(met) }
+    if failed { Err("the program failed".into()) } else { Ok(met) }
 }
 
-/// Returns what was where the breakpoints are now.
-fn set_breakpoints(pid: Pid, functions: &[u64]) -> std::io::Result<HashMap<u64, u8>> {
+/// Sets breakpoints and returns the code that they replace.
+fn set_breakpoints(pid: Pid, functions: &[u64]) -> std::io::Result<HashMap<u64, Vec<u8>>> {
     let memory = memory(pid)?;
     let mut original = HashMap::new();
     for at in functions {
-        let mut byte = [0];
-        memory.read_exact_at(&mut byte, *at)?;
-        memory.write_all_at(&[BREAKPOINT], *at)?;
-        original.insert(*at, byte[0]);
+        let mut code = vec![0; BREAKPOINT.len()];
+        memory.read_exact_at(&mut code, *at)?;
+        memory.write_all_at(BREAKPOINT, *at)?;
+        original.insert(*at, code);
     }
     Ok(original)
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask kernel`: a kernel of Debian's that this machine does not run, made ready for `other_kernel.rs`.
+//! `cargo xtask kernel`: prepares a Debian kernel, other than the running one, for the tests in `other_kernel.rs`.
 
 use std::{
     fs,
@@ -8,11 +8,13 @@ use std::{
 
 use crate::{Outcome, peers, programs, root, run_with, say};
 
-/// The kernel that the tests take: that of the Debian of this machine.
+/// The package of the default kernel: the one of the installed Debian release.
 pub(crate) const USUAL: &str = "linux-image-amd64";
 
-/// What the first program in the machine does: takes this machine's files, read only, as its own, with what it writes
-/// kept in its memory; and goes on with the script that the kernel's command line names.
+/// The init script of the virtual machine.
+///
+/// It mounts the host's files read only, with an overlay in memory for writes, and runs the script that the kernel's command
+/// line names.
 const INIT: &str = r"#!/bin/busybox sh
 busybox mkdir -p /proc /low /up /root
 busybox mount -t proc none /proc
@@ -26,7 +28,7 @@ for word in $(busybox cat /proc/cmdline); do
 done
 ";
 
-/// Runs tests of `crates/netloom/tests/it` on a kernel by its package's name.
+/// Runs tests of `crates/netloom/tests/it` on the kernel of a Debian package.
 pub(crate) fn kernel(arguments: &[String]) -> Outcome {
     let package = arguments.first().map_or(USUAL, String::as_str);
     programs::install_packages()?;
@@ -42,21 +44,21 @@ pub(crate) fn kernel(arguments: &[String]) -> Outcome {
     run_with(&mut tests)
 }
 
-/// Gets a kernel's package, takes it apart in a folder of its own, and puts beside it what the kernel starts with.
+/// Downloads and unpacks a kernel's package, and builds the initial RAM disk next to it. Returns the folder.
 pub(crate) fn prepare(package: &str) -> Result<PathBuf, String> {
     let dir = root().join("target/kernels").join(package);
     if dir.join("initrd").exists() {
         return Ok(dir);
     }
-    say(&format!("getting {package}"));
+    say(&format!("downloading {package}"));
     let failure = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
-    let ground = dir.join("initrd.d");
+    let ramdisk = dir.join("initrd.d");
     drop(fs::remove_dir_all(&dir));
     for folder in ["bin", "modules"] {
-        fs::create_dir_all(ground.join(folder)).map_err(|error| failure(&ground, error))?;
+        fs::create_dir_all(ramdisk.join(folder)).map_err(|error| failure(&ramdisk, error))?;
     }
-    fs::write(ground.join("init"), INIT).map_err(|error| failure(&ground, error))?;
-    // The package that has the kernel may be one that another depends on.
+    fs::write(ramdisk.join("init"), INIT).map_err(|error| failure(&ramdisk, error))?;
+    // A metapackage has the kernel in a dependency.
     let script = r#"
 set -eu
 cd "$1"

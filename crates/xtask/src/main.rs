@@ -5,8 +5,10 @@ mod bench;
 mod circles;
 mod cluster;
 mod datapath;
+mod dist;
 mod fuzz;
 mod growth;
+mod host;
 mod hot;
 mod kernel;
 mod package;
@@ -32,30 +34,33 @@ type Outcome = Result<(), String>;
 const HELP: &str = "\
 cargo xtask CHORE
 
-  test [PACKAGE...]    install what the tests need, check everything, run all tests; or only the tests of packages
-  tidy                 conventions: arrows between crates, names, maps that tell the truth
-  spec                 which test shows which requirement of the specification
+  test [PACKAGE...]    install what the tests need, run all checks and all tests; or only the tests of packages
+  tidy                 check the conventions: dependencies between crates, names, documentation that names files
+  spec                 show which test covers which requirement of the specification
   pages [--check]      write the tables of keys in docs/plugins from the code
   picture [BINARY]     draw docs/demo.svg, the terminal picture of README.md, from a run of `netloom demo`
   peers                fetch the reference plugins that the parity tests compare with, into target/peers
-  deny                 licences, sources and duplicates of what we depend on
+  deny                 check licences, sources and duplicates of dependencies
   kernel [PACKAGE [TEST...]]
-                       run tests on another kernel of Debian's, such as linux-image-6.12-amd64, in QEMU
-  datapath [ROUNDS]    what pods' packets cost between hosts, beside flannel's layout built by hand
-  scale [NODES]        one daemon in a cluster of thousands of nodes: time, memory, CPU
-  cluster              three hosts, a daemon and two pods on each, and pings between all, in each mode
-  dist                 build the binary to install, and say where it is
+                       run tests on another Debian kernel, such as linux-image-6.12-amd64, in QEMU
+  datapath [ROUNDS]    measure packets between pods on two hosts, next to flannel's layout built by hand
+  scale [NODES]        measure one daemon in a cluster of thousands of nodes: time, memory, CPU
+  cluster              start a daemon and two pods on each of three hosts and ping between all pods, in each mode
+  dist [OPTIONS]       build the binary to install and print its path
+    --fixed              link it at a fixed address instead of as a position-independent executable
+    --target TRIPLE      build for this target (default: musl of this architecture)
   package [--binaries DIR] [--check]
-                       make archives, .deb, .rpm and a container image; check the Debian packages in a clean root
-  hot                  write down which functions plugins' calls run, for the linker to put them side by side
+                       build archives, .deb, .rpm and a container image; check the Debian packages in a clean root
+  reproducible         build the last commit in two folders and compare the binaries
+  hot                  list the functions that plugin calls run, for the linker to place them next to each other
   fuzz [SECONDS [NAME...]]
-                       look for input that breaks a door by which others' bytes come in (default 60 s each)
-  soak [COUNT]         20,000 containers in and out, counting what is left; then the crash tests with every error
-  bench [OPTIONS]      time plugins side by side
+                       look for input that breaks a parser of foreign bytes (default: 60 s per target)
+  soak [COUNT]         attach and detach 20,000 containers and count leftovers; then run the crash tests with every error
+  bench [OPTIONS]      time folders of plugins against each other
   growth [OPTIONS]     time one more container on a host that has many
-    --side NAME=DIR      a folder of plugins; may be repeated; ours is added as netloom
-    --only TEXT          (bench) what has this in its name: a case, VERSION or churn
-    -n COUNT             how often each is run (default 60)
+    --side NAME=DIR      a folder of plugins; repeatable; this repository's build is added as `netloom`
+    --only TEXT          (bench) only cases with TEXT in their names, `VERSION` or `churn`
+    -n COUNT             number of rounds (default: 60)
 ";
 
 fn main() -> ExitCode {
@@ -70,7 +75,8 @@ fn main() -> ExitCode {
         Some("peers") => peers::peers(),
         Some("deny") => test::deny(),
         Some("kernel") => kernel::kernel(&arguments[1..]),
-        Some("dist") => bench::dist().map(|path| say(&path.display().to_string())),
+        Some("dist") => dist::main(&arguments[1..]),
+        Some("reproducible") => dist::reproducible(),
         Some("hot") => hot::hot(),
         Some("hot-call") if arguments.len() == 3 => hot::call(&arguments[1], &arguments[2]),
         Some("bench") => bench::bench(&arguments[1..]),
@@ -96,7 +102,7 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the one place where chores speak")]
+#[expect(clippy::print_stdout, reason = "the only place where chores print")]
 fn say(text: &str) {
     println!("{text}");
 }
@@ -106,19 +112,25 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(".")).to_owned()
 }
 
-/// Runs a program in the repository's folder, shown before it is run.
+/// Returns Cargo's target folder.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+/// Prints a command and runs it in the repository's folder.
 fn run(program: &str, arguments: &[&str]) -> Outcome {
     say(&format!("$ {program} {}", arguments.join(" ")));
     run_with(Command::new(program).args(arguments))
 }
 
+/// Runs a command in the repository's folder.
 fn run_with(command: &mut Command) -> Outcome {
     let name = command.get_program().to_string_lossy().into_owned();
     let status = command.current_dir(root()).status().map_err(|error| format!("{name}: {error}"))?;
     if status.success() { Ok(()) } else { Err(format!("{name} failed: {status}")) }
 }
 
-/// Lists the files below a folder that end in one of these.
+/// Lists the files below a folder whose names end in one of `endings`.
 fn files(dir: &Path, endings: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -133,6 +145,7 @@ fn files(dir: &Path, endings: &[&str]) -> Vec<PathBuf> {
     found
 }
 
+/// Reads a text file.
 fn read(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }

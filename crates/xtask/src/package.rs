@@ -17,7 +17,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{Outcome, bench, programs::found, read, root, run_with, say};
+use crate::{Outcome, programs::found, read, root, run_with, say};
 use tree::Tree;
 
 /// The names under which the binary is a plugin.
@@ -234,7 +234,7 @@ impl Release {
 
 /// Compiles both binaries for the target that `cargo xtask dist` chooses.
 fn compile() -> Result<(PathBuf, PathBuf, String), String> {
-    let netloom = bench::dist()?;
+    let netloom = crate::dist::Dist::default().build()?;
     let folder = netloom.parent().ok_or("the binary has no folder")?;
     let target = folder.iter().rev().nth(1).unwrap_or_default().to_string_lossy().into_owned();
     if target.ends_with("musl") && !found("musl-gcc") {

@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use crate::{Outcome, bench, root, say};
+use crate::{Outcome, root, say};
 
 /// The prompt and the command that the picture shows above the output.
 const PROMPT: &str = "$ ";
@@ -39,7 +39,7 @@ type Span<'a> = (&'a str, &'static str);
 pub(crate) fn picture(arguments: &[String]) -> Outcome {
     let binary = match arguments.first() {
         Some(path) => PathBuf::from(path).canonicalize().map_err(|error| format!("{path}: {error}"))?,
-        None => bench::dist()?,
+        None => crate::dist::Dist::default().build()?,
     };
     let output = run_demo(&binary)?;
     let path = root().join("docs/demo.svg");

@@ -1,5 +1,6 @@
-//! `cargo xtask scale [NODES]`: one daemon in a cluster of thousands of nodes, which are records in a real etcd: how soon it knows
-//! them all, what it holds, what it costs when nothing happens, how soon a change of one is there, and whether it follows many.
+//! `cargo xtask scale [NODES]`: measures one daemon in a cluster of thousands of nodes, whose records are in an etcd server.
+//!
+//! It prints the time to the first complete state, memory, idle CPU, the delay of one change, and the delay after many.
 
 use std::{
     fmt::Write as _,
@@ -9,12 +10,12 @@ use std::{
 
 use crate::{
     Outcome,
-    bench::Host,
     cluster::{ETCD, Running, built, etcd, fresh_dir, until},
+    host::Host,
     say,
 };
 
-/// A node's record, as daemons write it, and its blocks.
+/// Returns a node's name and its record as a daemon writes it.
 fn node(number: u32) -> (String, String) {
     let name = format!("node{number:05}");
     let (high, low) = (number / 250, number % 250 + 1);
@@ -25,18 +26,19 @@ fn node(number: u32) -> (String, String) {
     (name, record)
 }
 
+/// Returns a node's IPv4 block.
 fn block4(number: u32) -> String {
     format!("10.{}.{}.0/24", 128 + number / 256, number % 256)
 }
 
-/// Puts records of nodes, and who owns their blocks, in as few transactions as etcd takes.
+/// Writes the records of nodes and the owners of their blocks, as many in a transaction as etcd's limit of operations allows.
 fn put(wire: &Host, dir: &str, numbers: &[u32]) -> Outcome {
     for part in numbers.chunks(40) {
         let mut text = String::from("\n");
         for number in part {
             let (name, record) = node(*number);
             let (block4, block6) = (block4(*number).replace('/', "-"), format!("fd44:0:{number:x}::-64"));
-            // Writing to a text does not fail.
+            // Writing to a `String` cannot fail.
             let _ = writeln!(
                 text,
                 "put /netloom/nodes/{name} {}",
@@ -52,9 +54,10 @@ fn put(wire: &Host, dir: &str, numbers: &[u32]) -> Outcome {
     Ok(())
 }
 
+/// Runs `cargo xtask scale`.
 pub(crate) fn scale(arguments: &[String]) -> Outcome {
     let count: u32 =
-        arguments.first().map_or(Ok(5000), |text| text.parse()).map_err(|_| "how many nodes?")?;
+        arguments.first().map_or(Ok(5000), |text| text.parse()).map_err(|_| "NODES is not a number")?;
     let (built, dir) = (built()?, fresh_dir("scale")?);
     let text = dir.display().to_string();
     let (wire, host) = (Host::new()?, Host::bare()?);
@@ -96,16 +99,16 @@ pub(crate) fn scale(arguments: &[String]) -> Outcome {
             "test $(ip route show proto 95 | wc -l) -ge {wanted} -a $(ip -6 route show proto 95 | wc -l) -ge {wanted}"
         )
     };
-    until("all routes are there", || host.succeeds(&routes(count)))?;
-    say(&format!("first whole state: {:.2} s after its start", started.elapsed().as_secs_f64()));
+    until("all routes exist", || host.succeeds(&routes(count)))?;
+    say(&format!("first complete state: {:.2} s after start", started.elapsed().as_secs_f64()));
     let status = |filter: &str| {
         host.output(&format!("{} cluster --json | jq -r '{filter}'", built.join("netloom").display()))
     };
-    until("it says that it is ready", || status(".ready").is_ok_and(|text| text.trim() == "true"))?;
+    until("the daemon reports ready", || status(".ready").is_ok_and(|text| text.trim() == "true"))?;
     let objects = status(".counters.changes")?.trim().parse::<f64>().unwrap_or_default();
     let longest = status(".counters.longestMicros")?.trim().parse::<f64>().unwrap_or_default() / 1e6;
     say(&format!("programming: {objects:.0} objects in {longest:.2} s, {:.0} a second", objects / longest));
-    // What a node that starts hears settles.
+    // The events of the start settle.
     std::thread::sleep(Duration::from_secs(5));
     let pid = daemon.0.id();
     let cpu = || -> Result<f64, String> {
@@ -126,7 +129,7 @@ pub(crate) fn scale(arguments: &[String]) -> Outcome {
             let line = |key: &str| {
                 text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim().to_owned()
             };
-            format!("{} now, {} at most", line("VmRSS:"), line("VmHWM:"))
+            format!("{} now, {} peak", line("VmRSS:"), line("VmHWM:"))
         })
     };
     say(&format!("memory: {}", memory().map_err(|error| error.to_string())?));
@@ -137,7 +140,7 @@ pub(crate) fn scale(arguments: &[String]) -> Outcome {
     }
     times.sort_by(f64::total_cmp);
     say(&format!(
-        "one node more: a route to it after {:.1} ms (median), {:.1} to {:.1} ms",
+        "one more node: route after {:.1} ms (median), {:.1} to {:.1} ms",
         times[5], times[0], times[9]
     ));
     churn(&wire, &host, &text, count + 10)?;
@@ -145,7 +148,7 @@ pub(crate) fn scale(arguments: &[String]) -> Outcome {
     Ok(())
 }
 
-/// Puts one record by etcd's gateway, and takes the time until the kernel announces the route.
+/// Writes one record over etcd's HTTP gateway and returns the milliseconds until the kernel announces the route.
 fn one_more(host: &Host, dir: &str, number: u32) -> Result<f64, String> {
     let (name, record) = node(number);
     let (ip, port) = ETCD.split_once(':').unwrap_or_default();
@@ -163,11 +166,11 @@ fn one_more(host: &Host, dir: &str, number: u32) -> Result<f64, String> {
     let times: Vec<f64> = output.lines().filter_map(|line| line.parse().ok()).collect();
     match times[..] {
         [before, after] => Ok((after - before) / 1e6),
-        _ => Err(format!("no times: {output}")),
+        _ => Err(format!("unexpected output: {output}")),
     }
 }
 
-/// A hundred nodes a second come, for ten seconds, and then the last of them is waited for.
+/// Adds a hundred nodes a second for ten seconds, then waits for the route to the last one.
 fn churn(wire: &Host, host: &Host, dir: &str, count: u32) -> Outcome {
     let started = Instant::now();
     let mut next = count + 1;
@@ -180,7 +183,7 @@ fn churn(wire: &Host, host: &Host, dir: &str, count: u32) -> Outcome {
     let done = Instant::now();
     until("the last node's route", || host.succeeds(&format!("ip route show {last} | grep -q netloom4")))?;
     say(&format!(
-        "100 nodes a second for 10 s: the last one's route was there {:.0} ms after it",
+        "100 nodes a second for 10 s: route to the last one {:.0} ms later",
         done.elapsed().as_secs_f64() * 1e3
     ));
     Ok(())

@@ -1,4 +1,5 @@
-//! `cargo xtask soak`: many containers in and out, and nothing grows; then the crash tests with every error.
+//! `cargo xtask soak`: attaches and detaches many containers and checks that nothing accumulates; then runs the crash tests with
+//! every error.
 
 use std::{
     process::Command,
@@ -10,12 +11,14 @@ use serde_json::json;
 
 use crate::{
     Outcome,
-    bench::{Call, Case, Host, Side, run_chain, sides},
+    bench::{Call, Case, Side, run_chain, sides},
+    host::Host,
     run_with, say,
 };
 
+/// Number of containers in parallel.
 const AT_ONCE: usize = 8;
-/// What may not grow, counted on the host by these.
+/// The quantities that must not grow, each with the shell line that prints it.
 const COUNTED: [(&str, &str); 8] = [
     ("links", "ls /sys/class/net | wc -l"),
     ("files", "find /var/lib/cni /run -xdev -type f ! -path '/run/netns/*' | wc -l"),
@@ -24,31 +27,31 @@ const COUNTED: [(&str, &str); 8] = [
     ("queues", "tc qdisc | wc -l"),
     ("tracked connections", "cat /proc/sys/net/netfilter/nf_conntrack_count 2>/dev/null || echo 0"),
     ("processes", "ls /proc | grep -c '^[0-9]'"),
-    ("memory of the kernel, MiB", "awk '/^SUnreclaim/ {print int($2 / 1024)}' /proc/meminfo"),
+    ("kernel memory, MiB", "awk '/^SUnreclaim/ {print int($2 / 1024)}' /proc/meminfo"),
 ];
 
-/// Runs 20,000 containers, or as many as are asked for.
+/// Attaches and detaches 20,000 containers, or the number in the first argument.
 pub(crate) fn soak(arguments: &[String]) -> Outcome {
     let containers = match arguments.first() {
         None => 20_000,
-        Some(count) => count.parse::<usize>().map_err(|_| format!("{count} is no number"))?,
+        Some(count) => count.parse::<usize>().map_err(|_| format!("`{count}` is not a number"))?,
     };
-    let (all, _) = sides(&[], 0)?;
-    let side = all.into_iter().next_back().ok_or("nothing to run")?;
+    let (sides, _) = sides(&[], 0)?;
+    let side = sides.into_iter().next_back().ok_or("no binary to run")?;
     let host = Host::new()?;
     host.sh(&format!("for n in $(seq 0 {}); do ip netns add c$n; done", AT_ONCE - 1))?;
     let chain = Case::named("the whole chain")?;
-    // The first ones make what stays.
+    // The first containers create what the host keeps: tables, chains, the bridge.
     go_through(&side, &host, &chain, 10 * AT_ONCE)?;
-    let before = look(&host)?;
+    let before = settled(&host)?;
     let started = Instant::now();
     go_through(&side, &host, &chain, containers)?;
     say(&format!("{containers} containers in and out in {:.0} s", started.elapsed().as_secs_f64()));
-    let after = look(&host)?;
+    let after = settled(&host)?;
     let mut grown = Vec::new();
     for (((what, _), before), after) in COUNTED.iter().zip(&before).zip(&after) {
         say(&format!("{what:<26} {before:>8} before {after:>8} after"));
-        // The kernel keeps what it may need again: a page for some hundred containers would still be a leak.
+        // The kernel's caches grow a little. One page per hundred containers would already be a leak.
         let room = if what.contains("MiB") {
             20 + containers as u64 / 1000
         } else if *what == "processes" {
@@ -68,6 +71,7 @@ pub(crate) fn soak(arguments: &[String]) -> Outcome {
     run_with(crash.env("NETLOOM_ALL_ERRORS", "1"))
 }
 
+/// Attaches and detaches containers in parallel.
 fn go_through(side: &Side, host: &Host, case: &Case, containers: usize) -> Outcome {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -95,11 +99,11 @@ fn go_through(side: &Side, host: &Host, case: &Case, containers: usize) -> Outco
     })
 }
 
-/// Counts until two looks, a second apart, say the same: the kernel and the children that wait for it have had their time.
-fn look(host: &Host) -> Result<Vec<u64>, String> {
-    const LOOKS: usize = 60;
+/// Counts every second until two counts agree: by then the kernel and the deferred children have finished.
+fn settled(host: &Host) -> Result<Vec<u64>, String> {
+    const ATTEMPTS: usize = 60;
     let mut before = count(host)?;
-    for _ in 0..LOOKS {
+    for _ in 0..ATTEMPTS {
         std::thread::sleep(Duration::from_secs(1));
         let now = count(host)?;
         if now == before {
@@ -110,6 +114,7 @@ fn look(host: &Host) -> Result<Vec<u64>, String> {
     Ok(before)
 }
 
+/// Reads each quantity once.
 fn count(host: &Host) -> Result<Vec<u64>, String> {
     COUNTED
         .iter()

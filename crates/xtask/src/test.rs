@@ -104,7 +104,7 @@ fn check(times: &Times) -> Outcome {
 
 /// Builds and downloads what some tests need.
 fn prepare(times: &Times) -> Result<Prepared, String> {
-    let release = times.time("  meanwhile: release binary", bench::dist)?;
+    let release = times.time("  meanwhile: release binary", bench::measured)?;
     let kernel = times.time("  meanwhile: another kernel", || kernel::prepare(kernel::USUAL));
     let peers = times.time("  meanwhile: reference plugins", peers::variable);
     let skipped = times.time("  meanwhile: cargo deny", check_dependencies)?;

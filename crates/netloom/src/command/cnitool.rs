@@ -6,11 +6,11 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use hmac_sha512::Hash as Sha512;
 use netloom_runtime::{
     Container, Runtime, load,
     types::{NetworkList, Object, json},
 };
-use sha2::{Digest, Sha512};
 
 use super::{Failure, Outcome, Places, find::Target, gc, install, note, say};
 
@@ -200,7 +200,7 @@ fn prepare(places: &Places, options: &Attach) -> Outcome<(Runtime, NetworkList, 
 
 /// Returns the ID that cnitool derives from a path: `cnitool-` and the first ten bytes of its SHA-512 in hexadecimal.
 fn container_id(netns: &Path) -> String {
-    let digest = Sha512::digest(netns.display().to_string());
+    let digest = Sha512::hash(netns.display().to_string());
     digest.iter().take(10).fold("cnitool-".to_owned(), |mut id, byte| {
         write!(id, "{byte:02x}").ok();
         id
