@@ -1,7 +1,9 @@
 //! `bridge`: a veth pair whose host end is a port of a bridge.
 
 mod conf;
+mod device;
 mod gateway;
+mod port;
 mod verbs;
 
 pub(crate) use conf::Written;

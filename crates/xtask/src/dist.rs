@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use crate::{Outcome, hot, read, root, run_with, say};
+use crate::{Outcome, read, root, run_with, say, section_order};
 
 /// What to build.
 #[derive(Debug, Clone, Default)]
@@ -61,7 +61,7 @@ impl Dist {
         if !status.success() {
             return Err(format!("cargo rustc failed: {status}"));
         }
-        if let Some(stale) = read(&map).ok().and_then(|map| hot::stale(&map)) {
+        if let Some(stale) = read(&map).ok().and_then(|map| section_order::stale(&map)) {
             say(&stale);
         }
         Ok(target_dir.join(target).join("release/netloom"))

@@ -18,6 +18,7 @@ mod picture;
 mod programs;
 mod runner;
 mod scale;
+mod section_order;
 mod soak;
 mod spec;
 mod test;

@@ -14,7 +14,8 @@ use netloom_plugin::{Error, Undo, result::v100::Success};
 
 use super::{
     conf::{Conf, Vlans},
-    verbs::{look, set_vlans},
+    device::look,
+    port::set_vlans,
 };
 use crate::{
     error::{Explain, invalid},

@@ -1,21 +1,17 @@
 //! The verbs of `bridge`.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use kernel::{
-    Kind, Protocol, Socket,
-    bridge::{self, Side},
-    deferred,
-    events::Events,
-    link::{self, Change, Handle, Link, Mac, Named, QuickLink},
-    sysctl::{self, Setting},
+    Protocol, Socket, deferred,
+    link::{self, Change, Link},
 };
 use netloom_plugin::{
     Attachment, Error, Request, Sandbox, Undo,
     result::{
         Route,
-        v100::{Interface, IpConfig, Success},
+        v100::{IpConfig, Success},
     },
 };
 use netloom_types::address::default_route;
@@ -24,16 +20,13 @@ use ruleset::{
     spoof::{self, Sender},
 };
 
-use super::{
-    conf::{Conf, Vlans},
-    gateway,
-};
+use super::{conf::Conf, device, gateway, port};
 use crate::{
     cleanup,
     common_config::ipam_of,
     container_link,
     container_netns::{ContainerNetns, Duplicates, Settings},
-    error::{Errors, Explain, check_failed, invalid},
+    error::{Errors, Explain, check_failed},
     interface,
     owner::Owner,
     veth,
@@ -41,8 +34,6 @@ use crate::{
 
 /// Index of the container's interface in the result, after the bridge and the host end.
 const INSIDE: i64 = 2;
-/// Time limit for a new bridge port to reach the forwarding state, which takes well under a millisecond.
-const PORT_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
     let conf = Conf::of(request)?;
@@ -51,10 +42,10 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
 
     // The bridge comes first, so that the undo removes it last, when it has no port of this ADD any more.
-    let mut bridge = ensure_bridge(&host, &conf, undo)?;
+    let mut bridge = device::ensure_bridge(&host, &conf, undo)?;
     let new = veth::New { mtu: conf.mtu, mac: conf.mac, port: true };
     let (outside, mut inside) = veth::create(&host, &container, sandbox, &owner, new, undo)?;
-    bridge = connect(&host, bridge, &outside, &conf, &owner, undo)?;
+    bridge = port::connect(&host, bridge, &outside, &conf, &owner, undo)?;
 
     let duplicates = if conf.detect_duplicates { Duplicates::Detect } else { Duplicates::Ignore };
     let settings = Settings { ipv6: false, duplicates, announce: false };
@@ -73,7 +64,7 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
         result = addresses(request, sandbox, &conf, ipam, undo)?;
     }
     if !conf.leave_down {
-        wait_until_operational(&host, &outside)?;
+        port::wait_until_operational(&host, &outside)?;
     }
     if conf.ipam.is_some() {
         let ipv6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
@@ -91,12 +82,12 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
 
     // The bridge's hardware address is final only now: it follows the ports until a gateway address pins it.
     result.interfaces = vec![
-        listed(&host, &bridge)?,
+        device::listed(&host, &bridge)?,
         interface::listed(&outside.name, Some(link::mac(&host, &outside.name).explain()?)),
         interface::in_container(&inside, sandbox),
     ];
     if let Some(link) = gateway_link {
-        result.interfaces.push(listed(&host, &link)?);
+        result.interfaces.push(device::listed(&host, &link)?);
     }
     if !conf.dns.is_empty() {
         result.dns = conf.dns;
@@ -148,163 +139,8 @@ pub(super) fn gc(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
 pub(super) fn status(request: &Request) -> Result<(), Error> {
     let conf = Conf::of(request)?;
     let host = Socket::open(Protocol::Route).explain()?;
-    require_bridge(link::find_quick(&host, conf.bridge.as_str()).explain()?.as_ref())?;
+    device::require_bridge(link::find_quick(&host, conf.bridge.as_str()).explain()?.as_ref())?;
     conf.ipam.map_or(Ok(()), |ipam| request.delegate_status(&ipam))
-}
-
-/// Makes the host end a port of the bridge.
-fn connect(
-    host: &Socket,
-    mut bridge: QuickLink,
-    outside: &Handle,
-    conf: &Conf,
-    owner: &Owner<'_>,
-    undo: &mut Undo,
-) -> Result<QuickLink, Error> {
-    const ATTEMPTS: u32 = 4;
-    let mark = owner.mark();
-    for attempt in 0.. {
-        let change = Change { master: Some(bridge.index), ..veth::up_and_marked(&mark) };
-        let joined =
-            link::mac(host, &bridge.name).and_then(|mac| link::change(host, outside, &change).map(|()| mac));
-        let error = match joined {
-            Ok(before) => {
-                keep_mac(host, &bridge, before)?;
-                break;
-            }
-            Err(error) => error,
-        };
-        // Another ADD created the bridge, failed and removed it; a third one may have created the next.
-        let there = link::find_quick(host, &bridge.name).explain()?;
-        if attempt == ATTEMPTS || there.is_some_and(|there| there.index == bridge.index) {
-            return Err(error).explain();
-        }
-        bridge = ensure_bridge(host, conf, undo)?;
-    }
-    sysctl::set(Setting::Ipv6(&outside.name, "accept_ra"), "0").explain()?;
-    if conf.port.hairpin || conf.port.isolated {
-        bridge::set_port(host, outside, conf.port).explain()?;
-    }
-    if let Some(vlans) = &conf.vlans {
-        set_vlans(host, outside, vlans)?;
-    }
-    Ok(bridge)
-}
-
-/// Restores the hardware address that a bridge had before a port joined.
-///
-/// A bridge whose address was not set takes the lowest one of its ports. Ports of containers have higher addresses than any
-/// other link, so only a bridge without other ports loses the address that it had before.
-fn keep_mac(host: &Socket, bridge: &QuickLink, before: Mac) -> Result<(), Error> {
-    let now = link::mac(host, &bridge.name).explain()?;
-    // With two ADDs at once the second one reads the first one's port address, which is not the bridge's own.
-    if Owner::is_port_mac(now) && !Owner::is_port_mac(before) {
-        let change = Change { mac: Some(before), ..Change::default() };
-        link::change(host, bridge, &change).explain()?;
-    }
-    Ok(())
-}
-
-pub(super) fn set_vlans(host: &Socket, port: &dyn Named, vlans: &Vlans) -> Result<(), Error> {
-    if !vlans.of_port.is_empty() && !vlans.keep_default {
-        let there = bridge::vlans(host, port).explain()?;
-        bridge::remove_vlans(host, port, Side::Port, &there).explain()?;
-    }
-    bridge::add_vlans(host, port, Side::Port, &vlans.of_port).explain()
-}
-
-fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<QuickLink, Error> {
-    let name = conf.bridge.as_str();
-    let wanted = bridge::New { name, mtu: conf.mtu, vlan_filtering: conf.vlans.is_some() };
-    let there = link::find_quick(host, name).explain()?;
-    let mut created = false;
-    if there.is_none() {
-        match bridge::create(host, &wanted) {
-            Ok(()) => {
-                created = true;
-                let (socket, name) = (host.clone(), name.to_owned());
-                undo.push(format!("remove bridge `{name}`"), move || remove_if_empty(&socket, &name))?;
-                sysctl::set(Setting::Ipv6(wanted.name, "accept_ra"), "0").explain()?;
-                // Until duplicate address detection of its link-local address ends, after 1 to 2 s, a bridge does not
-                // resolve neighbours for forwarded packets. Its address is random, so there is no duplicate.
-                if conf.uplink.is_none() {
-                    sysctl::set(Setting::Ipv6(wanted.name, "accept_dad"), "0").explain()?;
-                }
-            }
-            Err(error) if error.kind() == Kind::Exists => {}
-            Err(error) => return Err(error).explain(),
-        }
-    }
-    let bridge = match there {
-        Some(bridge) => bridge,
-        None => look(host, name)?,
-    };
-    require_bridge(Some(&bridge))?;
-    if !bridge.up || (conf.promiscuous && !bridge.promiscuous) {
-        let promiscuous = conf.promiscuous.then_some(true);
-        link::change(host, &bridge, &Change { up: Some(true), promiscuous, ..Change::default() })
-            .explain()?;
-    }
-    if let Some(uplink) = &conf.uplink {
-        connect_uplink(host, &bridge, uplink.as_str(), created)?;
-    }
-    Ok(bridge)
-}
-
-/// Makes a link of the host a permanent port of the bridge. A bridge that this ADD created takes the uplink's hardware address;
-/// one that existed keeps its own.
-fn connect_uplink(host: &Socket, bridge: &QuickLink, name: &str, created: bool) -> Result<(), Error> {
-    let uplink = link::require(host, name).explain()?;
-    match uplink.master {
-        Some(master) if master == bridge.index => Ok(()),
-        Some(_) => Err(invalid(format!("`uplinkInterface` {name:?} belongs to another bridge or bond"))
-            .details("remove the link from that bridge, or name another link")),
-        None => {
-            let mac = link::mac(host, &bridge.name).explain()?;
-            let change = Change { up: Some(true), master: Some(bridge.index), ..Change::default() };
-            link::change(host, &uplink, &change).explain()?;
-            if created || link::mac(host, &bridge.name).explain()? == mac {
-                return Ok(());
-            }
-            link::change(host, bridge, &Change { mac: Some(mac), ..Change::default() }).explain()
-        }
-    }
-}
-
-/// Returns a link of the host that must exist.
-pub(super) fn look(host: &Socket, name: &str) -> Result<QuickLink, Error> {
-    link::find_quick(host, name).explain()?.ok_or_else(|| {
-        Error::new(netloom_plugin::Code::Internal, format!("link {name:?} disappeared during the ADD"))
-            .details("another program removed it: see which one with `ip monitor link`, then try again")
-    })
-}
-
-/// Returns a link of the host as the result lists it, once its hardware address is final and it can transmit.
-fn listed(host: &Socket, link: &QuickLink) -> Result<Interface, Error> {
-    let mac = if link::is_running(host, &link.name).explain()? {
-        Some(link::mac(host, &link.name).explain()?)
-    } else {
-        // RTM_GETLINK makes the kernel process a pending carrier event. Until then the link transmits nothing.
-        link::require(host, &link.name).explain()?.mac
-    };
-    Ok(interface::listed(&link.name, mac))
-}
-
-fn require_bridge(there: Option<&QuickLink>) -> Result<(), Error> {
-    match there {
-        Some(link) if link.driver != "bridge" => {
-            Err(invalid(format!("{:?} already exists but is not a bridge", link.name))
-                .details("set `bridge` to another name"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Removes a bridge that this ADD created, unless it has a port by now.
-fn remove_if_empty(host: &Socket, name: &str) -> Result<(), Error> {
-    let Some(bridge) = link::find(host, name).explain()? else { return Ok(()) };
-    let joined = link::list(host).explain()?.iter().any(|link| link.master == Some(bridge.index));
-    if joined { Ok(()) } else { link::remove(host, &bridge).explain() }
 }
 
 /// Gets addresses from the IPAM plugin, and adds the gateways and the default routes that follow from the configuration.
@@ -409,24 +245,4 @@ fn of_container(result: &Success) -> impl Iterator<Item = &IpConfig> {
 
 fn masqueraded(conf: &Conf, result: &Success) -> Vec<IpNet> {
     if conf.masquerade { of_container(result).map(|ip| ip.address).collect() } else { Vec::new() }
-}
-
-/// Waits until the port forwards, which it usually does by now.
-fn wait_until_operational(host: &Socket, port: &Handle) -> Result<(), Error> {
-    let is_up = || link::find_index(host, port.index).map(|link| link.is_some_and(|l| l.is_operational()));
-    if is_up().explain()? {
-        return Ok(());
-    }
-    // The socket is open before the next look, so no event is missed.
-    let events = Events::of_links().explain()?;
-    let deadline = std::time::Instant::now() + PORT_LIMIT;
-    while !is_up().explain()? {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
-        events
-            .wait_for_link(left, &format!("`{}` to come up", port.name), |link| {
-                link.index == port.index && link.is_operational()
-            })
-            .explain()?;
-    }
-    Ok(())
 }
