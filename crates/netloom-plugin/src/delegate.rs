@@ -9,20 +9,6 @@ use netloom_types::{Attachment, CniError, CniResult, Code, result::v100::Success
 
 use crate::{Plugin, Request, Sandbox, undo::Undo};
 
-/// Says which plugins are linked into this program, by their type.
-///
-/// A delegated plugin is found in `CNI_PATH` as ever. When the file found is this very program (its inode, or
-/// an installed copy beside it) and the type is in the table, its function is called and no process is
-/// started.
-#[derive(Debug, Clone, Copy)]
-pub struct Delegates {
-    /// Finds a linked plugin.
-    pub linked: fn(&str) -> Option<&'static dyn Plugin>,
-}
-
-/// Links nothing: every delegated plugin is a process.
-pub const NO_DELEGATES: Delegates = Delegates { linked: |_| None };
-
 enum Delegate {
     Linked(&'static dyn Plugin),
     Program(std::path::PathBuf),

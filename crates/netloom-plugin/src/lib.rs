@@ -34,11 +34,12 @@
 #![forbid(unsafe_code)]
 
 mod delegate;
+mod linked;
 mod request;
 mod serve;
 mod undo;
 
-pub use delegate::{Delegates, NO_DELEGATES};
+pub use linked::{Delegates, NO_DELEGATES};
 pub use netloom_invoke::{Environment, Verb};
 pub use netloom_types::{
     Attachment, CniArgs, CniError as Error, Code, RequestConfig, RuntimeConfig, SpecVersion, capability,

@@ -14,7 +14,7 @@ use netloom_types::{
     result::v100::Success,
 };
 
-use crate::{Plugin, delegate::Delegates};
+use crate::{Plugin, linked::Delegates};
 
 /// Holds the `CNI_*` variables as they came, so that a test can hand in its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use netloom_types::{CniError, CniResult, Code, SpecVersion, VersionInfo};
 
 use crate::{
     Plugin, Request, Sandbox,
-    delegate::{Delegates, NO_DELEGATES},
+    linked::{Delegates, NO_DELEGATES},
     request::{self, Variables},
     undo::Undo,
 };

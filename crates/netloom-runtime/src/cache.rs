@@ -13,7 +13,7 @@ use netloom_types::{CniResult, NetworkList, Object, SpecVersion, json};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{Error, runtime::Container};
+use crate::{Container, Error};
 
 /// Holds one remembered attachment.
 #[derive(Debug, Clone, PartialEq)]

@@ -17,15 +17,17 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+mod container;
 mod error;
 pub mod load;
 mod lock;
 mod runtime;
 
+pub use container::Container;
 pub use error::Error;
 pub use netloom_invoke::{Call, Environment, Executor, Outcome, Processes, Verb};
 pub use netloom_types as types;
-pub use runtime::{Container, Runtime};
+pub use runtime::Runtime;
 
 /// Whoever can put a symbolic link into a folder of ours does not choose by it which file is written.
 const NO_LINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();

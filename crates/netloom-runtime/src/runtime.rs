@@ -14,7 +14,7 @@ use netloom_types::{
 use serde_json::Value;
 
 use crate::{
-    Error,
+    Container, Error,
     cache::{self, Cached},
     lock,
 };
@@ -30,34 +30,6 @@ pub struct Runtime<E = Processes> {
     pub timeout: Option<Duration>,
     /// What runs plugins.
     pub executor: E,
-}
-
-/// Describes the container that is attached.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Container {
-    /// Its ID.
-    pub id: String,
-    /// The path of its network namespace; empty at DEL when it is gone.
-    pub netns: String,
-    /// The interface to make in it.
-    pub ifname: String,
-    /// `CNI_ARGS`.
-    pub args: Vec<(String, String)>,
-    /// What is offered to plugins that declare the capability of the same name.
-    pub capability_args: Object,
-}
-
-impl Container {
-    /// Makes one with interface `eth0`.
-    pub fn new(id: impl Into<String>, netns: impl Into<String>) -> Self {
-        Self {
-            id: id.into(),
-            netns: netns.into(),
-            ifname: "eth0".into(),
-            args: Vec::new(),
-            capability_args: Object::new(),
-        }
-    }
 }
 
 /// The state that Go's libcni keeps its results in.

@@ -3,6 +3,7 @@
 //! Three shapes cover the seven versions: [`v020`] (0.1.0, 0.2.0), [`v040`] (0.3.0 to 0.4.0) and [`v100`]
 //! (1.0.0, 1.1.0). Plugins speak [`v100`] only; [`CniResult`] reads and writes all of them.
 
+mod convert;
 pub mod v020;
 pub mod v040;
 pub mod v100;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Dns, ResultError, Route, v040};
+use super::{Dns, Route};
 use crate::address;
 
 /// Holds a success result.
@@ -34,28 +34,4 @@ pub struct IpConfig {
     /// Routes of this family.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
-}
-
-impl TryFrom<v040::Success> for Success {
-    type Error = ResultError;
-
-    fn try_from(from: v040::Success) -> Result<Self, ResultError> {
-        let family = |version: &str, is_v4: bool| {
-            from.ips.iter().find(|ip| ip.version == version).map(|ip| IpConfig {
-                ip: ip.address,
-                gateway: ip.gateway,
-                routes: from
-                    .routes
-                    .iter()
-                    .filter(|route| route.dst.addr().is_ipv4() == is_v4)
-                    .map(|route| Route::new(route.dst, route.gw))
-                    .collect(),
-            })
-        };
-        let result = Self { ip4: family("4", true), ip6: family("6", false), dns: from.dns.clone() };
-        if result.ip4.is_none() && result.ip6.is_none() {
-            return Err(ResultError::NoAddresses);
-        }
-        Ok(result)
-    }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Dns, Route, v020, v100};
+use super::{Dns, Route};
 use crate::address;
 
 /// Holds a success result.
@@ -54,40 +54,4 @@ pub struct IpConfig {
     /// The gateway of the subnet.
     #[serde(default, with = "address::optional_ip", skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
-}
-
-impl From<v020::Success> for Success {
-    fn from(from: v020::Success) -> Self {
-        let mut result = Self { dns: from.dns, ..Self::default() };
-        for (version, config) in [("4", from.ip4), ("6", from.ip6)] {
-            let Some(config) = config else { continue };
-            result.ips.push(IpConfig {
-                version: version.to_owned(),
-                interface: None,
-                address: config.ip,
-                gateway: config.gateway,
-            });
-            result.routes.extend(config.routes);
-        }
-        result
-    }
-}
-
-impl From<v100::Success> for Success {
-    fn from(from: v100::Success) -> Self {
-        let interface =
-            |from: v100::Interface| Interface { name: from.name, mac: from.mac, sandbox: from.sandbox };
-        let ip = |from: v100::IpConfig| IpConfig {
-            version: if from.address.addr().is_ipv4() { "4" } else { "6" }.to_owned(),
-            interface: from.interface,
-            address: from.address,
-            gateway: from.gateway,
-        };
-        Self {
-            interfaces: from.interfaces.into_iter().map(interface).collect(),
-            ips: from.ips.into_iter().map(ip).collect(),
-            routes: from.routes,
-            dns: from.dns,
-        }
-    }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Dns, ResultError, Route, v040};
+use super::{Dns, ResultError, Route};
 use crate::address;
 
 /// Holds a success result (SPEC, "ADD Success"). Keys are printed in alphabetical order.
@@ -83,27 +83,5 @@ impl Success {
             }
         }
         Ok(())
-    }
-}
-
-impl From<v040::Success> for Success {
-    fn from(from: v040::Success) -> Self {
-        let interface = |from: v040::Interface| Interface {
-            name: from.name,
-            mac: from.mac,
-            sandbox: from.sandbox,
-            ..Interface::default()
-        };
-        let ip = |from: v040::IpConfig| IpConfig {
-            address: from.address,
-            gateway: from.gateway,
-            interface: from.interface,
-        };
-        Self {
-            interfaces: from.interfaces.into_iter().map(interface).collect(),
-            ips: from.ips.into_iter().map(ip).collect(),
-            routes: from.routes,
-            dns: from.dns,
-        }
     }
 }
