@@ -130,13 +130,17 @@ fn check_dependencies() -> Result<Vec<String>, String> {
         "cargo",
         &["deny", "--log-level", "error", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"],
     )?;
-    let advisories = home().join(".cargo/advisory-dbs");
-    if !advisories.is_dir() {
+    // A failed download leaves the folder with nothing but a lock in it.
+    let has_database = || {
+        let folders = std::fs::read_dir(home().join(".cargo/advisory-dbs")).into_iter().flatten().flatten();
+        folders.filter(|entry| entry.path().is_dir()).count() > 0
+    };
+    if !has_database() {
         let mut fetch = Command::new("cargo");
         fetch.args(["deny", "--log-level", "error", "fetch", "db"]).stderr(Stdio::null());
         drop(run_with(&mut fetch));
     }
-    if advisories.is_dir() {
+    if has_database() {
         run("cargo", &["deny", "--offline", "check", "advisories"])?;
         return Ok(Vec::new());
     }

@@ -34,6 +34,11 @@ pub(crate) fn demo(places: &Places, _: &Options) -> Outcome {
     let runtime = places.own_runtime()?;
     let before = HostObjects::collect(&list)?;
     say("Attaching two containers on this host to the embedded network, with this binary's plugins only.\n");
+    if filters_forwarded_packets() {
+        say(
+            "  This host filters forwarded packets. The plugin `firewall` lets those of the containers through.\n",
+        );
+    }
     let shown = show(places, &runtime, &list);
     let proof = step("nothing is left", || {
         remove_bridge(&before)?;
@@ -53,6 +58,12 @@ pub(crate) fn demo(places: &Places, _: &Options) -> Outcome {
     proof?;
     say("\nDone. Run a command of your own on this network: `netloom run -- COMMAND`");
     Ok(())
+}
+
+/// Returns whether the host has a foreign filter at the forward hook, which may drop the containers' packets.
+fn filters_forwarded_packets() -> bool {
+    Socket::open(Protocol::Netfilter)
+        .is_ok_and(|socket| ruleset::forward_hook::is_needed(&socket).unwrap_or(false))
 }
 
 fn show(places: &Places, runtime: &Runtime, list: &NetworkList) -> Outcome {
@@ -129,7 +140,7 @@ fn published(a: &Netns, b: &Netns, port: u16, host_address: Option<IpAddr>) -> O
             let to = SocketAddr::new(address, port);
             let answer = netns.run(|| request(to))?.map_err(|error| {
                 Failure::new(format!("no answer from {to}: {error}"))
-                    .hint("the host's firewall may drop forwarded packets: check `nft list ruleset`")
+                    .hint("see which rule drops the packet: `nft monitor trace`, or the counters of `iptables -vnL`")
             })?;
             Ok(((), format!("{to} says {answer:?}")))
         });

@@ -10,8 +10,8 @@ use netloom_runtime::{Runtime, load, types::NetworkList};
 
 use super::{Failure, Outcome, Places};
 
-/// The network that is used if none is configured: a bridge with addresses of both families, masquerade and published
-/// ports. It leaves the host's firewall unchanged.
+/// The network that is used if none is configured: a bridge with addresses of both families, masquerade, published ports, and
+/// `firewall`, since hosts with Docker, ufw or firewalld drop forwarded packets.
 pub(crate) const DEFAULT: &str = include_str!("default.conflist");
 
 /// Parses the embedded network, without its IPv6 range if the kernel has no IPv6.

@@ -33,8 +33,8 @@ pub(crate) struct Options {
     /// File with the network's configuration (.conflist, .conf or .json)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Publish a port of the container: [IP:]HOST:CONTAINER[/tcp|udp|sctp]. May be repeated.
-    #[arg(short, long, value_name = "PORTS", value_parser = parse_port)]
+    /// Publish a port of the container. PROTOCOL is tcp (default), udp or sctp. May be repeated.
+    #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/PROTOCOL]", value_parser = parse_port)]
     publish: Vec<Value>,
     /// Name server for the command. May be repeated. Defaults to the network's name servers, or else the host's.
     #[arg(long, value_name = "IP", value_parser = |text: &str| parse_ip(text).map(|ip| ip.to_string()))]

@@ -55,6 +55,54 @@ fn demo() {
     assert!(!host.sh("nft list ruleset").contains("elements ="));
 }
 
+/// The embedded network works on hosts that drop what they forward, as Docker, ufw and firewalld set them up.
+#[test]
+fn demo_and_run_work_on_hosts_that_drop() {
+    if !testkit::is_root() {
+        return;
+    }
+    let docker = |iptables: &str| {
+        format!(
+            "{iptables} -P FORWARD DROP; {iptables} -N DOCKER-USER; {iptables} -A DOCKER-USER -j RETURN; \
+             {iptables} -N DOCKER-FORWARD; {iptables} -A FORWARD -j DOCKER-USER; {iptables} -A FORWARD -j DOCKER-FORWARD"
+        )
+    };
+    let ufw = "iptables -P FORWARD DROP; iptables -N ufw-before-forward; iptables -N ufw-reject-forward; \
+               iptables -A FORWARD -j ufw-before-forward; iptables -A FORWARD -j ufw-reject-forward; \
+               iptables -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; \
+               ip6tables -P FORWARD DROP";
+    let rejecting = "nft add table inet filters; \
+         nft 'add chain inet filters filter_FORWARD { type filter hook forward priority 10; policy accept; }'; \
+         nft add rule inet filters filter_FORWARD ct state established,related accept; \
+         nft add rule inet filters filter_FORWARD reject with icmpx admin-prohibited";
+    let plain = "nft add table inet filter; \
+         nft 'add chain inet filter forward { type filter hook forward priority 0; policy drop; }'";
+    let layouts = [
+        ("Docker", docker("iptables-nft")),
+        ("Docker with iptables-legacy", docker("iptables-legacy")),
+        ("ufw", ufw.to_owned()),
+        ("nftables that rejects", rejecting.to_owned()),
+        ("nftables", plain.to_owned()),
+    ];
+    for (name, setup) in layouts {
+        let host = Host::new();
+        host.sh(&setup);
+        // Bridged packets meet the same rules where the kernel has br_netfilter.
+        host.sh("for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do [ ! -e $f ] || echo 1 >$f; done");
+        let output = netloom(&host, &["demo"]);
+        testkit::require_success(&output, &format!("demo on a host with {name}"));
+        assert!(text(&output).contains("filters forwarded packets"), "{name}: {}", text(&output));
+        // Through the host, to another one.
+        host.container("far");
+        host.sh(
+            "ip link add up0 type veth peer name up0 netns far; ip link set up0 up; ip addr add 192.0.2.1/24 dev up0; \
+             ip -n far link set up0 up; ip -n far addr add 192.0.2.2/24 dev up0",
+        );
+        let output = netloom(&host, &["run", "--", "ping", "-c", "1", "-W", "2", "192.0.2.2"]);
+        testkit::require_success(&output, &format!("run on a host with {name}"));
+    }
+}
+
 /// `run` passes the command's output and exit code through, uses the embedded network and leaves nothing behind.
 #[test]
 fn run_gives_a_command_a_network() {
