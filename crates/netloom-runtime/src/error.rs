@@ -48,6 +48,18 @@ pub enum Error {
     /// A plugin was not found.
     #[error("{0}")]
     Find(#[from] FindError),
+    /// DEL could not call a plugin because it is not installed any more. The other plugins were called.
+    #[error(
+        "what plugin {kind:?} created for container {container:?} is left: {source}; install the plugin and repeat DEL"
+    )]
+    Left {
+        /// The plugin's type.
+        kind: String,
+        /// The container's ID.
+        container: String,
+        /// Where the plugin was looked for.
+        source: FindError,
+    },
     /// A plugin failed: its own error, whole.
     #[error("plugin type={kind:?} failed ({}): {source}", verb_text(*verb))]
     Plugin {

@@ -118,12 +118,14 @@ impl<E: Executor> Runtime<E> {
         Ok(())
     }
 
-    /// Takes a container off a network: every plugin in reverse, each with the result of the ADD. May be
-    /// repeated, and works without anything remembered. Stops at the first error (going on could disturb
-    /// whoever got the address next).
+    /// Detaches a container from a network: calls every plugin in reverse order, each with the result of the ADD. May be repeated,
+    /// and works without a cache entry.
+    ///
+    /// Stops at the first plugin that fails: going on could release an address that is still in use. A plugin that is not
+    /// installed any more does not stop the others.
     ///
     /// # Errors
-    /// When a name is invalid or a plugin fails.
+    /// If a name is invalid or a plugin fails. [`Error::Left`] for a plugin that is not installed; the cache entry stays then.
     pub fn del(&self, list: &NetworkList, container: &Container) -> Result<(), Error> {
         require_valid(list, container)?;
         let _order = self.lock(list, container)?;
@@ -138,8 +140,21 @@ impl<E: Executor> Runtime<E> {
             prev = cached.result(version_of(list)?).ok().flatten().map(|result| result.to_value());
         }
         let container = with_remembered_args(container, &cached);
+        let mut missing = Vec::new();
         for plugin in list.plugins.iter().rev() {
-            self.call(list, plugin, Verb::Del, &container, prev.as_ref())?;
+            match self.call(list, plugin, Verb::Del, &container, prev.as_ref()) {
+                // A plugin that is not installed any more does not keep the others from removing what they created.
+                Err(Error::Find(source)) => missing.push(Error::Left {
+                    kind: plugin.kind().to_owned(),
+                    container: container.id.clone(),
+                    source,
+                }),
+                other => drop(other?),
+            }
+        }
+        if !missing.is_empty() {
+            // The cache entry stays, so that DEL can be repeated once the plugin is back.
+            return Error::collect(missing);
         }
         match cached {
             Cached::Absent => Ok(()),

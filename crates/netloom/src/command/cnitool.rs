@@ -8,7 +8,9 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use hmac_sha512::Hash as Sha512;
 use netloom_runtime::{
-    Container, Runtime, load,
+    Container, Error, Runtime,
+    cache::Entry,
+    load,
     types::{NetworkList, Object, json},
 };
 
@@ -86,7 +88,8 @@ pub(crate) fn check(places: &Places, options: &Attach) -> Outcome {
 }
 
 pub(crate) fn del(places: &Places, options: &Detach) -> Outcome {
-    let (runtime, list, mut container) = prepare(places, &options.attach)?;
+    let list = list_for_del(places, &options.attach)?;
+    let (runtime, mut container) = prepare_with(places, &options.attach)?;
     if let Some(found) = find_attachment(&runtime, &list, &options.attach, &container)? {
         if found.is_foreign() && !options.force {
             return Err(Failure::new(format!("{} was created by another runtime", found.describe()))
@@ -183,6 +186,32 @@ pub(crate) fn main() -> Outcome {
 
 fn prepare(places: &Places, options: &Attach) -> Outcome<(Runtime, NetworkList, Container)> {
     let list = load::network(&places.conf_dir, &options.network)?;
+    let (runtime, container) = prepare_with(places, options)?;
+    Ok((runtime, list, container))
+}
+
+/// Returns the network's configuration. If its file is gone, the one that an ADD of this network was called with.
+fn list_for_del(places: &Places, options: &Attach) -> Outcome<NetworkList> {
+    let error = match load::network(&places.conf_dir, &options.network) {
+        Err(error @ (Error::NotFound { .. } | Error::NoConfigs(_))) => error,
+        other => return Ok(other?),
+    };
+    let cached = places.runtime().attachments()?.into_iter().filter(|entry| entry.network == options.network);
+    let parse = |entry: Entry| {
+        let list =
+            NetworkList::parse(&entry.config).or_else(|_| NetworkList::parse_single(&entry.config)).ok()?;
+        (list.name == options.network && !list.plugins.is_empty()).then_some(list)
+    };
+    let list = cached.filter_map(parse).next_back().ok_or(error)?;
+    note(format!(
+        "netloom: network `{}` has no file in {}: using the configuration of its last cached attachment",
+        options.network,
+        places.conf_dir.display()
+    ));
+    Ok(list)
+}
+
+fn prepare_with(places: &Places, options: &Attach) -> Outcome<(Runtime, Container)> {
     let netns = std::path::absolute(&options.netns)?;
     let arguments = &options.arguments;
     let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
@@ -195,7 +224,7 @@ fn prepare(places: &Places, options: &Attach) -> Outcome<(Runtime, NetworkList, 
             json::parse_object(text.as_bytes()).map_err(|error| Failure::new(format!("CAP_ARGS: {error}")))
         })?,
     };
-    Ok((places.runtime(), list, container))
+    Ok((places.runtime(), container))
 }
 
 /// Returns the ID that cnitool derives from a path: `cnitool-` and the first ten bytes of its SHA-512 in hexadecimal.
