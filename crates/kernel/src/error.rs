@@ -73,6 +73,12 @@ impl Error {
     /// Returns a hint at what to try, if there is one.
     pub fn hint(&self) -> Option<&'static str> {
         match self.kind() {
+            _ if self.errno == Errno::ROFS => {
+                Some("mount the file system writable, or make the setting on the host beforehand")
+            }
+            Kind::Denied if rustix::process::geteuid().is_root() => Some(
+                "root lacks a capability here (CAP_NET_ADMIN, CAP_SYS_ADMIN), or a security module refuses it: see `dmesg`",
+            ),
             Kind::Denied => Some("run it as root, or with CAP_NET_ADMIN and CAP_SYS_ADMIN"),
             Kind::Unsupported => {
                 Some("the kernel lacks this feature: load the module or use a kernel that has it")

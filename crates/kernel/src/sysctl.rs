@@ -7,7 +7,7 @@ use std::{
     sync::OnceLock,
 };
 
-use rustix::fs::OFlags;
+use rustix::{fs::OFlags, io::Errno};
 
 use crate::{
     error::{Error, Kind, Result},
@@ -129,14 +129,19 @@ pub fn ensure_forwarding(socket: &Socket, address: IpAddr) -> Result<()> {
     }
 }
 
-/// Writes a setting of a link that has just been made, without looking at what it is; fine when the kernel does
-/// not have the setting.
+/// Writes a setting of a link that was just created, without reading it first. Succeeds if the kernel does not have the setting, and
+/// if `/proc/sys` is read-only: use it for what improves a working network, and [`ensure`] for what the network needs.
 ///
 /// # Errors
-/// When it is there and cannot be written.
+/// If the setting exists and the kernel refuses the value.
 pub fn set(setting: Setting<'_>, value: &str) -> Result<()> {
     match write(setting, value) {
-        Err(error) if error.kind() == Kind::NotFound => Ok(()),
+        Err(error) if error.kind() == Kind::NotFound || is_read_only(&error) => Ok(()),
         other => other,
     }
+}
+
+/// Returns whether `/proc/sys` may not be written, as in a container without the host's rights.
+fn is_read_only(error: &Error) -> bool {
+    matches!(error.errno, Errno::ROFS | Errno::ACCESS | Errno::PERM)
 }

@@ -455,3 +455,37 @@ fn one_container_on_three_networks() {
     }
     before.assert_same(&host.snapshot(), "after DEL of all three");
 }
+
+/// `/proc/sys` is read-only, as in many containers: networks whose settings are in place work, and one that needs a setting says
+/// which.
+#[test]
+fn read_only_settings() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.sh("echo 1 >/proc/sys/net/ipv4/ip_forward; mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys");
+    let ipam = json!({"type": "host-local", "subnet": "10.88.0.0/16"});
+    let bridge = json!({"cniVersion": "1.1.0", "name": "lab", "type": "bridge", "bridge": "br0", "isGateway": true,
+                        "ipMasq": true, "ipam": ipam});
+    let ptp = json!({"cniVersion": "1.1.0", "name": "lab", "type": "ptp", "ipam": ipam});
+    for (name, conf) in [("c1", &bridge), ("c2", &ptp)] {
+        host.container(name);
+        let call = Call::new(&host, &OURS, name);
+        let result = call.add(conf);
+        let gateway = result["ips"][0]["gateway"].as_str().unwrap();
+        assert!(pings(&host, name, gateway), "{name}: {gateway}");
+        call.check(conf, &result);
+        call.del(conf, &result);
+    }
+    // IPv6 is not forwarded, and that cannot be changed.
+    let mut dual = bridge.clone();
+    dual["ipam"] = json!({"type": "host-local", "ranges": [[{"subnet": "fd88::/64"}]]});
+    let before = host.snapshot();
+    let (_, text) = Call::new(&host, &OURS, "c1").call("ADD", &dual).error();
+    assert!(
+        text.contains("net/ipv6/conf/all/forwarding") && text.contains("make the setting on the host"),
+        "{text}"
+    );
+    before.assert_same(&host.snapshot(), "after the refused ADD");
+}
