@@ -166,13 +166,13 @@ pub struct Change<'a> {
     pub netns: Option<&'a Netns>,
 }
 
-/// Finds a link by its name.
+/// Finds a link by its name or one of its alternative names, which may have up to 127 bytes.
 ///
 /// # Errors
-/// When the kernel refuses to look.
+/// If the kernel refuses to look.
 #[doc(alias = "RTM_GETLINK")]
 pub fn find(socket: &Socket, name: &str) -> Result<Option<Link>> {
-    if name.is_empty() || name.len() >= libc::IFNAMSIZ {
+    if name.is_empty() || name.len() >= ALTIFNAMSIZ {
         return Ok(None);
     }
     look_up(socket, by_name(name), &name)
@@ -387,7 +387,9 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
 /// Makes the question for a link by its name.
 fn by_name(name: &str) -> Message {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, 0, 0, 0));
-    message.u32(libc::IFLA_EXT_MASK, SKIP_STATS).text(libc::IFLA_IFNAME, name);
+    // The kernel looks up both kinds of names by either attribute, but one has room for short names alone.
+    let attribute = if name.len() < libc::IFNAMSIZ { libc::IFLA_IFNAME } else { IFLA_ALT_IFNAME };
+    message.u32(libc::IFLA_EXT_MASK, SKIP_STATS).text(attribute, name);
     message
 }
 
@@ -410,6 +412,8 @@ pub(crate) fn ifinfo(family: u8, index: u32, flags: u32, mask: u32) -> [u8; IFIN
 }
 
 const OPER_UP: u8 = 6;
+/// `linux/if.h`.
+const ALTIFNAMSIZ: usize = 128;
 /// The numbers of groups that links are in while they are removed: below those that owners have, above those that people use.
 const DOOMED: std::ops::Range<u32> = 0x7f00_0000..0x8000_0000;
 const SKIP_STATS: u32 = 1 << 3;

@@ -1,6 +1,7 @@
 //! Keys that several configurations share.
 
 use netloom_plugin::{Code, Error, Request};
+use netloom_types::name::IfName;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -33,6 +34,32 @@ pub(crate) fn ipam_of(request: &Request) -> Result<Option<String>, Error> {
         ipam: Ipam,
     }
     Ok(request.read::<Part>()?.ipam.kind())
+}
+
+/// The name of a link that must exist: its name or one of its alternative names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LinkName(String);
+
+impl LinkName {
+    /// Lengths of names that only an alternative name can have, in bytes (`IFNAMSIZ` and `ALTIFNAMSIZ` of `linux/if.h`).
+    const ALTERNATIVE: std::ops::RangeInclusive<usize> = 16..=127;
+
+    /// Parses the value of `key`.
+    pub(crate) fn parse(key: &str, text: &str) -> Result<Self, Error> {
+        if let Err(error) = IfName::parse(text) {
+            let is_alternative = Self::ALTERNATIVE.contains(&text.len())
+                && !text.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control());
+            if !is_alternative {
+                return Err(invalid(format!("`{key}` {text:?}: {error}"))
+                    .details(format!("set `{key}` to the name of a link; `ip link` lists them")));
+            }
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// Validates an MTU. Returns `None` for 0, which leaves the choice to the kernel.

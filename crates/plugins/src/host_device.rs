@@ -12,13 +12,12 @@ use netloom_plugin::{
         v100::{Interface, Success},
     },
 };
-use netloom_types::name::IfName;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
     cleanup,
-    common_config::Ipam,
+    common_config::{Ipam, LinkName},
     container_link::{self, Addressing},
     container_netns::ContainerNetns,
     error::{Errors, Explain, invalid},
@@ -99,11 +98,7 @@ impl Conf {
             };
         }
         let device = if !written.device.is_empty() {
-            let name = IfName::parse(&written.device);
-            let name = name.map_err(|error| {
-                invalid(format!("`device` {:?}: {error}", written.device))
-                    .details("set `device` to the name of a link; `ip link` lists them")
-            })?;
+            let name = LinkName::parse("device", &written.device)?;
             Device::Named(name.as_str().to_owned())
         } else if !written.hwaddr.is_empty() {
             let mac = written.hwaddr.parse();

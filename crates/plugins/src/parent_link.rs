@@ -8,9 +8,9 @@ use kernel::{
     netns, route,
 };
 use netloom_plugin::{Code, Error, Request, Sandbox, Undo};
-use netloom_types::name::IfName;
 
 use crate::{
+    common_config::LinkName,
     container_link,
     container_netns::ContainerNetns,
     error::{Explain, check_failed, invalid, kernel_error},
@@ -21,7 +21,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Parent {
     /// Its name, or `None` for the link of the default route.
-    pub(crate) name: Option<IfName>,
+    pub(crate) name: Option<LinkName>,
     /// Whether the link is in the container rather than on the host.
     pub(crate) in_container: bool,
 }
@@ -29,12 +29,7 @@ pub(crate) struct Parent {
 impl Parent {
     /// Parses `master` and `linkInContainer`.
     pub(crate) fn of(name: &str, in_container: bool) -> Result<Self, Error> {
-        let parse = |name| {
-            IfName::parse(name).map_err(|error| {
-                invalid(format!("`master` {name:?}: {error}"))
-                    .details("set `master` to the name of a link; `ip link` lists them")
-            })
-        };
+        let parse = |name| LinkName::parse("master", name);
         Ok(Self { name: Some(name).filter(|name| !name.is_empty()).map(parse).transpose()?, in_container })
     }
 
@@ -83,7 +78,7 @@ impl Parent {
         if (child.peer, child.peer_netns) == (Some(parent.index), netns) {
             Ok(())
         } else {
-            Err(check_failed(format!("`{}` is not on the parent link `{name}`", child.name)))
+            Err(check_failed(format!("`{}` is not on the parent link `{}`", child.name, name.as_str())))
         }
     }
 }

@@ -72,6 +72,29 @@ fn a_bridge_keeps_its_address() {
     }
 }
 
+/// A bridge that lost its last port before its address was set has none: ADD works, and gives it one that stays.
+#[test]
+fn a_bridge_without_an_address_gets_one() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.sh("ip link add br0 type bridge; ip link add p0 type veth peer name p1; ip link set p0 master br0; ip link del p0");
+    assert_eq!(mac(&host, "br0"), "00:00:00:00:00:00");
+    let conf = dual_stack();
+    let mut expected = None;
+    for index in 0..3 {
+        let container = format!("c{index}");
+        host.container(&container);
+        let call = Call::new(&host, &OURS, &container);
+        let result = call.add(&conf);
+        let now = mac(&host, "br0");
+        assert_ne!(now, "00:00:00:00:00:00");
+        assert_eq!(&now, expected.get_or_insert(now.clone()));
+        call.del(&conf, &result);
+    }
+}
+
 /// An uplink joins a bridge that existed: the bridge keeps its address. A bridge that ADD creates takes the uplink's.
 #[test]
 fn an_uplink_does_not_change_an_existing_bridge() {
@@ -129,4 +152,40 @@ fn a_foreign_link_with_the_same_indices_is_left_alone() {
     assert_eq!(root_qdisc(&host, "decoy"), before);
     let (_, text) = call.call("CHECK", &with_prev(&conf, &prev)).error();
     assert!(text.contains("no veth peer on the host"), "{text}");
+}
+
+/// A link may be named by one of its alternative names, which are longer than interface names may be.
+#[test]
+fn alternative_names_are_names() {
+    if !testkit::is_root() {
+        return;
+    }
+    const NAME: &str = "enp0s31f6-uplink-of-the-host";
+    let ipam = json!({"type": "host-local", "subnet": "10.88.0.0/16"});
+    let macvlan =
+        json!({"cniVersion": "1.1.0", "name": "lab", "type": "macvlan", "master": NAME, "ipam": ipam});
+    let bridge = json!({"cniVersion": "1.1.0", "name": "lab", "type": "bridge", "bridge": "br0",
+                        "uplinkInterface": NAME, "ipam": ipam});
+    let device = json!({"cniVersion": "1.1.0", "name": "lab", "type": "host-device", "device": NAME});
+    for conf in [macvlan, bridge, device] {
+        let host = Host::new();
+        host.sh(&format!(
+            "ip link add up0 type veth peer name far0; ip link property add dev up0 altname {NAME}; \
+             ip link set up0 up; ip link set far0 up"
+        ));
+        host.container("c1");
+        let call = Call::new(&host, &OURS, "c1");
+        call.call("STATUS", &conf).result("STATUS");
+        let result = call.add(&conf);
+        call.check(&conf, &result);
+        call.del(&conf, &result);
+        let links = host.sh("ip -br link");
+        assert!(links.contains("up0"), "{}: {links}", conf["type"]);
+    }
+    // What no link can be called is refused with the key's name.
+    let host = Host::new();
+    host.container("c1");
+    let wrong = json!({"cniVersion": "1.1.0", "name": "lab", "type": "macvlan", "master": "a b"});
+    let (code, text) = Call::new(&host, &OURS, "c1").call("ADD", &wrong).error();
+    assert!(code == 7 && text.contains("`master`"), "{code} {text}");
 }

@@ -543,7 +543,10 @@ fn the_status_is_served() {
         "{shown}"
     );
     let lines = lab.hosts[1].command(netloom()).args(["cluster", "--socket", "/nowhere"]).output().unwrap();
-    assert!(String::from_utf8_lossy(&lines.stderr).contains("is it running"), "{lines:?}");
+    assert!(
+        String::from_utf8_lossy(&lines.stderr).contains("cannot query netloomd at /nowhere"),
+        "{lines:?}"
+    );
     // A configuration that a runtime would take instead of this network's is a note; the node is ready all the same.
     lab.hosts[0].sh("touch /run/net.d/05-other.conflist /run/net.d/04-none.txt /run/net.d/30-later.conf; ip link add x type veth; ip link del x");
     lab.wait(0, "aware of another network", |status| {

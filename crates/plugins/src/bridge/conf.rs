@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    common_config::{Ipam, mtu, require_masquerade_backend},
+    common_config::{Ipam, LinkName, mtu, require_masquerade_backend},
     error::invalid,
     runtime_args::{Args, RuntimeMac, requested_mac, require_known_args},
 };
@@ -103,7 +103,7 @@ pub(super) struct Conf {
     pub(super) detect_duplicates: bool,
     /// Whether the container's interface stays down and without addresses.
     pub(super) leave_down: bool,
-    pub(super) uplink: Option<IfName>,
+    pub(super) uplink: Option<LinkName>,
     /// The IPAM plugin, or `None` for a network without addresses.
     pub(super) ipam: Option<String>,
     pub(super) dns: Dns,
@@ -167,7 +167,7 @@ impl Conf {
             leave_down: written.disable_container_interface,
             uplink: Some(written.uplink_interface)
                 .filter(|name| !name.is_empty())
-                .map(|name| named("uplinkInterface", &name))
+                .map(|name| LinkName::parse("uplinkInterface", &name))
                 .transpose()?,
             ipam,
             dns: written.dns,

@@ -2,7 +2,7 @@
 
 use kernel::{
     Kind, Socket, bridge,
-    link::{self, Change, QuickLink},
+    link::{self, Change, Mac, QuickLink},
     sysctl::{self, Setting},
 };
 use netloom_plugin::{Error, Undo, result::v100::Interface};
@@ -63,7 +63,7 @@ fn connect_uplink(host: &Socket, bridge: &QuickLink, name: &str, created: bool) 
             let mac = link::mac(host, &bridge.name).explain()?;
             let change = Change { up: Some(true), master: Some(bridge.index), ..Change::default() };
             link::change(host, &uplink, &change).explain()?;
-            if created || link::mac(host, &bridge.name).explain()? == mac {
+            if created || mac == Mac([0; 6]) || link::mac(host, &bridge.name).explain()? == mac {
                 return Ok(());
             }
             link::change(host, bridge, &Change { mac: Some(mac), ..Change::default() }).explain()

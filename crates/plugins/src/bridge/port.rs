@@ -66,7 +66,8 @@ pub(super) fn connect(
 fn keep_mac(host: &Socket, bridge: &QuickLink, before: Mac) -> Result<(), Error> {
     let now = link::mac(host, &bridge.name).explain()?;
     // With two ADDs at once the second one reads the first one's port address, which is not the bridge's own.
-    if Owner::is_port_mac(now) && !Owner::is_port_mac(before) {
+    // The kernel clears the address of a bridge that loses its last port before its address was set: there is none to restore.
+    if Owner::is_port_mac(now) && !Owner::is_port_mac(before) && before != Mac([0; 6]) {
         let change = Change { mac: Some(before), ..Change::default() };
         link::change(host, bridge, &change).explain()?;
     }

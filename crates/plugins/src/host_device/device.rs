@@ -43,7 +43,10 @@ impl Device {
     /// Finds the device in the container: by its interface name, or if the container's root has renamed it, by its properties.
     fn find_inside(&self, container: &ContainerNetns, ifname: &str) -> Result<Option<Link>, Error> {
         let matches = |link: &Link| match self {
-            Self::Named(name) => link.alias.as_deref() == Some(name),
+            Self::Named(name) => {
+                let is_other_name = link.other_names.iter().any(|other| other == name);
+                link.alias.as_deref() == Some(name) || (is_other_name && was_moved(link))
+            }
             Self::WithMac(mac) => link.mac == Some(*mac) && was_moved(link),
             // The device's folder is visible only in the container's sysfs.
             Self::At(_) => was_moved(link),
@@ -140,10 +143,10 @@ pub(super) fn move_to_host(
 ) -> Result<(), Error> {
     let Some(container) = container else { return restore_returned(host, device) };
     let Some(inside) = device.find_inside(container, ifname)? else { return restore_returned(host, device) };
-    // The configuration takes precedence over the alias, which the container's root can change.
+    // The configuration takes precedence over the alias, which the container's root can change. An alternative name stays one.
     let name = match device {
-        Device::Named(name) => name.clone(),
-        Device::WithMac(_) | Device::At(_) => inside.alias.clone().unwrap_or_default(),
+        Device::Named(name) if !inside.other_names.contains(name) => name.clone(),
+        _ => inside.alias.clone().unwrap_or_default(),
     };
     IfName::parse(&name).map_err(|error| {
         invalid(format!("failed to find original ifname for {ifname:?}: {name:?}: {error}")).details(
