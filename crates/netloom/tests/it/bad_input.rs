@@ -297,7 +297,7 @@ fn configurations() -> Vec<Case> {
         (BANDWIDTH, "ingressRate", json!(null), 7, "`ingressRate` must be too"),
         (BANDWIDTH, "ingressRate", json!(-1), 6, "`ingressRate`"),
         (BANDWIDTH, "ingressRate", json!("1M"), 6, "`ingressRate`"),
-        (BANDWIDTH, "ingressRate", json!(3), 7, "less than a byte"),
+        (BANDWIDTH, "ingressRate", json!(3), 7, "must be at least 8"),
         (BANDWIDTH, "ingressBurst", json!(u64::MAX), 7, "4 GB"),
         (BANDWIDTH, "egressRate", json!(8000), 7, "`egressBurst` must be too"),
         (BANDWIDTH, "unshapedSubnets", json!(["10.0.0.0"]), 7, "`unshapedSubnets[0]`"),
