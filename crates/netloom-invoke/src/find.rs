@@ -1,7 +1,7 @@
 //! Looking a plugin up in `CNI_PATH`.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -84,6 +84,14 @@ impl FileId {
     pub fn of(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|metadata| Self { device: metadata.dev(), inode: metadata.ino() })
     }
+
+    /// Returns the identity of an open file.
+    ///
+    /// # Errors
+    /// If the file cannot be examined.
+    pub fn of_file(file: &fs::File) -> io::Result<Self> {
+        file.metadata().map(|metadata| Self { device: metadata.dev(), inode: metadata.ino() })
+    }
 }
 
 /// Returns whether a plugin file is the running program: the same inode, or a copy that was installed beside it.
@@ -116,7 +124,7 @@ fn in_folder_of_this_program(path: &Path) -> bool {
     }
 }
 
-fn first_page_is_ours(path: &Path) -> std::io::Result<bool> {
+fn first_page_is_ours(path: &Path) -> io::Result<bool> {
     let mut pages = [[0; 4096]; 2];
     for (path, page) in [path, Path::new("/proc/self/exe")].into_iter().zip(&mut pages) {
         fs::File::open(path)?.read_exact_at(page, 0)?;

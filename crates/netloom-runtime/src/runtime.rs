@@ -195,12 +195,13 @@ impl<E: Executor> Runtime<E> {
     ) -> Result<(), Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
         let _alone = lock::whole_network(&self.state, &list.name)?;
-        let valid: Vec<Attachment> = cache::all_of(&self.state, &list.name)?
+        let (alive, dead): (Vec<_>, Vec<_>) =
+            cache::all_of(&self.state, &list.name)?.into_iter().partition(|entry| is_alive(entry));
+        let valid: Vec<Attachment> = alive
             .into_iter()
-            .filter(|entry| is_alive(entry))
             .map(|entry| Attachment { container_id: entry.container_id, ifname: entry.ifname })
             .collect();
-        self.gc_locked(list, &valid)
+        self.gc_locked(list, &valid, dead)
     }
 
     /// Removes everything of a network that belongs to none of the attachments in `valid`, for a runtime that keeps its own list.
@@ -216,22 +217,27 @@ impl<E: Executor> Runtime<E> {
     pub fn gc_except(&self, list: &NetworkList, valid: &[Attachment]) -> Result<(), Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
         let _alone = lock::whole_network(&self.state, &list.name)?;
-        self.gc_locked(list, valid)
+        let is_valid = |entry: &cache::Entry| {
+            valid.iter().any(|a| a.container_id == entry.container_id && a.ifname == entry.ifname)
+        };
+        let mut dead = cache::entries(&self.state)?;
+        dead.retain(|entry| entry.network == list.name && !is_valid(entry));
+        self.gc_locked(list, valid, dead)
     }
 
-    /// The caller holds the network's lock.
-    fn gc_locked(&self, list: &NetworkList, valid: &[Attachment]) -> Result<(), Error> {
+    /// The caller holds the network's lock, and has listed the cache once: an entry that another runtime writes meanwhile is in
+    /// neither list.
+    fn gc_locked(
+        &self,
+        list: &NetworkList,
+        valid: &[Attachment],
+        dead: Vec<cache::Entry>,
+    ) -> Result<(), Error> {
         if list.disable_gc {
             return Ok(());
         }
         let mut errors = Vec::new();
-        let is_valid = |entry: &cache::Entry| {
-            valid.iter().any(|a| a.container_id == entry.container_id && a.ifname == entry.ifname)
-        };
-        for entry in cache::entries(&self.state)? {
-            if entry.network != list.name || is_valid(&entry) {
-                continue;
-            }
+        for entry in dead {
             let then = NetworkList::parse(&entry.config)
                 .or_else(|_| NetworkList::parse_single(&entry.config))
                 .ok()

@@ -97,6 +97,15 @@ pub(crate) fn del(places: &Places, options: &Detach) -> Outcome {
         }
         found.apply(&mut container);
     }
+    if !options.force
+        && let Some(owner) = super::find::other_owner(&runtime, &list, &container)?
+    {
+        return Err(Failure::new(format!(
+            "interface `{}` of this namespace belongs to {owner}",
+            container.ifname
+        ))
+        .hint("detach that container by its own network and ID, or repeat the command with --force"));
+    }
     Ok(runtime.del(&list, &container)?)
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use netloom_invoke::FileId;
 use netloom_runtime::{
     Container, Runtime,
+    cache::Entry,
     types::{NetworkList, Object},
 };
 
@@ -32,14 +33,19 @@ impl Target {
         Self { text: text.to_owned(), netns }
     }
 
-    /// Returns whether the text names a container with this ID and namespace.
-    pub(crate) fn matches(&self, container_id: &str, netns: &str) -> bool {
+    /// Returns whether the text names a container with this ID, this namespace and these arguments.
+    pub(crate) fn matches(&self, container_id: &str, netns: &str, args: &[(String, String)]) -> bool {
         let by_id = container_id == self.text
             || (self.text.len() >= SHORTEST_PREFIX && container_id.starts_with(&self.text));
         let path = Path::new(netns);
         let by_path = !netns.is_empty()
             && (netns == self.text || path.file_name().is_some_and(|name| name == self.text.as_str()));
-        by_id || by_path || (!netns.is_empty() && self.netns.is_some() && FileId::of(path) == self.netns)
+        // podman puts the container's name there, and a CRI runtime the pod's.
+        let by_name = args.iter().any(|(key, value)| key == "K8S_POD_NAME" && *value == self.text);
+        by_id
+            || by_path
+            || by_name
+            || (!netns.is_empty() && self.netns.is_some() && FileId::of(path) == self.netns)
     }
 }
 
@@ -103,7 +109,8 @@ pub(crate) fn find(
         if entry.container_id == exact.id && entry.ifname == exact.ifname {
             return Ok(None);
         }
-        if target.matches(&entry.container_id, &entry.netns) && ifname.is_none_or(|name| name == entry.ifname)
+        if target.matches(&entry.container_id, &entry.netns, &entry.args)
+            && ifname.is_none_or(|name| name == entry.ifname)
         {
             found.push(Found {
                 id: entry.container_id,
@@ -113,6 +120,10 @@ pub(crate) fn find(
                 capability_args: entry.capability_args,
             });
         }
+    }
+    // The whole ID of one may be the beginning of another's.
+    if found.iter().any(|found| found.id == target.text) {
+        found.retain(|found| found.id == target.text);
     }
     if found.len() > 1 {
         let all: Vec<String> = found.iter().map(Found::describe).collect();
@@ -127,6 +138,26 @@ pub(crate) fn find(
         return require_path(&target.text).map(|()| None);
     }
     Ok(found.pop())
+}
+
+/// Returns the cached attachment, of any network, that has the interface which a DEL for `container` on `list` would remove, if that is
+/// another attachment. A plugin's DEL removes the interface by its name, whoever created it.
+///
+/// # Errors
+/// If the state cannot be read.
+pub(crate) fn other_owner(
+    runtime: &Runtime,
+    list: &NetworkList,
+    container: &Container,
+) -> Outcome<Option<String>> {
+    let Some(netns) = FileId::of(Path::new(&container.netns)) else { return Ok(None) };
+    let is_other = |entry: &Entry| {
+        entry.ifname == container.ifname
+            && (entry.container_id != container.id || entry.network != list.name)
+            && FileId::of(Path::new(&entry.netns)) == Some(netns)
+    };
+    let other = runtime.attachments()?.into_iter().find(is_other);
+    Ok(other.map(|entry| format!("container `{}` on network `{}`", entry.container_id, entry.network)))
 }
 
 /// Refuses a name that matches nothing. A path may be gone: DEL without a cached result still releases resources.

@@ -41,7 +41,9 @@ pub(crate) fn list(places: &Places, options: &Options) -> Outcome {
         .attachments()?
         .into_iter()
         .filter(|entry| {
-            target.as_ref().is_none_or(|target| target.matches(&entry.container_id, &entry.netns))
+            target
+                .as_ref()
+                .is_none_or(|target| target.matches(&entry.container_id, &entry.netns, &entry.args))
         })
         .map(row)
         .collect();

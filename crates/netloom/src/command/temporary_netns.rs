@@ -9,6 +9,7 @@ use kernel::{
     Netns, Protocol, Socket,
     link::{self, Change},
 };
+use netloom_invoke::FileId;
 
 use super::{Failure, Outcome, Places};
 
@@ -37,8 +38,14 @@ impl TemporaryNetns {
                 .hint("run as root, or set --state-dir to a writable folder")
         };
         fs::create_dir_all(&dir).map_err(context)?;
-        let lock = File::create(&lock_file).map_err(context)?;
-        lock.lock().map_err(context)?;
+        let lock = loop {
+            let lock = File::create(&lock_file).map_err(context)?;
+            lock.lock().map_err(context)?;
+            // A `gc` may have locked and removed the file before this process could: then it protects nothing.
+            if FileId::of(&lock_file) == Some(FileId::of_file(&lock).map_err(context)?) {
+                break lock;
+            }
+        };
         let netns = Netns::create(&Path::new(NETNS_DIR).join(&id))
             .inspect_err(|_| drop(fs::remove_file(&lock_file)))?;
         let temporary = Self { id, netns, lock_file, _lock: lock };

@@ -70,15 +70,45 @@ fn del_protects_attachments_of_other_runtimes() {
     host.container("c1");
     let id = "4f1d0c9ab7e2";
     testkit::require_success(
-        &netloom(&host, &["add", "lab", "/run/netns/c1", "--container-id", id]),
+        &netloom(
+            &host,
+            &[
+                "add",
+                "lab",
+                "/run/netns/c1",
+                "--container-id",
+                id,
+                "--args",
+                "IgnoreUnknown=1;K8S_POD_NAME=webfront",
+            ],
+        ),
         "add as another runtime",
     );
     let refused = netloom(&host, &["del", "lab", "/run/netns/c1"]);
     assert!(!refused.status.success() && text(&refused).contains(id), "{}", text(&refused));
     host.sh("ip -n c1 link show eth0");
-    for name in ["/run/netns/c1", "c1", id, &id[..6]] {
+    for name in ["/run/netns/c1", "c1", id, &id[..6], "webfront"] {
         testkit::require_success(&netloom(&host, &["check", "lab", name]), name);
         assert!(text(&netloom(&host, &["list", name])).contains(id), "{name}");
+    }
+    // Nor does another network's name, or an ID that nothing has: the plugin would remove the interface by its name.
+    let mut other = dual_stack();
+    other["name"] = json!("other");
+    other["bridge"] = json!("br9");
+    let list = json!({"cniVersion": "1.1.0", "name": "other", "plugins": [other]});
+    fs::write(host.path("/etc/cni/net.d/20-other.conflist"), list.to_string()).unwrap();
+    for arguments in [
+        &["del", "other", "/run/netns/c1"][..],
+        &["del", "lab", "/run/netns/c1", "--container-id", "zzz"],
+        &["del", "other", "/run/netns/c1", "--container-id", "zzz"],
+    ] {
+        let refused = netloom(&host, arguments);
+        assert!(
+            !refused.status.success() && text(&refused).contains(id),
+            "{arguments:?}: {}",
+            text(&refused)
+        );
+        host.sh("ip -n c1 link show eth0");
     }
     let unknown = netloom(&host, &["del", "lab", "nope"]);
     assert!(
