@@ -45,7 +45,7 @@ pub(crate) fn link_local(link: &Link) -> Result<Option<std::net::Ipv6Addr>> {
     }))
 }
 
-/// Takes a lost address away, and with it its routes.
+/// Removes a lost address and its routes.
 pub(crate) fn take_away(ifname: &str, lost: IpNet) -> Result<()> {
     let socket = Socket::open(Protocol::Route)?;
     let link = link::require(&socket, ifname)?;

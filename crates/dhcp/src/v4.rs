@@ -74,12 +74,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes a client that begins to look for a server at its first [`Self::tick`].
+    /// Creates a client that begins to look for a server at its first [`Self::tick`].
     pub fn new(mac: [u8; 6], wishes: Wishes, patience: Patience, now: Time) -> Self {
         Self { mac, wishes, patience, state: State::Selecting, xid: 0, tries: 0, since: now, due: now }
     }
 
-    /// Makes a client that has a lease already.
+    /// Creates a client that already has a lease.
     pub fn with_lease(mac: [u8; 6], wishes: Wishes, patience: Patience, lease: Lease) -> Self {
         let due = lease.renew;
         Self { mac, wishes, patience, state: State::Bound(lease), xid: 0, tries: 0, since: due, due }
@@ -93,12 +93,12 @@ impl Client {
         }
     }
 
-    /// Says when [`Self::tick`] is to be called.
+    /// Returns when the caller must call [`Self::tick`].
     pub fn due(&self) -> Time {
         self.due
     }
 
-    /// Says how to listen.
+    /// How to listen.
     pub fn listening(&self) -> Listening {
         match &self.state {
             State::Bound(_) => Listening::No,

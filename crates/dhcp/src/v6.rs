@@ -59,12 +59,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes a client that begins to look for a server at its first [`Self::tick`].
+    /// Creates a client that begins to look for a server at its first [`Self::tick`].
     pub fn new(wishes: Wishes, patience: Patience, now: Time) -> Self {
         Self { wishes, patience, state: State::Soliciting, xid: 0, tries: 0, since: now, due: now }
     }
 
-    /// Makes a client that has a lease already.
+    /// Creates a client that already has a lease.
     pub fn with_lease(wishes: Wishes, patience: Patience, lease: Lease) -> Self {
         let due = lease.renew;
         Self { wishes, patience, state: State::Bound(lease), xid: 0, tries: 0, since: due, due }
@@ -78,7 +78,7 @@ impl Client {
         }
     }
 
-    /// Says when [`Self::tick`] is to be called.
+    /// Returns when the caller must call [`Self::tick`].
     pub fn due(&self) -> Time {
         self.due
     }

@@ -152,7 +152,7 @@ impl Index {
         }
     }
 
-    /// Takes an address out, after its file is gone.
+    /// Removes an address whose file is gone.
     pub(crate) fn remove(&mut self, entry: Entry) -> io::Result<()> {
         self.changed = true;
         let page = self.page(entry.container)?;
@@ -163,7 +163,7 @@ impl Index {
         }
     }
 
-    /// Says of the folder as it is now that the table matches it.
+    /// Records that the table matches the folder in its present state.
     ///
     /// The time is the clock's own, not the one of its last tick that the kernel gives to changes: a change by
     /// anybody else, even in the same tick, makes it another.
@@ -262,7 +262,7 @@ impl Index {
     }
 }
 
-/// Says that whatever is there must not be used again.
+/// Marks the existing content as invalid.
 pub(crate) fn spoil(dir: &Path) {
     drop(fs::remove_file(dir.join(NAME)));
 }

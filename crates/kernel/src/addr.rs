@@ -60,7 +60,7 @@ pub fn addition(link: &dyn Named, net: IpNet, detection: Detection) -> Request {
 /// Removes an address. Succeeds if it is already gone.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn remove(socket: &Socket, link: &dyn Named, net: IpNet) -> Result<()> {
     let mut message = Message::new(libc::RTM_DELADDR, REQUEST, &ifaddr(net, link.index()));
     message.ip(libc::IFA_LOCAL, net.addr()).ip(libc::IFA_ADDRESS, net.addr());
@@ -71,7 +71,7 @@ pub fn remove(socket: &Socket, link: &dyn Named, net: IpNet) -> Result<()> {
 /// Lists the addresses of a link, of both families.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn list(socket: &Socket, link: &dyn Named) -> Result<Vec<Address>> {
     let mut fixed = [0; IFADDR];
     fixed[4..8].copy_from_slice(&link.index().to_ne_bytes());

@@ -24,7 +24,7 @@ pub fn open(path: &Path, flags: OFlags) -> io::Result<File> {
 /// Nothing is synced to disk: after a power loss the file may be empty. This is for state that a reboot makes worthless.
 ///
 /// # Errors
-/// When the file cannot be created or renamed, or `write` fails; then the new file is removed and `path` is unchanged.
+/// If the file cannot be created or renamed, or `write` fails; then the new file is removed and `path` is unchanged.
 pub fn replace<T>(path: &Path, beside: &Path, write: impl FnOnce(File) -> io::Result<T>) -> io::Result<T> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
     let file = open(beside, flags)?;
@@ -35,7 +35,7 @@ pub fn replace<T>(path: &Path, beside: &Path, write: impl FnOnce(File) -> io::Re
     written
 }
 
-/// Makes a file that has its name when its content is whole (`O_TMPFILE`, open(2)): a writer that is killed leaves
+/// Creates a file that has its name when its content is whole (`O_TMPFILE`, open(2)): a writer that is killed leaves
 /// none. Readable and writable by its owner alone.
 ///
 /// # Errors

@@ -52,7 +52,7 @@ pub struct Link {
     pub peer_netns: Option<i32>,
     /// Length of the transmit queue in packets.
     pub queue: u32,
-    /// Takes all multicast frames (`IFF_ALLMULTI`).
+    /// Receives all multicast frames (`IFF_ALLMULTI`).
     pub all_multicast: bool,
     /// The number by which links are spoken of together; 0 unless somebody gave it one.
     pub group: u32,
@@ -87,7 +87,7 @@ impl Named for Link {
     }
 }
 
-/// Holds what [`Named`] says, of a link of which no more is known.
+/// The index and the name of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handle {
     /// The number by which the kernel knows it, in its namespace.
@@ -132,7 +132,7 @@ impl FromStr for Mac {
     }
 }
 
-/// Says that a text is no hardware address.
+/// The error for a text that is not a hardware address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a hardware address: write six octets like 02:42:ac:11:00:02")]
 pub struct InvalidMac;
@@ -181,7 +181,7 @@ pub fn find(socket: &Socket, name: &str) -> Result<Option<Link>> {
 /// Finds a link by its index.
 ///
 /// # Errors
-/// When the kernel refuses to look.
+/// If the kernel refuses to look.
 pub fn find_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, index, 0, 0));
     message.u32(libc::IFLA_EXT_MASK, SKIP_STATS);
@@ -191,7 +191,7 @@ pub fn find_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
 /// Finds a link by its name, and takes its absence for an error.
 ///
 /// # Errors
-/// When it is not there.
+/// If it is not there.
 pub fn require(socket: &Socket, name: &str) -> Result<Link> {
     find(socket, name)?.ok_or_else(|| Error::new("find link", name, Errno::NODEV))
 }
@@ -199,7 +199,7 @@ pub fn require(socket: &Socket, name: &str) -> Result<Link> {
 /// Lists all links of the namespace.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn list(socket: &Socket) -> Result<Vec<Link>> {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST | DUMP, &ifinfo(0, 0, 0, 0));
     message.u32(libc::IFLA_EXT_MASK, SKIP_STATS);
@@ -209,7 +209,7 @@ pub fn list(socket: &Socket) -> Result<Vec<Link>> {
 /// Changes a link.
 ///
 /// # Errors
-/// When it is gone or the kernel refuses a value.
+/// If it is gone or the kernel refuses a value.
 #[doc(alias = "RTM_SETLINK")]
 pub fn change(socket: &Socket, link: &dyn Named, change: &Change<'_>) -> Result<()> {
     socket.make([changing(link, change)])
@@ -269,7 +269,7 @@ pub fn changing(link: &dyn Named, change: &Change<'_>) -> Request {
 /// Returns a link another name beside its own, or takes that away. Fine when it is so already. Needs Linux 5.5.
 ///
 /// # Errors
-/// When another link has the name, or the kernel knows no such names.
+/// If another link has the name, or the kernel knows no such names.
 #[doc(alias = "RTM_NEWLINKPROP")]
 pub fn set_other_name(socket: &Socket, link: &Link, name: &str, there: bool) -> Result<()> {
     if link.other_names.iter().any(|it| it == name) == there {
@@ -288,7 +288,7 @@ pub fn set_other_name(socket: &Socket, link: &Link, name: &str, there: bool) -> 
 /// Waits until the kernel has let go of it, which takes a grace period of some 15 ms.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 #[doc(alias = "RTM_DELLINK")]
 pub fn remove(socket: &Socket, link: &dyn Named) -> Result<()> {
     absent_is_none(socket.change(removal(link), "remove link", &format_args!("`{}`", link.name()))).map(drop)
@@ -327,7 +327,7 @@ fn remove_by_group(socket: &Socket, links: &[Link]) -> Result<Vec<Error>> {
     Ok(refused)
 }
 
-/// Makes the request to remove a link, which is answered only if it is refused.
+/// Creates the request to remove a link, which is answered only if it is refused.
 pub(crate) fn removal(link: &dyn Named) -> Message {
     Message::new(libc::RTM_DELLINK, REQUEST, &ifinfo(0, link.index(), 0, 0))
 }
@@ -384,7 +384,7 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
     Some(link)
 }
 
-/// Makes the question for a link by its name.
+/// Creates the question for a link by its name.
 fn by_name(name: &str) -> Message {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, 0, 0, 0));
     // The kernel looks up both kinds of names by either attribute, but one has room for short names alone.

@@ -13,7 +13,7 @@ pub use list::{
     tables,
 };
 
-/// Names a table: its family and its name.
+/// A table: its family and its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Table<'a> {
     /// Which packets it sees.
@@ -22,7 +22,7 @@ pub struct Table<'a> {
     pub name: &'a str,
 }
 
-/// Says which packets a table sees.
+/// The packets that a table processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// IPv4 and IPv6.
@@ -50,7 +50,7 @@ impl Family {
     }
 }
 
-/// Says where in a packet's way a chain stands.
+/// The hook that a chain is attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hook {
     /// `nat` or `filter`.
@@ -92,7 +92,7 @@ impl Field {
     }
 }
 
-/// Says what a map leads to.
+/// What a map returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Data {
     /// A value of these fields.

@@ -36,7 +36,7 @@ impl Bucket {
     }
 }
 
-/// Says which packets a rate is for, by the address of the other side.
+/// The packets that a rate applies to, by the address of the other side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part<'a> {
     /// All but those of these subnets.
@@ -45,7 +45,7 @@ pub enum Part<'a> {
     Only(&'a [IpNet]),
 }
 
-/// Says which address of a packet is the other side's.
+/// Which address of a packet belongs to the other side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OtherSide {
     /// The source's: packets to the container.
@@ -54,7 +54,7 @@ pub enum OtherSide {
     Destination,
 }
 
-/// Describes the discipline at the root of a link.
+/// The discipline at the root of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root {
     /// `tbf`, `htb`, …
@@ -175,7 +175,7 @@ pub fn redirect(socket: &Socket, from: &Link, to: &Link) -> Result<()> {
 /// Removes the discipline at the root and the redirection of a link. Succeeds if it is already gone.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn remove(socket: &Socket, link: &Link) -> Result<()> {
     for parent in [TC_H_ROOT, TC_H_INGRESS] {
         let message = Message::new(libc::RTM_DELQDISC, REQUEST, &tcmsg(link, 0, parent, 0));

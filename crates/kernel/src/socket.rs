@@ -69,7 +69,7 @@ impl Socket {
     /// Opens a socket in the calling thread's network namespace.
     ///
     /// # Errors
-    /// When the kernel lacks the family, or file descriptors or memory have run out.
+    /// If the kernel lacks the family, or file descriptors or memory have run out.
     pub fn open(protocol: Protocol) -> Result<Self> {
         Self::open_listening(protocol, 0)
     }
@@ -290,7 +290,7 @@ impl Socket {
         Ok(first)
     }
 
-    /// Takes a sequence number for a message that a child of this process sends.
+    /// Reserves a sequence number for a message that a child of this process sends.
     pub(crate) fn reserve(&self) -> u32 {
         let sequence = self.0.sequence.get();
         self.0.sequence.set(sequence.wrapping_add(1));

@@ -23,7 +23,7 @@ const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
 const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
 
-/// Names one of the settings that plugins use. Interface names may contain dots, so parts are kept apart.
+/// One of the settings that plugins use. Interface names may contain dots, so the parts are separate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setting<'a> {
     /// `net/ipv4/ip_forward`
@@ -66,7 +66,7 @@ pub fn found_at(dir: &Path) {
 /// Reads a setting, without the newline, or `None` if the kernel does not have it (IPv6 may be off).
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn read(setting: Setting<'_>) -> Result<Option<String>> {
     let path = setting.path();
     // One read gives all: a setting is a line. `read_to_string` would ask for the size, which is 0, and read twice.
@@ -81,7 +81,7 @@ pub fn read(setting: Setting<'_>) -> Result<Option<String>> {
 /// Writes a setting. It must exist.
 ///
 /// # Errors
-/// When the kernel does not have it or refuses the value.
+/// If the kernel does not have it or refuses the value.
 pub fn write(setting: Setting<'_>, value: &str) -> Result<()> {
     let path = setting.path();
     inject::point("write", &path.display().to_string())?;
@@ -94,7 +94,7 @@ pub fn write(setting: Setting<'_>, value: &str) -> Result<()> {
 /// Writes a setting unless it has the value or the kernel does not have the setting.
 ///
 /// # Errors
-/// When it is there and cannot be read or written.
+/// If it is there and cannot be read or written.
 pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
     match read(setting)? {
         Some(current) if current != value => match write(setting, value) {
@@ -109,7 +109,7 @@ pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
 /// whether it does, which takes less than to open the setting.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 #[doc(alias = "RTM_GETNETCONF")]
 pub fn ensure_forwarding(socket: &Socket, address: IpAddr) -> Result<()> {
     let (family, setting) = match address {

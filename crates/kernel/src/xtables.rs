@@ -25,7 +25,7 @@ use crate::{
     inject,
 };
 
-/// Says whose packets a table is for.
+/// The address family of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// IPv4: iptables-legacy.
@@ -53,7 +53,7 @@ impl Family {
     }
 }
 
-/// Holds the chains of a table.
+/// The chains of a table.
 #[derive(Debug, Clone)]
 pub struct Table {
     family: Family,
@@ -85,7 +85,7 @@ pub fn is_used(family: Family, table: &str) -> bool {
 /// Reads a table, or `None` if nobody uses it.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn read(family: Family, table: &'static str) -> Result<Option<Table>> {
     if !is_used(family, table) {
         return Ok(None);
@@ -98,7 +98,7 @@ pub fn read(family: Family, table: &'static str) -> Result<Option<Table>> {
 /// that table. Holds the lock that iptables-legacy takes.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn edit(family: Family, table: &'static str, change: impl Fn(&mut Table) -> bool) -> Result<()> {
     if !is_used(family, table) {
         return Ok(());
@@ -128,7 +128,7 @@ impl Table {
         self.chains.iter().any(|it| it.name == chain)
     }
 
-    /// Makes a chain unless it is there, and returns whether it was made.
+    /// Creates a chain unless it exists, and returns whether it was created.
     pub fn ensure_chain(&mut self, chain: &str) -> bool {
         if self.has_chain(chain) {
             return false;
@@ -147,12 +147,12 @@ impl Table {
         self.chains.iter().find(|it| it.name == chain).map_or(&[], |it| &it.rules)
     }
 
-    /// Puts a rule before all others of a chain.
+    /// Prepends a rule to a chain.
     pub fn insert(&mut self, chain: &str, rule: Rule) {
         self.chain(chain, |it| it.rules.insert(0, rule));
     }
 
-    /// Puts a rule behind all others of a chain.
+    /// Appends a rule to a chain.
     pub fn append(&mut self, chain: &str, rule: Rule) {
         self.chain(chain, |it| it.rules.push(rule));
     }
@@ -344,7 +344,7 @@ fn open(family: Family, table: &str) -> Result<OwnedFd> {
         .map_err(|errno| Error::new("open a socket for iptables-legacy table", table, errno))
 }
 
-/// Takes the lock of iptables-legacy, until it is dropped.
+/// Acquires the lock of iptables-legacy until the guard is dropped.
 fn lock() -> Result<fs::File> {
     const LOCK: &str = "/run/xtables.lock";
     let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(LOCK);

@@ -8,7 +8,7 @@ use std::{
 
 use netloom_types::name::is_plugin_type;
 
-/// Says why a plugin was not found.
+/// The reason why a plugin was not found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FindError {
     /// No type was given.
@@ -40,7 +40,7 @@ fn hint(not_executable: Option<&Path>) -> String {
 /// Finds the first executable file of that name.
 ///
 /// # Errors
-/// When the name is no file name or no folder has such a file.
+/// If the name is no file name or no folder has such a file.
 pub fn find_in_path(name: &str, paths: &[PathBuf]) -> Result<PathBuf, FindError> {
     if name.is_empty() {
         return Err(FindError::NoName);
@@ -72,7 +72,7 @@ pub fn split_path(text: &str) -> Vec<PathBuf> {
     text.split(':').filter(|part| !part.is_empty()).map(PathBuf::from).collect()
 }
 
-/// Tells files apart, whatever names they have.
+/// The identity of a file, whatever its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileId {
     device: u64,

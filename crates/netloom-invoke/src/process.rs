@@ -20,7 +20,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
 
-/// Names what a plugin is asked to do.
+/// The operation that a plugin is called for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verb {
     /// Put the container on the network.
@@ -65,7 +65,7 @@ impl fmt::Display for Verb {
     }
 }
 
-/// Holds the `CNI_*` variables of one call (SPEC, "Parameters").
+/// The `CNI_*` variables of one call (SPEC, "Parameters").
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     /// `CNI_CONTAINERID`
@@ -80,7 +80,7 @@ pub struct Environment {
     pub path: String,
 }
 
-/// Describes one call of a plugin.
+/// A call of a plugin.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
     /// The program.
@@ -95,7 +95,7 @@ pub struct Call<'a> {
     pub timeout: Option<Duration>,
 }
 
-/// Holds what a plugin did.
+/// The outcome of a plugin's process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// How it ended.
@@ -106,7 +106,7 @@ pub struct Outcome {
     pub stderr: String,
 }
 
-/// Says why a plugin could not be run to its end.
+/// The reason why a plugin could not be run to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
     /// It did not start.
@@ -146,7 +146,7 @@ pub trait Executor {
     /// Runs one call to its end.
     ///
     /// # Errors
-    /// When the program does not start, or not end in time. A plugin that *fails* is an [`Outcome`].
+    /// If the program does not start, or not end in time. A plugin that *fails* is an [`Outcome`].
     fn execute(&self, call: &Call<'_>) -> Result<Outcome, ExecError>;
 }
 
@@ -335,7 +335,7 @@ fn wait_for(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<()> {
     }
 }
 
-/// Makes the error of a plugin that ended badly: its own error object where it printed one, with what it
+/// Creates the error of a plugin that ended badly: its own error object where it printed one, with what it
 /// logged in the details.
 pub fn error_of(outcome: &Outcome) -> CniError {
     let stderr = outcome.stderr.trim();

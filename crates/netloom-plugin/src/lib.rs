@@ -51,13 +51,13 @@ pub use undo::Undo;
 
 use netloom_types::result::v100::Success;
 
-/// Describes a plugin. Errors carry the specification's code; what `add` returns is printed in the version of
+/// A plugin. Errors carry the specification's code; what `add` returns is printed in the version of
 /// the configuration.
 pub trait Plugin: Sync {
     /// Returns the plugin's type, for messages.
     fn name(&self) -> &'static str;
 
-    /// Says what the plugin is, for somebody who runs it by hand.
+    /// Returns the text for a person who runs the plugin by hand.
     fn about(&self) -> String {
         format!("CNI {} plugin", self.name())
     }
@@ -67,32 +67,32 @@ pub trait Plugin: Sync {
         &SpecVersion::ALL
     }
 
-    /// Puts the container on the network, or adjusts what `prevResult` lists.
+    /// Attaches the container to the network, or adjusts what `prevResult` lists.
     ///
     /// Push onto `undo` how to take back each step before the next one: on any failure the steps are taken
     /// back in reverse.
     ///
     /// # Errors
-    /// When the container cannot be put on the network.
+    /// If the container cannot be put on the network.
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error>;
 
     /// Takes the container off the network. Must succeed when there is nothing (left) to do, when the
     /// namespace is gone, and without `prevResult` (SPEC, "DEL").
     ///
     /// # Errors
-    /// When something is left that could not be removed.
+    /// If something is left that could not be removed.
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error>;
 
     /// Compares the container's network with what ADD made.
     ///
     /// # Errors
-    /// When something is missing or different.
+    /// If something is missing or different.
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let _ = (request, sandbox);
         Ok(())
     }
 
-    /// Says whether ADD would work.
+    /// Returns an error if ADD would not work.
     ///
     /// # Errors
     /// Code 50 when it would not, 51 when containers may have lost connectivity too.
@@ -104,7 +104,7 @@ pub trait Plugin: Sync {
     /// Removes everything of this network that belongs to no attachment in `valid`.
     ///
     /// # Errors
-    /// When something could not be removed; the rest must be removed all the same.
+    /// If something could not be removed; the rest must be removed all the same.
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
         let _ = (request, valid);
         Ok(())

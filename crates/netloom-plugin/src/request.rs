@@ -16,7 +16,7 @@ use netloom_types::{
 
 use crate::{Plugin, linked::Delegates};
 
-/// Holds the `CNI_*` variables as they came, so that a test can hand in its own.
+/// The `CNI_*` variables as they came, so that a test can hand in its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Variables(BTreeMap<String, String>);
 
@@ -55,7 +55,7 @@ impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Variables {
     }
 }
 
-/// Holds what every verb comes with.
+/// The request that every verb receives.
 pub struct Request {
     /// What is asked.
     pub verb: Verb,
@@ -83,7 +83,7 @@ impl fmt::Debug for Request {
     }
 }
 
-/// Names the attachment that ADD, DEL and CHECK are about.
+/// The attachment that ADD, DEL and CHECK concern, as the `CNI_*` variables name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sandbox {
     /// `CNI_CONTAINERID`

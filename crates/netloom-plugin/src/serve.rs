@@ -18,7 +18,7 @@ use crate::{
     undo::Undo,
 };
 
-/// Holds where a request comes from and where its answer goes.
+/// Where a request comes from and where its answer goes.
 pub struct Console<'a> {
     /// The configuration.
     pub stdin: &'a mut dyn Read,

@@ -24,7 +24,7 @@ pub struct Undo {
 type Step = Box<dyn FnOnce() -> Result<(), CniError>>;
 
 impl Undo {
-    /// Makes an empty one that stops the ADD once `interrupted` is set, as a signal handler does.
+    /// Creates an empty one that stops the ADD once `interrupted` is set, as a signal handler does.
     pub fn new(interrupted: Arc<AtomicBool>) -> Self {
         Self { steps: Vec::new(), interrupted }
     }
@@ -42,7 +42,7 @@ impl Undo {
         self.stop_if_interrupted()
     }
 
-    /// Says if the ADD is to stop because a signal has come.
+    /// Returns an error if a signal has come and the ADD must stop.
     ///
     /// # Errors
     /// Code 11 then.
@@ -58,7 +58,7 @@ impl Undo {
         self.steps.clear();
     }
 
-    /// Takes every step back, the last one first, and lists the ones that failed.
+    /// Runs the undo steps in reverse order, and returns the errors of those that failed.
     pub fn run(mut self) -> Vec<String> {
         let mut failed = Vec::new();
         while let Some((what, step)) = self.steps.pop() {

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{Container, Error};
 
-/// Holds one remembered attachment.
+/// One remembered attachment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     /// The network's name.
@@ -57,7 +57,7 @@ struct Wire {
     cni_args: Vec<(String, String)>,
 }
 
-/// Says what a cache file holds.
+/// The content of a cache file.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cached {
     /// No file.
@@ -74,7 +74,7 @@ impl Cached {
     /// Returns the result, converted to `version`; none where nothing is remembered.
     ///
     /// # Errors
-    /// When the file is damaged or its result is none of a known version.
+    /// If the file is damaged or its result is none of a known version.
     pub fn result(&self, version: SpecVersion) -> Result<Option<CniResult>, String> {
         let object = match self {
             Self::Absent => return Ok(None),
@@ -96,7 +96,7 @@ impl Cached {
 /// Returns the file of an attachment.
 ///
 /// # Errors
-/// When one of the three is empty.
+/// If one of the three is empty.
 pub fn path(state: &Path, network: &str, container_id: &str, ifname: &str) -> Result<PathBuf, Error> {
     if network.is_empty() || container_id.is_empty() || ifname.is_empty() {
         return Err(Error::Cache {
@@ -167,7 +167,7 @@ fn parse(bytes: &[u8]) -> Cached {
 /// Remembers an attachment. The file appears whole or not at all.
 ///
 /// # Errors
-/// When the folder or the file cannot be written.
+/// If the folder or the file cannot be written.
 pub fn write(
     state: &Path,
     list: &NetworkList,
@@ -202,7 +202,7 @@ pub fn write(
 /// Forgets an attachment. Absent is fine.
 ///
 /// # Errors
-/// When the file cannot be removed.
+/// If the file cannot be removed.
 pub fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -215,7 +215,7 @@ pub fn remove(path: &Path) -> Result<(), Error> {
 /// Lists what is remembered, sorted by file name; files that are damaged or legacy are left out.
 ///
 /// # Errors
-/// When the folder cannot be read.
+/// If the folder cannot be read.
 pub fn entries(state: &Path) -> Result<Vec<Entry>, Error> {
     let entry = |path: PathBuf| match parse(&fs::read(path).ok()?) {
         Cached::Entry(entry) if is_complete(&entry) => Some(*entry),

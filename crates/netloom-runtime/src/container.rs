@@ -2,7 +2,7 @@
 
 use netloom_types::Object;
 
-/// Describes the container that is attached.
+/// The container that is attached.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Container {
     /// Its ID.
@@ -18,7 +18,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// Makes one with interface `eth0`.
+    /// Creates a container with interface `eth0` and no arguments.
     pub fn new(id: impl Into<String>, netns: impl Into<String>) -> Self {
         Self {
             id: id.into(),

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use netloom_invoke::{ExecError, FindError, Verb};
 use netloom_types::{CniError, config::ConfigError, result::ResultError};
 
-/// Says why a network could not be loaded or a verb not be carried out.
+/// The reason why a network could not be loaded, or a verb not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A configuration file is wrong.
@@ -143,7 +143,7 @@ impl Error {
         }
     }
 
-    /// Makes one of several; none of none.
+    /// Combines errors into one; `Ok` if there are none.
     pub(crate) fn collect(errors: Vec<Self>) -> Result<(), Self> {
         let mut errors = errors;
         match errors.len() {

@@ -19,7 +19,7 @@ const SIZE_LIMIT: u64 = 2 * 1024 * 1024;
 /// Lists the files of a folder that end in one of these (without the dot), sorted. No folder has none.
 ///
 /// # Errors
-/// When the folder cannot be read.
+/// If the folder cannot be read.
 pub fn files(dir: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Error> {
     let error = |source| Error::Io { doing: "read folder", path: dir.to_owned(), source };
     let entries = match fs::read_dir(dir) {
@@ -41,7 +41,7 @@ pub fn files(dir: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Error> {
 /// Loads one file, by its ending.
 ///
 /// # Errors
-/// When it cannot be read, is no configuration, or has no plugin.
+/// If it cannot be read, is no configuration, or has no plugin.
 pub fn file(path: &Path) -> Result<NetworkList, Error> {
     let bytes = read(path)?;
     let config = |source| Error::Config { path: path.to_owned(), source };
@@ -57,7 +57,7 @@ pub fn file(path: &Path) -> Result<NetworkList, Error> {
 /// A file that is wrong does not hide a network in another.
 ///
 /// # Errors
-/// When there is no such network; the error names the files that could not be used.
+/// If there is no such network; the error names the files that could not be used.
 pub fn network(dir: &Path, name: &str) -> Result<NetworkList, Error> {
     let (lists, singles) = (files(dir, &["conflist"])?, files(dir, &["conf", "json"])?);
     if lists.is_empty() && singles.is_empty() {
@@ -76,13 +76,13 @@ pub fn network(dir: &Path, name: &str) -> Result<NetworkList, Error> {
     Err(Error::NotFound { name: name.to_owned(), dir: dir.to_owned(), skipped })
 }
 
-/// Holds a file, and the network in it or what is wrong with it.
+/// A file, and the network in it or what is wrong with it.
 pub type Loaded = (PathBuf, Result<NetworkList, Error>);
 
 /// Loads every network of a folder, in order of file names, with its file; what is wrong is listed too.
 ///
 /// # Errors
-/// When the folder cannot be read.
+/// If the folder cannot be read.
 pub fn networks(dir: &Path) -> Result<Vec<Loaded>, Error> {
     let files = files(dir, &["conflist", "conf", "json"])?;
     let load = |path: PathBuf| {

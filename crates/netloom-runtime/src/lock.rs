@@ -11,7 +11,7 @@ use std::{
 
 use crate::Error;
 
-/// Holds a lock until it is dropped.
+/// A lock until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Guard {
     file: File,

@@ -36,7 +36,7 @@ pub struct Runtime<E = Processes> {
 const STATE: &str = "/var/lib/cni";
 
 impl Runtime {
-    /// Makes a runtime that looks for plugins in `paths`, with libcni's state and no timeout.
+    /// Creates a runtime that looks for plugins in `paths`, with libcni's state and no timeout.
     pub fn new(paths: Vec<PathBuf>) -> Self {
         Self { paths, state: STATE.into(), timeout: None, executor: Processes }
     }
@@ -50,7 +50,7 @@ impl<E: Executor> Runtime<E> {
     /// asks for, unless the container was on the network before.
     ///
     /// # Errors
-    /// When a name is invalid, the container is on the network already, or a plugin fails.
+    /// If a name is invalid, the container is on the network already, or a plugin fails.
     pub fn add(&self, list: &NetworkList, container: &Container) -> Result<CniResult, Error> {
         require_valid(list, container)?;
         let version = version_of(list)?;
@@ -95,7 +95,7 @@ impl<E: Executor> Runtime<E> {
     /// Compares a container with what ADD made: every plugin in order, each with the result of the ADD.
     ///
     /// # Errors
-    /// When the version has no CHECK, nothing usable is remembered, or a plugin finds a difference.
+    /// If the version has no CHECK, nothing usable is remembered, or a plugin finds a difference.
     pub fn check(&self, list: &NetworkList, container: &Container) -> Result<(), Error> {
         require_valid(list, container)?;
         if semver_of(list)? < SemVer::from(SpecVersion::V0_4_0) {
@@ -165,7 +165,7 @@ impl<E: Executor> Runtime<E> {
     /// Asks every plugin whether ADD would work. Versions before 1.1.0 cannot be asked, which counts as yes.
     ///
     /// # Errors
-    /// With the first plugin's error, code and all.
+    /// Returns the first plugin's error, code and all.
     pub fn status(&self, list: &NetworkList) -> Result<(), Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
         if semver_of(list)? < SemVer::from(SpecVersion::V1_1_0) {
@@ -265,7 +265,7 @@ impl<E: Executor> Runtime<E> {
     /// Asks a plugin which versions it supports. One from before VERSION existed supports 0.1.0.
     ///
     /// # Errors
-    /// When it is not found or does not answer with versions.
+    /// If it is not found or does not answer with versions.
     pub fn version(&self, kind: &str) -> Result<VersionInfo, Error> {
         let program = find_in_path(kind, &self.paths)?;
         let dummy = || "dummy".to_owned();
@@ -290,7 +290,7 @@ impl<E: Executor> Runtime<E> {
     /// they declare.
     ///
     /// # Errors
-    /// With everything that is wrong.
+    /// Returns everything that is wrong.
     pub fn validate(&self, list: &NetworkList) -> Result<Vec<String>, Error> {
         let mut errors = Vec::new();
         errors.extend(NetworkName::parse(&list.name).map_err(Error::Invalid).err());
@@ -319,7 +319,7 @@ impl<E: Executor> Runtime<E> {
     /// Lists what is remembered, of all networks.
     ///
     /// # Errors
-    /// When the state cannot be read.
+    /// If the state cannot be read.
     pub fn attachments(&self) -> Result<Vec<cache::Entry>, Error> {
         cache::entries(&self.state)
     }

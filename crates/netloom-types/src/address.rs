@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// Says that a text is no address or no prefix.
+/// The error for a text that is not an address or not a prefix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// No address with a prefix length.
@@ -21,7 +21,7 @@ pub enum AddressError {
 /// Parses an address without prefix length.
 ///
 /// # Errors
-/// When the text is no address; leading zeros (`10.0.0.01`) are refused, since programs differ on what they mean.
+/// If the text is no address; leading zeros (`10.0.0.01`) are refused, since programs differ on what they mean.
 pub fn parse_ip(text: &str) -> Result<IpAddr, AddressError> {
     text.parse::<IpAddr>().map(|ip| ip.to_canonical()).map_err(|_| AddressError::Ip(text.to_owned()))
 }
@@ -29,7 +29,7 @@ pub fn parse_ip(text: &str) -> Result<IpAddr, AddressError> {
 /// Parses an address with its prefix length, keeping the host bits.
 ///
 /// # Errors
-/// When the address or the length is missing or invalid.
+/// If the address or the length is missing or invalid.
 pub fn parse_cidr(text: &str) -> Result<IpNet, AddressError> {
     let refused = || AddressError::Cidr(text.to_owned());
     let (ip, length) = text.split_once('/').ok_or_else(refused)?;
@@ -47,7 +47,7 @@ pub fn parse_cidr(text: &str) -> Result<IpNet, AddressError> {
 /// Parses `ADDRESS` or `ADDRESS/LENGTH`, as the `ips` capability allows both.
 ///
 /// # Errors
-/// When it is neither.
+/// If it is neither.
 pub fn parse_ip_maybe_cidr(text: &str) -> Result<(IpAddr, Option<u8>), AddressError> {
     if text.contains('/') {
         parse_cidr(text).map(|net| (net.addr(), Some(net.prefix_len())))

@@ -1,10 +1,10 @@
 //! `CNI_ARGS`: `KEY=VALUE;KEY=VALUE` (SPEC, "Parameters"; CONVENTIONS.md, "CNI_ARGS").
 
-/// Holds the pairs of `CNI_ARGS` in their order.
+/// The pairs of `CNI_ARGS` in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CniArgs(Vec<(String, String)>);
 
-/// Says what is wrong with `CNI_ARGS`.
+/// An error in `CNI_ARGS`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
     /// An item that is not `KEY=VALUE`.
@@ -22,7 +22,7 @@ impl CniArgs {
     /// Parses the variable; the empty text has no pairs.
     ///
     /// # Errors
-    /// When an item has not exactly one `=`; a `;` at the end makes an empty item, which is refused too.
+    /// If an item has not exactly one `=`; a `;` at the end makes an empty item, which is refused too.
     pub fn parse(text: &str) -> Result<Self, ArgsError> {
         if text.is_empty() {
             return Ok(Self::default());
@@ -34,7 +34,7 @@ impl CniArgs {
         text.split(';').map(pair).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Makes them from pairs.
+    /// Creates the arguments from pairs.
     pub fn from_pairs(pairs: Vec<(String, String)>) -> Self {
         Self(pairs)
     }
@@ -52,7 +52,7 @@ impl CniArgs {
     /// Refuses keys other than `known` and `IgnoreUnknown`, unless `IgnoreUnknown` is true anywhere in the text.
     ///
     /// # Errors
-    /// When there are unknown keys, or `IgnoreUnknown` is no boolean (`1`, `true`, `0`, `false`, any case).
+    /// If there are unknown keys, or `IgnoreUnknown` is no boolean (`1`, `true`, `0`, `false`, any case).
     pub fn require_known(&self, known: &[&str]) -> Result<(), ArgsError> {
         let ignore = match self.value("IgnoreUnknown").map(str::to_ascii_lowercase).as_deref() {
             None | Some("0" | "false") => false,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address;
 
-/// Holds what a runtime hands to plugins that declare the capability of the same name.
+/// The values that a runtime passes to plugins that declare the capability of the same name.
 ///
 /// Every field is absent unless the runtime gave it. Keys that are not in CONVENTIONS.md stay in the
 /// configuration object and can be read from there.
@@ -107,7 +107,7 @@ pub struct Bandwidth {
     pub egress_burst: u64,
 }
 
-/// Holds the `dns` capability.
+/// The `dns` capability.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RuntimeDns {

@@ -12,7 +12,7 @@ use crate::{
     version::{SemVer, SemVerError, SpecVersion},
 };
 
-/// Holds a list of plugins that make one network (SPEC, "Network configuration objects").
+/// A list of plugins that make one network (SPEC, "Network configuration objects").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkList {
     /// The network's name. Present, but checked against the naming rules only when the list is used.
@@ -32,7 +32,7 @@ pub struct NetworkList {
     pub bytes: Vec<u8>,
 }
 
-/// Holds the configuration of one plugin, with every key as it was written and in its order.
+/// The configuration of one plugin, with every key as it was written and in its order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PluginConfig {
     object: Object,
@@ -40,7 +40,7 @@ pub struct PluginConfig {
     capabilities: Vec<String>,
 }
 
-/// Names an attachment, as GC lists them (SPEC, "GC: Clean up any stale resources").
+/// An attachment within a network, as GC lists them (SPEC, "GC: Clean up any stale resources").
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attachment {
@@ -51,7 +51,7 @@ pub struct Attachment {
     pub ifname: String,
 }
 
-/// Says why a configuration cannot be used.
+/// The reason why a configuration cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// The text is no list.
@@ -76,7 +76,7 @@ impl NetworkList {
     /// A list without `plugins` is returned with none: they may stand in files of their own.
     ///
     /// # Errors
-    /// When the text is no JSON object, or a protocol key has a wrong type or value.
+    /// If the text is no JSON object, or a protocol key has a wrong type or value.
     pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
         let list = |error: JsonError| ConfigError::List(error.to_string());
         let object = json::parse_object(bytes).map_err(list)?;
@@ -124,7 +124,7 @@ impl NetworkList {
     /// Parses a single plugin's configuration (`.conf`, `.json`) as a list of one.
     ///
     /// # Errors
-    /// When the text is no plugin configuration. A list saved under the wrong name is told apart, since that
+    /// If the text is no plugin configuration. A list saved under the wrong name is told apart, since that
     /// is the most common mistake.
     pub fn parse_single(bytes: &[u8]) -> Result<Self, ConfigError> {
         let object = json::parse_object(bytes).map_err(|error| ConfigError::Single(error.to_string()))?;
@@ -160,7 +160,7 @@ impl NetworkList {
     /// Returns the chosen version for comparing.
     ///
     /// # Errors
-    /// When it is no version at all.
+    /// If it is no version at all.
     pub fn semver(&self) -> Result<SemVer, SemVerError> {
         SemVer::parse(&self.cni_version)
     }
@@ -170,7 +170,7 @@ impl PluginConfig {
     /// Parses one plugin's object.
     ///
     /// # Errors
-    /// When it is no object, has no usable `type`, or a protocol key has the wrong type.
+    /// If it is no object, has no usable `type`, or a protocol key has the wrong type.
     pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
         let object = json::parse_object(bytes).map_err(|error| ConfigError::Single(error.to_string()))?;
         Self::from_value(Value::Object(object))
@@ -265,7 +265,7 @@ impl PluginConfig {
     }
 }
 
-/// Holds what [`PluginConfig::derive`] puts in.
+/// The values that [`PluginConfig::derive`] inserts.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Derive<'a> {
     /// The network's name.
@@ -280,7 +280,7 @@ pub struct Derive<'a> {
     pub valid_attachments: Option<&'a [Attachment]>,
 }
 
-/// Holds what a plugin receives on standard input.
+/// The configuration that a plugin receives on standard input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestConfig {
     /// Every key as it came.

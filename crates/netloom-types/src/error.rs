@@ -9,7 +9,7 @@ use crate::{
     version::SpecVersion,
 };
 
-/// Names the codes that the specification reserves (0 to 99), and the two that Go's libcni added.
+/// The codes that the specification reserves (0 to 99), and the two that Go's libcni added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
     /// 0: an error that came without a code.
@@ -85,7 +85,7 @@ impl From<u32> for Code {
     }
 }
 
-/// Holds the error object that a plugin prints on standard output when it fails.
+/// The error object that a plugin prints on standard output when it fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CniError {
     /// The protocol version of the configuration, once it is known.
@@ -123,7 +123,7 @@ struct WireIn {
 }
 
 impl CniError {
-    /// Makes an error without details.
+    /// Creates an error without details.
     pub fn new(code: Code, msg: impl Into<String>) -> Self {
         Self { cni_version: None, code, msg: msg.into(), details: String::new() }
     }
@@ -148,7 +148,7 @@ impl CniError {
     /// prints its result and then fails must not become an error without text.
     ///
     /// # Errors
-    /// When the text is no JSON object, a key has the wrong type, or both `code` and `msg` are absent.
+    /// If the text is no JSON object, a key has the wrong type, or both `code` and `msg` are absent.
     pub fn parse(bytes: &[u8]) -> Result<Self, JsonError> {
         let wire: WireIn = json::from_object(&json::parse_object(bytes)?)?;
         if wire.code == 0 && wire.msg.is_empty() {

@@ -14,10 +14,10 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-/// Holds a JSON object in the order in which it was written.
+/// A JSON object in the order in which it was written.
 pub type Object = Map<String, Value>;
 
-/// Says what is wrong with a JSON text, and where in it.
+/// An error in a JSON text, with its location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JsonError {
     /// The keys and indices that lead to the place, innermost first.
@@ -26,12 +26,12 @@ pub struct JsonError {
 }
 
 impl JsonError {
-    /// Makes an error about the whole text.
+    /// Creates an error about the whole text.
     pub fn new(message: impl Into<String>) -> Self {
         Self { path: Vec::new(), message: message.into() }
     }
 
-    /// Puts one more step before the path: `key` or `[index]`.
+    /// Prepends a step to the path: `key` or `[index]`.
     #[must_use]
     pub fn within(mut self, step: impl Into<String>) -> Self {
         self.path.push(step.into());
@@ -71,7 +71,7 @@ impl de::Error for JsonError {
 /// Parses a text that must be one JSON object and nothing after it.
 ///
 /// # Errors
-/// When the text is empty, no JSON, has anything after the object, or is another kind of value.
+/// If the text is empty, no JSON, has anything after the object, or is another kind of value.
 pub fn parse_object(bytes: &[u8]) -> Result<Object, JsonError> {
     match parse_value(bytes)? {
         Value::Object(object) => Ok(object),
@@ -82,7 +82,7 @@ pub fn parse_object(bytes: &[u8]) -> Result<Object, JsonError> {
 /// Parses any JSON value.
 ///
 /// # Errors
-/// When the text is empty or no JSON, or has anything after the value.
+/// If the text is empty or no JSON, or has anything after the value.
 pub fn parse_value(bytes: &[u8]) -> Result<Value, JsonError> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(JsonError::new("unexpected end of JSON input: the text is empty"));
@@ -110,7 +110,7 @@ pub fn remove(object: &mut Object, key: &str) -> bool {
     object.len() != before
 }
 
-/// Puts a value in the place of every spelling of a key.
+/// Replaces every spelling of a key with a value.
 pub fn replace(object: &mut Object, key: &str, value: Value) {
     if !object.contains_key(key) || object.keys().filter(|name| name.eq_ignore_ascii_case(key)).count() > 1 {
         remove(object, key);
@@ -121,7 +121,7 @@ pub fn replace(object: &mut Object, key: &str, value: Value) {
 /// Reads a value into a type by Go's rules (see the module).
 ///
 /// # Errors
-/// When a value has the wrong type or is refused by its type; the error has the path to it.
+/// If a value has the wrong type or is refused by its type; the error has the path to it.
 pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, JsonError> {
     T::deserialize(Lenient(value))
 }
@@ -146,7 +146,7 @@ pub fn render<T: Serialize>(value: &T) -> String {
     }
 }
 
-/// Names the kind of a value for a message.
+/// Returns the kind of a value, for a message.
 pub fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

@@ -32,15 +32,15 @@ macro_rules! name_type {
 }
 
 name_type! {
-    /// Holds a valid container ID: alphanumeric first, then alphanumeric, `_`, `.` or `-` (SPEC, "Parameters").
+    /// A valid container ID: alphanumeric first, then alphanumeric, `_`, `.` or `-` (SPEC, "Parameters").
     ContainerId
 }
 name_type! {
-    /// Holds a valid network name, by the same rule as container IDs (SPEC, "Configuration format").
+    /// A valid network name, by the same rule as container IDs (SPEC, "Configuration format").
     NetworkName
 }
 name_type! {
-    /// Holds a name that Linux takes for an interface: 1 to 15 bytes, not `.` or `..`, no `/`, `:` or white space.
+    /// A name that Linux takes for an interface: 1 to 15 bytes, not `.` or `..`, no `/`, `:` or white space.
     IfName
 }
 

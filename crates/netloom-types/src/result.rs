@@ -19,7 +19,7 @@ use crate::{
     version::SpecVersion,
 };
 
-/// Holds a result in the shape of its version.
+/// A result in the shape of its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CniResult {
     /// 0.1.0 or 0.2.0.
@@ -30,7 +30,7 @@ pub enum CniResult {
     V100(SpecVersion, v100::Success),
 }
 
-/// Says why a text is no result, or a result cannot become one of another version.
+/// The reason why a text is not a result, or why a result cannot be converted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResultError {
     /// No JSON object, or a value of the wrong type.
@@ -52,7 +52,7 @@ pub enum ResultError {
     },
 }
 
-/// Describes one route of the container.
+/// A route of the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Route {
@@ -87,7 +87,7 @@ pub struct Route {
 }
 
 impl Route {
-    /// Makes a route with nothing but a destination and a next hop.
+    /// Creates a route with nothing but a destination and a next hop.
     pub fn new(dst: IpNet, gw: Option<IpAddr>) -> Self {
         Self { dst, gw, mtu: 0, advmss: 0, priority: 0, table: None, scope: None }
     }
@@ -128,7 +128,7 @@ impl CniResult {
     /// configuration that was sent (SPEC asks for the key, older plugins leave it out).
     ///
     /// # Errors
-    /// When it is no JSON object, has a version that does not exist, or a value of the wrong type.
+    /// If it is no JSON object, has a version that does not exist, or a value of the wrong type.
     pub fn parse(bytes: &[u8], assumed: SpecVersion) -> Result<Self, ResultError> {
         match json::parse_value(bytes)? {
             serde_json::Value::Null => Self::from_object(&Object::new(), assumed),
@@ -173,7 +173,7 @@ impl CniResult {
     /// | 0.3.0–0.4.0 to 1.x | `ips[].version`, which the address says anyway |
     ///
     /// # Errors
-    /// When the target is 0.1.0 or 0.2.0 and there is no address.
+    /// If the target is 0.1.0 or 0.2.0 and there is no address.
     pub fn convert(self, to: SpecVersion) -> Result<Self, ResultError> {
         Ok(match (self, to) {
             (Self::V020(_, result), SpecVersion::V0_1_0 | SpecVersion::V0_2_0) => Self::V020(to, result),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::json::{self, JsonError};
 
-/// Names one of the published versions of the specification. Ordered from old to new.
+/// A published version of the specification, ordered from old to new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SpecVersion {
     /// 0.1.0, also meant by an empty or absent `cniVersion`.
@@ -73,14 +73,14 @@ impl fmt::Display for SpecVersion {
     }
 }
 
-/// Holds a version as somebody wrote it: one to three numbers, the missing ones zero.
+/// A version as somebody wrote it: one to three numbers, the missing ones zero.
 ///
 /// Looser than [`SpecVersion`]: it orders versions that this crate does not know, which the gates of CHECK,
 /// STATUS and GC need. Numbers may be negative, as Go's parser has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SemVer(pub i64, pub i64, pub i64);
 
-/// Says which part of a version is not one.
+/// The part of a version that is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SemVerError {
     /// More than three parts.
@@ -100,7 +100,7 @@ impl SemVer {
     /// Parses `1`, `1.1` or `1.1.0`; the empty text means 0.1.0.
     ///
     /// # Errors
-    /// When there are more than three parts or one of them is no number.
+    /// If there are more than three parts or one of them is no number.
     pub fn parse(text: &str) -> Result<Self, SemVerError> {
         if text.is_empty() {
             return Ok(Self(0, 1, 0));
@@ -143,7 +143,7 @@ pub struct VersionInfo {
     pub supported_versions: Vec<String>,
 }
 
-/// Says why an answer to VERSION cannot be used.
+/// The reason why an answer to VERSION cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VersionInfoError {
     /// No JSON object.
@@ -158,7 +158,7 @@ pub enum VersionInfoError {
 }
 
 impl VersionInfo {
-    /// Makes the answer of a plugin that supports `versions`.
+    /// Creates the answer of a plugin that supports `versions`.
     pub fn new(versions: &[SpecVersion]) -> Self {
         Self {
             cni_version: SpecVersion::NEWEST.to_string(),
@@ -169,7 +169,7 @@ impl VersionInfo {
     /// Parses what a plugin printed. A bare `{"cniVersion":"0.2.0"}` means 0.1.0 and 0.2.0.
     ///
     /// # Errors
-    /// When the text is no JSON object or lacks one of the two keys.
+    /// If the text is no JSON object or lacks one of the two keys.
     pub fn parse(bytes: &[u8]) -> Result<Self, VersionInfoError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]

@@ -57,7 +57,7 @@ prop_compose! {
     }
 }
 
-/// Takes away what a version cannot say.
+/// Removes what a version cannot express.
 fn as_said_in(mut result: Success, version: SpecVersion) -> Success {
     if version < SpecVersion::V1_0_0 {
         for interface in &mut result.interfaces {

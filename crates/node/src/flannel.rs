@@ -52,7 +52,7 @@ const VXLAN: &str = "vxlan";
 const HOST_GATEWAY: &str = "host-gw";
 
 impl Lease {
-    /// Describes a node of this cluster to flannel's nodes.
+    /// A node of this cluster to flannel's nodes.
     pub(crate) fn of(node: &Record) -> Self {
         let data = || node.tunnel.map(|tunnel| Data { vni: tunnel.vni, mac: node.mac(true).to_string() });
         let mut lease = Self {

@@ -11,17 +11,17 @@ use crate::{
     error::{Explain, check_failed},
 };
 
-/// Describes a host link for a result.
+/// A host link for a result.
 pub(crate) fn on_host(link: &Link) -> Interface {
     listed(&link.name, link.mac)
 }
 
-/// Describes a host link of which only the name and the hardware address are known.
+/// A host link of which only the name and the hardware address are known.
 pub(crate) fn listed(name: &str, mac: Option<Mac>) -> Interface {
     Interface { name: name.to_owned(), mac: mac_text(mac), ..Interface::default() }
 }
 
-/// Describes a link of the container for a result.
+/// A link of the container for a result.
 pub(crate) fn in_container(link: &Link, sandbox: &Sandbox) -> Interface {
     Interface { sandbox: sandbox.netns_text(), ..on_host(link) }
 }

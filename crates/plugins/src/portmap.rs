@@ -246,6 +246,9 @@ fn forget_connections(
     mappings: &[Mapping],
     wrong: &dyn Fn(&Mapping, IpAddr) -> bool,
 ) -> Result<(), Error> {
+    if !mappings.iter().any(|mapping| mapping.protocol == Protocol::Udp) || !conntrack::is_any() {
+        return Ok(());
+    }
     let of_udp = |like: &IpAddr| {
         let mut by_port: BTreeMap<u16, Vec<&Mapping>> = BTreeMap::new();
         for mapping in mappings {
@@ -258,7 +261,7 @@ fn forget_connections(
     let mut of_host: BTreeMap<IpAddr, bool> = BTreeMap::new();
     for like in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
         let by_port = of_udp(&like);
-        if by_port.is_empty() || !conntrack::is_any() {
+        if by_port.is_empty() {
             continue;
         }
         let ports = by_port.keys().copied().collect();

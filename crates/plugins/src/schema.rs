@@ -166,7 +166,7 @@ fn any_ipam() -> Value {
     json!({"allOf": each.collect::<Vec<_>>()})
 }
 
-/// Makes a schema apply only to configurations of a type. Its definitions are those of the enclosing schema.
+/// Creates a schema apply only to configurations of a type. Its definitions are those of the enclosing schema.
 fn when(kind: &str, mut then: Value) -> Value {
     if let Some(keys) = then.as_object_mut() {
         keys.retain(|key, _| !key.starts_with('$'));

@@ -150,7 +150,7 @@ pub(crate) const fn owners() -> &'static str {
     OWNERS.name
 }
 
-/// Puts the table and its fixed part into a batch, unless it is there.
+/// Adds the table and its fixed part to a batch unless it exists.
 ///
 /// The batch then fails with [`kernel::Kind::Exists`] if somebody else was faster.
 pub(crate) fn ensure(socket: &Socket, table: Table<'_>, batch: &mut Batch) -> Result<()> {

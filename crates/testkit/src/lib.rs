@@ -31,7 +31,7 @@ use nix::{
 };
 use serde_json::Value;
 
-/// Holds a throwaway host.
+/// A throwaway host.
 #[derive(Debug)]
 pub struct Host {
     holder: Child,
@@ -108,13 +108,13 @@ fn skip(reason: &str) {
     say_skipped(reason);
 }
 
-/// Says what a kernel or a machine cannot do, past the test harness's capture.
+/// Prints what a kernel or a machine cannot do, past the test harness's capture.
 pub fn say_skipped(reason: &str) {
     drop(writeln!(std::io::stderr(), "SKIPPED: {reason}"));
 }
 
 impl Host {
-    /// Makes a host.
+    /// Creates a host.
     pub fn new() -> Self {
         // The thread ends; its namespaces are held by the program that it started, which waits for its input to end.
         let thread = std::thread::spawn(|| {
@@ -190,7 +190,7 @@ impl Host {
         }
     }
 
-    /// Makes a container (a named network namespace) and gives its path on the host.
+    /// Creates a container (a named network namespace) and returns its path on the host.
     pub fn container(&self, name: &str) -> String {
         self.said(Command::new("ip").args(["netns", "add", name]), "ip netns add");
         format!("/run/netns/{name}")
@@ -334,7 +334,7 @@ impl Host {
     }
 }
 
-/// Holds the state of a host, by kind.
+/// The state of a host, by kind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot(pub BTreeMap<String, Value>);
 
@@ -369,7 +369,7 @@ pub fn require_success(output: &Output, what: &str) {
     );
 }
 
-/// Takes keys out of a JSON value, wherever they are.
+/// Removes keys from a JSON value, at any depth.
 pub fn remove(value: &mut Value, keys: &[&str]) {
     match value {
         Value::Object(object) => {

@@ -24,7 +24,7 @@ use crate::Host;
 const PATIENCE: Duration = Duration::from_millis(1500);
 const WORD: &[u8] = b"hello";
 
-/// Names a transport protocol.
+/// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// TCP.

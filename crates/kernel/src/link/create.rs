@@ -15,7 +15,7 @@ use crate::{
     socket::{CREATE, EXCL, REQUEST, Request, Socket},
 };
 
-/// Says what a virtual link is, with what its driver needs to know.
+/// The kind of a virtual link, with the options of its driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
     /// Drops what is sent by it.
@@ -61,7 +61,7 @@ pub enum Driver {
     },
 }
 
-/// Says which macvlans of one link hear each other (`IFLA_MACVLAN_MODE`).
+/// Which macvlans of one link reach each other (`IFLA_MACVLAN_MODE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MacvlanMode {
     /// None hears another.
@@ -78,7 +78,7 @@ impl MacvlanMode {
     const ALL: [Self; 4] = [Self::Private, Self::Vepa, Self::Bridge, Self::Passthru];
 }
 
-/// Says where packets of ipvlans are told apart (`IFLA_IPVLAN_MODE`).
+/// The layer at which packets of ipvlans are demultiplexed (`IFLA_IPVLAN_MODE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IpvlanMode {
     /// As on one segment, broadcast included.

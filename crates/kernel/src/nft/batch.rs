@@ -16,7 +16,7 @@ use crate::{
     socket::{ACK, CREATE, EXCL, REQUEST, Refusal, Socket},
 };
 
-/// Says where in a chain a rule goes.
+/// The position of a rule in a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// Before all others.
@@ -37,7 +37,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Makes an empty batch.
+    /// Creates an empty batch.
     pub fn new() -> Self {
         Self::default()
     }
@@ -181,7 +181,7 @@ impl Batch {
 /// namespace's ruleset has changed since that generation was read.
 ///
 /// # Errors
-/// With the first change that was refused; nothing has changed then.
+/// Returns the first change that was refused; nothing has changed then.
 pub fn commit(socket: &Socket, batch: Batch, generation: Option<u32>) -> Result<()> {
     if batch.is_empty() {
         return Ok(());

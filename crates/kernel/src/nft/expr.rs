@@ -64,17 +64,17 @@ pub enum Expr<'a> {
         /// As long as the value.
         flip: &'a [u8],
     },
-    /// Holds when the register has these bytes.
+    /// True if the register has these bytes.
     Equal(Reg, &'a [u8]),
-    /// Holds when the register does not have these bytes.
+    /// True if the register does not have these bytes.
     NotEqual(Reg, &'a [u8]),
-    /// Holds when the set has the key.
+    /// True if the set has the key.
     InSet(Reg, &'a str),
-    /// Holds when the set does not have the key.
+    /// True if the set does not have the key.
     NotInSet(Reg, &'a str),
     /// Counts packets and bytes, as iptables has it in every rule.
     Counter,
-    /// Holds when the map has the key; loads what it leads to.
+    /// True if the map has the key; loads its value.
     Map {
         /// The map.
         map: &'a str,
@@ -102,7 +102,7 @@ pub enum Expr<'a> {
     Goto(&'a str),
     /// Goes back to the calling chain.
     Return,
-    /// Lets the packet pass this hook.
+    /// The packet passes this hook.
     Accept,
     /// Drops the packet.
     Drop,

@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 use super::Family;
 use crate::message::{read_ip, read_text, read_u16};
 
-/// Says where a rule leads.
+/// The target of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// Lets the packet pass.
+    /// The packet passes.
     Accept,
     /// Drops the packet.
     Drop,
@@ -50,7 +50,7 @@ fn layout(family: Family) -> Layout {
 }
 
 impl Rule {
-    /// Makes a rule for all packets.
+    /// Creates a rule for all packets.
     pub fn of(family: Family, target: Target) -> Self {
         Self { family, head: vec![0; layout(family).entry], tail: standard(&target), target, origin: None }
     }
@@ -86,7 +86,7 @@ impl Rule {
         self.head.extend_from_slice(data);
     }
 
-    /// Says where it leads.
+    /// The next hop.
     pub fn target(&self) -> &Target {
         &self.target
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Dns, Route};
 use crate::address;
 
-/// Holds a success result.
+/// A success result.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Success {
@@ -22,7 +22,7 @@ pub struct Success {
     pub dns: Dns,
 }
 
-/// Describes one address.
+/// An address with its gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpConfig {
     /// Address with prefix length.

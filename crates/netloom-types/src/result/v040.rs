@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Dns, Route};
 use crate::address;
 
-/// Holds a success result.
+/// A success result.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Success {
@@ -25,7 +25,7 @@ pub struct Success {
     pub dns: Dns,
 }
 
-/// Describes one interface.
+/// An interface of the host or of the container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Interface {
@@ -39,7 +39,7 @@ pub struct Interface {
     pub sandbox: String,
 }
 
-/// Describes one address.
+/// An address with its gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpConfig {
     /// `4` or `6`.

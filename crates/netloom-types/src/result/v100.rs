@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Dns, ResultError, Route};
 use crate::address;
 
-/// Holds a success result (SPEC, "ADD Success"). Keys are printed in alphabetical order.
+/// A success result (SPEC, "ADD Success"). Keys are printed in alphabetical order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Success {
@@ -26,7 +26,7 @@ pub struct Success {
     pub routes: Vec<Route>,
 }
 
-/// Describes one interface.
+/// An interface of the host or of the container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Interface {
@@ -49,7 +49,7 @@ pub struct Interface {
     pub socket_path: String,
 }
 
-/// Describes one address.
+/// An address with its gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpConfig {
     /// Address with prefix length.
@@ -72,7 +72,7 @@ impl Success {
     /// Refuses addresses that name an interface which is not there (an index of −1 is none).
     ///
     /// # Errors
-    /// With the first such entry.
+    /// Returns the first such entry.
     pub fn require_valid_indices(&self) -> Result<(), ResultError> {
         for (entry, ip) in self.ips.iter().enumerate() {
             if let Some(index) = ip.interface

@@ -65,7 +65,7 @@ impl Found {
         !["cnitool-", "netloom-"].iter().any(|prefix| self.id.starts_with(prefix))
     }
 
-    /// Describes the attachment and its owner for an error message.
+    /// The attachment and its owner for an error message.
     pub(crate) fn describe(&self) -> String {
         let argument = |key: &str| self.args.iter().find(|(name, _)| name == key).map(|(_, value)| value);
         let owner = match (argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME")) {

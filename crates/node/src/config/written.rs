@@ -153,7 +153,7 @@ impl Written {
     /// Parses a TOML file.
     ///
     /// # Errors
-    /// With the position in the file.
+    /// Returns the position in the file.
     pub fn parse(text: &str) -> Result<Self, String> {
         toml::from_str(text).map_err(|error| error.to_string())
     }
@@ -210,7 +210,7 @@ impl Written {
     /// Applies defaults and checks the values.
     ///
     /// # Errors
-    /// With the first value that is wrong.
+    /// Returns the first value that is wrong.
     pub fn meant(self) -> Result<Config, InvalidValue> {
         let node = match self.node {
             Some(node) => node,

@@ -23,7 +23,7 @@ pub(super) fn set_blocks(dir: &Path, blocks: &[IpNet]) -> io::Result<()> {
     file::write(&dir.join(BLOCKS), &text, 0o600).map(drop)
 }
 
-/// Takes the host's lock, so that there is one daemon.
+/// Acquires the host's lock, so that only one daemon runs.
 pub(super) fn lock(dir: &Path) -> Result<File, StartError> {
     std::fs::create_dir_all(dir).map_err(StartError::io(format!("create directory {}", dir.display())))?;
     let path = dir.join("lock");

@@ -35,7 +35,7 @@ impl Requests {
         Self { worker, pending: Vec::new(), failed: None, refused: BTreeMap::new(), claimed: VecDeque::new() }
     }
 
-    /// Makes a call, unless it is under way already, or another has just failed.
+    /// Makes a call unless it is in progress, or another one has just failed.
     pub(super) fn send(&mut self, command: Command) -> Result<(), StoreError> {
         if let Some((at, error)) = &self.failed
             && at.elapsed() < PAUSE

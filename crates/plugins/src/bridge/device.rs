@@ -51,7 +51,7 @@ pub(super) fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Resu
     Ok(bridge)
 }
 
-/// Makes a link of the host a permanent port of the bridge. A bridge that this ADD created takes the uplink's hardware address;
+/// Creates a link of the host a permanent port of the bridge. A bridge that this ADD created takes the uplink's hardware address;
 /// one that existed keeps its own.
 fn connect_uplink(host: &Socket, bridge: &QuickLink, name: &str, created: bool) -> Result<(), Error> {
     let uplink = link::require(host, name).explain()?;
