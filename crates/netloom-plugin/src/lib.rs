@@ -67,6 +67,12 @@ pub trait Plugin: Sync {
         &SpecVersion::ALL
     }
 
+    /// Returns whether the plugin enters the container's namespace. If not, as an IPAM plugin that only manages addresses, ADD and
+    /// CHECK do not require that `CNI_NETNS` exists.
+    fn uses_netns(&self) -> bool {
+        true
+    }
+
     /// Attaches the container to the network, or adjusts what `prevResult` lists.
     ///
     /// Push onto `undo` how to take back each step before the next one: on any failure the steps are taken

@@ -205,10 +205,8 @@ pub(crate) fn read(
         error.cni_version = Some(version);
         error
     };
-    let args = variables.value("CNI_ARGS").unwrap_or_default();
-    let args = CniArgs::parse(args).map_err(|error| {
-        with_version(CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS: {error}")))
-    })?;
+    // Only a plugin that reads arguments refuses what is not a list of pairs.
+    let args = CniArgs::parse_lazily(variables.value("CNI_ARGS").unwrap_or_default());
     let prev_result = match config.prev_result() {
         Ok(prev) => prev.map(netloom_types::CniResult::into_current),
         // DEL must go on without a usable one.

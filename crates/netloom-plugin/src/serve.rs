@@ -93,13 +93,13 @@ fn answer(
     let (request, sandbox) = request::read(plugin, variables, console.stdin, delegates)?;
     let outcome = match (&sandbox, request.verb) {
         (Some(sandbox), Verb::Add) => guard_netns(variables, sandbox)
-            .and_then(|()| require_netns_exists(sandbox))
+            .and_then(|()| require_netns_exists(plugin, sandbox))
             .and_then(|()| add(plugin, &request, sandbox, console)),
         (Some(sandbox), Verb::Del) => {
             guard_netns(variables, sandbox).and_then(|()| plugin.del(&request, sandbox))
         }
         (Some(sandbox), Verb::Check) => {
-            require_netns_exists(sandbox).and_then(|()| check(plugin, &request, sandbox))
+            require_netns_exists(plugin, sandbox).and_then(|()| check(plugin, &request, sandbox))
         }
         (_, Verb::Status) => plugin.status(&request),
         (_, Verb::Gc) => gc(plugin, &request),
@@ -190,9 +190,9 @@ fn guard_netns(variables: &Variables, sandbox: &Sandbox) -> Result<(), CniError>
     Ok(())
 }
 
-fn require_netns_exists(sandbox: &Sandbox) -> Result<(), CniError> {
+fn require_netns_exists(plugin: &dyn Plugin, sandbox: &Sandbox) -> Result<(), CniError> {
     let netns = sandbox.require_netns()?;
-    if FileId::of(netns).is_some() {
+    if !plugin.uses_netns() || FileId::of(netns).is_some() {
         return Ok(());
     }
     Err(CniError::new(

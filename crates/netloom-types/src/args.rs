@@ -2,7 +2,10 @@
 
 /// The pairs of `CNI_ARGS` in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CniArgs(Vec<(String, String)>);
+pub struct CniArgs {
+    pairs: Vec<(String, String)>,
+    error: Option<ArgsError>,
+}
 
 /// An error in `CNI_ARGS`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,22 +34,27 @@ impl CniArgs {
             Some((key, value)) if !value.contains('=') => Ok((key.to_owned(), value.to_owned())),
             _ => Err(ArgsError::InvalidPair(item.to_owned())),
         };
-        text.split(';').map(pair).collect::<Result<_, _>>().map(Self)
+        text.split(';').map(pair).collect::<Result<_, _>>().map(Self::from_pairs)
+    }
+
+    /// Parses the variable for a plugin that may not use it: an error is kept until [`Self::require_known`].
+    pub fn parse_lazily(text: &str) -> Self {
+        Self::parse(text).unwrap_or_else(|error| Self { pairs: Vec::new(), error: Some(error) })
     }
 
     /// Creates the arguments from pairs.
     pub fn from_pairs(pairs: Vec<(String, String)>) -> Self {
-        Self(pairs)
+        Self { pairs, error: None }
     }
 
     /// Lists the pairs in order.
     pub fn pairs(&self) -> &[(String, String)] {
-        &self.0
+        &self.pairs
     }
 
     /// Finds the value of a key by its exact spelling; the last of several wins.
     pub fn value(&self, key: &str) -> Option<&str> {
-        self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+        self.pairs.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
     /// Refuses keys other than `known` and `IgnoreUnknown`, unless `IgnoreUnknown` is true anywhere in the text.
@@ -54,13 +62,16 @@ impl CniArgs {
     /// # Errors
     /// If there are unknown keys, or `IgnoreUnknown` is no boolean (`1`, `true`, `0`, `false`, any case).
     pub fn require_known(&self, known: &[&str]) -> Result<(), ArgsError> {
+        if let Some(error) = &self.error {
+            return Err(error.clone());
+        }
         let ignore = match self.value("IgnoreUnknown").map(str::to_ascii_lowercase).as_deref() {
             None | Some("0" | "false") => false,
             Some("1" | "true") => true,
             Some(other) => return Err(ArgsError::NotABool(other.to_owned())),
         };
         let unknown: Vec<String> = self
-            .0
+            .pairs
             .iter()
             .filter(|(key, _)| key != "IgnoreUnknown" && !known.contains(&key.as_str()))
             .map(|(key, value)| format!("{key}={value}"))
@@ -70,7 +81,7 @@ impl CniArgs {
 
     /// Renders as the variable.
     pub fn render(&self) -> String {
-        let pairs: Vec<String> = self.0.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let pairs: Vec<String> = self.pairs.iter().map(|(key, value)| format!("{key}={value}")).collect();
         pairs.join(";")
     }
 }

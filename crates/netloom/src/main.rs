@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     if name == "dhcp" && std::env::args_os().nth(1).is_some_and(|argument| argument == "daemon") {
         return dhcp_daemon::main();
     }
-    match plugins::by_name(name) {
+    match plugin_for(name) {
         Some(plugin) => {
             // By default DEL lets a child process wait for the kernel's grace periods. Tests and benchmarks that inspect
             // what the kernel has freed make it wait itself.
@@ -29,4 +29,18 @@ fn main() -> ExitCode {
         }
         None => command::main(name == "cnitool"),
     }
+}
+
+/// Finds the plugin for a program name. A plugin may be installed under a longer name, such as `cnv-bridge` or `bridge-v1`: in a
+/// call by a runtime, the longest plugin name at either end counts.
+fn plugin_for(name: &str) -> Option<&'static dyn netloom_plugin::Plugin> {
+    let is_end_of = |plugin: &str| {
+        let apart = |rest: &str| rest.starts_with(['-', '_', '.']) || rest.ends_with(['-', '_', '.']);
+        name.strip_prefix(plugin).is_some_and(apart) || name.strip_suffix(plugin).is_some_and(apart)
+    };
+    plugins::by_name(name).or_else(|| {
+        let is_call = !["netloom", "cnitool"].contains(&name) && std::env::var_os("CNI_COMMAND").is_some();
+        let candidates = plugins::ALL.into_iter().filter(|plugin| is_call && is_end_of(plugin.name()));
+        candidates.max_by_key(|plugin| plugin.name().len())
+    })
 }

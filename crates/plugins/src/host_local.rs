@@ -165,6 +165,10 @@ impl Plugin for HostLocal {
         "host-local"
     }
 
+    fn uses_netns(&self) -> bool {
+        false
+    }
+
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
         let mut conf = Conf::of(request)?;
         let dns = conf.resolv_conf.as_deref().map(read_resolv_conf).transpose()?.unwrap_or_default();

@@ -107,13 +107,12 @@ impl Conf {
             for container in &containers {
                 if host.is_none_or(|host| host.is_ipv4() == container.is_ipv4()) {
                     let host = host.filter(|host| !host.is_unspecified());
-                    mappings.push(Mapping {
-                        protocol,
-                        host,
-                        host_port,
-                        container: *container,
-                        container_port,
-                    });
+                    let mapping =
+                        Mapping { protocol, host, host_port, container: *container, container_port };
+                    // A runtime may ask twice for the same, as with and without 0.0.0.0.
+                    if !mappings.contains(&mapping) {
+                        mappings.push(mapping);
+                    }
                 }
             }
         }

@@ -100,6 +100,10 @@ impl Plugin for Static {
         "static"
     }
 
+    fn uses_netns(&self) -> bool {
+        false
+    }
+
     fn add(&self, request: &Request, _: &Sandbox, _: &mut Undo) -> Result<Success, Error> {
         let conf = Conf::of(request)?;
         let ips = conf.addresses.into_iter();

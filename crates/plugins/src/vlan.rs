@@ -63,14 +63,12 @@ impl ContainerLink for Vlan {
         let id = u16::try_from(written.vlan).ok().filter(|id| *id <= 4094).ok_or_else(|| {
             invalid(format!("invalid VLAN ID {} in `vlanId` (must be between 0 and 4094)", written.vlan))
         })?;
-        let ipam = written.ipam.kind().ok_or_else(|| {
-            invalid("`ipam.type` is missing").details("set `ipam.type`: a VLAN interface needs addresses")
-        })?;
+        let ipam = written.ipam.kind();
         Ok(Conf {
             parent,
             id,
             mtu: mtu(written.mtu)?,
-            addressing: Addressing::on_segment(Some(ipam), written.dns, written.enabledad),
+            addressing: Addressing::on_segment(ipam, written.dns, written.enabledad),
         })
     }
 

@@ -45,6 +45,10 @@ impl Plugin for WaitForRemoval {
         format!("{} v{} (Netloom)", self.0.about(), env!("CARGO_PKG_VERSION"))
     }
 
+    fn uses_netns(&self) -> bool {
+        self.0.uses_netns()
+    }
+
     fn versions(&self) -> &'static [SpecVersion] {
         self.0.versions()
     }

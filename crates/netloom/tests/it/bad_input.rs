@@ -6,7 +6,7 @@ use std::{fs, io::Write, process::Stdio};
 use serde_json::{Value, json};
 use testkit::Host;
 
-use crate::lab::{Call, OURS, PLUGINS};
+use crate::lab::{Call, OURS, PLUGINS, dual_stack};
 
 /// What a case changes of a good call: the plugin, what it reads, and one variable.
 struct Case {
@@ -393,7 +393,6 @@ fn configurations() -> Vec<Case> {
         (VLAN, "vlanId", json!(4095), 7, "VLAN ID 4095"),
         (VLAN, "vlanId", json!(-1), 7, "VLAN ID -1"),
         (VLAN, "vlanId", json!("5"), 6, "`vlanId`"),
-        (VLAN, "ipam", json!(null), 7, "`ipam.type`"),
         (IPVLAN, "mode", json!(1), 6, "`mode`"),
         (DUMMY, "name", json!(null), 7, "missing network name"),
         (DUMMY, "name", json!("n".repeat(300)), 7, "longer than 255"),
@@ -644,4 +643,62 @@ fn exhausted_ranges() {
     // Round and round: the address that was free longest is taken.
     assert_eq!(host.sh("cat /var/lib/cni/networks/small/last_reserved_ip.0"), "10.1.2.4");
     drop(fs::read(host.path("/var/lib/cni/networks/small/lock")).unwrap());
+}
+
+/// What a plugin does not use need not make sense: the reference plugins take it too.
+#[test]
+fn what_is_not_used_is_not_checked() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let mut call = Call::new(&host, &OURS, "c1");
+    // IPAM plugins do not enter the namespace.
+    call.netns = "/made/up".into();
+    for ipam in [
+        json!({"type": "host-local", "subnet": "10.88.0.0/16"}),
+        json!({"type": "static", "addresses": [{"address": "10.88.0.2/16"}]}),
+    ] {
+        let mut conf = json!({"cniVersion": "1.1.0", "name": "lab", "ipam": ipam});
+        conf["type"] = ipam["type"].clone();
+        let result = call.add(&conf);
+        assert_eq!(result["ips"][0]["address"], "10.88.0.2/16");
+        call.check(&conf, &result);
+        call.del(&conf, &result);
+    }
+    let loopback = json!({"cniVersion": "1.1.0", "name": "lab", "type": "loopback"});
+    let (code, text) = call.call("ADD", &loopback).error();
+    assert!(code == 4 && text.contains("CNI_NETNS"), "{code} {text}");
+    // Nor does every plugin read arguments.
+    let mut call = Call::new(&host, &OURS, "c1");
+    call.args = "none".into();
+    call.add(&loopback);
+    let (code, text) = call.call("ADD", &dual_stack()).error();
+    assert!(code == 4 && text.contains("CNI_ARGS") && text.contains("none"), "{code} {text}");
+}
+
+/// A plugin may be installed under a longer name. A name that is no plugin's gets the command line's usage, and no plugin.
+#[test]
+fn plugins_have_longer_names() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let bin = tempfile::tempdir().unwrap();
+    let call = Call::new(&host, bin.path(), "c1");
+    for name in ["cnv-bridge", "bridge-v1", "vendor-host-device", "bridge.new"] {
+        fs::hard_link(OURS.join("bridge"), bin.path().join(name)).unwrap();
+        let stdin = br#"{"cniVersion":"1.1.0"}"#;
+        let answer = call.run("VERSION", name, stdin);
+        assert!(answer.ok && answer.json()["supportedVersions"].is_array(), "{name}: {answer:?}");
+    }
+    fs::hard_link(OURS.join("host-local"), bin.path().join("host-local")).unwrap();
+    let mut conf = dual_stack();
+    conf["type"] = json!("cnv-bridge");
+    let result = call.add(&conf);
+    assert_eq!(result["interfaces"][0]["name"], "br0");
+    call.check(&conf, &result);
+    call.del(&conf, &result);
 }

@@ -198,6 +198,33 @@ fn tracked_udp_flows_follow_the_mapping() {
     netlink_sends("DEL", &many);
 }
 
+/// The same mapping twice is one, also when it names the host's addresses in two ways. An address beside all addresses is another.
+#[test]
+fn the_same_mapping_twice_is_one() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    let call = Call::new(&lab.host, &OURS, "c1");
+    let mapping =
+        |host: &str| json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": host});
+    let conf = lab
+        .portmap(json!([mapping(""), mapping(""), mapping("0.0.0.0"), mapping("::"), mapping("127.0.0.1"),
+        {"hostPort": 8080, "containerPort": 80, "protocol": "TCP"}]));
+    let before = lab.host.snapshot();
+    call.add(&conf);
+    call.check(&conf, &lab.result);
+    let server = lab.serve("0.0.0.0");
+    assert!(lab.asks(Some("other"), "192.0.2.1", 8080) && lab.asks(None, "127.0.0.1", 8080));
+    drop(server);
+    call.del(&conf, &lab.result);
+    let mut after = lab.host.snapshot();
+    // The tables stay, without elements.
+    after.0.insert("ruleset".into(), before.0["ruleset"].clone());
+    before.assert_same(&after, "after DEL");
+    assert!(!lab.host.sh("nft list map ip netloom ports").contains("8080"));
+}
+
 /// A port that somebody has is refused with that container's name, and nothing of the ADD stays.
 #[test]
 fn a_port_in_use_names_its_container() {
