@@ -109,6 +109,8 @@ enum Command {
 pub(crate) struct Failure {
     message: String,
     hint: String,
+    /// Exit code of the process; 1 if the command has no other.
+    code: Option<u8>,
 }
 
 /// The result of a command.
@@ -116,11 +118,17 @@ pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: String::new() }
+        Self { message: message.into(), hint: String::new(), code: None }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
+        self
+    }
+
+    /// Sets the exit code, unless it is set.
+    pub(crate) fn or_code(mut self, code: u8) -> Self {
+        self.code = self.code.or(Some(code));
         self
     }
 }
@@ -133,13 +141,13 @@ impl From<Error> for Failure {
             Error::Plugin { source, .. } | Error::Invalid(source) => std::mem::take(&mut source.details),
             _ => String::new(),
         };
-        Self { message: error.to_string(), hint }
+        Self { message: error.to_string(), hint, code: None }
     }
 }
 
 impl From<kernel::Error> for Failure {
     fn from(error: kernel::Error) -> Self {
-        Self { message: error.to_string(), hint: error.hint().unwrap_or_default().to_owned() }
+        Self { message: error.to_string(), hint: error.hint().unwrap_or_default().to_owned(), code: None }
     }
 }
 
@@ -158,7 +166,9 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
     let Cli { places, command } = Cli::parse();
     let done = |outcome: Outcome| outcome.map(|()| ExitCode::SUCCESS);
     finish(match command {
-        Command::Run(options) => run::run(&places, &options),
+        Command::Run(options) => {
+            run::run(&places, &options).map_err(|failure| failure.or_code(run::OWN_FAILURE))
+        }
         Command::Add(options) => done(cnitool::add(&places, &options)),
         Command::Check(options) => done(cnitool::check(&places, &options)),
         Command::Del(options) => done(cnitool::del(&places, &options)),
@@ -197,7 +207,7 @@ fn finish(outcome: Outcome<ExitCode>) -> ExitCode {
             if !failure.hint.is_empty() {
                 note(format!("  {}", failure.hint));
             }
-            ExitCode::FAILURE
+            ExitCode::from(failure.code.unwrap_or(1))
         }
     }
 }

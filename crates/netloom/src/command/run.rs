@@ -24,6 +24,11 @@ use signal_hook::{
 
 use super::{Failure, Outcome, Places, networks::Source, note, temporary_netns::TemporaryNetns};
 
+/// Exit codes, as those of `docker run`: this program failed, the command cannot be executed, the command does not exist.
+pub(crate) const OWN_FAILURE: u8 = 125;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
 /// Options of `netloom run`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {
@@ -144,10 +149,10 @@ fn spawn(command: &[String], netns: &Netns, resolv_conf: Option<&str>) -> Outcom
         mounted?;
     }
     let (program, arguments) = command.split_first().ok_or_else(|| Failure::new("no command was given"))?;
-    std::process::Command::new(program)
-        .args(arguments)
-        .spawn()
-        .map_err(|error| Failure::new(format!("cannot run `{program}`: {error}")))
+    std::process::Command::new(program).args(arguments).spawn().map_err(|error| {
+        let code = if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
+        Failure::new(format!("cannot run `{program}`: {error}")).or_code(code)
+    })
 }
 
 fn resolv_conf(options: &Options, result: &CniResult) -> Option<String> {

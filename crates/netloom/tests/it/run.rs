@@ -119,3 +119,23 @@ fn del_protects_attachments_of_other_runtimes() {
     testkit::require_success(&netloom(&host, &["del", "lab", &id[..6], "--force"]), "del --force");
     host.sh("! ip -n c1 link show eth0 2>/dev/null");
 }
+
+/// The exit code says who failed, as that of `docker run` does.
+#[test]
+fn exit_codes_are_dockers() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    for (arguments, code) in [
+        (&["run", "--", "sh", "-c", "exit 7"][..], 7),
+        (&["run", "--", "sh", "-c", "kill -TERM $$"], 128 + 15),
+        (&["run", "--", "no-such-program"], 127),
+        (&["run", "--", "/etc"], 126),
+        (&["run", "--network", "none-such", "--", "true"], 125),
+        (&["run", "true"], 0),
+    ] {
+        let output = netloom(&host, arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output));
+    }
+}
