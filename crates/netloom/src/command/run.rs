@@ -159,7 +159,25 @@ fn resolv_conf(options: &Options, result: &CniResult) -> Option<String> {
     let dns = result.clone().into_current().dns;
     let servers = if options.dns.is_empty() { &dns.nameservers } else { &options.dns };
     if servers.is_empty() {
-        return None;
+        return match reachable(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()) {
+            Reachable::All => None,
+            Reachable::Some(text) => Some(text),
+            Reachable::None => {
+                // systemd-resolved listens on the host's loopback and keeps the servers that it asks in this file.
+                let upstream = fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or_default();
+                match reachable(&upstream) {
+                    Reachable::All if !upstream.is_empty() => Some(upstream),
+                    Reachable::Some(text) => Some(text),
+                    _ => {
+                        note(
+                            "netloom: the host's name servers are on its loopback, which the command cannot reach: \
+                             name one with --dns",
+                        );
+                        None
+                    }
+                }
+            }
+        };
     }
     let mut lines: Vec<String> = servers.iter().map(|server| format!("nameserver {server}")).collect();
     if !dns.search.is_empty() {
@@ -207,6 +225,35 @@ fn parse_port(text: &str) -> Result<Value, String> {
 }
 
 /// Returns the command's exit code, or 128 plus the signal's number as shells do.
+/// The name servers of a resolv.conf(5) that another network namespace can reach.
+#[derive(Debug, PartialEq, Eq)]
+enum Reachable {
+    /// All of them, or the file names none.
+    All,
+    /// Some of them: the file without the others.
+    Some(String),
+    None,
+}
+
+/// Leaves out name servers on the host's loopback, and those whose IPv6 scope is a link of the host.
+fn reachable(text: &str) -> Reachable {
+    let server = |line: &str| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("nameserver")).then(|| words.next().unwrap_or_default().to_owned())
+    };
+    let is_local = |server: &str| server.contains('%') || parse_ip(server).is_ok_and(|ip| ip.is_loopback());
+    let servers: Vec<String> = text.lines().filter_map(server).collect();
+    let local = servers.iter().filter(|server| is_local(server)).count();
+    match local {
+        0 => Reachable::All,
+        _ if local == servers.len() => Reachable::None,
+        _ => {
+            let kept = text.lines().filter(|line| !server(line).is_some_and(|server| is_local(&server)));
+            Reachable::Some(kept.map(|line| format!("{line}\n")).collect())
+        }
+    }
+}
+
 fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     ExitCode::from(u8::try_from(code).unwrap_or(1))
@@ -215,6 +262,17 @@ fn exit_code(status: ExitStatus) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn name_servers_on_the_loopback_are_left_out() {
+        assert_eq!(reachable("nameserver 192.0.2.1\nsearch a b\n"), Reachable::All);
+        assert_eq!(reachable(""), Reachable::All);
+        assert_eq!(reachable("nameserver 127.0.0.53\nnameserver ::1\noptions edns0\n"), Reachable::None);
+        assert_eq!(
+            reachable("nameserver 127.0.0.53\nnameserver fe80::1%eth0\nnameserver 2001:db8::1\nsearch a\n"),
+            Reachable::Some("nameserver 2001:db8::1\nsearch a\n".into())
+        );
+    }
 
     #[test]
     fn ports_are_read_with_and_without_address_and_protocol() {

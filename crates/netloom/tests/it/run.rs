@@ -139,3 +139,22 @@ fn exit_codes_are_dockers() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output));
     }
 }
+
+/// The command gets name servers that it can reach where the host's own is systemd-resolved, and a note where there are none.
+#[test]
+fn name_servers_are_reachable() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let run = || text(&netloom(&host, &["run", "--", "cat", "/etc/resolv.conf"]));
+    host.sh("printf 'nameserver 127.0.0.53\\noptions edns0\\n' >/run/resolv; mount --bind /run/resolv /etc/resolv.conf");
+    let shown = run();
+    assert!(shown.contains("name one with --dns") && shown.contains("127.0.0.53"), "{shown}");
+    host.sh("mkdir -p /run/systemd/resolve; printf 'nameserver 192.0.2.53\\nsearch example.org\\n' >/run/systemd/resolve/resolv.conf");
+    let shown = run();
+    assert!(shown.contains("nameserver 192.0.2.53") && shown.contains("search example.org"), "{shown}");
+    assert!(!shown.contains("127.0.0.53") && !shown.contains("--dns"), "{shown}");
+    host.sh("printf 'nameserver 192.0.2.1\\n' >/run/resolv");
+    assert!(run().contains("nameserver 192.0.2.1\n"), "{}", run());
+}
