@@ -31,9 +31,9 @@ pub(crate) struct Detach {
 pub(crate) struct Attach {
     /// Name of the network
     network: String,
-    /// Path of the network namespace, for example /run/netns/c1
+    /// Network namespace: a path such as /run/netns/c1, a name in /run/netns, or a process ID
     ///
-    /// `check` and `del` also accept the name of a namespace, a container ID or a prefix of it, and a process ID.
+    /// `check` and `del` also accept a container ID, a prefix of it, and the name of a container.
     netns: PathBuf,
     #[command(flatten)]
     arguments: Arguments,
@@ -221,7 +221,7 @@ fn list_for_del(places: &Places, options: &Attach) -> Outcome<NetworkList> {
 }
 
 fn prepare_with(places: &Places, options: &Attach) -> Outcome<(Runtime, Container)> {
-    let netns = std::path::absolute(&options.netns)?;
+    let netns = netns_path(&options.netns)?;
     let arguments = &options.arguments;
     let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
     let container = Container {
@@ -234,6 +234,22 @@ fn prepare_with(places: &Places, options: &Attach) -> Outcome<(Runtime, Containe
         })?,
     };
     Ok((places.runtime(), container))
+}
+
+/// Returns the path of a namespace that is given as a path, as a name in /run/netns or as a process ID.
+fn netns_path(given: &Path) -> std::io::Result<PathBuf> {
+    if given.components().count() == 1 && given.is_relative() {
+        let named = Path::new("/run/netns").join(given);
+        let of_process = Path::new("/proc").join(given).join("ns/net");
+        let is_pid = given.as_os_str().as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        if named.exists() {
+            return Ok(named);
+        }
+        if is_pid && of_process.exists() {
+            return Ok(of_process);
+        }
+    }
+    std::path::absolute(given)
 }
 
 /// Returns the ID that cnitool derives from a path: `cnitool-` and the first ten bytes of its SHA-512 in hexadecimal.

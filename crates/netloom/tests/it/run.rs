@@ -158,3 +158,32 @@ fn name_servers_are_reachable() {
     host.sh("printf 'nameserver 192.0.2.1\\n' >/run/resolv");
     assert!(run().contains("nameserver 192.0.2.1\n"), "{}", run());
 }
+
+/// A namespace is given by path, by name, or by a process in it.
+#[test]
+fn a_namespace_has_several_names() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    write_network(&host);
+    host.container("c1");
+    let mut process =
+        host.spawn(std::process::Command::new("ip").args(["netns", "exec", "c1", "sleep", "infinity"]));
+    let pid = process.id().to_string();
+    let path = format!("/proc/{pid}/ns/net");
+    // The program that enters the namespace is there before the one that it becomes.
+    let inside = || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n");
+    while !inside() {
+        std::thread::yield_now();
+    }
+    for netns in ["/run/netns/c1", "c1", &pid, &path] {
+        testkit::require_success(&netloom(&host, &["add", "lab", netns]), &format!("add {netns}"));
+        host.sh("ip -n c1 link show eth0");
+        testkit::require_success(&netloom(&host, &["check", "lab", netns]), &format!("check {netns}"));
+        testkit::require_success(&netloom(&host, &["del", "lab", netns]), &format!("del {netns}"));
+        host.sh("! ip -n c1 link show eth0 2>/dev/null");
+    }
+    drop(process.kill());
+    drop(process.wait());
+}
