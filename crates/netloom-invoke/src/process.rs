@@ -156,9 +156,9 @@ pub struct Processes;
 
 /// Time limit between SIGTERM and SIGKILL, enough for a plugin to run its undo steps.
 const GRACE: Duration = Duration::from_secs(2);
-/// Limit of each output stream in bytes. A result has some kilobytes. `BUSY_LIMIT` is the time limit for a program that another
-/// process holds open for writing.
+/// Size limit of each output stream. A result has some kilobytes.
 const MOST_OUTPUT: usize = 16 << 20;
+/// Time limit for a program that another process holds open for writing.
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
 
 impl Executor for Processes {

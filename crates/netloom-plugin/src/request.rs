@@ -119,7 +119,7 @@ impl Request {
     pub fn require_prev_result(&self) -> Result<Success, CniError> {
         self.prev_result.clone().ok_or_else(|| {
             CniError::new(Code::InvalidNetworkConfig, "prevResult is missing")
-                .details("this plugin works on what another one made: put it behind that one in `plugins`")
+                .details("this plugin changes the result of another plugin: place it after that plugin in `plugins`")
         })
     }
 
