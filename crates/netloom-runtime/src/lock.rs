@@ -62,7 +62,7 @@ fn take(state: &Path, name: &str, lock: fn(&File) -> io::Result<()>) -> Result<G
             .open(&path)
             .map_err(error)?;
         lock(&file).map_err(error)?;
-        // The last holder may have removed the file during the wait. A lock on a removed file excludes nobody: retry.
+        // The last holder may have removed the file during the wait. A lock on a removed file excludes no process: retry.
         let inode = file.metadata().map_err(error)?.ino();
         if fs::metadata(&path).is_ok_and(|there| there.ino() == inode) {
             return Ok(Guard { file, path, remove: false });
