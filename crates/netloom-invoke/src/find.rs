@@ -34,7 +34,7 @@ pub enum FindError {
 
 fn hint(not_executable: Option<&Path>) -> String {
     not_executable
-        .map_or_else(String::new, |path| format!(" ({} is there, but is not executable)", path.display()))
+        .map_or_else(String::new, |path| format!(" ({} exists but is not executable)", path.display()))
 }
 
 /// Returns the first executable file of that name.

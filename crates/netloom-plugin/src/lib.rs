@@ -2,8 +2,8 @@
 //!
 //! A plugin implements [`Plugin`] and passes it to [`main`]. The crate reads the variables and checks them verb by verb, parses
 //! the configuration and `prevResult`, and answers VERSION and calls without `CNI_COMMAND`. It prints results in the version of
-//! the configuration, and errors as JSON on standard output. If an ADD fails, panics or is interrupted by a signal, the crate runs
-//! the undo steps that the plugin registered ([`Undo`]).
+//! the configuration, and errors as JSON on standard output. If an ADD fails, panics or is interrupted by a signal, the crate
+//! runs the undo steps that the plugin registered ([`Undo`]).
 //!
 //! A complete chained plugin that only logs each attachment:
 //!
@@ -51,7 +51,8 @@ pub use undo::Undo;
 
 use netloom_types::result::v100::Success;
 
-/// A plugin. Errors carry a code of the specification. The result of [`Self::add`] is printed in the version of the configuration.
+/// A plugin. Errors carry a code of the specification or of the plugin. The result of [`Self::add`] is printed in the version of
+/// the configuration.
 pub trait Plugin: Sync {
     /// Returns the plugin's type, for messages.
     fn name(&self) -> &'static str;

@@ -118,8 +118,9 @@ impl Request {
     /// Code 7 if it is absent.
     pub fn require_prev_result(&self) -> Result<Success, CniError> {
         self.prev_result.clone().ok_or_else(|| {
-            CniError::new(Code::InvalidNetworkConfig, "prevResult is missing")
-                .details("this plugin changes the result of another plugin: place it after that plugin in `plugins`")
+            CniError::new(Code::InvalidNetworkConfig, "prevResult is missing").details(
+                "this plugin changes the result of another plugin: place it after that plugin in `plugins`",
+            )
         })
     }
 
@@ -267,7 +268,7 @@ fn negotiate(plugin: &dyn Plugin, needs: &Needs, wanted: &str) -> Result<SpecVer
         if parsed < needs.since.into() {
             return Err(incompatible(&format!("config version does not allow {}", needs.verb)).details(
                 format!(
-                    "{} came with version {}, the configuration has cniVersion {wanted:?}",
+                    "{} requires version {}, the configuration has cniVersion {wanted:?}",
                     needs.verb, needs.since
                 ),
             ));

@@ -104,7 +104,7 @@ fn answer(
         (_, Verb::Status) => plugin.status(&request),
         (_, Verb::Gc) => gc(plugin, &request),
         // `request::read` returns a sandbox for the verbs that need one, and never VERSION.
-        (_, verb) => Err(CniError::new(Code::Internal, format!("{verb} came without its container"))),
+        (_, verb) => Err(CniError::new(Code::Internal, format!("{verb} has no sandbox"))),
     };
     outcome.map_err(|mut error| {
         error.cni_version = Some(request.version);
@@ -145,7 +145,7 @@ fn add(
     if !failed.is_empty() {
         let gap = if error.details.is_empty() { "" } else { "; " };
         error.details =
-            format!("{}{gap}and could not be undone, call DEL: {}", error.details, failed.join("; "));
+            format!("{}{gap}these steps could not be undone, call DEL: {}", error.details, failed.join("; "));
     }
     Err(error)
 }

@@ -69,7 +69,7 @@ pub enum Error {
         source: ExecError,
     },
     /// The answer of a plugin is not a result.
-    #[error("plugin type={kind:?} failed ({}): its answer is no result: {source}", verb_text(*verb))]
+    #[error("plugin type={kind:?} failed ({}): its answer is not a result: {source}", verb_text(*verb))]
     Answer {
         /// The plugin's type.
         kind: String,
@@ -107,7 +107,7 @@ pub enum Error {
     },
     /// The attachment already exists.
     #[error(
-        "container {container:?} is on network {network:?} with interface {ifname:?} already: delete it first"
+        "container {container:?} is already attached to network {network:?} with interface {ifname:?}: delete it first"
     )]
     Attached {
         /// The container.

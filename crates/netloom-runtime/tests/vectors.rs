@@ -462,7 +462,7 @@ fn outputs_of_plugins() {
     for none in ["", "[]", "5", "{", "text"] {
         lab.answers("p1", "ADD", none);
         lab.calls();
-        assert!(add().unwrap_err().to_string().contains("its answer is no result"), "{none:?}");
+        assert!(add().unwrap_err().to_string().contains("its answer is not a result"), "{none:?}");
         // The plugin exited with success, so DEL is called.
         assert_eq!(lab.verbs(), ["ADD p1", "DEL p1"]);
     }
@@ -558,7 +558,8 @@ fn busy_binaries_are_waited_for() {
     assert!(error.contains("Text file busy"), "{error}");
 }
 
-/// R67, R69: one operation at a time for a container, in parallel with those of others. R68: no other operation on a network during GC.
+/// R67, R69: one operation at a time for a container, in parallel with those of others. R68: GC excludes other operations on its
+/// network.
 #[test]
 fn operations_are_ordered() {
     let lab = Lab::new(&["p1"]);
@@ -684,8 +685,8 @@ fn configuration_reaches_the_plugin_whole() {
     let _: Object = json::parse_object(log[log.find('{').unwrap()..].trim().as_bytes()).unwrap();
 }
 
-/// GC in parallel with ADD and DEL: an added attachment keeps its objects, even if GC began before the ADD. The plugin keeps a file
-/// for each container, as host-local does, and its GC removes the files that are not listed.
+/// GC in parallel with ADD and DEL: an added attachment keeps its objects, even if GC began before the ADD. The plugin keeps a
+/// file for each container, as host-local does, and its GC removes the files that are not listed.
 #[test]
 fn gc_takes_nothing_from_who_was_just_added() {
     const WORKERS: usize = 8;

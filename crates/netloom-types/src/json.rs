@@ -314,6 +314,6 @@ fn read_next<'de, V: DeserializeSeed<'de>>(
     next: Option<(&str, &Value)>,
     seed: V,
 ) -> Result<V::Value, JsonError> {
-    let Some((key, value)) = next else { return Err(JsonError::new("a value was asked for before its key")) };
+    let Some((key, value)) = next else { return Err(JsonError::new("a value was requested before its key")) };
     seed.deserialize(Lenient(value)).map_err(|error| error.within(key))
 }
