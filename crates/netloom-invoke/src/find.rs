@@ -1,4 +1,4 @@
-//! Looking a plugin up in `CNI_PATH`.
+//! Lookup of plugins in `CNI_PATH`.
 
 use std::{
     fs, io,
@@ -8,24 +8,24 @@ use std::{
 
 use netloom_types::name::is_plugin_type;
 
-/// The reason why a plugin was not found.
+/// The reason a plugin was not found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FindError {
-    /// No type was given.
+    /// The type is empty.
     #[error("no plugin name provided")]
     NoName,
-    /// The type is more than a file name.
+    /// The type is not a file name.
     #[error("invalid plugin name: {0}")]
     InvalidName(String),
-    /// `CNI_PATH` is empty.
+    /// The list of folders is empty.
     #[error("no paths provided: set CNI_PATH to the folders with plugins, such as /opt/cni/bin")]
     NoPaths,
-    /// No folder has an executable file of that name.
+    /// No folder contains an executable file of that name.
     #[error("failed to find plugin {name:?} in path [{searched}]{}", hint(not_executable.as_deref()))]
     NotFound {
-        /// The type.
+        /// The plugin's type.
         name: String,
-        /// The folders, with spaces between.
+        /// The folders, separated by spaces.
         searched: String,
         /// A file of that name that cannot be executed.
         not_executable: Option<PathBuf>,
@@ -34,13 +34,13 @@ pub enum FindError {
 
 fn hint(not_executable: Option<&Path>) -> String {
     not_executable
-        .map_or_else(String::new, |path| format!(" ({} is there, but is not executable)", path.display()))
+        .map_or_else(String::new, |path| format!(" ({} exists but is not executable)", path.display()))
 }
 
-/// Finds the first executable file of that name.
+/// Returns the first executable file of that name.
 ///
 /// # Errors
-/// If the name is no file name or no folder has such a file.
+/// If the name is not a file name or no folder contains such a file.
 pub fn find_in_path(name: &str, paths: &[PathBuf]) -> Result<PathBuf, FindError> {
     if name.is_empty() {
         return Err(FindError::NoName);
@@ -67,12 +67,12 @@ pub fn find_in_path(name: &str, paths: &[PathBuf]) -> Result<PathBuf, FindError>
     Err(FindError::NotFound { name: name.to_owned(), searched: searched.join(" "), not_executable })
 }
 
-/// Splits `CNI_PATH` at `:`; empty parts are left out.
+/// Splits `CNI_PATH` at `:` and drops empty parts.
 pub fn split_path(text: &str) -> Vec<PathBuf> {
     text.split(':').filter(|part| !part.is_empty()).map(PathBuf::from).collect()
 }
 
-/// The identity of a file, whatever its name.
+/// The identity of a file, independent of its name: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileId {
     device: u64,
@@ -80,7 +80,7 @@ pub struct FileId {
 }
 
 impl FileId {
-    /// Examines the file at a path; none when there is none.
+    /// Returns the identity of the file at a path, or `None` if the file does not exist.
     pub fn of(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|metadata| Self { device: metadata.dev(), inode: metadata.ino() })
     }
@@ -96,9 +96,9 @@ impl FileId {
 
 /// Returns whether a plugin file is the running program: the same inode, or a copy that was installed beside it.
 ///
-/// `netloom install` gives every name an inode of its own, all with one size and one modification time. A foreign or a
-/// damaged file differs in one of these. The first page is compared as well, because a container image may carry equal
-/// times: in an ELF header (elf(5)) the offset of the section headers and the entry point depend on the code.
+/// `netloom install` creates one inode for each name, all with the same size and modification time. A foreign or damaged file
+/// differs in one of these. The first page is compared as well, because files of a container image may have equal times. In an
+/// ELF header (elf(5)) the offset of the section headers and the entry point depend on the code.
 pub fn is_this_program(path: &Path) -> bool {
     let running = Path::new("/proc/self/exe");
     let (Ok(found), Ok(own)) = (fs::metadata(path), fs::metadata(running)) else { return false };

@@ -1,7 +1,7 @@
-//! Finds a plugin and calls it: as a process, or as a function that is linked into this binary.
+//! Finds CNI plugins in `CNI_PATH` and runs them as processes.
 //!
-//! Runtimes call plugins with it, and plugins call the ones that they delegate to. It knows nothing of what a
-//! plugin does.
+//! Runtimes use it to call plugins, and plugins use it to call delegated plugins. [`is_this_program`] lets a caller recognize a
+//! plugin that is linked into its own binary.
 #![forbid(unsafe_code)]
 
 mod find;

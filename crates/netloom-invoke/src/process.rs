@@ -1,4 +1,4 @@
-//! Running a plugin as a process (SPEC, "Section 2: Execution Protocol").
+//! Execution of a plugin as a process (SPEC, "Section 2: Execution Protocol").
 
 use std::{
     fmt,
@@ -20,20 +20,20 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
 
-/// The operation that a plugin is called for.
+/// A verb of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verb {
-    /// Put the container on the network.
+    /// Attach the container to the network.
     Add,
-    /// Take it off.
+    /// Detach the container from the network.
     Del,
-    /// See whether it is still as ADD left it.
+    /// Check that the attachment still matches the result of ADD.
     Check,
-    /// Say whether ADD would work.
+    /// Report whether the plugin can service ADD.
     Status,
-    /// Clean up what belongs to no valid attachment.
+    /// Remove resources that belong to no valid attachment.
     Gc,
-    /// Say which versions are supported.
+    /// Report the supported versions.
     Version,
 }
 
@@ -53,7 +53,7 @@ impl Verb {
         }
     }
 
-    /// Parses the value of `CNI_COMMAND`, exactly.
+    /// Parses the value of `CNI_COMMAND`, with this exact spelling.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|verb| verb.as_str() == text)
     }
@@ -65,7 +65,7 @@ impl fmt::Display for Verb {
     }
 }
 
-/// The `CNI_*` variables of one call (SPEC, "Parameters").
+/// The `CNI_*` variables of one call, without `CNI_COMMAND` (SPEC, "Parameters").
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     /// `CNI_CONTAINERID`
@@ -80,85 +80,85 @@ pub struct Environment {
     pub path: String,
 }
 
-/// A call of a plugin.
+/// One call of a plugin.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// The program.
+    /// The plugin's executable file.
     pub program: &'a Path,
-    /// What it is to do.
+    /// The value of `CNI_COMMAND`.
     pub verb: Verb,
-    /// The `CNI_*` variables, which override the process's own.
+    /// The `CNI_*` variables, which override those of the calling process.
     pub environment: &'a Environment,
-    /// What it reads.
+    /// The plugin's standard input.
     pub stdin: &'a [u8],
-    /// How long it may take; none for as long as it likes.
+    /// The time limit, or `None` for no limit.
     pub timeout: Option<Duration>,
 }
 
-/// The outcome of a plugin's process.
+/// The outcome of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
-    /// What it printed: a result or an error object.
+    /// The plugin's standard output: a result or an error object.
     pub stdout: Vec<u8>,
-    /// What it logged.
+    /// The plugin's log.
     pub stderr: String,
 }
 
-/// The reason why a plugin could not be run to its end.
+/// The reason a call did not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// It did not start.
+    /// The program did not start.
     #[error("cannot run {}: {source}", program.display())]
     Start {
-        /// The program.
+        /// The plugin's executable file.
         program: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// It did not end in time, and was ended with its whole process group.
-    #[error("{} did not end within {limit:?}; it and its children were ended{}", program.display(), said(stderr))]
+    /// The plugin exceeded the time limit, and its whole process group was terminated.
+    #[error("{} did not end within {limit:?}; it and its children were terminated{}", program.display(), said(stderr))]
     Timeout {
-        /// The program.
+        /// The plugin's executable file.
         program: PathBuf,
-        /// How long it had.
+        /// The time limit.
         limit: Duration,
-        /// What it had logged by then.
+        /// The plugin's log up to then.
         stderr: String,
     },
-    /// Talking to it failed.
-    #[error("cannot talk to {}: {source}", program.display())]
+    /// Reading from or writing to the plugin failed.
+    #[error("cannot exchange data with {}: {source}", program.display())]
     Pipe {
-        /// The program.
+        /// The plugin's executable file.
         program: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
 fn said(stderr: &str) -> String {
-    if stderr.is_empty() { String::new() } else { format!("; it said {stderr:?}") }
+    if stderr.is_empty() { String::new() } else { format!("; it logged {stderr:?}") }
 }
 
-/// Runs plugins. [`Processes`] is the real one; a test may count or replace calls.
+/// A means of running plugins. [`Processes`] starts processes; a test may count or replace calls.
 pub trait Executor {
-    /// Runs one call to its end.
+    /// Runs one call and waits for its end.
     ///
     /// # Errors
-    /// If the program does not start, or not end in time. A plugin that *fails* is an [`Outcome`].
+    /// If the program does not start or exceeds the time limit. The failure of a plugin is an [`Outcome`].
     fn execute(&self, call: &Call<'_>) -> Result<Outcome, ExecError>;
 }
 
-/// Runs plugins as processes, each in a process group of its own.
+/// An executor that runs each plugin as a process in its own process group.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Processes;
 
-/// How long a plugin has between being asked to end and being killed; enough to undo what it did.
+/// Time limit between SIGTERM and SIGKILL, enough for a plugin to run its undo steps.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long a program may stay busy being written before that is an error.
-/// A result has some kilobytes.
+/// Size limit of each output stream. A result has some kilobytes.
 const MOST_OUTPUT: usize = 16 << 20;
+/// Time limit for a program that another process holds open for writing.
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
 
 impl Executor for Processes {
@@ -202,7 +202,7 @@ fn start(call: &Call<'_>, busy_until: Instant) -> io::Result<Child> {
             .process_group(0)
             .spawn();
         match spawned {
-            // Somebody is writing the file, as an upgrade does: wait until it is closed.
+            // Another process, such as an upgrade, is writing the file.
             Err(error)
                 if error.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < busy_until =>
             {
@@ -213,7 +213,7 @@ fn start(call: &Call<'_>, busy_until: Instant) -> io::Result<Child> {
     }
 }
 
-/// Waits for a writer to close the file, at most 50 ms, since it may have done so before this began to listen.
+/// Waits until a writer closes the file, but at most 50 ms: the writer may have closed it before the watch was added.
 fn wait_until_written(program: &Path, until: Instant) -> io::Result<()> {
     let listener = inotify::init(inotify::CreateFlags::CLOEXEC)?;
     inotify::add_watch(&listener, program, inotify::WatchFlags::CLOSE_WRITE)?;
@@ -225,7 +225,7 @@ fn wait_until_written(program: &Path, until: Instant) -> io::Result<()> {
 struct Running<'a> {
     child: Child,
     group: Pid,
-    /// Becomes readable when the plugin itself has ended, whoever still holds its pipes.
+    /// The plugin's pidfd. It becomes readable when the plugin has ended, even if other processes still hold its pipes.
     ended: OwnedFd,
     input: &'a [u8],
     stdout: Vec<u8>,
@@ -250,15 +250,14 @@ impl<'a> Running<'a> {
         Ok(Self { child, group, ended, input, stdout, stderr })
     }
 
-    /// Feeds and reads until the plugin has ended and its pipes are empty; false at the deadline.
+    /// Writes input and reads output until the plugin has ended and its pipes are empty. Returns false at the deadline.
     fn pump(&mut self, deadline: Option<Instant>) -> io::Result<bool> {
         let mut gone = false;
         loop {
             self.feed()?;
             let open_out = drain(&mut self.child.stdout, &mut self.stdout)?;
             let open_err = drain(&mut self.child.stderr, &mut self.stderr)?;
-            // A child that the plugin left behind may hold the pipes: once the plugin is gone, and what it
-            // wrote is read, there is nothing to wait for.
+            // A child that outlives the plugin may hold the pipes, so the plugin's end counts, not that of the pipes.
             if gone || !(open_out || open_err) {
                 return Ok(true);
             }
@@ -285,7 +284,7 @@ impl<'a> Running<'a> {
                 Ok(count) => self.input = &self.input[count..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // A plugin need not read all of it, as with VERSION.
+                // A plugin may leave input unread, as VERSION does.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
                 Err(error) => return Err(error),
             }
@@ -294,9 +293,9 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
-    /// Asks the whole group to end, and kills it when it does not.
+    /// Sends SIGTERM to the process group, and SIGKILL after the grace period.
     fn end(&mut self) -> io::Result<()> {
-        // The group may be gone already.
+        // The group may have ended already.
         kill_process_group(self.group, Signal::TERM).ok();
         let ended = self.pump(Some(Instant::now() + GRACE))?;
         kill_process_group(self.group, Signal::KILL).ok();
@@ -308,7 +307,7 @@ impl<'a> Running<'a> {
     }
 }
 
-/// Reads what is there; false once the pipe is closed.
+/// Reads the available output. Returns false if the pipe is closed.
 fn drain(pipe: &mut Option<impl Read>, into: &mut Vec<u8>) -> io::Result<bool> {
     let Some(open) = pipe else { return Ok(false) };
     let mut buffer = [0; 8192];
@@ -318,7 +317,7 @@ fn drain(pipe: &mut Option<impl Read>, into: &mut Vec<u8>) -> io::Result<bool> {
                 *pipe = None;
                 return Ok(false);
             }
-            // What is too long for a result is read all the same, so that its writer can end, and is none.
+            // Output beyond the limit is read and discarded, so that the writer can end.
             Ok(count) => into.extend_from_slice(&buffer[..count.min(MOST_OUTPUT.saturating_sub(into.len()))]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -335,8 +334,7 @@ fn wait_for(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<()> {
     }
 }
 
-/// Creates the error of a plugin that ended badly: its own error object where it printed one, with what it
-/// logged in the details.
+/// Returns the error of a failed plugin: its error object if it printed one, with its log in the details.
 pub fn error_of(outcome: &Outcome) -> CniError {
     let stderr = outcome.stderr.trim();
     let ended = ending(outcome.status);

@@ -1,11 +1,10 @@
-//! A complete plugin of one's own: chained behind others, it notes each container's addresses in a file that
-//! other programs can read, one line a container.
+//! A complete chained plugin. It writes the addresses of each container to a file for other programs, one line per container.
 //!
 //! ```json
 //! { "type": "myplugin1", "file": "/run/lab-hosts", "domain": "lab.example" }
 //! ```
 //!
-//! Build it, put it in the folder of `CNI_PATH` under its type, and add it to the `plugins` of a list.
+//! Build it, install it in a folder of `CNI_PATH` with its type as the file name, and add it to the `plugins` of a list.
 
 use std::{fs, io::Write, path::PathBuf, process::ExitCode};
 
@@ -14,7 +13,7 @@ use serde::Deserialize;
 
 struct MyPlugin1;
 
-/// The configuration. Unknown keys are ignored, the case of known ones does not matter.
+/// The configuration. Unknown keys are ignored, and the case of keys does not matter.
 #[derive(Deserialize)]
 struct Conf {
     file: PathBuf,
@@ -42,7 +41,7 @@ impl Plugin for MyPlugin1 {
             .open(&conf.file)
             .and_then(|mut file| writeln!(file, "{line}"))
             .map_err(|error| failed("write", &conf, &error))?;
-        // Whatever fails from here on, in this plugin or while its answer is written, takes the line back.
+        // Any failure from here on, in this plugin or while its answer is written, removes the line again.
         let sandbox = sandbox.clone();
         undo.push("remove the line", move || retain(&conf, |line| !line.starts_with(&mark(&sandbox))))?;
         Ok(result)
@@ -58,7 +57,7 @@ impl Plugin for MyPlugin1 {
         if text.lines().any(|line| line.starts_with(&mark(sandbox))) {
             return Ok(());
         }
-        // Codes from 100 on are a plugin's own.
+        // Codes from 100 on belong to plugins.
         Err(Error::new(
             Code::Other(100),
             format!("{} is not in {}", sandbox.container_id, conf.file.display()),
@@ -76,7 +75,7 @@ fn mark(sandbox: &Sandbox) -> String {
     format!("{}/{} ", sandbox.container_id, sandbox.ifname)
 }
 
-/// Keeps some lines of the file. No file has none.
+/// Removes the lines for which `keep` returns false. Succeeds if the file does not exist.
 fn retain(conf: &Conf, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
     let Ok(text) = fs::read_to_string(&conf.file) else { return Ok(()) };
     let kept: String = text.lines().filter(|line| keep(line)).map(|line| format!("{line}\n")).collect();

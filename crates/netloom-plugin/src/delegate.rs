@@ -1,4 +1,4 @@
-//! Calling the plugin that a part of the work is delegated to, such as IPAM (SPEC, "Section 4").
+//! Calls of delegated plugins, such as IPAM plugins (SPEC, "Section 4").
 
 use std::path::Path;
 
@@ -15,17 +15,17 @@ enum Delegate {
 }
 
 impl Request {
-    /// Has `kind` do its part of an ADD, and registers its DEL in case a later step fails.
+    /// Calls ADD of the delegated plugin `kind`, and registers its DEL as an undo step.
     ///
     /// # Errors
-    /// The delegated plugin's error; after it a DEL has been tried.
+    /// If the delegated plugin fails. Its DEL runs with the other undo steps.
     pub fn delegate_add(&self, kind: &str, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, CniError> {
         match self.delegate(kind)? {
             Delegate::Linked(plugin) => plugin.add(self, sandbox, undo),
             Delegate::Program(program) => {
                 let program_for_undo = program.clone();
                 let (environment, stdin) = (self.environment.clone(), self.stdin());
-                undo.push(format!("release what {kind} gave"), move || {
+                undo.push(format!("release the resources of {kind}"), move || {
                     run(&program_for_undo, Verb::Del, &environment, &stdin).map(drop)
                 })?;
                 let outcome = run(&program, Verb::Add, &self.environment, &self.stdin())?;
@@ -42,34 +42,34 @@ impl Request {
         }
     }
 
-    /// Has `kind` do its part of a DEL.
+    /// Calls DEL of the delegated plugin `kind`.
     ///
     /// # Errors
-    /// The delegated plugin's error.
+    /// If the delegated plugin fails.
     pub fn delegate_del(&self, kind: &str, sandbox: &Sandbox) -> Result<(), CniError> {
         self.delegate_to(kind, |plugin| plugin.del(self, sandbox))
     }
 
-    /// Has `kind` check its part.
+    /// Calls CHECK of the delegated plugin `kind`.
     ///
     /// # Errors
-    /// The delegated plugin's error.
+    /// If the delegated plugin fails.
     pub fn delegate_check(&self, kind: &str, sandbox: &Sandbox) -> Result<(), CniError> {
         self.delegate_to(kind, |plugin| plugin.check(self, sandbox))
     }
 
-    /// Asks `kind` whether it is ready.
+    /// Calls STATUS of the delegated plugin `kind`.
     ///
     /// # Errors
-    /// The delegated plugin's error.
+    /// If the delegated plugin is not ready.
     pub fn delegate_status(&self, kind: &str) -> Result<(), CniError> {
         self.delegate_to(kind, |plugin| plugin.status(self))
     }
 
-    /// Has `kind` clean up its part.
+    /// Calls GC of the delegated plugin `kind`.
     ///
     /// # Errors
-    /// The delegated plugin's error.
+    /// If the delegated plugin fails.
     pub fn delegate_gc(&self, kind: &str, valid: &[Attachment]) -> Result<(), CniError> {
         self.delegate_to(kind, |plugin| plugin.gc(self, valid))
     }
@@ -97,7 +97,7 @@ impl Request {
         })
     }
 
-    /// Renders the configuration for a delegated plugin: all of it, as it came.
+    /// Renders the configuration for a delegated plugin, with every key as received.
     fn stdin(&self) -> Vec<u8> {
         serde_json::Value::Object(self.config.object.clone()).to_string().into_bytes()
     }
@@ -113,7 +113,7 @@ fn run(
     let outcome = Processes
         .execute(&call)
         .map_err(|error: ExecError| CniError::new(Code::Internal, error.to_string()))?;
-    // What a delegated plugin logs belongs to the log of its caller.
+    // The log of a delegated plugin is part of its caller's log.
     drop(std::io::Write::write_all(&mut std::io::stderr(), outcome.stderr.as_bytes()));
     if outcome.status.success() {
         return Ok(outcome);

@@ -1,11 +1,11 @@
-//! What it takes to write a CNI plugin.
+//! A library for writing CNI plugins.
 //!
-//! Implement [`Plugin`], hand it to [`main`], and the rest is done: the environment is read and checked verb by
-//! verb, the configuration and `prevResult` are parsed, VERSION and the "about" text are answered, results are
-//! printed in the version of the configuration, errors as JSON on standard output. What an ADD has done is
-//! undone when it fails, panics or is ended by a signal, as far as the plugin said how ([`Undo`]).
+//! A plugin implements [`Plugin`] and passes it to [`main`]. The crate reads the variables and checks them verb by verb, parses
+//! the configuration and `prevResult`, and answers VERSION and calls without `CNI_COMMAND`. It prints results in the version of
+//! the configuration, and errors as JSON on standard output. If an ADD fails, panics or is interrupted by a signal, the crate
+//! runs the undo steps that the plugin registered ([`Undo`]).
 //!
-//! A whole plugin, chained behind others, that only notes what it saw:
+//! A complete chained plugin that only logs each attachment:
 //!
 //! ```no_run
 //! use netloom_plugin::{Error, Plugin, Request, Sandbox, Undo, result::v100::Success};
@@ -30,7 +30,7 @@
 //! }
 //! ```
 //!
-//! `examples/myplugin1.rs` is a complete one with configuration, CHECK and GC.
+//! `examples/myplugin1.rs` is a plugin with configuration, CHECK and GC.
 #![forbid(unsafe_code)]
 
 mod delegate;
@@ -51,18 +51,18 @@ pub use undo::Undo;
 
 use netloom_types::result::v100::Success;
 
-/// A plugin. Errors carry the specification's code; what `add` returns is printed in the version of
+/// A plugin. Errors carry a code of the specification or of the plugin. The result of [`Self::add`] is printed in the version of
 /// the configuration.
 pub trait Plugin: Sync {
     /// Returns the plugin's type, for messages.
     fn name(&self) -> &'static str;
 
-    /// Returns the text for a person who runs the plugin by hand.
+    /// Returns the description that is printed if the plugin is called without `CNI_COMMAND`.
     fn about(&self) -> String {
         format!("CNI {} plugin", self.name())
     }
 
-    /// Lists the versions that a configuration may have.
+    /// Returns the supported configuration versions.
     fn versions(&self) -> &'static [SpecVersion] {
         &SpecVersion::ALL
     }
@@ -75,33 +75,32 @@ pub trait Plugin: Sync {
 
     /// Attaches the container to the network, or adjusts what `prevResult` lists.
     ///
-    /// Push onto `undo` how to take back each step before the next one: on any failure the steps are taken
-    /// back in reverse.
+    /// After each step, push its undo step onto `undo`. If the ADD fails, the undo steps run in reverse order.
     ///
     /// # Errors
-    /// If the container cannot be put on the network.
+    /// If the container cannot be attached to the network.
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error>;
 
-    /// Takes the container off the network. Must succeed when there is nothing (left) to do, when the
-    /// namespace is gone, and without `prevResult` (SPEC, "DEL").
+    /// Detaches the container from the network. Must succeed if there is nothing to remove, if the namespace no longer exists,
+    /// and without `prevResult` (SPEC, "DEL").
     ///
     /// # Errors
-    /// If something is left that could not be removed.
+    /// If an object of the attachment cannot be removed.
     fn del(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error>;
 
-    /// Compares the container's network with what ADD made.
+    /// Checks that the attachment still matches the result of ADD.
     ///
     /// # Errors
-    /// If something is missing or different.
+    /// If an object of the attachment is missing or differs.
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let _ = (request, sandbox);
         Ok(())
     }
 
-    /// Returns an error if ADD would not work.
+    /// Checks that the plugin can service ADD.
     ///
     /// # Errors
-    /// Code 50 when it would not, 51 when containers may have lost connectivity too.
+    /// Code 50 if it cannot, 51 if existing containers may also have limited connectivity.
     fn status(&self, request: &Request) -> Result<(), Error> {
         let _ = request;
         Ok(())
@@ -110,7 +109,7 @@ pub trait Plugin: Sync {
     /// Removes everything of this network that belongs to no attachment in `valid`.
     ///
     /// # Errors
-    /// If something could not be removed; the rest must be removed all the same.
+    /// If an object cannot be removed. The plugin must still remove the others.
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
         let _ = (request, valid);
         Ok(())

@@ -1,4 +1,4 @@
-//! Reading a request: the only place of this crate where variables and standard input are looked at.
+//! Parsing of requests. No other module of this crate reads variables or standard input.
 
 use std::{
     collections::BTreeMap,
@@ -16,14 +16,14 @@ use netloom_types::{
 
 use crate::{Plugin, linked::Delegates};
 
-/// The `CNI_*` variables as they came, so that a test can hand in its own.
+/// The `CNI_*` variables as received. A test can pass its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Variables(BTreeMap<String, String>);
 
 impl Variables {
-    /// Reads the process's variables that the specification knows, and `CNI_NETNS_OVERRIDE`.
+    /// Reads the variables of the specification and `CNI_NETNS_OVERRIDE` from the process's environment.
     pub fn of_process() -> Self {
-        // One by one: a caller may have hundreds of others, all of which would be copied.
+        // Read one by one: `std::env::vars` would copy the caller's whole environment.
         let known = [
             "CNI_COMMAND",
             "CNI_CONTAINERID",
@@ -39,7 +39,7 @@ impl Variables {
             .collect()
     }
 
-    /// Finds a variable; one that is set and empty is none.
+    /// Returns the value of a variable, or `None` if it is unset or empty.
     pub fn value(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }
@@ -55,21 +55,21 @@ impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Variables {
     }
 }
 
-/// The request that every verb receives.
+/// A request of any verb except VERSION.
 pub struct Request {
-    /// What is asked.
+    /// The value of `CNI_COMMAND`.
     pub verb: Verb,
     /// The configuration.
     pub config: RequestConfig,
-    /// Its version, which the answer is given in.
+    /// The version of the configuration and of the answer.
     pub version: SpecVersion,
     /// `CNI_ARGS`.
     pub args: CniArgs,
     /// `CNI_PATH`.
     pub path: Vec<PathBuf>,
-    /// The variables of this call, for the plugins that it is delegated to.
+    /// The variables of this call, for delegated plugins.
     pub environment: Environment,
-    /// The result of the previous plugin (ADD) or of the whole ADD (CHECK, DEL); none where the runtime sent none.
+    /// The result of the previous plugin (ADD) or of the whole ADD (CHECK, DEL). `None` if the runtime sent none.
     pub prev_result: Option<Success>,
     pub(crate) delegates: Delegates,
 }
@@ -83,58 +83,59 @@ impl fmt::Debug for Request {
     }
 }
 
-/// The attachment that ADD, DEL and CHECK concern, as the `CNI_*` variables name it.
+/// The sandbox of an ADD, DEL or CHECK.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sandbox {
     /// `CNI_CONTAINERID`
     pub container_id: ContainerId,
     /// `CNI_IFNAME`
     pub ifname: IfName,
-    /// `CNI_NETNS`; always there for ADD and CHECK.
+    /// `CNI_NETNS`; always present at ADD and CHECK.
     pub netns: Option<PathBuf>,
 }
 
 impl Sandbox {
-    /// Returns the namespace's path, which ADD and CHECK always have.
+    /// Returns the namespace's path. It is always present at ADD and CHECK.
     ///
     /// # Errors
-    /// Code 4 when there is none.
+    /// Code 4 if `CNI_NETNS` is absent.
     pub fn require_netns(&self) -> Result<&Path, CniError> {
         self.netns.as_deref().ok_or_else(|| {
             CniError::new(Code::InvalidEnvironment, "required env variables [CNI_NETNS] missing")
         })
     }
 
-    /// Returns the namespace's path as text, as results have it.
+    /// Returns the namespace's path as a string, for results. It is empty if `CNI_NETNS` is absent.
     pub fn netns_text(&self) -> String {
         self.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
     }
 }
 
 impl Request {
-    /// Returns the previous result, for plugins that only work behind others.
+    /// Returns the previous result, for chained plugins.
     ///
     /// # Errors
-    /// Code 7 when there is none.
+    /// Code 7 if it is absent.
     pub fn require_prev_result(&self) -> Result<Success, CniError> {
         self.prev_result.clone().ok_or_else(|| {
-            CniError::new(Code::InvalidNetworkConfig, "prevResult is missing")
-                .details("this plugin works on what another one made: put it behind that one in `plugins`")
+            CniError::new(Code::InvalidNetworkConfig, "prevResult is missing").details(
+                "this plugin changes the result of another plugin: place it after that plugin in `plugins`",
+            )
         })
     }
 
-    /// Reads the configuration into a plugin's own type, without regard to the case of keys.
+    /// Deserializes the configuration into a plugin's own type, without regard to the case of keys.
     ///
     /// # Errors
-    /// Code 6 with the path to the key.
+    /// Code 6 with the path to the wrong key.
     pub fn read<T: serde::de::DeserializeOwned>(&self) -> Result<T, CniError> {
         self.config.read()
     }
 
-    /// Reads `runtimeConfig`.
+    /// Deserializes `runtimeConfig`.
     ///
     /// # Errors
-    /// Code 6 with the path to the key.
+    /// Code 6 with the path to the wrong key.
     pub fn runtime_config(&self) -> Result<RuntimeConfig, CniError> {
         #[derive(serde::Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -146,8 +147,8 @@ impl Request {
     }
 }
 
-/// What a verb needs: its name comes from the specification, the rest from there and from what every runtime
-/// relies on (`docs/decisions.md` says where the two differ).
+/// The requirements of a verb. They follow the specification and the behaviour that runtimes rely on (`docs/decisions.md` lists
+/// the differences).
 struct Needs {
     verb: Verb,
     attachment: bool,
@@ -163,13 +164,14 @@ const NEEDS: [Needs; 5] = [
     Needs { verb: Verb::Status, attachment: false, netns: false, since: SpecVersion::V1_1_0 },
 ];
 
-/// Configurations are some kilobytes; what is larger than this is no configuration.
+/// Size limit of standard input. Configurations have some kilobytes.
 const STDIN_LIMIT: u64 = 16 * 1024 * 1024;
 
-/// Reads and checks a request of any verb but VERSION. The sandbox is there for ADD, DEL and CHECK.
+/// Reads and checks a request of any verb except VERSION. The sandbox is present for ADD, DEL and CHECK.
 ///
 /// # Errors
-/// Code 4 for variables, 5 and 6 for standard input, 7 for the name, 1 for the version.
+/// Code 4 if a variable is missing or invalid, 5 or 6 if standard input cannot be read or decoded, 7 if the network name is
+/// invalid, 1 if the version is not supported.
 pub(crate) fn read(
     plugin: &dyn Plugin,
     variables: &Variables,
@@ -209,7 +211,7 @@ pub(crate) fn read(
     let args = CniArgs::parse_lazily(variables.value("CNI_ARGS").unwrap_or_default());
     let prev_result = match config.prev_result() {
         Ok(prev) => prev.map(netloom_types::CniResult::into_current),
-        // DEL must go on without a usable one.
+        // DEL must work without a usable `prevResult`.
         Err(_) if needs.verb == Verb::Del => None,
         Err(error) => return Err(with_version(error)),
     };
@@ -256,7 +258,7 @@ fn missing(names: &[&str]) -> CniError {
     CniError::new(Code::InvalidEnvironment, format!("required env variables [{}] missing", names.join(",")))
 }
 
-/// Finds out whether plugin and configuration have a version in common that allows the verb.
+/// Returns the version of the configuration if the plugin supports it and the version has the verb.
 fn negotiate(plugin: &dyn Plugin, needs: &Needs, wanted: &str) -> Result<SpecVersion, CniError> {
     let incompatible = |msg: &str| CniError::new(Code::IncompatibleVersion, msg);
     if needs.since > SpecVersion::V0_1_0 {
@@ -264,7 +266,7 @@ fn negotiate(plugin: &dyn Plugin, needs: &Needs, wanted: &str) -> Result<SpecVer
         if parsed < needs.since.into() {
             return Err(incompatible(&format!("config version does not allow {}", needs.verb)).details(
                 format!(
-                    "{} came with version {}, the configuration has cniVersion {wanted:?}",
+                    "{} requires version {}, the configuration has cniVersion {wanted:?}",
                     needs.verb, needs.since
                 ),
             ));

@@ -1,4 +1,4 @@
-//! Answering a request: calls the verb, undoes on failure, prints one answer.
+//! The answer to a request: calls the verb, runs the undo steps if it fails, prints one answer.
 
 use std::{
     io::{Read, Write},
@@ -18,19 +18,19 @@ use crate::{
     undo::Undo,
 };
 
-/// Where a request comes from and where its answer goes.
+/// The input and output streams of a request.
 pub struct Console<'a> {
-    /// The configuration.
+    /// The source of the configuration.
     pub stdin: &'a mut dyn Read,
-    /// The answer.
+    /// The destination of the answer.
     pub stdout: &'a mut dyn Write,
-    /// The log.
+    /// The destination of the log.
     pub stderr: &'a mut dyn Write,
-    /// Set by a signal; stops an ADD at its next step.
+    /// A flag that a signal handler sets. It stops an ADD at its next step.
     pub interrupted: Arc<AtomicBool>,
 }
 
-/// Runs a plugin as a program: the whole of its `main`.
+/// Runs a plugin as a program. A plugin's `main` consists of this call.
 pub fn main(plugin: &dyn Plugin) -> ExitCode {
     main_with(plugin, NO_DELEGATES)
 }
@@ -39,13 +39,13 @@ pub fn main(plugin: &dyn Plugin) -> ExitCode {
 pub fn main_with(plugin: &dyn Plugin, delegates: Delegates) -> ExitCode {
     let variables = Variables::of_process();
     let interrupted = Arc::new(AtomicBool::new(false));
-    // Only an ADD has something to take back.
+    // Only an ADD registers undo steps.
     let signals: &[i32] = match variables.value("CNI_COMMAND").and_then(Verb::parse) {
         Some(Verb::Add) => &[signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT],
         _ => &[],
     };
     for signal in signals {
-        // Without the handler a signal ends the process at once; DEL then cleans up.
+        // If the handler cannot be registered, a signal ends the process at once; DEL then cleans up.
         drop(signal_hook::flag::register(*signal, Arc::clone(&interrupted)));
     }
     let mut console = Console {
@@ -57,7 +57,7 @@ pub fn main_with(plugin: &dyn Plugin, delegates: Delegates) -> ExitCode {
     if serve(plugin, &variables, &mut console, delegates) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Answers one request, and tells whether it succeeded (exit code 0) or an error was printed (exit code 1).
+/// Answers one request. Returns true if it succeeded (exit code 0), false if an error was printed (exit code 1).
 pub fn serve(
     plugin: &dyn Plugin,
     variables: &Variables,
@@ -79,7 +79,7 @@ pub fn serve(
         Ok(Err(error)) => error,
         Err(panic) => panic_error(plugin, &*panic),
     };
-    // Nobody reads the answer if this fails; the exit code still says it.
+    // If this write fails, the caller does not read the answer; the exit code still reports the failure.
     drop(console.stdout.write_all(error.to_json().as_bytes()));
     false
 }
@@ -104,7 +104,7 @@ fn answer(
         (_, Verb::Status) => plugin.status(&request),
         (_, Verb::Gc) => gc(plugin, &request),
         // `request::read` returns a sandbox for the verbs that need one, and never VERSION.
-        (_, verb) => Err(CniError::new(Code::Internal, format!("{verb} came without its container"))),
+        (_, verb) => Err(CniError::new(Code::Internal, format!("{verb} has no sandbox"))),
     };
     outcome.map_err(|mut error| {
         error.cni_version = Some(request.version);
@@ -112,7 +112,7 @@ fn answer(
     })
 }
 
-/// Runs ADD as a transaction: whatever goes wrong before the result is written, every step is taken back.
+/// Runs ADD as a transaction: on any failure before the result is written, every undo step runs.
 fn add(
     plugin: &dyn Plugin,
     request: &Request,
@@ -126,7 +126,7 @@ fn add(
         let result = CniResult::V100(SpecVersion::NEWEST, result)
             .convert(request.version)
             .map_err(|error| CniError::new(Code::Internal, error.to_string()))?;
-        // With its last line ended all of it is one write.
+        // The final newline makes standard output, which is line-buffered, write the whole text at once.
         console
             .stdout
             .write_all(format!("{}\n", result.to_json()).as_bytes())
@@ -145,7 +145,7 @@ fn add(
     if !failed.is_empty() {
         let gap = if error.details.is_empty() { "" } else { "; " };
         error.details =
-            format!("{}{gap}and could not be undone, call DEL: {}", error.details, failed.join("; "));
+            format!("{}{gap}these steps could not be undone, call DEL: {}", error.details, failed.join("; "));
     }
     Err(error)
 }
@@ -153,7 +153,7 @@ fn add(
 fn check(plugin: &dyn Plugin, request: &Request, sandbox: &Sandbox) -> Result<(), CniError> {
     if request.prev_result.is_none() {
         return Err(CniError::new(Code::InvalidNetworkConfig, "Required prevResult missing").details(
-            "CHECK compares the container with the result of its ADD, which the runtime must send",
+            "CHECK compares the container with the result of its ADD: the runtime must send it as `prevResult`",
         ));
     }
     plugin.check(request, sandbox)
@@ -163,14 +163,14 @@ fn gc(plugin: &dyn Plugin, request: &Request) -> Result<(), CniError> {
     let Some(valid) = request.config.valid_attachments()? else {
         return Err(CniError::new(
             Code::InvalidNetworkConfig,
-            "`cni.dev/valid-attachments` is missing: without it nothing can be told to be stale",
+            "`cni.dev/valid-attachments` is missing: without it no attachment is known to be stale",
         )
-        .details("an empty list says that no attachment is valid"));
+        .details("an empty list means that no attachment is valid"));
     };
     plugin.gc(request, &valid)
 }
 
-/// Refuses to work in the plugin's own namespace, before anything is done (`CNI_NETNS_OVERRIDE` allows it).
+/// Refuses the plugin's own namespace before anything is changed. `CNI_NETNS_OVERRIDE` allows it.
 fn guard_netns(variables: &Variables, sandbox: &Sandbox) -> Result<(), CniError> {
     let allowed = variables
         .value("CNI_NETNS_OVERRIDE")
@@ -199,11 +199,11 @@ fn require_netns_exists(plugin: &dyn Plugin, sandbox: &Sandbox) -> Result<(), Cn
         Code::InvalidEnvironment,
         format!("CNI_NETNS: there is no network namespace at {}", netns.display()),
     )
-    .details("the runtime makes it before it calls plugins; it may have ended meanwhile"))
+    .details("the runtime creates the namespace before it calls plugins; the container may have ended since"))
 }
 
 fn panic_error(plugin: &dyn Plugin, panic: &(dyn std::any::Any + Send)) -> CniError {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     CniError::new(Code::Internal, format!("plugin {} panicked: {}", plugin.name(), text.unwrap_or("no text")))
-        .details("this is a bug: please report it with the configuration")
+        .details("this is a bug: report it with the configuration")
 }

@@ -1,4 +1,4 @@
-//! Taking back what a failed ADD has done.
+//! The undo steps of an ADD.
 
 use std::{
     fmt,
@@ -11,10 +11,10 @@ use std::{
 
 use netloom_types::{CniError, Code};
 
-/// Collects how to take back each step of an ADD, and does so in reverse unless the ADD succeeds.
+/// The undo steps of an ADD, which run in reverse order if the ADD fails.
 ///
-/// It lives in memory: a process that is killed runs none of it. What makes DEL and GC whole after that is that
-/// every object carries a name or mark of its owner.
+/// They exist in memory only: a killed process runs none. DEL and GC can remove its objects if each object carries the name or
+/// mark of its owner.
 #[derive(Default)]
 pub struct Undo {
     steps: Vec<(String, Step)>,
@@ -24,15 +24,15 @@ pub struct Undo {
 type Step = Box<dyn FnOnce() -> Result<(), CniError>>;
 
 impl Undo {
-    /// Creates an empty one that stops the ADD once `interrupted` is set, as a signal handler does.
+    /// Creates an empty list. Once a signal handler has set `interrupted`, the ADD stops at its next step.
     pub fn new(interrupted: Arc<AtomicBool>) -> Self {
         Self { steps: Vec::new(), interrupted }
     }
 
-    /// Adds how to take back the step just done, and says if the ADD is to stop here.
+    /// Registers the undo step of the step that was completed last.
     ///
     /// # Errors
-    /// Code 11 when a signal has come; the step is registered all the same.
+    /// Code 11 if a signal has arrived; the undo step is registered first.
     pub fn push(
         &mut self,
         what: impl Into<String>,
@@ -42,10 +42,10 @@ impl Undo {
         self.stop_if_interrupted()
     }
 
-    /// Returns an error if a signal has come and the ADD must stop.
+    /// Checks that no signal has arrived.
     ///
     /// # Errors
-    /// Code 11 then.
+    /// Code 11 if a signal has arrived.
     pub fn stop_if_interrupted(&self) -> Result<(), CniError> {
         if self.interrupted.load(Ordering::Relaxed) {
             return Err(CniError::new(Code::TryAgainLater, "interrupted by a signal"));
@@ -53,12 +53,12 @@ impl Undo {
         Ok(())
     }
 
-    /// Forgets all steps: the ADD has succeeded.
+    /// Drops all undo steps after a successful ADD.
     pub fn keep(mut self) {
         self.steps.clear();
     }
 
-    /// Runs the undo steps in reverse order, and returns the errors of those that failed.
+    /// Runs the undo steps in reverse order and returns the errors of those that failed.
     pub fn run(mut self) -> Vec<String> {
         let mut failed = Vec::new();
         while let Some((what, step)) = self.steps.pop() {

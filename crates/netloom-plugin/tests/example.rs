@@ -1,5 +1,5 @@
-//! The example that docs/writing-a-plugin.md points at, run as a runtime runs it.
-#![expect(clippy::unwrap_used, reason = "a test is to fail where this fails")]
+//! The example of docs/writing-a-plugin.md, called the way a runtime calls it.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-/// Examples are built beside the folder of tests.
+/// Returns the example's executable: Cargo builds examples beside the folder of tests.
 fn example() -> PathBuf {
     let deps = std::env::current_exe().unwrap();
     deps.ancestors().nth(2).unwrap().join("examples/myplugin1")
@@ -26,7 +26,7 @@ fn call(verb: &str, container: &str, file: &Path, more: &str, stdout: Stdio) -> 
         .stdout(stdout)
         .spawn()
         .unwrap();
-    // VERSION does not read it.
+    // The write fails at VERSION, which does not read standard input.
     drop(child.stdin.take().unwrap().write_all(conf.as_bytes()));
     child.wait_with_output().unwrap()
 }
@@ -56,7 +56,7 @@ fn the_example_is_a_whole_plugin() {
         assert!(run("DEL", "b", "").status.success());
     }
     assert_eq!(text(), "");
-    // Without a chain there is nothing to note; an answer that nobody can read takes the line back.
+    // ADD fails without `prevResult`. If the answer cannot be written, the line is removed again.
     assert!(!run("ADD", "a", "").status.success());
     let full = Stdio::from(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
     assert!(!call("ADD", "a", &file, PREV, full).status.success());

@@ -1,7 +1,7 @@
-//! The conformance vectors of a plugin's `main`, and the promises of the kit: one answer, undo on failure.
+//! The conformance vectors of a plugin's `main`, and the guarantees of the crate: one answer, undo on failure.
 //!
-//! Each test says which requirements (R) and vectors (V) it shows; `cargo xtask spec` reads that.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test is to fail where this fails")]
+//! The comment of each test lists its requirements (R) and vectors (V); `cargo xtask spec` reads them.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap fails the test")]
 
 use std::{
     io::{self, Read},
@@ -17,7 +17,7 @@ use netloom_plugin::{
 };
 use serde_json::Value;
 
-/// Notes which verbs were called; does what its fields say.
+/// A plugin that records the called verbs and behaves as its fields specify.
 #[derive(Default)]
 struct Fake {
     versions: Option<&'static [SpecVersion]>,
@@ -102,7 +102,7 @@ fn call(plugin: &Fake, variables: &[(&str, &str)], stdin: &str) -> Answer {
     call_with(plugin, variables, &mut stdin.as_bytes(), false)
 }
 
-/// A namespace that exists and is not this thread's: the mount namespace's file serves as well.
+/// A namespace that exists and is not this thread's network namespace: the file of the mount namespace.
 const NETNS: (&str, &str) = ("CNI_NETNS", "/proc/self/ns/mnt");
 const ID: (&str, &str) = ("CNI_CONTAINERID", "some-container-id");
 const IFNAME: (&str, &str) = ("CNI_IFNAME", "eth0");
@@ -114,7 +114,7 @@ fn verb(verb: &str) -> [(&str, &str); 5] {
 
 const CONF: &str = r#"{"cniVersion":"1.1.0","name":"net","type":"fake","prevResult":{"cniVersion":"1.1.0"},"cni.dev/valid-attachments":[{"containerID":"a","ifname":"b"}]}"#;
 
-/// R20, R21, R22, R24, R34, R39, R50, R65, V7, V8, V9: which variables a verb needs.
+/// R20, R21, R22, R24, R34, R39, R50, R65, V7, V8, V9: the variables that each verb needs.
 #[test]
 fn variables_of_each_verb() {
     let plugin = Fake::default();
@@ -137,7 +137,7 @@ fn variables_of_each_verb() {
     assert!(call(&plugin, &[("CNI_COMMAND", "VERSION")], "").ok);
 }
 
-/// V10, V11, V12: an invalid name is reported before missing ones, and ignored where it is not used.
+/// V10, V11, V12: an invalid name is reported before missing variables, and ignored by verbs that do not use it.
 #[test]
 fn invalid_names() {
     let plugin = Fake::default();
@@ -151,7 +151,7 @@ fn invalid_names() {
     }
 }
 
-/// V13: called by hand, a plugin says what it is.
+/// V13: a plugin that is called without `CNI_COMMAND` prints its description.
 #[test]
 fn about() {
     let plugin = Fake { versions: Some(&[SpecVersion::V0_1_0, SpecVersion::V1_0_0]), ..Fake::default() };
@@ -180,7 +180,7 @@ fn unknown_commands_and_broken_input() {
     assert!(plugin.calls.lock().unwrap().is_empty());
 }
 
-/// R28, V16, V17, V19: configurations that are none, with the code of each.
+/// R28, V16, V17, V19: invalid configurations, each with its code.
 #[test]
 fn configurations_that_are_none() {
     let plugin = Fake::default();
@@ -208,7 +208,7 @@ fn configurations_that_are_none() {
     }
 }
 
-/// V18, V20, V21, V22: which version allows which verb.
+/// V18, V20, V21, V22: the versions that allow each verb.
 #[test]
 fn version_gates() {
     const OLD: &[SpecVersion] = &[SpecVersion::V0_1_0, SpecVersion::V0_2_0, SpecVersion::V0_3_0];
@@ -270,7 +270,7 @@ fn version_reads_nothing() {
     assert_eq!(value["supportedVersions"].as_array().unwrap().len(), 7);
 }
 
-/// V26: the host's own namespace is refused before anything is done, unless that is asked for.
+/// V26: the host's namespace is refused before anything is changed, unless `CNI_NETNS_OVERRIDE` allows it.
 #[test]
 fn own_namespace_is_refused() {
     let own = ("CNI_NETNS", "/proc/thread-self/ns/net");
@@ -287,7 +287,7 @@ fn own_namespace_is_refused() {
     assert!(call(&Fake::default(), &[("CNI_COMMAND", "CHECK"), ID, own, IFNAME, PATH], CONF).ok);
 }
 
-/// A namespace that is not there is an invalid variable at ADD, and nothing to worry about at DEL (R37).
+/// A namespace that does not exist is an invalid variable at ADD and is accepted at DEL (R37).
 #[test]
 fn missing_namespace() {
     let gone = ("CNI_NETNS", "/nowhere/at/all");
@@ -297,7 +297,7 @@ fn missing_namespace() {
     assert!(call(&plugin, &[("CNI_COMMAND", "DEL"), ID, gone, IFNAME, PATH], CONF).ok);
 }
 
-/// R30, R31, R93, R104, V64: prevResult is read in any version, and printed in the configuration's.
+/// R30, R31, R93, R104, V64: prevResult is parsed in any version and printed in that of the configuration.
 #[test]
 fn prev_results() {
     let conf =
@@ -309,7 +309,7 @@ fn prev_results() {
         serde_json::from_str::<Value>(&old.stdout).unwrap(),
         serde_json::json!({"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.0.0.2/24"}],"dns":{}})
     );
-    // Go refuses another family of versions; here it is converted.
+    // The reference plugins refuse a result in the format of other versions; this crate converts it.
     let mixed = add(conf("1.1.0", r#"{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.2/24"}}"#));
     assert!(mixed.stdout.contains("10.0.0.2/24"), "{}", mixed.stdout);
     let (code, msg) = add(conf("1.1.0", r#"{"cniVersion":"5678.456"}"#)).error();
@@ -325,7 +325,7 @@ fn prev_results() {
     assert!(value["ips"][1].get("interface").is_none());
 }
 
-/// R36: DEL goes on without a usable prevResult. R40, R48: CHECK needs one.
+/// R36: DEL works without a usable prevResult. R40, R48: CHECK needs one.
 #[test]
 fn prev_result_at_del_and_check() {
     let plugin = Fake::default();
@@ -336,7 +336,7 @@ fn prev_result_at_del_and_check() {
     }
 }
 
-/// R59, R63: GC without a list of attachments deletes nothing; with an empty one it is called.
+/// R59, R63: GC without a list of attachments is refused; with an empty list the plugin is called.
 #[test]
 fn gc_needs_a_list() {
     let plugin = Fake::default();
@@ -346,7 +346,7 @@ fn gc_needs_a_list() {
     assert!(call(&plugin, &verb("GC"), empty).ok);
 }
 
-/// Whatever goes wrong in an ADD, its steps are taken back, the last one first.
+/// On any failure of an ADD its undo steps run in reverse order.
 #[test]
 fn failed_adds_are_undone() {
     let fails = Fake { fails: Some(Error::new(Code::Internal, "potato")), ..Fake::default() };
@@ -365,7 +365,7 @@ fn failed_adds_are_undone() {
     assert!(works.undone.lock().unwrap().is_empty());
 }
 
-/// A signal stops an ADD at its next step, and what was done is undone.
+/// A signal stops an ADD at its next step, and the undo steps run.
 #[test]
 fn interrupted_adds_are_undone() {
     let plugin = Fake::default();
@@ -374,7 +374,7 @@ fn interrupted_adds_are_undone() {
     assert_eq!(*plugin.undone.lock().unwrap(), ["first"]);
 }
 
-/// An answer that nobody reads is no success: the container's runtime will not know that it is attached.
+/// An ADD fails if its answer cannot be written: the runtime would not know that the container is attached.
 #[test]
 fn unwritable_answers_are_undone() {
     struct Closed(Arc<AtomicBool>);
@@ -401,7 +401,7 @@ fn unwritable_answers_are_undone() {
     assert_eq!(*plugin.undone.lock().unwrap(), ["second", "first"]);
 }
 
-/// An input without end is not read without end.
+/// Endless input is refused at the size limit.
 #[test]
 fn endless_input_is_refused() {
     let answer = call_with(&Fake::default(), &verb("ADD"), &mut io::repeat(b' '), false);

@@ -1,5 +1,5 @@
-//! What is remembered of each attachment, in Go libcni's own place and format:
-//! `STATE/results/NETWORK-CONTAINERID-IFNAME`, JSON of kind `cniCacheV1`.
+//! The cache of attachments, in the place and format of Go's libcni: `STATE/results/NETWORK-CONTAINERID-IFNAME`, JSON of kind
+//! `cniCacheV1`.
 
 use std::{
     fs, io,
@@ -15,24 +15,24 @@ use serde_json::Value;
 
 use crate::{Container, Error};
 
-/// One remembered attachment.
+/// A cached attachment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     /// The network's name.
     pub network: String,
-    /// The container.
+    /// The container's ID.
     pub container_id: String,
-    /// The interface in it.
+    /// The interface in the container.
     pub ifname: String,
     /// The namespace's path.
     pub netns: String,
     /// `CNI_ARGS`.
     pub args: Vec<(String, String)>,
-    /// What was offered for capabilities.
+    /// The runtime's values for capabilities.
     pub capability_args: Object,
-    /// The configuration as it was at ADD.
+    /// The text of the network configuration at ADD.
     pub config: Vec<u8>,
-    /// The final result; none where the file had none.
+    /// The final result, or `None` if the file contains none.
     pub result: Option<Object>,
 }
 
@@ -60,21 +60,21 @@ struct Wire {
 /// The content of a cache file.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cached {
-    /// No file.
+    /// The file does not exist.
     Absent,
     /// An attachment.
     Entry(Box<Entry>),
-    /// A bare result, as libcni wrote it before 0.8.
+    /// A bare result, the format of libcni before 0.8.
     Legacy(Object),
     /// A file that is neither, such as an empty one after a crash.
     Damaged(String),
 }
 
 impl Cached {
-    /// Returns the result, converted to `version`; none where nothing is remembered.
+    /// Returns the result, converted to `version`, or `None` if no result is cached.
     ///
     /// # Errors
-    /// If the file is damaged or its result is none of a known version.
+    /// If the file is damaged, or its result has an unknown version or cannot be converted.
     pub fn result(&self, version: SpecVersion) -> Result<Option<CniResult>, String> {
         let object = match self {
             Self::Absent => return Ok(None),
@@ -93,10 +93,10 @@ impl Cached {
     }
 }
 
-/// Returns the file of an attachment.
+/// Returns the path of an attachment's cache file.
 ///
 /// # Errors
-/// If one of the three is empty.
+/// If network, container ID or interface name is empty.
 pub fn path(state: &Path, network: &str, container_id: &str, ifname: &str) -> Result<PathBuf, Error> {
     if network.is_empty() || container_id.is_empty() || ifname.is_empty() {
         return Err(Error::Cache {
@@ -109,8 +109,8 @@ pub fn path(state: &Path, network: &str, container_id: &str, ifname: &str) -> Re
     Ok(state.join("results").join(format!("{network}-{container_id}-{ifname}")))
 }
 
-/// Reads the file of an attachment. A file that belongs to another one (names with `-` can meet in one file
-/// name) counts as none.
+/// Reads the cache file of an attachment. The file of another attachment counts as absent: names that contain `-` can lead to the
+/// same file name.
 pub fn read(path: &Path, network: &str, container: &Container) -> Cached {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -164,7 +164,7 @@ fn parse(bytes: &[u8]) -> Cached {
     }))
 }
 
-/// Remembers an attachment. The file appears whole or not at all.
+/// Writes the cache file of an attachment atomically.
 ///
 /// # Errors
 /// If the folder or the file cannot be written.
@@ -199,7 +199,7 @@ pub fn write(
     })
 }
 
-/// Forgets an attachment. Absent is fine.
+/// Removes a cache file. Succeeds if it does not exist.
 ///
 /// # Errors
 /// If the file cannot be removed.
@@ -212,7 +212,7 @@ pub fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Lists what is remembered, sorted by file name; files that are damaged or legacy are left out.
+/// Lists the cached attachments, sorted by file name. Damaged and legacy files are skipped.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -224,8 +224,8 @@ pub fn entries(state: &Path) -> Result<Vec<Entry>, Error> {
     Ok(files(state)?.into_iter().filter_map(entry).collect())
 }
 
-/// Lists every attachment of a network, for a caller that removes what is not among them: a file that may be one of the network's
-/// and cannot be read is an error. Go's libcni writes its files in place, so one that it writes now looks damaged.
+/// Lists every cached attachment of a network, for a caller that removes all others. A file that may belong to the network and
+/// cannot be read is therefore an error. Go's libcni writes its files in place, so a file looks damaged during the write.
 pub(crate) fn all_of(state: &Path, network: &str) -> Result<Vec<Entry>, Error> {
     let prefix = format!("{network}-");
     let mut found = Vec::new();
@@ -236,14 +236,14 @@ pub(crate) fn all_of(state: &Path, network: &str) -> Result<Vec<Entry>, Error> {
         }
         let unknown = |reason: String| Error::Unknown { path: path.clone(), reason };
         let bytes = match fs::read(&path) {
-            // A DEL came first.
+            // A DEL has removed the file meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             other => other.map_err(|error| unknown(error.to_string()))?,
         };
         match parse(&bytes) {
             Cached::Entry(entry) if is_complete(&entry) => found.push(*entry),
             Cached::Damaged(reason) => return Err(unknown(reason)),
-            _ => return Err(unknown("it names no attachment".into())),
+            _ => return Err(unknown("the file names no attachment".into())),
         }
     }
     found.retain(|entry| entry.network == network);
@@ -270,7 +270,7 @@ fn files(state: &Path) -> Result<Vec<PathBuf>, Error> {
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    // Hidden, so that a reader of the folder takes it for nothing if this process is killed here.
+    // The dot makes readers of the folder skip the file if this process is killed before the rename.
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let temporary = dir.join(format!(".{name}.{}", std::process::id()));
     let written = fs::OpenOptions::new()

@@ -1,24 +1,24 @@
-//! What a runtime attaches to a network.
+//! The container that a runtime attaches to a network.
 
 use netloom_types::Object;
 
-/// The container that is attached.
+/// A container and its interface.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Container {
-    /// Its ID.
+    /// The container's ID.
     pub id: String,
-    /// The path of its network namespace; empty at DEL when it is gone.
+    /// The path of the network namespace; may be empty at DEL if the namespace no longer exists.
     pub netns: String,
-    /// The interface to make in it.
+    /// The name of the interface in the container.
     pub ifname: String,
     /// `CNI_ARGS`.
     pub args: Vec<(String, String)>,
-    /// What is offered to plugins that declare the capability of the same name.
+    /// The values for plugins that declare the capability of the same name.
     pub capability_args: Object,
 }
 
 impl Container {
-    /// Creates a container with interface `eth0` and no arguments.
+    /// Creates a container with interface `eth0`, without arguments.
     pub fn new(id: impl Into<String>, netns: impl Into<String>) -> Self {
         Self {
             id: id.into(),

@@ -1,48 +1,48 @@
-//! What went wrong, with which plugin or file.
+//! The errors of this crate, each with its plugin or file.
 
 use std::{io, path::PathBuf};
 
 use netloom_invoke::{ExecError, FindError, Verb};
 use netloom_types::{CniError, config::ConfigError, result::ResultError};
 
-/// The reason why a network could not be loaded, or a verb not carried out.
+/// The reason a network could not be loaded or a verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A configuration file is wrong.
+    /// A configuration file is invalid.
     #[error("{}: {source}", path.display())]
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The file's error.
         source: ConfigError,
     },
     /// A file or folder could not be read or written.
     #[error("cannot {doing} {}: {source}", path.display())]
     Io {
-        /// The operation, as the rest of "cannot …".
+        /// The operation, the words after "cannot".
         doing: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The folder has no configuration at all.
+    /// The folder contains no configuration.
     #[error("no net configurations found in {}", .0.display())]
     NoConfigs(PathBuf),
-    /// The folder has no configuration of that name.
+    /// The folder contains no configuration of that name.
     #[error("no net configuration with name {name:?} in {}{}", dir.display(), skipped_hint(skipped))]
     NotFound {
-        /// The name.
+        /// The network's name.
         name: String,
         /// The folder.
         dir: PathBuf,
-        /// Files that could not be read, one of which may be it.
+        /// The errors of files that could not be loaded. One of them may be the network's.
         skipped: Vec<String>,
     },
-    /// The list has no plugin, neither inlined nor in files.
+    /// The list contains no plugin, neither inlined nor in files.
     #[error("no plugin configs found for network {0:?}")]
     NoPlugins(String),
-    /// A name or ID that the specification does not allow; nothing was run.
+    /// The specification does not allow a name, an ID or a version; no plugin was called.
     #[error("{0}")]
     Invalid(CniError),
     /// A plugin was not found.
@@ -65,9 +65,9 @@ pub enum Error {
     Plugin {
         /// The plugin's type.
         kind: String,
-        /// What it was asked.
+        /// The verb of the call.
         verb: Verb,
-        /// Its error object, with what it logged in the details.
+        /// The plugin's error object, with its log in the details.
         source: CniError,
     },
     /// A plugin could not be run.
@@ -75,19 +75,19 @@ pub enum Error {
     Exec {
         /// The plugin's type.
         kind: String,
-        /// What it was asked.
+        /// The verb of the call.
         verb: Verb,
-        /// Why not.
+        /// The reason.
         source: ExecError,
     },
-    /// A plugin answered with something that is no result.
-    #[error("plugin type={kind:?} failed ({}): its answer is no result: {source}", verb_text(*verb))]
+    /// The answer of a plugin is not a result.
+    #[error("plugin type={kind:?} failed ({}): its answer is not a result: {source}", verb_text(*verb))]
     Answer {
         /// The plugin's type.
         kind: String,
-        /// What it was asked.
+        /// The verb of the call.
         verb: Verb,
-        /// What is wrong with the answer.
+        /// The error in the answer.
         source: ResultError,
     },
     /// The configuration's version does not have the verb.
@@ -98,15 +98,15 @@ pub enum Error {
         /// The verb.
         verb: Verb,
     },
-    /// The remembered result cannot be used.
+    /// The cached result cannot be used.
     #[error("failed to get network {network:?} cached result: {reason}")]
     Cache {
         /// The network.
         network: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// A cache file that may belong to the network cannot be read, so its attachment may be alive: nothing was removed.
+    /// A cache file that may belong to the network cannot be read. Its container may be alive, so nothing was removed.
     #[error(
         "cannot tell which attachments are in use: cache file {}: {reason}; try again, or remove the file if no container uses it",
         path.display()
@@ -114,12 +114,12 @@ pub enum Error {
     Unknown {
         /// The file.
         path: PathBuf,
-        /// Why it cannot be used.
+        /// The reason the file cannot be used.
         reason: String,
     },
-    /// The attachment exists already.
+    /// The attachment already exists.
     #[error(
-        "container {container:?} is on network {network:?} with interface {ifname:?} already: delete it first"
+        "container {container:?} is already attached to network {network:?} with interface {ifname:?}: delete it first"
     )]
     Attached {
         /// The container.
@@ -129,13 +129,13 @@ pub enum Error {
         /// The interface.
         ifname: String,
     },
-    /// Several things went wrong; the rest was done.
+    /// Several errors; the remaining work was done.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Several(Vec<Error>),
 }
 
 impl Error {
-    /// Returns the plugin's error object, where a plugin failed.
+    /// Returns the error object if a plugin failed or the specification does not allow a name, an ID or a version.
     pub fn plugin_error(&self) -> Option<&CniError> {
         match self {
             Self::Plugin { source, .. } | Self::Invalid(source) => Some(source),
@@ -143,7 +143,7 @@ impl Error {
         }
     }
 
-    /// Combines errors into one; `Ok` if there are none.
+    /// Combines errors into one. Succeeds if there are none.
     pub(crate) fn collect(errors: Vec<Self>) -> Result<(), Self> {
         let mut errors = errors;
         match errors.len() {

@@ -1,7 +1,7 @@
-//! The runtime side of CNI: what a program that makes containers needs to put them on networks.
+//! The runtime side of CNI: attaches containers to networks.
 //!
-//! [`load`] finds network configurations, [`Runtime`] runs their plugins for a container and remembers what
-//! they answered, in Go libcni's own files, so that either can go on where the other left off. Calls block.
+//! [`load`] finds network configurations. [`Runtime`] runs their plugins for a container and caches the results in the files and
+//! format of Go's libcni, so that either can detach what the other attached. Calls block.
 //!
 //! ```no_run
 //! use netloom_runtime::{Container, Runtime, load};
@@ -29,5 +29,5 @@ pub use netloom_invoke::{Call, Environment, Executor, Outcome, Processes, Verb};
 pub use netloom_types as types;
 pub use runtime::Runtime;
 
-/// Whoever can put a symbolic link into a folder of ours does not choose by it which file is written.
+/// Flags that refuse a symbolic link, which could redirect a write out of the state folder.
 const NO_LINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();

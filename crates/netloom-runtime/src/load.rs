@@ -1,8 +1,8 @@
-//! Finding network configurations in a folder.
+//! Loads network configurations from a folder.
 //!
-//! `NAME.conflist` is a list of plugins; `NAME.conf` and `NAME.json` are one plugin's configuration. Beside a
-//! list, the folder of the network's name may hold `*.conf` files with further plugins, which come behind the
-//! inlined ones unless `loadOnlyInlinedPlugins` is true (SPEC, "Plugin configuration objects").
+//! `NAME.conflist` is a list of plugins; `NAME.conf` and `NAME.json` are the configuration of one plugin. A subfolder with the
+//! network's name may contain `*.conf` files with further plugins. They follow the inlined plugins unless
+//! `loadOnlyInlinedPlugins` is true (SPEC, "Plugin configuration objects").
 
 use std::{
     fs, io,
@@ -13,10 +13,11 @@ use netloom_types::{NetworkList, PluginConfig, config::ConfigError, json};
 
 use crate::Error;
 
-/// Larger files are no configurations.
+/// Size limit of a configuration file.
 const SIZE_LIMIT: u64 = 2 * 1024 * 1024;
 
-/// Lists the files of a folder that end in one of these (without the dot), sorted. No folder has none.
+/// Lists the files of a folder with one of these extensions (without the dot), sorted. A folder that does not exist counts as
+/// empty.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -38,10 +39,10 @@ pub fn files(dir: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
-/// Loads one file, by its ending.
+/// Loads one file. Its extension determines the format.
 ///
 /// # Errors
-/// If it cannot be read, is no configuration, or has no plugin.
+/// If the file cannot be read, is not a configuration, or contains no plugin.
 pub fn file(path: &Path) -> Result<NetworkList, Error> {
     let bytes = read(path)?;
     let config = |source| Error::Config { path: path.to_owned(), source };
@@ -52,12 +53,12 @@ pub fn file(path: &Path) -> Result<NetworkList, Error> {
     }
 }
 
-/// Finds a network by its name: among the lists first, among single plugins second, in order of file names.
+/// Finds a network by name: first among the lists, then among single plugins, in order of file names.
 ///
-/// A file that is wrong does not hide a network in another.
+/// An invalid file does not hide a network in another file.
 ///
 /// # Errors
-/// If there is no such network; the error names the files that could not be used.
+/// If there is no such network, or its file is invalid. The error names the files that could not be loaded.
 pub fn network(dir: &Path, name: &str) -> Result<NetworkList, Error> {
     let (lists, singles) = (files(dir, &["conflist"])?, files(dir, &["conf", "json"])?);
     if lists.is_empty() && singles.is_empty() {
@@ -68,7 +69,7 @@ pub fn network(dir: &Path, name: &str) -> Result<NetworkList, Error> {
         match file(path) {
             Ok(list) if list.name == name => return Ok(list),
             Ok(_) => {}
-            // The network itself is wrong: another file of the same name must not stand in for it.
+            // The network's own file is invalid. A later file with the same network name must not replace it.
             Err(error) if names(path, name) => return Err(error),
             Err(error) => skipped.push(error.to_string()),
         }
@@ -76,10 +77,10 @@ pub fn network(dir: &Path, name: &str) -> Result<NetworkList, Error> {
     Err(Error::NotFound { name: name.to_owned(), dir: dir.to_owned(), skipped })
 }
 
-/// A file, and the network in it or what is wrong with it.
+/// A file, with its network or its error.
 pub type Loaded = (PathBuf, Result<NetworkList, Error>);
 
-/// Loads every network of a folder, in order of file names, with its file; what is wrong is listed too.
+/// Loads every configuration file of a folder, in order of file names. The list includes invalid files.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -92,7 +93,7 @@ pub fn networks(dir: &Path) -> Result<Vec<Loaded>, Error> {
     Ok(files.into_iter().map(load).collect())
 }
 
-/// Returns whether a file that cannot be used still says that it is this network.
+/// Returns whether an invalid file still contains this network's name.
 fn names(path: &Path, name: &str) -> bool {
     read(path)
         .ok()
@@ -101,7 +102,7 @@ fn names(path: &Path, name: &str) -> bool {
 }
 
 fn with_plugin_files(path: &Path, mut list: NetworkList) -> Result<NetworkList, Error> {
-    // A name that is no file name leads nowhere else: the naming rules are checked when the list is used.
+    // An invalid name must not lead to another folder. The error is reported when the list is used.
     if !list.load_only_inlined_plugins && netloom_types::name::NetworkName::parse(&list.name).is_ok() {
         let dir = path.with_file_name(&list.name);
         let mut added = Vec::new();
@@ -120,7 +121,7 @@ fn with_plugin_files(path: &Path, mut list: NetworkList) -> Result<NetworkList, 
     Ok(list)
 }
 
-/// Renders the list with all its plugins, so that a remembered configuration is whole.
+/// Renders the list with all its plugins, so that the cached configuration is complete.
 fn aggregated(list: &NetworkList) -> Vec<u8> {
     let Ok(mut object) = json::parse_object(&list.bytes) else { return list.bytes.clone() };
     let plugins: Vec<serde_json::Value> =
@@ -133,7 +134,7 @@ fn aggregated(list: &NetworkList) -> Vec<u8> {
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let error = |source| Error::Io { doing: "read", path: path.to_owned(), source };
     if fs::metadata(path).map_err(error)?.len() > SIZE_LIMIT {
-        return Err(error(io::Error::other("larger than 2 MiB, so no configuration")));
+        return Err(error(io::Error::other("larger than 2 MiB, the limit of a configuration")));
     }
     fs::read(path).map_err(error)
 }

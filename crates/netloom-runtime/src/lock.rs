@@ -1,6 +1,7 @@
-//! One operation at a time for a container, and GC alone on its network (SPEC, "Lifecycle & Ordering").
+//! Locks that allow one operation at a time for a container, and no other operation on a network during its GC (SPEC, "Lifecycle
+//! & Ordering").
 //!
-//! Locks are files under `STATE/netloom/locks`, so that programs that live for one call keep the order too.
+//! Locks are files in `STATE/netloom/locks`, so they also order the calls of different processes.
 
 use std::{
     fs::{self, File},
@@ -11,7 +12,7 @@ use std::{
 
 use crate::Error;
 
-/// A lock until it is dropped.
+/// A lock that is released on drop.
 #[derive(Debug)]
 pub(crate) struct Guard {
     file: File,
@@ -19,23 +20,23 @@ pub(crate) struct Guard {
     remove: bool,
 }
 
-/// Waits until nothing else is done for a container.
+/// Waits for other operations of a container and excludes new ones.
 pub(crate) fn container(state: &Path, id: &str) -> Result<Guard, Error> {
     let mut guard = take(state, &format!("container-{id}"), File::lock)?;
     guard.remove = true;
     Ok(guard)
 }
 
-/// Waits until no GC runs on a network or waits for it. Other operations may run at the same time.
+/// Waits until no GC of a network runs or waits, and excludes GC. Other operations may run at the same time.
 pub(crate) fn network(state: &Path, name: &str) -> Result<Guard, Error> {
     drop(take(state, &turn(name), File::lock_shared)?);
     take(state, &format!("network-{name}"), File::lock_shared)
 }
 
-/// Waits until no operation runs on a network, and holds off others.
+/// Waits until no operation runs on a network, and excludes all others.
 ///
-/// File locks are not fair: on a busy host there is always one who shares the network's lock. So whoever wants it alone takes
-/// the turn first, which lets no one else in.
+/// File locks are not fair: on a busy host there is always an operation that shares the network's lock. GC therefore acquires the
+/// turn lock first, which new operations must pass.
 pub(crate) fn whole_network(state: &Path, name: &str) -> Result<Guard, Error> {
     let _turn = take(state, &turn(name), File::lock)?;
     take(state, &format!("network-{name}"), File::lock)
@@ -61,7 +62,7 @@ fn take(state: &Path, name: &str, lock: fn(&File) -> io::Result<()>) -> Result<G
             .open(&path)
             .map_err(error)?;
         lock(&file).map_err(error)?;
-        // The last holder may have removed the file while this one waited: then it is no lock any more.
+        // The last holder may have removed the file during the wait. A lock on a removed file excludes no process: retry.
         let inode = file.metadata().map_err(error)?.ino();
         if fs::metadata(&path).is_ok_and(|there| there.ino() == inode) {
             return Ok(Guard { file, path, remove: false });

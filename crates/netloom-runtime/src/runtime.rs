@@ -1,4 +1,4 @@
-//! The verbs of a network, carried out for a container.
+//! Runs the verbs of a network.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,38 +19,38 @@ use crate::{
     lock,
 };
 
-/// Runs the plugins of networks.
+/// A runtime: runs the plugins of networks.
 #[derive(Debug, Clone)]
 pub struct Runtime<E = Processes> {
-    /// Where plugins are looked for, in order; passed on as `CNI_PATH`.
+    /// The folders with plugins, in order of search; passed to plugins as `CNI_PATH`.
     pub paths: Vec<PathBuf>,
-    /// Where results are remembered and locks are kept; `/var/lib/cni`, shared with Go's libcni.
+    /// The folder of the cache and the locks. Defaults to `/var/lib/cni`, shared with Go's libcni.
     pub state: PathBuf,
-    /// How long one plugin may take; none for as long as it likes.
+    /// The time limit of one plugin, or `None` for no limit.
     pub timeout: Option<Duration>,
-    /// What runs plugins.
+    /// The executor of plugins.
     pub executor: E,
 }
 
-/// The state that Go's libcni keeps its results in.
+/// The folder in which Go's libcni caches its results.
 const STATE: &str = "/var/lib/cni";
 
 impl Runtime {
-    /// Creates a runtime that looks for plugins in `paths`, with libcni's state and no timeout.
+    /// Creates a runtime that searches plugins in `paths`, with libcni's folder and no time limit.
     pub fn new(paths: Vec<PathBuf>) -> Self {
         Self { paths, state: STATE.into(), timeout: None, executor: Processes }
     }
 }
 
 impl<E: Executor> Runtime<E> {
-    /// Puts a container on a network: every plugin in order, each with the result of the one before.
+    /// Attaches a container to a network: calls ADD of every plugin in order, each with the result of the previous one.
     ///
-    /// When a later plugin fails, it and those before it are called with DEL in reverse, so that nothing of this
-    /// call stays. When the first one fails it is up to the caller to call [`Self::del`], as the specification
-    /// asks for, unless the container was on the network before.
+    /// If a later plugin fails, the runtime calls DEL of that plugin and of those before it in reverse order, so that nothing of
+    /// this call remains. If the first plugin fails, the caller must call [`Self::del`], as the specification requires, unless
+    /// the container was attached before.
     ///
     /// # Errors
-    /// If a name is invalid, the container is on the network already, or a plugin fails.
+    /// If a name is invalid, the attachment already exists, or a plugin fails.
     pub fn add(&self, list: &NetworkList, container: &Container) -> Result<CniResult, Error> {
         require_valid(list, container)?;
         let version = version_of(list)?;
@@ -78,8 +78,8 @@ impl<E: Executor> Runtime<E> {
                         (Error::Answer { kind: plugin.kind().to_owned(), verb: Verb::Add, source }, index + 1)
                     }
                 },
-                // When the first one fails nothing is called: it may have failed because the interface is
-                // another attachment's, which a DEL would remove.
+                // If the first plugin fails, no DEL is called: the interface may belong to another attachment, which DEL
+                // would remove.
                 Err(error) => (error, if index == 0 { 0 } else { index + 1 }),
             };
             return Err(self.take_back(list, &list.plugins[..done], container, prev.as_ref(), error));
@@ -92,10 +92,10 @@ impl<E: Executor> Runtime<E> {
         Ok(result)
     }
 
-    /// Compares a container with what ADD made: every plugin in order, each with the result of the ADD.
+    /// Checks an attachment: calls CHECK of every plugin in order, each with the cached result of the ADD.
     ///
     /// # Errors
-    /// If the version has no CHECK, nothing usable is remembered, or a plugin finds a difference.
+    /// If the version does not have CHECK, the cached result is damaged, or a plugin finds a difference.
     pub fn check(&self, list: &NetworkList, container: &Container) -> Result<(), Error> {
         require_valid(list, container)?;
         if semver_of(list)? < SemVer::from(SpecVersion::V0_4_0) {
@@ -118,14 +118,13 @@ impl<E: Executor> Runtime<E> {
         Ok(())
     }
 
-    /// Detaches a container from a network: calls every plugin in reverse order, each with the result of the ADD. May be repeated,
-    /// and works without a cache entry.
+    /// Detaches a container from a network: calls DEL of every plugin in reverse order, each with the cached result of the ADD.
     ///
-    /// Stops at the first plugin that fails: going on could release an address that is still in use. A plugin that is not
-    /// installed any more does not stop the others.
+    /// The call may be repeated, and works without a cached result. It stops at the first error, since releasing the address
+    /// would let a new container use it while objects of this attachment remain.
     ///
     /// # Errors
-    /// If a name is invalid or a plugin fails. [`Error::Left`] for a plugin that is not installed; the cache entry stays then.
+    /// If a name is invalid or a plugin fails.
     pub fn del(&self, list: &NetworkList, container: &Container) -> Result<(), Error> {
         require_valid(list, container)?;
         let _order = self.lock(list, container)?;
@@ -136,7 +135,7 @@ impl<E: Executor> Runtime<E> {
         let (path, cached) = self.remembered(list, container)?;
         let mut prev = None;
         if semver_of(list)? >= SemVer::from(SpecVersion::V0_4_0) {
-            // A damaged or missing memory does not keep a container on its network.
+            // A damaged or missing cache file does not prevent the DEL.
             prev = cached.result(version_of(list)?).ok().flatten().map(|result| result.to_value());
         }
         let container = with_remembered_args(container, &cached);
@@ -162,10 +161,10 @@ impl<E: Executor> Runtime<E> {
         }
     }
 
-    /// Asks every plugin whether ADD would work. Versions before 1.1.0 cannot be asked, which counts as yes.
+    /// Calls STATUS of every plugin. Versions before 1.1.0 do not have STATUS and count as ready.
     ///
     /// # Errors
-    /// Returns the first plugin's error, code and all.
+    /// If a plugin is not ready; the error is that of the first one.
     pub fn status(&self, list: &NetworkList) -> Result<(), Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
         if semver_of(list)? < SemVer::from(SpecVersion::V1_1_0) {
@@ -177,17 +176,17 @@ impl<E: Executor> Runtime<E> {
         Ok(())
     }
 
-    /// Removes everything of a network that belongs to no cached attachment that is alive: cached attachments that are not, by
-    /// DEL with the configuration that they were added with; the rest by the plugins' GC.
+    /// Removes everything of a network that belongs to no living cached attachment. Stale cached attachments are removed with DEL
+    /// and the configuration of their ADD. The plugins' GC removes the rest.
     ///
-    /// The cache is read under the lock that keeps [`Self::add`] and [`Self::del`] of this network out, in this process and in
-    /// others. An attachment whose `add` returned before is in the cache, and one whose `add` comes later begins when everything
-    /// is done; neither loses anything. Runtimes that do not take this lock (Go's libcni has none) must not add to the network
-    /// meanwhile: see [`Self::gc_except`].
+    /// The cache is read under a lock that excludes [`Self::add`] and [`Self::del`] of this network in all processes. An
+    /// attachment whose `add` returned earlier is in the cache. An `add` that comes later starts after this call. Neither loses
+    /// anything. Runtimes that do not acquire this lock (Go's libcni has none) must not add to the network during the call: see
+    /// [`Self::gc_except`].
     ///
     /// # Errors
-    /// [`Error::Unknown`] if a cache file that may belong to the network cannot be read: nothing is removed then. Otherwise all
-    /// errors; each of them leaves something to a later call, and does not keep this one from going on.
+    /// [`Error::Unknown`] if a cache file that may belong to the network cannot be read; nothing is removed then. Otherwise all
+    /// errors of DEL and GC. An error does not stop the call, and a later call can remove what remains.
     pub fn gc(
         &self,
         list: &NetworkList,
@@ -204,16 +203,16 @@ impl<E: Executor> Runtime<E> {
         self.gc_locked(list, &valid, dead)
     }
 
-    /// Removes everything of a network that belongs to none of the attachments in `valid`, for a runtime that keeps its own list.
+    /// Removes everything of a network that belongs to no attachment in `valid`, for a runtime that keeps its own list.
     ///
-    /// **The list must be complete when this is called, and stay so until it returns**: whatever is not in it goes, a container
-    /// that was added a moment ago too. So the caller holds off its own ADDs of this network from before it makes the list until
-    /// this returns, and lists the attachments of all other runtimes on the host that use the network. A caller that cannot do
-    /// that uses [`Self::gc`]. The same holds for `cni.dev/valid-attachments` of whoever calls plugins directly (SPEC section 4,
-    /// "Garbage-collect"). An empty list removes everything.
+    /// **The list must be complete from the call until it returns**: every attachment that is not in the list is removed, even if
+    /// it was added a moment ago. The caller must therefore hold back its own ADDs of this network from before it creates the
+    /// list until the call returns. The list must contain the attachments of all other runtimes on the host that use the network.
+    /// A caller that cannot guarantee this uses [`Self::gc`]. The same applies to `cni.dev/valid-attachments` if a runtime calls
+    /// plugins directly (SPEC section 4, "Garbage-collect"). An empty list removes everything.
     ///
     /// # Errors
-    /// As [`Self::gc`].
+    /// The errors of [`Self::gc`].
     pub fn gc_except(&self, list: &NetworkList, valid: &[Attachment]) -> Result<(), Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
         let _alone = lock::whole_network(&self.state, &list.name)?;
@@ -262,10 +261,10 @@ impl<E: Executor> Runtime<E> {
         Error::collect(errors)
     }
 
-    /// Asks a plugin which versions it supports. One from before VERSION existed supports 0.1.0.
+    /// Returns the versions that a plugin supports. A plugin without VERSION supports 0.1.0.
     ///
     /// # Errors
-    /// If it is not found or does not answer with versions.
+    /// If the plugin is not found or its answer contains no versions.
     pub fn version(&self, kind: &str) -> Result<VersionInfo, Error> {
         let program = find_in_path(kind, &self.paths)?;
         let dummy = || "dummy".to_owned();
@@ -286,11 +285,11 @@ impl<E: Executor> Runtime<E> {
         }
     }
 
-    /// Checks that every plugin of a list exists and supports its version, and lists the capabilities that
-    /// they declare.
+    /// Checks that every plugin of a list exists and supports the list's version. Returns the capabilities that the plugins
+    /// declare.
     ///
     /// # Errors
-    /// Returns everything that is wrong.
+    /// If the network's name is invalid, or a plugin is missing or does not support the version. The error contains all of them.
     pub fn validate(&self, list: &NetworkList) -> Result<Vec<String>, Error> {
         let mut errors = Vec::new();
         errors.extend(NetworkName::parse(&list.name).map_err(Error::Invalid).err());
@@ -316,16 +315,16 @@ impl<E: Executor> Runtime<E> {
         Error::collect(errors).map(|()| capabilities)
     }
 
-    /// Lists what is remembered, of all networks.
+    /// Lists the cached attachments of all networks.
     ///
     /// # Errors
-    /// If the state cannot be read.
+    /// If the folder of the cache cannot be read.
     pub fn attachments(&self) -> Result<Vec<cache::Entry>, Error> {
         cache::entries(&self.state)
     }
 
     fn lock(&self, list: &NetworkList, container: &Container) -> Result<(lock::Guard, lock::Guard), Error> {
-        // Always in this order, so that two never wait for each other.
+        // The fixed order prevents a deadlock.
         Ok((lock::network(&self.state, &list.name)?, lock::container(&self.state, &container.id)?))
     }
 
@@ -335,7 +334,7 @@ impl<E: Executor> Runtime<E> {
         Ok((path, cached))
     }
 
-    /// Calls DEL of the plugins that this ADD has run, and gives the ADD's error with what could not be undone.
+    /// Calls DEL of the plugins that this ADD has called. Returns the ADD's error, with the errors of the DELs.
     fn take_back(
         &self,
         list: &NetworkList,
@@ -432,7 +431,7 @@ impl<E: Executor> Runtime<E> {
     }
 }
 
-/// Checks the names that become variables and file names, before anything is run or read.
+/// Checks the names that become variables and file names, before the runtime calls plugins or reads files.
 fn require_valid(list: &NetworkList, container: &Container) -> Result<(), Error> {
     ContainerId::parse(&container.id).map_err(Error::Invalid)?;
     NetworkName::parse(&list.name).map_err(Error::Invalid)?;
@@ -458,7 +457,7 @@ fn semver_of(list: &NetworkList) -> Result<SemVer, Error> {
     })
 }
 
-/// CHECK and DEL get the arguments of the ADD, unless the caller has its own.
+/// Returns the container for CHECK and DEL, with the arguments of the ADD unless the caller passes its own.
 fn with_remembered_args(container: &Container, cached: &Cached) -> Container {
     let mut container = container.clone();
     if let Cached::Entry(entry) = cached {

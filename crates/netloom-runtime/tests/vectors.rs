@@ -1,7 +1,7 @@
-//! The conformance vectors of a runtime, driven through plugins that are shell scripts and note every call.
+//! The conformance vectors of a runtime. The plugins are shell scripts that log every call.
 //!
-//! Each test says which requirements (R) and vectors (V) it shows; `cargo xtask spec` reads that.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test is to fail where this fails")]
+//! The comment of each test lists its requirements (R) and vectors (V); `cargo xtask spec` reads them.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap fails the test")]
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ struct Lab {
     runtime: Runtime,
 }
 
-/// Notes the call, then does what the file `NAME.VERB` says: it is printed, and `exit N` in its first line fails.
+/// Logs the call, prints the files `NAME.VERB.err` and `NAME.VERB`, and fails if `NAME.VERB.fails` exists.
 const SCRIPT: &str = r#"#!/bin/sh
 name=${0##*/}; dir=${0%/bin/*}
 input=$(cat)
@@ -72,7 +72,7 @@ impl Lab {
         }
     }
 
-    /// Takes the calls so far: verb and plugin, and what the plugin read.
+    /// Returns the calls so far, verb and plugin with the plugin's input, and clears the log.
     fn calls(&self) -> Vec<(String, Value)> {
         let text = fs::read_to_string(self.path("log")).unwrap_or_default();
         let _ = fs::remove_file(self.path("log"));
@@ -118,13 +118,13 @@ fn attachment() -> Attachment {
     Attachment { container_id: "some-container-id".into(), ifname: "eth0".into() }
 }
 
-/// R33, R66, R74, R75, R76, R99, V40: ADD in order, each plugin with the result of the one before.
+/// R33, R66, R74, R75, R76, R99, V40: ADD in order, each plugin with the result of the previous one.
 #[test]
 fn add_runs_the_plugins_in_order() {
     let lab = Lab::new(&["p1", "p2", "p3"]);
     lab.answers("p1", "ADD", r#"{"cniVersion":"1.1.0","ips":[{"address":"10.1.2.3/24"}]}"#);
     lab.answers("p2", "ADD", r#"{"cniVersion":"1.1.0","ips":[{"address":"10.1.2.3/24"}]}"#);
-    // An answer in another version is converted for the next one, and for the caller.
+    // An answer in another version is converted for the next plugin and for the caller.
     lab.answers(
         "p3",
         "ADD",
@@ -159,7 +159,7 @@ fn add_runs_the_plugins_in_order() {
     assert!(lab.calls().is_empty());
 }
 
-/// R70, R100, V41: a later plugin's failure takes back what was done, and leaves nothing remembered.
+/// R70, R100, V41: if a later plugin fails, DEL is called in reverse order and nothing is cached.
 #[test]
 fn failed_add_is_taken_back() {
     let lab = Lab::new(&["p1", "p2", "p3"]);
@@ -169,13 +169,13 @@ fn failed_add_is_taken_back() {
     assert_eq!(error.plugin_error().unwrap().code.number(), 123);
     assert_eq!(lab.verbs(), ["ADD p1", "ADD p2", "DEL p2", "DEL p1"]);
     assert!(!lab.cache_file().exists());
-    // The first one may have failed because the interface is another attachment's: nothing is deleted.
+    // The interface may belong to another attachment, so no DEL follows the failure of the first plugin.
     lab.fails("p1", "ADD", r#"{"code":4,"msg":"eth0 already exists"}"#, "");
     assert!(lab.runtime.add(&list(&["p1", "p2"]), &container()).is_err());
     assert_eq!(lab.verbs(), ["ADD p1"]);
 }
 
-/// R38, R71, R72, R77, R98, V44: DEL in reverse with the result of the ADD, as often as one likes.
+/// R38, R71, R72, R77, R98, V44: DEL in reverse order with the result of the ADD; it can be repeated.
 #[test]
 fn del_runs_in_reverse() {
     let lab = Lab::new(&["p1", "p2"]);
@@ -194,7 +194,7 @@ fn del_runs_in_reverse() {
     assert_eq!(lab.calls()[0].1.get("prevResult"), None);
 }
 
-/// R77, V41: DEL stops at the first error, and keeps what is remembered for the next try.
+/// R77, V41: DEL stops at the first error and keeps the cache file for the next call.
 #[test]
 fn del_stops_at_the_first_error() {
     let lab = Lab::new(&["p1", "p2"]);
@@ -209,7 +209,7 @@ fn del_stops_at_the_first_error() {
     assert_eq!(lab.calls()[1].1["prevResult"]["cniVersion"], "1.1.0");
 }
 
-/// R47, R48, R49, R78, V42: CHECK in order, with the result of the ADD; never where it is switched off.
+/// R47, R48, R49, R78, V42: CHECK in order, with the result of the ADD; never if `disableCheck` is true.
 #[test]
 fn check_runs_in_order() {
     let lab = Lab::new(&["p1", "p2"]);
@@ -229,7 +229,7 @@ fn check_runs_in_order() {
     assert_eq!(old.to_string(), r#"configuration version "0.3.1" does not support the CHECK command"#);
 }
 
-/// V43: what is remembered may be damaged: DEL goes on, CHECK says so.
+/// V43: with a damaged cache file, DEL succeeds and CHECK reports it.
 #[test]
 fn damaged_memory() {
     let lab = Lab::new(&["p1"]);
@@ -249,7 +249,7 @@ fn damaged_memory() {
         assert_eq!(lab.calls()[0].1.get("prevResult"), None);
         assert!(!lab.cache_file().exists(), "{content}");
     }
-    // Versions before 0.4.0 never send one.
+    // Versions before 0.4.0 do not send `prevResult` at DEL.
     let old = list_with("0.3.1", "", &["p1"]);
     lab.answers("p1", "ADD", r#"{"cniVersion":"0.3.1"}"#);
     lab.runtime.add(&old, &container()).unwrap();
@@ -258,7 +258,7 @@ fn damaged_memory() {
     assert_eq!(lab.calls()[0].1.get("prevResult"), None);
 }
 
-/// R8, R60, R61, R79, V45: GC deletes what is remembered and not valid, then tells the plugins what is.
+/// R8, R60, R61, R79, V45: GC calls DEL for stale cached attachments, then GC of the plugins with the valid ones.
 #[test]
 fn gc() {
     let lab = Lab::new(&["p1", "p2"]);
@@ -274,7 +274,7 @@ fn gc() {
         json!([{"containerID":"some-container-id","ifname":"eth0"}])
     );
     assert_eq!(calls.iter().map(|(call, _)| call.as_str()).collect::<Vec<_>>(), ["GC p1", "GC p2"]);
-    // An error does not keep the others from being called.
+    // All plugins are called despite an error.
     lab.fails("p1", "GC", r#"{"code":5,"msg":"first"}"#, "");
     lab.fails("p2", "GC", r#"{"code":5,"msg":"second"}"#, "");
     let error = lab.runtime.gc_except(&network, &[]).unwrap_err().to_string();
@@ -286,7 +286,7 @@ fn gc() {
     assert!(!lab.cache_file().exists());
 }
 
-/// GC deletes with the configuration of the ADD, and nothing of another network.
+/// GC calls DEL with the configuration of the ADD, and does not touch other networks.
 #[test]
 fn gc_deletes_as_it_was_added() {
     let lab = Lab::new(&["p1", "p2"]);
@@ -322,11 +322,11 @@ fn status() {
     assert_eq!(lab.verbs(), ["STATUS p1", "STATUS p2"]);
     lab.runtime.status(&list_with("1.0.0", "", &["p2"])).unwrap();
     assert!(lab.calls().is_empty());
-    // Other verbs are called whatever STATUS said.
+    // Other verbs do not depend on the answer to STATUS.
     lab.runtime.add(&list(&["p1", "p2"]), &container()).unwrap();
 }
 
-/// V47: validation lists everything that is wrong, and the capabilities.
+/// V47: validation returns all errors, or the capabilities.
 #[test]
 fn validate() {
     let lab = Lab::new(&["p1", "p2"]);
@@ -342,7 +342,7 @@ fn validate() {
     assert_eq!(old.matches("does not support config version \"0.3.1\"").count(), 2, "{old}");
 }
 
-/// V48: what is remembered needs three names. R62 of runtimes: they are checked before anything runs.
+/// V48: a cache file needs three names. R62 of runtimes: names are checked before a plugin is called.
 #[test]
 fn names_are_checked_before_anything_runs() {
     let lab = Lab::new(&["p1"]);
@@ -371,7 +371,7 @@ fn names_are_checked_before_anything_runs() {
     assert!(lab.calls().is_empty());
 }
 
-/// R9, R12, R13, V31, V35, V36: where networks are found, and what is appended to them.
+/// R9, R12, R13, V31, V35, V36: lookup of networks, and plugins in separate files.
 #[test]
 fn loading() {
     let dir = tempfile::tempdir().unwrap();
@@ -396,14 +396,14 @@ fn loading() {
         load("nope").unwrap_err().to_string(),
         format!("no net configuration with name \"nope\" in {}", dir.path().display())
     );
-    // Plugins in files come behind the inlined ones, in order of their names.
+    // Plugins in files follow the inlined ones, in order of file names.
     write("some-list/20-b.conf", r#"{"type":"bandwidth"}"#);
     write("some-list/10-a.conf", r#"{"type":"tuning"}"#);
     write("some-list/30-c.json", r#"{"type":"ignored"}"#);
     let kinds = |list: &NetworkList| list.plugins.iter().map(|p| p.kind().to_owned()).collect::<Vec<_>>();
     let list = load("some-list").unwrap();
     assert_eq!(kinds(&list), ["host-local", "tuning", "bandwidth"]);
-    // What is remembered is the whole list.
+    // The cached configuration contains all plugins.
     assert_eq!(kinds(&NetworkList::parse(&list.bytes).unwrap()), kinds(&list));
     write(
         "50-some.conflist",
@@ -415,11 +415,11 @@ fn loading() {
     assert_eq!(none, "no plugin configs found for network \"files\"");
     write("files/x.conf", r#"{"type":"bridge"}"#);
     assert_eq!(kinds(&load("files").unwrap()), ["bridge"]);
-    // A list that is broken does not hide the others, and is named when it may be the one that is missed.
+    // An invalid list does not hide the others. The error names it if the network is not found.
     write("10-broken.conflist", "{");
     assert!(load("some-list").is_ok());
     assert!(load("nope").unwrap_err().to_string().contains("10-broken.conflist"));
-    // Folders below are not searched.
+    // Subfolders are not searched.
     write("below/70-hidden.conflist", r#"{"name":"hidden","plugins":[{"type":"t"}]}"#);
     assert!(load("hidden").is_err());
     write("some-list/40-wrong.conf", r#"{"name":"no type"}"#);
@@ -427,7 +427,7 @@ fn loading() {
     assert!(load("some-list").unwrap_err().to_string().contains("missing 'type'"));
 }
 
-/// V50, V51: what a plugin prints, and what is made of it.
+/// V50, V51: the error for each output of a failed plugin.
 #[test]
 fn outputs_of_plugins() {
     let lab = Lab::new(&["p1"]);
@@ -441,13 +441,13 @@ fn outputs_of_plugins() {
     assert_eq!(error("", ""), "netplugin failed with no error message: exit status 1");
     assert_eq!(error("", "some stderr message"), "netplugin failed: \"some stderr message\": exit status 1");
     assert_eq!(error(r#"{"code":7,"msg":"bad"}"#, ""), "bad");
-    // What it logged is kept beside its own words.
+    // The details contain the plugin's log too.
     assert_eq!(error(r#"{"code":7,"msg":"bad","details":"very"}"#, "log"), "bad; very; it logged \"log\"");
     assert!(
         error("gibberish", "")
             .starts_with("netplugin failed but error parsing its diagnostic message \"gibberish\"")
     );
-    // A result printed by a plugin that then fails is no error without text.
+    // A result that a failing plugin printed does not become an error without a message.
     assert!(error(r#"{"cniVersion":"1.1.0","ips":[]}"#, "").contains("error parsing its diagnostic message"));
     for (printed, expected) in [
         (r#"{"ips":[{"version":"4","address":"10.0.0.2/24"}]}"#, "0.3.1"),
@@ -462,13 +462,13 @@ fn outputs_of_plugins() {
     for none in ["", "[]", "5", "{", "text"] {
         lab.answers("p1", "ADD", none);
         lab.calls();
-        assert!(add().unwrap_err().to_string().contains("its answer is no result"), "{none:?}");
-        // It said that it had succeeded, so it is taken back.
+        assert!(add().unwrap_err().to_string().contains("its answer is not a result"), "{none:?}");
+        // The plugin exited with success, so DEL is called.
         assert_eq!(lab.verbs(), ["ADD p1", "DEL p1"]);
     }
 }
 
-/// V56, V57: a plugin of 0.1.0 under a configuration without version.
+/// V56, V57: a plugin of 0.1.0 with a configuration without version.
 #[test]
 fn the_oldest_plugins() {
     let lab = Lab::new(&["p1"]);
@@ -488,7 +488,7 @@ fn the_oldest_plugins() {
     }
 }
 
-/// V55: a plugin from before VERSION existed; every variable of that call says dummy.
+/// V55: a plugin without VERSION; the variables of that call are `dummy`.
 #[test]
 fn version_of_old_plugins() {
     let lab = Lab::new(&["p1"]);
@@ -498,7 +498,7 @@ fn version_of_old_plugins() {
     assert!(log.starts_with("VERSION p1  dummy dummy  dummy {"), "{log}");
 }
 
-/// V52: a plugin that does not end is ended, and what it started too.
+/// V52: a plugin that exceeds the time limit is terminated with its children.
 #[test]
 fn timeouts_end_the_whole_group() {
     let mut lab = Lab::new(&["p1"]);
@@ -506,13 +506,13 @@ fn timeouts_end_the_whole_group() {
         &lab.path("bin/p1"),
         "#!/bin/sh\ntrap 'echo ended >${0%/bin/*}/term; exit 1' TERM\nsleep 60 &\necho $! >${0%/bin/*}/child\nwait\n",
     );
-    // Long enough for a shell on a busy machine to come to its `wait`.
+    // Long enough for a shell on a busy machine to reach its `wait`.
     lab.runtime.timeout = Some(Duration::from_secs(3));
     let started = Instant::now();
     let error = lab.runtime.add(&list(&["p1"]), &container()).unwrap_err().to_string();
     assert!(started.elapsed() < Duration::from_secs(30));
     assert!(error.contains("did not end within 3s"), "{error}");
-    // It had the chance to clean up before it was killed.
+    // The plugin received SIGTERM and could clean up.
     assert!(lab.path("term").exists());
     let child = fs::read_to_string(lab.path("child")).unwrap();
     // The signal was sent before `add` returned; on a busy machine the process takes it a little later.
@@ -527,7 +527,7 @@ fn timeouts_end_the_whole_group() {
     }
 }
 
-/// A plugin whose own child keeps the pipes open does not keep the caller waiting.
+/// The caller does not wait for a plugin's child that keeps the pipes open.
 #[test]
 fn left_behind_children_do_not_block() {
     let lab = Lab::new(&["p1"]);
@@ -546,7 +546,7 @@ fn left_behind_children_do_not_block() {
     .unwrap();
 }
 
-/// A binary that is being replaced is waited for; one that stays open for writing is an error, and no success.
+/// The caller waits for a binary that is being replaced. A binary that stays open for writing is an error.
 #[test]
 fn busy_binaries_are_waited_for() {
     let lab = Lab::new(&["p1"]);
@@ -566,11 +566,12 @@ fn busy_binaries_are_waited_for() {
     assert!(error.contains("Text file busy"), "{error}");
 }
 
-/// R67, R69: one operation at a time for a container, others at the same time. R68: GC alone on its network.
+/// R67, R69: one operation at a time for a container, in parallel with those of others. R68: GC excludes other operations on its
+/// network.
 #[test]
 fn operations_are_ordered() {
     let lab = Lab::new(&["p1"]);
-    // Notes when it begins and ends; two that overlap would be seen in the log.
+    // The plugin logs its begin and end, so overlapping calls are visible.
     executable(
         &lab.path("bin/p1"),
         "#!/bin/sh\ndir=${0%/bin/*}\ncat >/dev/null\nwho=${CNI_CONTAINERID:-gc}\necho \"begin $who\" >>$dir/order\nsleep 0.1\necho \"end $who\" >>$dir/order\necho '{\"cniVersion\":\"1.1.0\"}'\n",
@@ -597,14 +598,14 @@ fn operations_are_ordered() {
         }
     }
     assert_eq!(order.lines().count(), 10);
-    // No lock of a container stays behind.
+    // No lock file of a container remains.
     let locks = fs::read_dir(lab.path("state/netloom/locks")).unwrap().map(|lock| lock.unwrap().file_name());
     let mut locks: Vec<_> = locks.collect();
     locks.sort();
     assert_eq!(locks, ["network-some-list", "turn-network-some-list"]);
 }
 
-/// V48, V49: what is remembered, in libcni's own form, and libcni's own file read.
+/// V48, V49: the cache file has libcni's format, and a file of libcni can be read.
 #[test]
 fn memory_is_libcnis() {
     let lab = Lab::new(&["p1"]);
@@ -626,12 +627,12 @@ fn memory_is_libcnis() {
     let entries = lab.runtime.attachments().unwrap();
     assert_eq!((entries[0].network.as_str(), entries[0].args.len()), ("some-list", 1));
     lab.calls();
-    // DEL hands on the arguments of the ADD when it has none of its own.
+    // DEL passes the arguments of the ADD if the caller passes none.
     lab.runtime.del(&network, &self::container()).unwrap();
     let log = fs::read_to_string(lab.path("log")).unwrap();
     assert!(log.contains(" A=B "), "{log}");
     lab.calls();
-    // A bare result, as libcni wrote it before 0.8.
+    // A bare result, the format of libcni before 0.8.
     fs::write(lab.cache_file(), r#"{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.0.0.2/24"}]}"#)
         .unwrap();
     lab.runtime.del(&network, &self::container()).unwrap();
@@ -641,7 +642,7 @@ fn memory_is_libcnis() {
     );
 }
 
-/// Names with dashes can meet in one file name: what belongs to another attachment is not used.
+/// Names with dashes can lead to the same file name: the cache file of another attachment is not used.
 #[test]
 fn memory_of_another_is_not_used() {
     let lab = Lab::new(&["p1"]);
@@ -656,7 +657,7 @@ fn memory_of_another_is_not_used() {
     assert_eq!(lab.runtime.attachments().unwrap().len(), 1);
 }
 
-/// V53: looking plugins up.
+/// V53: lookup of plugins.
 #[test]
 fn finding_plugins() {
     let lab = Lab::new(&["p1"]);
@@ -671,7 +672,7 @@ fn finding_plugins() {
         find("nope", &bin),
         Err(format!("failed to find plugin \"nope\" in path [{}]", bin[0].display()))
     );
-    // A file that cannot be executed does not hide a good one, and is named when there is none.
+    // A file that is not executable does not hide one that is. The error names it if there is no other.
     let first = lab.path("first");
     fs::create_dir(&first).unwrap();
     fs::write(first.join("p1"), "").unwrap();
@@ -681,7 +682,7 @@ fn finding_plugins() {
     assert!(matches!(missing, Error::Find(_)));
 }
 
-/// Keys of the configuration reach the plugin as they were written.
+/// Keys of the configuration reach the plugin unchanged.
 #[test]
 fn configuration_reaches_the_plugin_whole() {
     let lab = Lab::new(&["p1"]);
@@ -692,8 +693,8 @@ fn configuration_reaches_the_plugin_whole() {
     let _: Object = json::parse_object(log[log.find('{').unwrap()..].trim().as_bytes()).unwrap();
 }
 
-/// GC beside ADD and DEL: what was added stays, whenever GC began. The plugin keeps a file for each container, as host-local does,
-/// and its GC removes those that are not listed.
+/// GC in parallel with ADD and DEL: an added attachment keeps its objects, even if GC began before the ADD. The plugin keeps a
+/// file for each container, as host-local does, and its GC removes the files that are not listed.
 #[test]
 fn gc_takes_nothing_from_who_was_just_added() {
     const WORKERS: usize = 8;
@@ -716,10 +717,10 @@ fn gc_takes_nothing_from_who_was_just_added() {
                     let id = format!("c{worker}-{round}");
                     let container = Container::new(&id, "/some/netns");
                     lab.runtime.add(network, &container).unwrap();
-                    // Two collections, of which one begins after the ADD.
+                    // At least one of two GCs begins after the ADD.
                     for _ in 0..2 {
                         lab.runtime.gc(network, |_| true).unwrap();
-                        assert!(lab.path("owned").join(&id).exists(), "{id} lost what it has");
+                        assert!(lab.path("owned").join(&id).exists(), "GC removed the file of {id}");
                     }
                     lab.runtime.check(network, &container).unwrap();
                     lab.runtime.del(network, &container).unwrap();
@@ -734,7 +735,7 @@ fn gc_takes_nothing_from_who_was_just_added() {
     assert_eq!(lab.runtime.attachments().unwrap(), []);
 }
 
-/// A file that may be an attachment's and cannot be read keeps GC from removing anything: libcni writes its files in place.
+/// GC removes nothing if a cache file that may belong to the network cannot be read: libcni writes its files in place.
 #[test]
 fn gc_removes_nothing_where_it_cannot_tell() {
     let lab = Lab::new(&["p1"]);
@@ -749,7 +750,7 @@ fn gc_removes_nothing_where_it_cannot_tell() {
         assert!(matches!(&error, Error::Unknown { path, .. } if *path == other), "{error}");
         assert_eq!(lab.calls(), []);
     }
-    // Another network's is no matter.
+    // A damaged file of another network does not matter.
     fs::rename(&other, other.with_file_name("another-other-eth0")).unwrap();
     lab.runtime.gc(&network, |_| false).unwrap();
     assert_eq!(lab.runtime.attachments().unwrap(), []);

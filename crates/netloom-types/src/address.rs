@@ -1,19 +1,19 @@
-//! Addresses and prefixes as the specification writes them.
+//! Addresses and prefixes in the specification's notation.
 //!
-//! An IPv4 address in IPv6 clothes (`::ffff:10.0.0.1`) is IPv4 here, as in every other implementation; host
-//! bits of a prefix are kept, since `10.0.0.5/24` is an address *with* its prefix length.
+//! An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is parsed as IPv4, as in the other implementations. Host bits of a prefix are
+//! kept, since `10.0.0.5/24` is an address *with* its prefix length.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// The error for a text that is not an address or not a prefix.
+/// A string that is not an address or not a prefix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// No address with a prefix length.
-    #[error("invalid CIDR address: {0} (write it like 10.1.2.3/24 or fd00::3/64)")]
+    /// Not an address with a prefix length.
+    #[error("invalid CIDR address: {0} (write it as 10.1.2.3/24 or fd00::3/64)")]
     Cidr(String),
-    /// No address.
+    /// Not an address.
     #[error("invalid IP address: {0}")]
     Ip(String),
 }
@@ -21,7 +21,7 @@ pub enum AddressError {
 /// Parses an address without prefix length.
 ///
 /// # Errors
-/// If the text is no address; leading zeros (`10.0.0.01`) are refused, since programs differ on what they mean.
+/// If the string is not an address. Leading zeros (`10.0.0.01`) are refused, since programs disagree on their meaning.
 pub fn parse_ip(text: &str) -> Result<IpAddr, AddressError> {
     text.parse::<IpAddr>().map(|ip| ip.to_canonical()).map_err(|_| AddressError::Ip(text.to_owned()))
 }
@@ -44,10 +44,10 @@ pub fn parse_cidr(text: &str) -> Result<IpNet, AddressError> {
     IpNet::new(folded, length).map_err(|_| refused())
 }
 
-/// Parses `ADDRESS` or `ADDRESS/LENGTH`, as the `ips` capability allows both.
+/// Parses `ADDRESS` or `ADDRESS/LENGTH`. The `ips` capability allows both forms.
 ///
 /// # Errors
-/// If it is neither.
+/// If the string is neither.
 pub fn parse_ip_maybe_cidr(text: &str) -> Result<(IpAddr, Option<u8>), AddressError> {
     if text.contains('/') {
         parse_cidr(text).map(|net| (net.addr(), Some(net.prefix_len())))
@@ -56,35 +56,35 @@ pub fn parse_ip_maybe_cidr(text: &str) -> Result<(IpAddr, Option<u8>), AddressEr
     }
 }
 
-/// Returns the prefix that holds every address of the family of `ip`.
+/// Returns the prefix that contains every address of the family of `ip`: `0.0.0.0/0` or `::/0`.
 pub fn default_route(ip: IpAddr) -> IpNet {
     let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     IpNet::new_assert(any, 0)
 }
 
-/// Reads and writes an [`IpNet`] by [`parse_cidr`], for `#[serde(with = …)]`.
+/// Serializes an [`IpNet`] and deserializes it with [`parse_cidr`], for `#[serde(with = …)]`.
 pub mod cidr {
     use ipnet::IpNet;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    /// Reads a prefix from a string.
+    /// Deserializes a prefix from a string.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<IpNet, D::Error> {
         super::parse_cidr(&String::deserialize(from)?).map_err(D::Error::custom)
     }
 
-    /// Writes a prefix as a string.
+    /// Serializes a prefix as a string.
     pub fn serialize<S: Serializer>(net: &IpNet, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(net)
     }
 }
 
-/// Reads and writes an optional address, for `#[serde(with = …)]`; the empty text is none.
+/// Serializes and deserializes an optional address, for `#[serde(with = …)]`. The empty string is `None`.
 pub mod optional_ip {
     use std::net::IpAddr;
 
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    /// Reads an address from a string.
+    /// Deserializes an address from a string.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
         match String::deserialize(from)?.as_str() {
             "" => Ok(None),
@@ -92,7 +92,7 @@ pub mod optional_ip {
         }
     }
 
-    /// Writes an address as a string.
+    /// Serializes an address as a string.
     pub fn serialize<S: Serializer>(ip: &Option<IpAddr>, to: S) -> Result<S::Ok, S::Error> {
         match ip {
             Some(ip) => to.collect_str(ip),

@@ -14,18 +14,18 @@ pub enum ArgsError {
     #[error("ARGS: invalid pair `{0}`; write CNI_ARGS as KEY=VALUE;KEY=VALUE")]
     InvalidPair(String),
     /// Keys that the plugin does not know.
-    #[error("ARGS: unknown args {0:?}; add IgnoreUnknown=1 to CNI_ARGS to have them ignored")]
+    #[error("ARGS: unknown args {0:?}; add IgnoreUnknown=1 to CNI_ARGS to ignore them")]
     Unknown(Vec<String>),
-    /// A value of `IgnoreUnknown` that is no boolean.
+    /// A value of `IgnoreUnknown` that is not a boolean.
     #[error("ARGS: error parsing value of pair `IgnoreUnknown={0}`: boolean unmarshal error")]
     NotABool(String),
 }
 
 impl CniArgs {
-    /// Parses the variable; the empty text has no pairs.
+    /// Parses the value of the variable. The empty string has no pairs.
     ///
     /// # Errors
-    /// If an item has not exactly one `=`; a `;` at the end makes an empty item, which is refused too.
+    /// If an item does not contain exactly one `=`. A trailing `;` leaves an empty item, which is refused too.
     pub fn parse(text: &str) -> Result<Self, ArgsError> {
         if text.is_empty() {
             return Ok(Self::default());
@@ -47,20 +47,20 @@ impl CniArgs {
         Self { pairs, error: None }
     }
 
-    /// Lists the pairs in order.
+    /// Returns the pairs in order.
     pub fn pairs(&self) -> &[(String, String)] {
         &self.pairs
     }
 
-    /// Finds the value of a key by its exact spelling; the last of several wins.
+    /// Returns the value of a key with this exact spelling. The last of several wins.
     pub fn value(&self, key: &str) -> Option<&str> {
         self.pairs.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// Refuses keys other than `known` and `IgnoreUnknown`, unless `IgnoreUnknown` is true anywhere in the text.
+    /// Refuses keys other than `known` and `IgnoreUnknown`, unless the last `IgnoreUnknown` is true.
     ///
     /// # Errors
-    /// If there are unknown keys, or `IgnoreUnknown` is no boolean (`1`, `true`, `0`, `false`, any case).
+    /// If there are unknown keys, or `IgnoreUnknown` is not a boolean (`1`, `true`, `0`, `false`, any case).
     pub fn require_known(&self, known: &[&str]) -> Result<(), ArgsError> {
         if let Some(error) = &self.error {
             return Err(error.clone());
@@ -79,7 +79,7 @@ impl CniArgs {
         if ignore || unknown.is_empty() { Ok(()) } else { Err(ArgsError::Unknown(unknown)) }
     }
 
-    /// Renders as the variable.
+    /// Renders the value of the variable.
     pub fn render(&self) -> String {
         let pairs: Vec<String> = self.pairs.iter().map(|(key, value)| format!("{key}={value}")).collect();
         pairs.join(";")

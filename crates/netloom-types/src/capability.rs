@@ -9,49 +9,48 @@ use crate::address;
 
 /// The values that a runtime passes to plugins that declare the capability of the same name.
 ///
-/// Every field is absent unless the runtime gave it. Keys that are not in CONVENTIONS.md stay in the
-/// configuration object and can be read from there.
+/// A field that the runtime did not send is empty. Keys that CONVENTIONS.md does not list stay in the configuration object.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RuntimeConfig {
-    /// `portMappings`: ports of the host that lead to the container.
+    /// `portMappings`: the published ports.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
-    /// `ipRanges`: a list of pools; one address is taken from each.
+    /// `ipRanges`: a list of pools. The plugin allocates one address from each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ip_ranges: Vec<Vec<IpRange>>,
     /// `bandwidth`: limits of the container's traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
-    /// `dns`: servers for the container (other key names than a result's `dns`).
+    /// `dns`: DNS settings for the container. The key names differ from those of a result's `dns`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns: Option<RuntimeDns>,
-    /// `ips`: addresses asked for, `ADDRESS` or `ADDRESS/LENGTH`.
+    /// `ips`: requested addresses, as `ADDRESS` or `ADDRESS/LENGTH`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ips: Vec<String>,
-    /// `mac`: the hardware address asked for, as six octets in hexadecimal with colons.
+    /// `mac`: the requested hardware address, six octets in hexadecimal with colons.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac: String,
-    /// `infinibandGUID`: eight octets in hexadecimal with colons.
+    /// `infinibandGUID`: the requested GUID, eight octets in hexadecimal with colons.
     #[serde(rename = "infinibandGUID", skip_serializing_if = "String::is_empty")]
     pub infiniband_guid: String,
-    /// `deviceID`: a device by its address, such as the PCI address `0000:04:00.5`.
+    /// `deviceID`: the address of a device, such as the PCI address `0000:04:00.5`.
     #[serde(rename = "deviceID", skip_serializing_if = "String::is_empty")]
     pub device_id: String,
-    /// `aliases`: names to be resolved to the container's addresses.
+    /// `aliases`: names that resolve to the container's addresses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
-    /// `cgroupPath`: path of the pod's cgroup.
+    /// `cgroupPath`: the path of the pod's cgroup.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cgroup_path: String,
 }
 
-/// Asks for one published port.
+/// One published port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortMapping {
-    // Wider than a port is, so that a plugin can refuse what does not fit by name.
+    // Wider than a port number, so that a plugin can name the value that it refuses.
     /// Port of the host, 1 to 65535
     #[cfg_attr(feature = "schema", schemars(example = 8080, range(min = 1, max = 65535)))]
     #[serde(default)]
@@ -70,7 +69,7 @@ pub struct PortMapping {
     pub host_ip: String,
 }
 
-/// Describes addresses to choose from: `ipRanges` and host-local's `ranges`.
+/// A range of addresses to allocate from: an entry of `ipRanges` and of host-local's `ranges`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -93,31 +92,31 @@ pub struct IpRange {
     pub gateway: Option<IpAddr>,
 }
 
-/// Limits traffic: rates in bit/s, bursts in bit; 0 is no limit.
+/// Traffic limits: rates in bit/s, bursts in bit. 0 is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Bandwidth {
-    /// Into the container.
+    /// Rate of traffic to the container.
     pub ingress_rate: u64,
-    /// Into the container.
+    /// Burst of traffic to the container.
     pub ingress_burst: u64,
-    /// Out of the container.
+    /// Rate of traffic from the container.
     pub egress_rate: u64,
-    /// Out of the container.
+    /// Burst of traffic from the container.
     pub egress_burst: u64,
 }
 
-/// The `dns` capability.
+/// The value of the `dns` capability.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RuntimeDns {
     /// Servers in order of preference.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<String>,
-    /// Domains to search.
+    /// Search domains.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub searches: Vec<String>,
-    /// Options of the resolver.
+    /// Resolver options.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }

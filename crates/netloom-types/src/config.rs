@@ -1,5 +1,5 @@
-//! Network configurations: as an administrator writes them ([`NetworkList`], [`PluginConfig`]) and as a
-//! plugin receives them ([`RequestConfig`]).
+//! Network configurations: in the form that an administrator writes ([`NetworkList`], [`PluginConfig`]) and in the form that a
+//! plugin receives ([`RequestConfig`]).
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -12,27 +12,27 @@ use crate::{
     version::{SemVer, SemVerError, SpecVersion},
 };
 
-/// A list of plugins that make one network (SPEC, "Network configuration objects").
+/// A network: a name and a list of plugins (SPEC, "Network configuration objects").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkList {
-    /// The network's name. Present, but checked against the naming rules only when the list is used.
+    /// The network's name. It is checked against the naming rules only when the list is used.
     pub name: String,
-    /// The version chosen for every plugin: the highest of `cniVersion` and `cniVersions` that exists, or
-    /// `cniVersion` as written when it stands alone. May be a version that this crate does not know.
+    /// The version of every plugin's configuration: the highest of `cniVersion` and `cniVersions` that is not newer than this
+    /// crate, or `cniVersion` as written if `cniVersions` is absent. It may be a version that this crate does not know.
     pub cni_version: String,
-    /// CHECK is not to be used.
+    /// Whether the runtime must skip CHECK.
     pub disable_check: bool,
-    /// GC is not to be used.
+    /// Whether the runtime must skip GC.
     pub disable_gc: bool,
-    /// Plugin files beside the list are not to be read.
+    /// Whether the runtime must ignore plugin files beside the list.
     pub load_only_inlined_plugins: bool,
-    /// The plugins in their order.
+    /// The plugins in the order of ADD.
     pub plugins: Vec<PluginConfig>,
-    /// The text that the list came from.
+    /// The text that the list was parsed from.
     pub bytes: Vec<u8>,
 }
 
-/// The configuration of one plugin, with every key as it was written and in its order.
+/// The configuration of one plugin. Every key keeps its spelling and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PluginConfig {
     object: Object,
@@ -40,32 +40,32 @@ pub struct PluginConfig {
     capabilities: Vec<String>,
 }
 
-/// An attachment within a network, as GC lists them (SPEC, "GC: Clean up any stale resources").
+/// The container ID and interface name of an attachment, an entry of GC's list (SPEC, "GC: Clean up any stale resources").
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attachment {
-    /// The container.
+    /// The container's ID.
     #[serde(rename = "containerID")]
     pub container_id: String,
-    /// The interface in it.
+    /// The interface in the container.
     pub ifname: String,
 }
 
-/// The reason why a configuration cannot be used.
+/// The reason a configuration cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// The text is no list.
+    /// The text is not a list.
     #[error("error parsing configuration list: {0}")]
     List(String),
-    /// One of the plugins of a list.
+    /// One of the plugins of a list has an error.
     #[error("failed to parse plugin config {index}: {source}")]
     Plugin {
-        /// Which one, from 0.
+        /// The plugin's index, from 0.
         index: usize,
-        /// What is wrong with it.
+        /// The plugin's error.
         source: Box<ConfigError>,
     },
-    /// The text is no plugin configuration.
+    /// The text is not a plugin configuration.
     #[error("error parsing configuration: {0}")]
     Single(String),
 }
@@ -73,10 +73,10 @@ pub enum ConfigError {
 impl NetworkList {
     /// Parses a list (`.conflist`).
     ///
-    /// A list without `plugins` is returned with none: they may stand in files of their own.
+    /// A list without `plugins` is accepted: its plugins may be in separate files.
     ///
     /// # Errors
-    /// If the text is no JSON object, or a protocol key has a wrong type or value.
+    /// If the text is not a JSON object, or a protocol key has a wrong type or value.
     pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
         let list = |error: JsonError| ConfigError::List(error.to_string());
         let object = json::parse_object(bytes).map_err(list)?;
@@ -124,8 +124,8 @@ impl NetworkList {
     /// Parses a single plugin's configuration (`.conf`, `.json`) as a list of one.
     ///
     /// # Errors
-    /// If the text is no plugin configuration. A list saved under the wrong name is told apart, since that
-    /// is the most common mistake.
+    /// If the text is not a plugin configuration. A list in a file with the wrong extension is the most common mistake and has
+    /// its own message.
     pub fn parse_single(bytes: &[u8]) -> Result<Self, ConfigError> {
         let object = json::parse_object(bytes).map_err(|error| ConfigError::Single(error.to_string()))?;
         if json::lookup(&object, "type").is_none() && json::lookup(&object, "plugins").is_some() {
@@ -152,15 +152,15 @@ impl NetworkList {
         })
     }
 
-    /// Returns the chosen version where it is one that exists.
+    /// Returns the chosen version, or `None` if no published specification has it.
     pub fn version(&self) -> Option<SpecVersion> {
         SpecVersion::parse(&self.cni_version)
     }
 
-    /// Returns the chosen version for comparing.
+    /// Returns the chosen version in a form that can be compared.
     ///
     /// # Errors
-    /// If it is no version at all.
+    /// If `cniVersion` is not a version number.
     pub fn semver(&self) -> Result<SemVer, SemVerError> {
         SemVer::parse(&self.cni_version)
     }
@@ -170,7 +170,7 @@ impl PluginConfig {
     /// Parses one plugin's object.
     ///
     /// # Errors
-    /// If it is no object, has no usable `type`, or a protocol key has the wrong type.
+    /// If the text is not a JSON object, has no usable `type`, or a protocol key has the wrong type.
     pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
         let object = json::parse_object(bytes).map_err(|error| ConfigError::Single(error.to_string()))?;
         Self::from_value(Value::Object(object))
@@ -198,7 +198,7 @@ impl PluginConfig {
             return Err(single(format!("expected an object, found {}", json::kind_of(&value))));
         };
         let wire: Wire = json::from_object(&object).map_err(|error| single(error.to_string()))?;
-        // Read only so that a wrong type is found when the file is loaded, not when a container starts.
+        // These are parsed only to report a wrong type when the file is loaded, not when a container starts.
         drop((wire.cni_version, wire.name, wire.ipam.r#type, wire.dns));
         if wire.r#type.is_empty() {
             return Err(single("missing 'type'".into()));
@@ -219,19 +219,19 @@ impl PluginConfig {
         &self.kind
     }
 
-    /// Returns the object as it was written.
+    /// Returns the object with its keys as written.
     pub fn object(&self) -> &Object {
         &self.object
     }
 
-    /// Lists the capabilities that the plugin declares.
+    /// Returns the capabilities that the plugin declares.
     pub fn capabilities(&self) -> &[String] {
         &self.capabilities
     }
 
     /// Derives the configuration for one call (SPEC, "Deriving request configuration from plugin
-    /// configuration"): name and version are the list's; `capabilities` and the keys that only a runtime may
-    /// set are taken out; everything else stays as it is.
+    /// configuration"). Name and version are the list's. `capabilities` and the keys that only a runtime may set are removed.
+    /// Everything else stays unchanged.
     pub fn derive(&self, call: &Derive<'_>) -> Object {
         let mut object = self.object.clone();
         object.retain(|key, _| {
@@ -257,7 +257,7 @@ impl PluginConfig {
                 .iter()
                 .map(|a| serde_json::json!({"containerID": a.container_id, "ifname": a.ifname}))
                 .collect();
-            // The key's first name stood in the tag of 1.1.0; plugins of that time read it.
+            // `cni.dev/attachments` is the key's name in the tag of 1.1.0; plugins of that time read it.
             object.insert("cni.dev/valid-attachments".into(), valid.clone().into());
             object.insert("cni.dev/attachments".into(), valid.into());
         }
@@ -272,22 +272,22 @@ pub struct Derive<'a> {
     pub name: &'a str,
     /// The version that the runtime chose.
     pub version: &'a str,
-    /// What the runtime offers for capabilities.
+    /// The runtime's values for capabilities.
     pub capability_args: Option<&'a Object>,
     /// The previous plugin's result (ADD), or the final one (CHECK, DEL).
     pub prev_result: Option<&'a Value>,
-    /// The attachments that are to stay (GC).
+    /// The attachments that GC must keep.
     pub valid_attachments: Option<&'a [Attachment]>,
 }
 
 /// The configuration that a plugin receives on standard input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestConfig {
-    /// Every key as it came.
+    /// Every key as received.
     pub object: Object,
     /// The network's name.
     pub name: NetworkName,
-    /// `cniVersion` as it came.
+    /// `cniVersion` as received.
     pub cni_version: String,
 }
 
@@ -295,7 +295,7 @@ impl RequestConfig {
     /// Parses standard input.
     ///
     /// # Errors
-    /// Code 6 when it is no JSON object or a key has the wrong type, code 7 when the name is missing or invalid.
+    /// Code 6 if the input is not a JSON object or a key has the wrong type, code 7 if the name is missing or invalid.
     pub fn parse(bytes: &[u8]) -> Result<Self, CniError> {
         let decode = |error: JsonError| {
             CniError::new(Code::Decode, format!("error unmarshall network config: {error}"))
@@ -337,21 +337,21 @@ impl RequestConfig {
         Ok(Self { object, name, cni_version })
     }
 
-    /// Reads the configuration into a plugin's own type, by [`json::from_object`].
+    /// Deserializes the configuration into a plugin's own type with [`json::from_object`].
     ///
     /// # Errors
-    /// Code 6 with the path to the key.
+    /// Code 6 with the path to the wrong key.
     pub fn read<T: serde::de::DeserializeOwned>(&self) -> Result<T, CniError> {
         json::from_object(&self.object)
             .map_err(|error| CniError::new(Code::Decode, format!("failed to load netconf: {error}")))
     }
 
-    /// Reads `prevResult`, converted to the newest shape; none when it is absent.
+    /// Returns `prevResult`, or `None` if it is absent.
     ///
-    /// A result of another family of versions than the configuration's is taken: it is converted.
+    /// The result may have another version than the configuration.
     ///
     /// # Errors
-    /// Code 6 when it is no result.
+    /// Code 6 if `prevResult` is not a result.
     pub fn prev_result(&self) -> Result<Option<CniResult>, CniError> {
         let refuse =
             |error: ResultError| CniError::new(Code::Decode, format!("could not parse prevResult: {error}"));
@@ -365,11 +365,11 @@ impl RequestConfig {
         }
     }
 
-    /// Reads the attachments that GC is to keep; none when no key is there, which is not the same as an empty
-    /// list: without the key nothing is known, and nothing may be deleted.
+    /// Returns the attachments that GC must keep, or `None` if the key is absent. `None` differs from an empty list: without
+    /// the key the plugin must not delete anything.
     ///
     /// # Errors
-    /// Code 6 when the value is no list of attachments.
+    /// Code 6 if the value is not a list of attachments.
     pub fn valid_attachments(&self) -> Result<Option<Vec<Attachment>>, CniError> {
         let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
         let Some((key, value)) =
@@ -383,7 +383,7 @@ impl RequestConfig {
     }
 }
 
-/// Reads a boolean that older lists wrote as text.
+/// Returns a boolean, which older lists write as a string.
 fn flag(object: &Object, key: &str) -> Result<bool, ConfigError> {
     match json::lookup(object, key) {
         None => Ok(false),

@@ -9,18 +9,18 @@ use crate::{
     version::SpecVersion,
 };
 
-/// The codes that the specification reserves (0 to 99), and the two that Go's libcni added.
+/// An error code: one that the specification reserves (0 to 99), one of the two that Go's libcni adds, or a plugin's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// 0: an error that came without a code.
+    /// 0: an error without a code.
     Unknown,
     /// 1: incompatible CNI version.
     IncompatibleVersion,
-    /// 2: unsupported field in the network configuration; the message has key and value.
+    /// 2: unsupported field in the network configuration; the message contains key and value.
     UnsupportedField,
     /// 3: the container is unknown or does not exist; no cleanup is needed.
     UnknownContainer,
-    /// 4: a necessary environment variable is missing or invalid; the message has its name.
+    /// 4: a necessary environment variable is missing or invalid; the message contains its name.
     InvalidEnvironment,
     /// 5: I/O failure.
     Io,
@@ -28,9 +28,9 @@ pub enum Code {
     Decode,
     /// 7: invalid network configuration.
     InvalidNetworkConfig,
-    /// 8: the network namespace is not one to work in (libcni; not in the specification).
+    /// 8: the network namespace cannot be used (libcni; not in the specification).
     InvalidNetns,
-    /// 11: a passing condition; try again later.
+    /// 11: a transient condition; try again later.
     TryAgainLater,
     /// 50: the plugin is not available: it cannot service ADD.
     NotAvailable,
@@ -90,11 +90,11 @@ impl From<u32> for Code {
 pub struct CniError {
     /// The protocol version of the configuration, once it is known.
     pub cni_version: Option<SpecVersion>,
-    /// What kind of failure.
+    /// The kind of failure.
     pub code: Code,
-    /// One line for a person.
+    /// A message of one line.
     pub msg: String,
-    /// More for a person: what was tried, what the kernel said, what to do. May be empty.
+    /// Details: the attempted operation, the kernel's answer, a hint. May be empty.
     pub details: String,
 }
 
@@ -144,15 +144,15 @@ impl CniError {
         })
     }
 
-    /// Parses an error object. An object with neither code nor message is no error object: a plugin that
-    /// prints its result and then fails must not become an error without text.
+    /// Parses an error object. An object with neither code nor message is refused: it is the result of a plugin that failed
+    /// after it had printed the result, and would become an error without a message.
     ///
     /// # Errors
-    /// If the text is no JSON object, a key has the wrong type, or both `code` and `msg` are absent.
+    /// If the text is not a JSON object, a key has the wrong type, or both `code` and `msg` are absent.
     pub fn parse(bytes: &[u8]) -> Result<Self, JsonError> {
         let wire: WireIn = json::from_object(&json::parse_object(bytes)?)?;
         if wire.code == 0 && wire.msg.is_empty() {
-            return Err(JsonError::new("an object with neither `code` nor `msg` is no error object"));
+            return Err(JsonError::new("an object with neither `code` nor `msg` is not an error object"));
         }
         Ok(Self {
             cni_version: SpecVersion::parse(&wire.cni_version).filter(|_| !wire.cni_version.is_empty()),

@@ -1,8 +1,8 @@
-//! JSON as CNI's other implementations read it.
+//! JSON with the rules of Go's decoder, which the other CNI implementations use.
 //!
-//! Go matches keys without regard to case, lets the last of two equal keys win, and takes `null` for absent.
-//! Configurations in the field rely on all three, so [`from_value`] reads any `serde` type that way. Numbers
-//! keep every digit, and objects keep the order of their keys.
+//! Go matches keys without regard to case, uses the last of two equal keys, and treats `null` as absent. Existing configurations
+//! rely on all three, so [`from_value`] applies them to any `serde` type. Numbers keep every digit, and objects keep the order of
+//! their keys.
 
 use std::fmt;
 
@@ -14,13 +14,13 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-/// A JSON object in the order in which it was written.
+/// A JSON object that keeps the order of its keys.
 pub type Object = Map<String, Value>;
 
-/// An error in a JSON text, with its location.
+/// An error in a JSON text, with its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JsonError {
-    /// The keys and indices that lead to the place, innermost first.
+    /// The keys and indices of the place, innermost first.
     path: Vec<String>,
     message: String,
 }
@@ -31,14 +31,14 @@ impl JsonError {
         Self { path: Vec::new(), message: message.into() }
     }
 
-    /// Prepends a step to the path: `key` or `[index]`.
+    /// Prepends one step to the path: `key` or `[index]`.
     #[must_use]
     pub fn within(mut self, step: impl Into<String>) -> Self {
         self.path.push(step.into());
         self
     }
 
-    /// Returns the path as a person writes it, such as `ipam.ranges[0][1].subnet`; empty for the whole text.
+    /// Renders the path, such as `ipam.ranges[0][1].subnet`. It is empty for the whole text.
     pub fn path(&self) -> String {
         let mut text = String::new();
         for step in self.path.iter().rev() {
@@ -68,10 +68,10 @@ impl de::Error for JsonError {
     }
 }
 
-/// Parses a text that must be one JSON object and nothing after it.
+/// Parses a text that must be exactly one JSON object.
 ///
 /// # Errors
-/// If the text is empty, no JSON, has anything after the object, or is another kind of value.
+/// If the text is empty, is not JSON, continues after the object, or is another kind of value.
 pub fn parse_object(bytes: &[u8]) -> Result<Object, JsonError> {
     match parse_value(bytes)? {
         Value::Object(object) => Ok(object),
@@ -82,7 +82,7 @@ pub fn parse_object(bytes: &[u8]) -> Result<Object, JsonError> {
 /// Parses any JSON value.
 ///
 /// # Errors
-/// If the text is empty or no JSON, or has anything after the value.
+/// If the text is empty, is not JSON, or continues after the value.
 pub fn parse_value(bytes: &[u8]) -> Result<Value, JsonError> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(JsonError::new("unexpected end of JSON input: the text is empty"));
@@ -90,7 +90,7 @@ pub fn parse_value(bytes: &[u8]) -> Result<Value, JsonError> {
     serde_json::from_slice(bytes).map_err(|error| JsonError::new(error.to_string()))
 }
 
-/// Finds a key without regard to case; the last of several wins, and `null` is absent.
+/// Looks up a key without regard to case. The last of several wins, and `null` counts as absent.
 pub fn lookup<'a>(object: &'a Object, key: &str) -> Option<&'a Value> {
     lookup_entry(object, key).map(|(_, value)| value)
 }
@@ -103,14 +103,14 @@ fn lookup_entry<'a>(object: &'a Object, key: &str) -> Option<(&'a str, &'a Value
         .map(|(name, value)| (name.as_str(), value))
 }
 
-/// Removes every spelling of a key, and tells whether there was one.
+/// Removes every spelling of a key. Returns whether there was one.
 pub fn remove(object: &mut Object, key: &str) -> bool {
     let before = object.len();
     object.retain(|name, _| !name.eq_ignore_ascii_case(key));
     object.len() != before
 }
 
-/// Replaces every spelling of a key with a value.
+/// Replaces every spelling of a key with one entry.
 pub fn replace(object: &mut Object, key: &str, value: Value) {
     if !object.contains_key(key) || object.keys().filter(|name| name.eq_ignore_ascii_case(key)).count() > 1 {
         remove(object, key);
@@ -118,35 +118,35 @@ pub fn replace(object: &mut Object, key: &str, value: Value) {
     object.insert(key.to_owned(), value);
 }
 
-/// Reads a value into a type by Go's rules (see the module).
+/// Deserializes a value with Go's rules (see the module).
 ///
 /// # Errors
-/// If a value has the wrong type or is refused by its type; the error has the path to it.
+/// If a value has the wrong type or its type refuses it. The error contains the path to the value.
 pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, JsonError> {
     T::deserialize(Lenient(value))
 }
 
-/// Reads an object into a type by Go's rules (see the module).
+/// Deserializes an object with Go's rules (see the module).
 ///
 /// # Errors
-/// As [`from_value`].
+/// The errors of [`from_value`].
 pub fn from_object<T: DeserializeOwned>(object: &Object) -> Result<T, JsonError> {
     T::deserialize(LenientObject(object))
 }
 
-/// Renders with an indent of four spaces and no newline at the end, as the Go plugins print.
+/// Renders with an indent of four spaces and no newline at the end, like the reference plugins.
 pub fn render<T: Serialize>(value: &T) -> String {
     let mut out = Vec::new();
     let format = serde_json::ser::PrettyFormatter::with_indent(b"    ");
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, format);
     match value.serialize(&mut serializer) {
         Ok(()) => String::from_utf8(out).unwrap_or_default(),
-        // Only a map with keys that are no text can fail, and none of the types here has one.
+        // Only a map with keys that are not strings can fail, and none of the types in this crate contains one.
         Err(error) => serde_json::Error::custom(error).to_string(),
     }
 }
 
-/// Returns the kind of a value, for a message.
+/// Returns the kind of a value for an error message.
 pub fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -285,7 +285,7 @@ impl<'de> MapAccess<'de> for AllKeys<'_> {
     }
 }
 
-/// Offers a struct the fields that it knows, found in the object without regard to case.
+/// The fields of a struct that the object contains, matched without regard to case.
 struct KnownKeys<'a> {
     object: &'a Object,
     fields: std::slice::Iter<'static, &'static str>,
@@ -314,6 +314,6 @@ fn read_next<'de, V: DeserializeSeed<'de>>(
     next: Option<(&str, &Value)>,
     seed: V,
 ) -> Result<V::Value, JsonError> {
-    let Some((key, value)) = next else { return Err(JsonError::new("a value was asked for before its key")) };
+    let Some((key, value)) = next else { return Err(JsonError::new("a value was requested before its key")) };
     seed.deserialize(Lenient(value)).map_err(|error| error.within(key))
 }

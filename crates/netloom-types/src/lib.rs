@@ -1,8 +1,7 @@
 //! The CNI specification as Rust values.
 //!
-//! Network configurations, the results of every specification version and their conversion, error codes,
-//! `CNI_ARGS`, names and the conventional capabilities. Nothing here opens a file, starts a process or asks
-//! the kernel: text comes in, values go out, and the other way round.
+//! The crate parses and renders network configurations, results of every specification version, error objects, `CNI_ARGS`, names
+//! and the conventional capabilities. It does not open files, start processes or call the kernel.
 //!
 //! ```
 //! use netloom_types::{NetworkList, result::CniResult, SpecVersion};
@@ -16,7 +15,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! "SPEC" in these pages is `SPEC.md` of containernetworking/cni at version 1.1.0.
+//! "SPEC" in this documentation is `SPEC.md` of containernetworking/cni at version 1.1.0.
 #![forbid(unsafe_code)]
 
 pub mod address;

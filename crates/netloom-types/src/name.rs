@@ -1,4 +1,4 @@
-//! Names by the specification's rules: container IDs, network names, interface names and plugin types.
+//! Names that follow the specification's rules: container IDs, network names, interface names and plugin types.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ macro_rules! name_type {
         pub struct $name(String);
 
         impl $name {
-            /// Borrows the text.
+            /// Returns the name as a string slice.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -36,11 +36,11 @@ name_type! {
     ContainerId
 }
 name_type! {
-    /// A valid network name, by the same rule as container IDs (SPEC, "Configuration format").
+    /// A valid network name, with the same rule as container IDs (SPEC, "Configuration format").
     NetworkName
 }
 name_type! {
-    /// A name that Linux takes for an interface: 1 to 15 bytes, not `.` or `..`, no `/`, `:` or white space.
+    /// An interface name that Linux accepts: 1 to 15 bytes, not `.` or `..`, no `/`, `:` or white space.
     IfName
 }
 
@@ -48,7 +48,7 @@ impl ContainerId {
     /// Parses a container ID.
     ///
     /// # Errors
-    /// Code 3 when empty, code 4 when it has other characters; `details` is the ID.
+    /// Code 3 if the ID is empty, code 4 if it contains other characters; `details` is the ID.
     pub fn parse(text: &str) -> Result<Self, CniError> {
         if text.is_empty() {
             return Err(CniError::new(Code::UnknownContainer, "missing containerID"));
@@ -62,10 +62,10 @@ impl ContainerId {
 }
 
 impl NetworkName {
-    /// Parses a network name. At most 255 bytes, since it names files and folders.
+    /// Parses a network name. It has at most 255 bytes, since it becomes the name of files and folders.
     ///
     /// # Errors
-    /// Code 7; `details` is the name.
+    /// Code 7 if the name is invalid; `details` is the name.
     pub fn parse(text: &str) -> Result<Self, CniError> {
         let refuse = |msg: &str| {
             Err(CniError::new(Code::InvalidNetworkConfig, msg).details(text.escape_debug().to_string()))
@@ -87,7 +87,7 @@ impl IfName {
     /// Parses an interface name.
     ///
     /// # Errors
-    /// Code 4 with what is wrong with it.
+    /// Code 4 if the name is invalid.
     pub fn parse(text: &str) -> Result<Self, CniError> {
         let error = |msg: &str| CniError::new(Code::InvalidEnvironment, msg);
         if text.is_empty() {
@@ -108,7 +108,7 @@ impl IfName {
     }
 }
 
-/// Returns whether a plugin `type` can be the name of a file and nothing else (SPEC, "Plugin configuration objects").
+/// Returns whether a plugin `type` is a file name without any path (SPEC, "Plugin configuration objects").
 pub fn is_plugin_type(text: &str) -> bool {
     !text.is_empty() && text != "." && text != ".." && !text.contains(['/', '\\', '\0'])
 }

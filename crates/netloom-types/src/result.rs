@@ -1,7 +1,7 @@
-//! Results of ADD in every version's shape, and their conversion.
+//! Results of ADD in the format of every version, and their conversion.
 //!
-//! Three shapes cover the seven versions: [`v020`] (0.1.0, 0.2.0), [`v040`] (0.3.0 to 0.4.0) and [`v100`]
-//! (1.0.0, 1.1.0). Plugins speak [`v100`] only; [`CniResult`] reads and writes all of them.
+//! Three formats cover the seven versions: [`v020`] (0.1.0, 0.2.0), [`v040`] (0.3.0 to 0.4.0) and [`v100`] (1.0.0, 1.1.0).
+//! Plugins work with [`v100`] only. [`CniResult`] parses and renders all of them.
 
 mod convert;
 pub mod v020;
@@ -19,7 +19,7 @@ use crate::{
     version::SpecVersion,
 };
 
-/// A result in the shape of its version.
+/// A result in the format of its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CniResult {
     /// 0.1.0 or 0.2.0.
@@ -30,33 +30,33 @@ pub enum CniResult {
     V100(SpecVersion, v100::Success),
 }
 
-/// The reason why a text is not a result, or why a result cannot be converted.
+/// The reason a text is not a result, or a result cannot be converted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResultError {
-    /// No JSON object, or a value of the wrong type.
+    /// Not a JSON object, or a value of the wrong type.
     #[error("{0}")]
     Json(#[from] JsonError),
     /// A version that does not exist.
     #[error("unsupported CNI result version `{0}`")]
     Version(String),
-    /// The versions before 0.3.0 cannot say that there is no address.
+    /// No address: versions before 0.3.0 cannot express a result without one.
     #[error("cannot convert: no valid IP addresses")]
     NoAddresses,
-    /// `ips[].interface` names an interface that the result does not have.
+    /// `ips[].interface` is not an index of `interfaces`.
     #[error("`ips[{entry}].interface`: there is no interface {index} in this result")]
     InterfaceIndex {
-        /// Which entry of `ips`.
+        /// The index of the entry in `ips`.
         entry: usize,
-        /// What it says.
+        /// The value of `interface`.
         index: i64,
     },
 }
 
-/// A route of the container.
+/// One route of the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Route {
-    /// Where to, as a prefix
+    /// Destination prefix
     #[cfg_attr(feature = "schema", schemars(with = "String", example = &"0.0.0.0/0"))]
     #[serde(with = "address::cidr")]
     pub dst: IpNet,
@@ -87,13 +87,13 @@ pub struct Route {
 }
 
 impl Route {
-    /// Creates a route with nothing but a destination and a next hop.
+    /// Creates a route with only a destination and a next hop.
     pub fn new(dst: IpNet, gw: Option<IpAddr>) -> Self {
         Self { dst, gw, mtu: 0, advmss: 0, priority: 0, table: None, scope: None }
     }
 }
 
-/// Holds DNS settings, of a result or of a network configuration.
+/// The DNS settings of a result or of a network configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -102,33 +102,33 @@ pub struct Dns {
     #[cfg_attr(feature = "schema", schemars(example = serde_json::json!(["10.1.0.1"])))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
-    /// The local domain
+    /// Local domain
     #[cfg_attr(feature = "schema", schemars(example = &"example.org"))]
     #[serde(skip_serializing_if = "String::is_empty")]
     pub domain: String,
-    /// Domains to search
+    /// Search domains
     #[cfg_attr(feature = "schema", schemars(example = serde_json::json!(["example.org"])))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
-    /// Options of the resolver
+    /// Resolver options
     #[cfg_attr(feature = "schema", schemars(example = serde_json::json!(["ndots:2"])))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }
 
 impl Dns {
-    /// Returns whether nothing is set.
+    /// Returns whether no setting is present.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
 impl CniResult {
-    /// Parses a result of any version. One without `cniVersion` is taken for `assumed`, the version of the
-    /// configuration that was sent (SPEC asks for the key, older plugins leave it out).
+    /// Parses a result of any version. A result without `cniVersion` has the version `assumed`, the version of the configuration
+    /// that the plugin received. SPEC requires the key, but older plugins omit it.
     ///
     /// # Errors
-    /// If it is no JSON object, has a version that does not exist, or a value of the wrong type.
+    /// If the text is not a JSON object, or contains an unknown version or a value of the wrong type.
     pub fn parse(bytes: &[u8], assumed: SpecVersion) -> Result<Self, ResultError> {
         match json::parse_value(bytes)? {
             serde_json::Value::Null => Self::from_object(&Object::new(), assumed),
@@ -139,10 +139,10 @@ impl CniResult {
         }
     }
 
-    /// Reads a result of any version from an object, as [`Self::parse`].
+    /// Deserializes a result of any version from an object, like [`Self::parse`].
     ///
     /// # Errors
-    /// As [`Self::parse`].
+    /// The errors of [`Self::parse`].
     pub fn from_object(object: &Object, assumed: SpecVersion) -> Result<Self, ResultError> {
         let version = match json::lookup(object, "cniVersion").and_then(serde_json::Value::as_str) {
             None | Some("") => assumed,
@@ -157,23 +157,23 @@ impl CniResult {
         })
     }
 
-    /// Returns the version that the result is in.
+    /// Returns the version of the result.
     pub fn version(&self) -> SpecVersion {
         match self {
             Self::V020(version, _) | Self::V040(version, _) | Self::V100(version, _) => *version,
         }
     }
 
-    /// Converts to another version. What the target cannot say is lost:
+    /// Converts to another version. Fields that the target version does not have are lost:
     ///
     /// | from, to | lost |
     /// |---|---|
     /// | 1.x to 0.3.0–0.4.0 | `mtu`, `socketPath`, `pciID` of interfaces |
-    /// | 0.3.0 or later to 0.1.0–0.2.0 | interfaces; the second and later addresses of a family; routes of a family without address; all of a route but `dst` and `gw` |
-    /// | 0.3.0–0.4.0 to 1.x | `ips[].version`, which the address says anyway |
+    /// | 0.3.0 or later to 0.1.0–0.2.0 | interfaces; the second and later addresses of a family; routes of a family without an address; every key of a route except `dst` and `gw` |
+    /// | 0.3.0–0.4.0 to 1.x | `ips[].version`, which follows from the address |
     ///
     /// # Errors
-    /// If the target is 0.1.0 or 0.2.0 and there is no address.
+    /// If the target is 0.1.0 or 0.2.0 and the result contains no address.
     pub fn convert(self, to: SpecVersion) -> Result<Self, ResultError> {
         Ok(match (self, to) {
             (Self::V020(_, result), SpecVersion::V0_1_0 | SpecVersion::V0_2_0) => Self::V020(to, result),
@@ -202,7 +202,7 @@ impl CniResult {
         })
     }
 
-    /// Returns the newest shape, which every plugin of this project works with.
+    /// Converts to the newest format, which every plugin of this project works with.
     pub fn into_current(self) -> v100::Success {
         match self {
             Self::V020(_, result) => v040::Success::from(result).into(),
@@ -225,7 +225,7 @@ impl CniResult {
         };
         let mut object = Object::new();
         object.insert("cniVersion".to_owned(), version.as_str().into());
-        // The three shapes are structs with text keys, which always become objects.
+        // The three formats are structs, which always become objects.
         if let Ok(serde_json::Value::Object(body)) = body {
             object.extend(body);
         }

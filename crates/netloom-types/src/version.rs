@@ -1,5 +1,4 @@
-//! Specification versions: the seven that exist, the loose form that plugins may advertise, and the answer
-//! to VERSION.
+//! Specification versions: the seven published ones, the loose form that plugins may advertise, and the answer to VERSION.
 
 use std::fmt;
 
@@ -7,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::json::{self, JsonError};
 
-/// A published version of the specification, ordered from old to new.
+/// A published version of the specification. Versions are ordered from old to new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SpecVersion {
-    /// 0.1.0, also meant by an empty or absent `cniVersion`.
+    /// 0.1.0, also the meaning of an empty or absent `cniVersion`.
     V0_1_0,
     /// 0.2.0: VERSION.
     V0_2_0,
@@ -20,7 +19,7 @@ pub enum SpecVersion {
     V0_3_1,
     /// 0.4.0: CHECK, `prevResult` at DEL.
     V0_4_0,
-    /// 1.0.0: lists only, `ips[].version` gone.
+    /// 1.0.0: lists only, without `ips[].version`.
     V1_0_0,
     /// 1.1.0: GC, STATUS, `cniVersions`.
     V1_1_0,
@@ -34,7 +33,7 @@ impl SpecVersion {
     /// The newest version that this crate implements.
     pub const NEWEST: Self = Self::V1_1_0;
 
-    /// Parses by exact match, as plugins compare versions; the empty text means 0.1.0.
+    /// Parses by exact match, as plugins compare versions. The empty string means 0.1.0.
     pub fn parse(text: &str) -> Option<Self> {
         if text.is_empty() {
             return Some(Self::V0_1_0);
@@ -42,7 +41,7 @@ impl SpecVersion {
         Self::ALL.into_iter().find(|version| version.as_str() == text)
     }
 
-    /// Renders as three numbers with dots.
+    /// Returns the version as three numbers with dots.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::V0_1_0 => "0.1.0",
@@ -55,13 +54,13 @@ impl SpecVersion {
         }
     }
 
-    /// Lists a version and all that are newer, as a plugin says which it knows.
+    /// Returns a version and all newer ones, for a plugin's list of supported versions.
     pub fn from_on(oldest: Self) -> &'static [Self] {
         static ALL: [SpecVersion; 7] = SpecVersion::ALL;
         &ALL[ALL.iter().position(|version| *version == oldest).unwrap_or_default()..]
     }
 
-    /// Lists every published version from `oldest` on.
+    /// Iterates over every published version from `oldest` on.
     pub fn starting_from(oldest: Self) -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(move |version| *version >= oldest)
     }
@@ -73,20 +72,20 @@ impl fmt::Display for SpecVersion {
     }
 }
 
-/// A version as somebody wrote it: one to three numbers, the missing ones zero.
+/// A version with one to three numbers. Missing numbers are zero.
 ///
-/// Looser than [`SpecVersion`]: it orders versions that this crate does not know, which the gates of CHECK,
-/// STATUS and GC need. Numbers may be negative, as Go's parser has it.
+/// Unlike [`SpecVersion`] it can be a version that this crate does not know: the version checks of CHECK, STATUS and GC compare
+/// such versions too. Numbers may be negative, since Go's parser accepts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SemVer(pub i64, pub i64, pub i64);
 
-/// The part of a version that is not valid.
+/// The reason a string is not a version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SemVerError {
     /// More than three parts.
     #[error("invalid version `{0}`: too many parts")]
     TooManyParts(String),
-    /// A part that is no number.
+    /// A part that is not a number.
     #[error("failed to convert {part} version part `{text}` to a number")]
     NotANumber {
         /// `major`, `minor` or `micro`.
@@ -97,10 +96,10 @@ pub enum SemVerError {
 }
 
 impl SemVer {
-    /// Parses `1`, `1.1` or `1.1.0`; the empty text means 0.1.0.
+    /// Parses `1`, `1.1` or `1.1.0`. The empty string means 0.1.0.
     ///
     /// # Errors
-    /// If there are more than three parts or one of them is no number.
+    /// If there are more than three parts or a part is not a number.
     pub fn parse(text: &str) -> Result<Self, SemVerError> {
         if text.is_empty() {
             return Ok(Self(0, 1, 0));
@@ -133,20 +132,20 @@ impl From<SpecVersion> for SemVer {
     }
 }
 
-/// Answers VERSION (SPEC, "VERSION: probe plugin version support").
+/// The answer to VERSION (SPEC, "VERSION: probe plugin version support").
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VersionInfo {
-    /// The version of the protocol of this answer.
+    /// The protocol version of this answer.
     pub cni_version: String,
-    /// Every version that the plugin can be configured with.
+    /// The configuration versions that the plugin supports.
     pub supported_versions: Vec<String>,
 }
 
-/// The reason why an answer to VERSION cannot be used.
+/// The reason an answer to VERSION cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VersionInfoError {
-    /// No JSON object.
+    /// Not a JSON object.
     #[error("decoding version info: {0}")]
     Json(#[from] JsonError),
     /// `cniVersion` is absent or empty.
@@ -166,10 +165,10 @@ impl VersionInfo {
         }
     }
 
-    /// Parses what a plugin printed. A bare `{"cniVersion":"0.2.0"}` means 0.1.0 and 0.2.0.
+    /// Parses a plugin's answer. A bare `{"cniVersion":"0.2.0"}` means 0.1.0 and 0.2.0.
     ///
     /// # Errors
-    /// If the text is no JSON object or lacks one of the two keys.
+    /// If the text is not a JSON object or lacks one of the two keys.
     pub fn parse(bytes: &[u8]) -> Result<Self, VersionInfoError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]

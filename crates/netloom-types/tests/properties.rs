@@ -1,5 +1,5 @@
-//! Properties of conversion: what both versions can say survives a round trip.
-#![expect(clippy::unwrap_used, reason = "a test is to fail where this fails")]
+//! Properties of conversion: fields that both versions have survive a round trip.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use ipnet::IpNet;
 use netloom_types::{
@@ -15,7 +15,7 @@ fn net() -> impl Strategy<Value = IpNet> {
     prop_oneof![
         (any::<[u8; 4]>(), 0u8..=32).prop_map(|(ip, length)| IpNet::new(ip.into(), length).unwrap()),
         (any::<[u8; 16]>(), 0u8..=128)
-            // An IPv4 address in IPv6 clothes is IPv4 on the way back.
+            // An IPv4-mapped IPv6 address becomes an IPv4 address when it is parsed.
             .prop_filter("mapped", |(ip, _)| std::net::Ipv6Addr::from(*ip).to_ipv4_mapped().is_none())
             .prop_map(|(ip, length)| IpNet::new(ip.into(), length).unwrap()),
     ]
@@ -57,7 +57,7 @@ prop_compose! {
     }
 }
 
-/// Removes what a version cannot express.
+/// Removes the fields that a version does not have.
 fn as_said_in(mut result: Success, version: SpecVersion) -> Success {
     if version < SpecVersion::V1_0_0 {
         for interface in &mut result.interfaces {
@@ -89,7 +89,7 @@ fn as_said_in(mut result: Success, version: SpecVersion) -> Success {
 }
 
 proptest! {
-    /// To another version and back gives what that version can say, and text and value are the same.
+    /// Conversion to another version and back keeps the fields of that version, and text and value are equal.
     #[test]
     fn round_trip_keeps_what_both_can_say(result in success(), from in 5usize..7, to in 0usize..7) {
         let (from, to) = (SpecVersion::ALL[from], SpecVersion::ALL[to]);
@@ -107,7 +107,7 @@ proptest! {
         prop_assert_eq!(back.into_current(), as_said_in(result, to));
     }
 
-    /// No text makes a parser panic.
+    /// Parsers do not panic on any text.
     #[test]
     fn nothing_panics(bytes in vec(any::<u8>(), 0..200)) {
         drop(CniResult::parse(&bytes, SpecVersion::NEWEST));

@@ -1,7 +1,7 @@
 //! The conformance vectors of the specification's values: names, versions, arguments, configurations, results.
 //!
-//! Each test says which requirements (R) and vectors (V) it shows; `cargo xtask spec` reads that.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test is to fail where this fails")]
+//! The comment of each test lists its requirements (R) and vectors (V); `cargo xtask spec` reads them.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap fails the test")]
 
 use netloom_types::{
     Attachment, CniArgs, CniError, CniResult, Code, NetworkList, Object, PluginConfig, RequestConfig,
@@ -21,7 +21,7 @@ fn refused<T>(result: Result<T, CniError>, code: u32, msg: &str) {
     assert_eq!((found, text.as_str()), (code, msg));
 }
 
-/// R23, V1, V2: a container ID starts alphanumeric and has only alphanumerics, `_`, `.` and `-`.
+/// R23, V1, V2: a container ID starts with an alphanumeric and contains only alphanumerics, `_`, `.` and `-`.
 #[test]
 fn container_ids() {
     refused(ContainerId::parse(""), 3, "missing containerID");
@@ -37,7 +37,7 @@ fn container_ids() {
     }
 }
 
-/// R3, V3: a network name follows the same rule, and names a file.
+/// R3, V3: a network name follows the same rule and is short enough for a file name.
 #[test]
 fn network_names() {
     refused(NetworkName::parse(""), 7, "missing network name");
@@ -52,7 +52,7 @@ fn network_names() {
     refused(NetworkName::parse(&"n".repeat(256)), 7, "network name is longer than 255 bytes");
 }
 
-/// R25, V4, V5, V6: an interface name is one that Linux takes, counted in bytes.
+/// R25, V4, V5, V6: an interface name is one that Linux accepts, with its length in bytes.
 #[test]
 fn interface_names() {
     refused(IfName::parse(""), 4, "interface name is empty");
@@ -75,7 +75,7 @@ fn interface_names() {
     }
 }
 
-/// R14, R17: a plugin type is a file name and nothing else.
+/// R14, R17: a plugin type is a file name without any path.
 #[test]
 fn plugin_types() {
     for good in ["bridge", "my-plugin_1.2"] {
@@ -88,7 +88,7 @@ fn plugin_types() {
     assert!(error.contains("invalid plugin name: ../x"), "{error}");
 }
 
-/// V68: versions are ordered by their numbers; 0.1.0 is meant by nothing.
+/// V68: versions are ordered by their numbers; the empty string means 0.1.0.
 #[test]
 fn semantic_versions() {
     assert_eq!(SemVer::parse("1.2.3"), Ok(SemVer(1, 2, 3)));
@@ -113,7 +113,7 @@ fn semantic_versions() {
     assert_eq!(SpecVersion::parse("1.1"), None);
 }
 
-/// R57, R58, R96, V54: what a plugin answers to VERSION.
+/// R57, R58, R96, V54: a plugin's answer to VERSION.
 #[test]
 fn version_answers() {
     let parsed = |text: &str| VersionInfo::parse(text.as_bytes()).map(|info| info.supported_versions);
@@ -126,7 +126,7 @@ fn version_answers() {
     assert_eq!(VersionInfo::parse(serde_json::to_string(&own).unwrap().as_bytes()), Ok(own));
 }
 
-/// R26, V69: CNI_ARGS, with the rules about IgnoreUnknown.
+/// R26, V69: CNI_ARGS and the rules of IgnoreUnknown.
 #[test]
 fn arguments() {
     let check = |text: &str| CniArgs::parse(text).and_then(|args| args.require_known(&["IP"]));
@@ -150,7 +150,7 @@ fn list_error(text: &str) -> String {
     NetworkList::parse(text.as_bytes()).expect_err(text).to_string()
 }
 
-/// V27, V28, V33: what is no list.
+/// V27, V28, V33: texts that are not lists.
 #[test]
 fn lists_that_are_none() {
     assert!(list_error("{").starts_with("error parsing configuration list: "));
@@ -184,12 +184,12 @@ fn lists_that_are_none() {
     ] {
         assert!(PluginConfig::parse(typed.as_bytes()).is_err(), "{typed}");
     }
-    // The most common mistake is told apart.
+    // The most common mistake has its own message.
     let list = NetworkList::parse_single(br#"{"name":"n","plugins":[{"type":"t"}]}"#).unwrap_err();
     assert!(list.to_string().contains(".conflist"), "{list}");
 }
 
-/// R7, R8, R10, R11, V29, V30: booleans may be text, as 0.4.0 had it.
+/// R7, R8, R10, R11, V29, V30: booleans may be strings, as in 0.4.0.
 #[test]
 fn flags() {
     for (value, expected) in [("true", true), ("\"TRUE\"", true), ("false", false), ("\"false\"", false)] {
@@ -213,7 +213,7 @@ fn flags() {
     );
 }
 
-/// R4, R5, V32: the highest version of `cniVersion` and `cniVersions` that exists is taken.
+/// R4, R5, V32: the highest known version of `cniVersion` and `cniVersions` is used.
 #[test]
 fn versions_of_a_list() {
     for (keys, expected) in [
@@ -236,7 +236,7 @@ fn versions_of_a_list() {
     }
 }
 
-/// R6, V38: a single plugin's configuration is a list of one; older and newer keys live side by side.
+/// R6, V38: a single plugin's configuration is a list of one; older and newer keys are kept together.
 #[test]
 fn a_single_configuration_is_a_list_of_one() {
     let list = NetworkList::parse_single(
@@ -260,7 +260,7 @@ const CALL: Derive<'static> = Derive {
     valid_attachments: None,
 };
 
-/// R18, R19, R84, V34: keys that are not the protocol's are passed on unchanged, in order, with every digit.
+/// R18, R19, R84, V34: keys outside the protocol are passed on unchanged, in order, with every digit.
 #[test]
 fn unknown_keys_pass_unchanged() {
     let plugin = r#"{"zebra":1,"type":"bridge","mtu":1400,"big":12345678901234567890123,"exp":1e400,"a":{"y":1,"x":[null,"<&>"]}}"#;
@@ -271,7 +271,7 @@ fn unknown_keys_pass_unchanged() {
     assert!(sent.find("zebra") < sent.find("type") && sent.find("mtu") < sent.find("\"a\""), "{sent}");
 }
 
-/// R15, R82, V37, V39: a capability is handed on if the plugin declares it and the runtime has it.
+/// R15, R82, V37, V39: a capability is passed if the plugin declares it and the runtime has a value for it.
 #[test]
 fn capabilities_are_the_intersection() {
     let plugin =
@@ -288,7 +288,7 @@ fn capabilities_are_the_intersection() {
     assert!(sent.get("runtimeConfig").is_none());
 }
 
-/// R16, R81, R83: what only a runtime may say is said by the runtime alone.
+/// R16, R81, R83: only the runtime sets the keys that are reserved for it.
 #[test]
 fn reserved_keys_are_the_runtimes() {
     let plugin = r#"{"type":"t","NAME":"mine","CniVersion":"9","prevResult":{"a":1},"runtimeConfig":{"b":1},"cni.dev/x":1,"args":{"cni":{"ips":["10.0.0.2"]}}}"#;
@@ -304,7 +304,7 @@ fn reserved_keys_are_the_runtimes() {
     assert_eq!(derived(plugin, &Derive { prev_result: Some(&prev), ..CALL })["prevResult"], prev);
 }
 
-/// V25: Go's reading of keys: any case, the last of two, null is absent.
+/// V25: Go's rules for keys: any case, the last of two wins, null is absent.
 #[test]
 fn keys_are_read_as_go_reads_them() {
     let config = RequestConfig::parse(br#"{"name":"%%","Name":"ok","CNIVERSION":"1.0.0","x":null}"#).unwrap();
@@ -320,7 +320,7 @@ fn keys_are_read_as_go_reads_them() {
     assert_eq!(error.path(), "portMappings[1].hostPort");
 }
 
-/// Conventional capabilities, as CONVENTIONS.md writes them.
+/// Conventional capabilities in the form of CONVENTIONS.md.
 #[test]
 fn conventional_capabilities() {
     let text = json!({
@@ -339,7 +339,7 @@ fn conventional_capabilities() {
     assert_eq!(serde_json::to_value(&read).unwrap(), text);
 }
 
-/// R59, R64: the attachments that GC keeps; absent is not empty. R1, R2: they are told by container and interface.
+/// R59, R64: the attachments that GC keeps; absent differs from empty. R1, R2: container and interface identify them.
 #[test]
 fn valid_attachments() {
     let read = |text: &str| RequestConfig::parse(text.as_bytes()).unwrap().valid_attachments();
@@ -370,7 +370,7 @@ fn full_110() -> Value {
     })
 }
 
-/// R91, R103, V58: a result of 1.1.0, and what becomes of it in older versions.
+/// R91, R103, V58: a result of 1.1.0 and its conversion to older versions.
 #[test]
 fn conversion_down() {
     assert_eq!(result(full_110()).to_value(), full_110());
@@ -391,7 +391,7 @@ fn conversion_down() {
     assert_eq!(result(full_110()).convert(SpecVersion::V0_1_0).unwrap().to_value(), as_010);
 }
 
-/// V59: versions before 0.3.0 need an address, and have one of a family.
+/// V59: versions before 0.3.0 need an address and contain one per family.
 #[test]
 fn conversion_to_one_address_a_family() {
     let convert = |value: Value| result(value).convert(SpecVersion::V0_2_0).map(|result| result.to_value());
@@ -405,11 +405,11 @@ fn conversion_to_one_address_a_family() {
         convert(many).unwrap(),
         json!({"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.2/24"},"ip6":{"ip":"fd00::2/64"},"dns":{}})
     );
-    // The family is worked out anew from the newest shape.
+    // A conversion from the newest format derives the family from the address.
     assert!(convert(json!({"cniVersion":"1.0.0","ips":[{"address":"10.0.0.2/24"}]})).is_ok());
 }
 
-/// V60, V61, V62: how results are printed: dns, zeros, every field of a route.
+/// V60, V61, V62: rendering of results: dns, zeros, every field of a route.
 #[test]
 fn printing() {
     let as_040 = result(json!({"cniVersion":"0.4.0","ips":[],"interfaces":[]}));
@@ -427,7 +427,7 @@ fn printing() {
     assert!(!result(full_110()).to_json().ends_with('\n'));
 }
 
-/// R102, V62, V63: addresses that are none are refused by name; a missing one too, and not printed as `<nil>`.
+/// R102, V62, V63: the error names an invalid or missing address; a missing one is not printed as `<nil>`.
 #[test]
 fn addresses_that_are_none() {
     for (value, expected) in [
@@ -453,7 +453,7 @@ fn addresses_that_are_none() {
     assert_eq!(addresses, ["2001:db8::1/64", "10.0.0.5/8", "10.0.0.1/24"]);
 }
 
-/// V65, V66: indices, the oldest two versions, and 0.3.0's misspelt key that nobody reads.
+/// V65, V66: indices, the oldest two versions, and the misspelt key of 0.3.0, which no implementation reads.
 #[test]
 fn odds_and_ends_of_results() {
     for interface in [json!({"interface":0}), json!({})] {
@@ -471,7 +471,7 @@ fn odds_and_ends_of_results() {
     assert_eq!(unversioned.version(), SpecVersion::V0_1_0);
 }
 
-/// R92, R101: indices may be absent or -1, but not lead nowhere.
+/// R92, R101: indices may be absent or -1, but not out of range.
 #[test]
 fn interface_indices() {
     let with = |index: i64| {
@@ -499,13 +499,13 @@ fn errors() {
     assert_eq!(CniError::parse(error.to_json().as_bytes()), Ok(error.clone()));
     let versioned = CniError { cni_version: Some(SpecVersion::V1_0_0), ..error };
     assert_eq!(CniError::parse(versioned.to_json().as_bytes()), Ok(versioned));
-    // A result that a failing plugin printed is no error object.
+    // A result that a failing plugin printed is not an error object.
     for none in [r#"{"cniVersion":"1.1.0","ips":[]}"#, "[]", "", r#"{"code":-1}"#] {
         assert!(CniError::parse(none.as_bytes()).is_err(), "{none}");
     }
 }
 
-/// R97: what is required is: a configuration without name is refused with code 7.
+/// R97: required keys are enforced: a configuration without name is refused with code 7.
 #[test]
 fn request_configurations() {
     for (text, code) in [

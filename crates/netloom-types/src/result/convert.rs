@@ -1,4 +1,4 @@
-//! Conversion between the shapes of a result, by way of the neighbouring shape.
+//! Conversion between neighbouring result formats.
 
 use super::{ResultError, Route, v020, v040, v100};
 

@@ -1,4 +1,4 @@
-//! Results of 0.1.0 and 0.2.0: one address per family, with its routes inside.
+//! Results of 0.1.0 and 0.2.0: one address per family, each with its routes.
 
 use std::net::IpAddr;
 
@@ -18,14 +18,14 @@ pub struct Success {
     /// The IPv6 address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip6: Option<IpConfig>,
-    /// DNS settings, printed also when empty.
+    /// DNS settings, printed even if empty.
     pub dns: Dns,
 }
 
-/// An address with its gateway.
+/// One address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpConfig {
-    /// Address with prefix length.
+    /// The address with its prefix length.
     #[serde(with = "address::cidr")]
     pub ip: IpNet,
     /// The gateway of the subnet.

@@ -1,4 +1,4 @@
-//! Results of 0.3.0, 0.3.1 and 0.4.0: interfaces, and a flat list of addresses that say their family.
+//! Results of 0.3.0, 0.3.1 and 0.4.0: interfaces, and a flat list of addresses with their family.
 
 use std::net::IpAddr;
 
@@ -21,34 +21,34 @@ pub struct Success {
     /// Routes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
-    /// DNS settings, printed also when empty.
+    /// DNS settings, printed even if empty.
     pub dns: Dns,
 }
 
-/// An interface of the host or of the container.
+/// One interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Interface {
-    /// Its name.
+    /// The interface's name.
     pub name: String,
-    /// Its hardware address.
+    /// The interface's hardware address.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac: String,
-    /// The namespace that it is in; empty for the host's.
+    /// The path of the interface's namespace; empty for the host's.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
 }
 
-/// An address with its gateway.
+/// One address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpConfig {
-    /// `4` or `6`.
+    /// The family: `4` or `6`.
     #[serde(default)]
     pub version: String,
     /// Index into `interfaces`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<i64>,
-    /// Address with prefix length.
+    /// The address with its prefix length.
     #[serde(with = "address::cidr")]
     pub address: IpNet,
     /// The gateway of the subnet.

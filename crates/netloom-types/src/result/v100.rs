@@ -1,4 +1,4 @@
-//! Results of 1.0.0 and 1.1.0, the shape that plugins work with.
+//! Results of 1.0.0 and 1.1.0, the format that plugins work with.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::address;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Success {
-    /// DNS settings, left out when empty.
+    /// DNS settings, omitted if empty.
     #[serde(skip_serializing_if = "Dns::is_empty")]
     pub dns: Dns,
     /// Interfaces of the host and of the container.
@@ -26,53 +26,53 @@ pub struct Success {
     pub routes: Vec<Route>,
 }
 
-/// An interface of the host or of the container.
+/// One interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Interface {
-    /// Its hardware address.
+    /// The interface's hardware address.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac: String,
-    /// Its MTU in bytes; 0 is unset. Since 1.1.0.
+    /// The interface's MTU in bytes; 0 is unset. Since 1.1.0.
     #[serde(skip_serializing_if = "super::is_zero")]
     pub mtu: u32,
-    /// Its name.
+    /// The interface's name.
     pub name: String,
-    /// Its PCI address, such as `0000:04:00.5`. Since 1.1.0.
+    /// The interface's PCI address, such as `0000:04:00.5`. Since 1.1.0.
     #[serde(rename = "pciID", skip_serializing_if = "String::is_empty")]
     pub pci_id: String,
-    /// The namespace that it is in (`CNI_NETNS`); empty for the host's.
+    /// The path of the interface's namespace (`CNI_NETNS`); empty for the host's.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
-    /// Absolute path of a socket of this interface, for user-space data paths. Since 1.1.0.
+    /// The absolute path of the interface's socket, for user-space data paths. Since 1.1.0.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub socket_path: String,
 }
 
-/// An address with its gateway.
+/// One address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpConfig {
-    /// Address with prefix length.
+    /// The address with its prefix length.
     #[serde(with = "address::cidr")]
     pub address: IpNet,
     /// The gateway of the subnet.
     #[serde(default, with = "address::optional_ip", skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
-    /// Index into `interfaces`; −1 and none both mean that it is not said.
+    /// Index into `interfaces`; −1 and `None` both mean unspecified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<i64>,
 }
 
 impl Success {
-    /// Finds the interface that an address is on.
+    /// Returns the interface of an address.
     pub fn interface_of(&self, ip: &IpConfig) -> Option<&Interface> {
         self.interfaces.get(usize::try_from(ip.interface?).ok()?)
     }
 
-    /// Refuses addresses that name an interface which is not there (an index of −1 is none).
+    /// Refuses addresses with an index outside `interfaces`. An index of −1 is accepted.
     ///
     /// # Errors
-    /// Returns the first such entry.
+    /// If there is such an address; the error names the first one.
     pub fn require_valid_indices(&self) -> Result<(), ResultError> {
         for (entry, ip) in self.ips.iter().enumerate() {
             if let Some(index) = ip.interface
