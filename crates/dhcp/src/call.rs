@@ -80,7 +80,7 @@ const LONGEST: u64 = 1 << 20;
 /// Asks the daemon, and waits for its answer.
 ///
 /// # Errors
-/// When it cannot be reached, or ends without an answer.
+/// If it cannot be reached, or ends without an answer.
 pub fn ask(socket: &Path, call: &Call) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
     write(&mut stream, call)?;

@@ -55,7 +55,7 @@ pub struct Options {
 /// Runs the daemon until SIGTERM or SIGINT. Leases are kept for the next daemon.
 ///
 /// # Errors
-/// When it cannot listen, or write its files.
+/// If it cannot listen, or write its files.
 pub fn run(options: &Options, log: &mut dyn FnMut(&str)) -> io::Result<()> {
     if let Some(pidfile) = &options.pidfile {
         if !pidfile.is_absolute() {
@@ -87,7 +87,7 @@ pub fn run(options: &Options, log: &mut dyn FnMut(&str)) -> io::Result<()> {
 /// over.
 ///
 /// # Errors
-/// When its file cannot be removed.
+/// If its file cannot be removed.
 pub fn forget(socket: &Path, owner: &Owner) -> io::Result<()> {
     store::forget(socket, owner)
 }

@@ -89,7 +89,7 @@ impl Store {
 /// Forgets a lease while no daemon runs, so that the next one does not keep it.
 ///
 /// # Errors
-/// When the file is there and cannot be removed.
+/// If the file is there and cannot be removed.
 pub(crate) fn forget(socket: &Path, owner: &Owner) -> io::Result<()> {
     remove(&folder(socket), owner)
 }

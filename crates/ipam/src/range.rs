@@ -65,7 +65,7 @@ impl Range {
     /// from there to the last one before the broadcast address.
     ///
     /// # Errors
-    /// When the parts do not fit together.
+    /// If the parts do not fit together.
     pub fn new(
         subnet: IpNet,
         start: Option<IpAddr>,
@@ -125,7 +125,7 @@ impl RangeSet {
     /// Creates a set of ranges of one family that have no address in common.
     ///
     /// # Errors
-    /// When there are none, families differ, or two overlap.
+    /// If there are none, families differ, or two overlap.
     pub fn new(ranges: Vec<Range>) -> Result<Self, RangeError> {
         let Some(first) = ranges.first() else { return Err(RangeError::Empty) };
         if ranges.iter().any(|range| range.start.is_ipv4() != first.start.is_ipv4()) {

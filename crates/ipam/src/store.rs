@@ -97,7 +97,7 @@ impl Store {
     /// Creates the folder if it does not exist and takes its lock. Waits while another process holds the lock.
     ///
     /// # Errors
-    /// When folder or lock file cannot be made.
+    /// If folder or lock file cannot be made.
     pub fn lock(&self) -> Result<Locked<'_>> {
         let error = |doing, path: &Path| {
             let path = path.to_owned();
@@ -146,7 +146,7 @@ impl Locked<'_> {
     /// The file appears with its content or not at all, so that a kill leaves no address without owner.
     ///
     /// # Errors
-    /// When the file cannot be written, as on a full disk; nothing is reserved then.
+    /// If the file cannot be written, as on a full disk; nothing is reserved then.
     pub fn reserve(&mut self, ip: IpAddr, owner: Owner<'_>, range_set: usize) -> Result<bool> {
         let path = self.dir.join(ip.to_string());
         // With the lock held nobody else makes this file: look before taking the trouble.
@@ -201,7 +201,7 @@ impl Locked<'_> {
     /// Returns whether any address of a set is free.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// If the folder cannot be read.
     pub fn any_free(&self, set: &RangeSet, range_set: usize) -> Result<bool> {
         let mut candidates = Candidates::new(set, self.last_reserved(range_set)).into_iter().flatten();
         if candidates.by_ref().take(TRIED).any(|(_, ip)| !self.dir.join(ip.to_string()).exists()) {
@@ -223,7 +223,7 @@ impl Locked<'_> {
     /// Lists the reserved addresses without reading their owners.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// If the folder cannot be read.
     pub fn reserved(&self) -> Result<HashSet<IpAddr>> {
         Ok(files(self.dir)?.into_iter().map(|(ip, _)| ip).collect())
     }
@@ -231,7 +231,7 @@ impl Locked<'_> {
     /// Lists the addresses of an owner; those of the container alone, as older files have it, if there are none.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// If the folder cannot be read.
     pub fn owned(&mut self, owner: Owner<'_>) -> Result<Vec<IpAddr>> {
         Ok(self.owned_files(owner)?.into_iter().map(|(ip, _)| ip).collect())
     }
@@ -239,7 +239,7 @@ impl Locked<'_> {
     /// Releases every address of an owner. Succeeds if there is none.
     ///
     /// # Errors
-    /// When the folder cannot be read or a file not removed; the others are released all the same.
+    /// If the folder cannot be read or a file not removed; the others are released all the same.
     pub fn release(&mut self, owner: Owner<'_>) -> Result<()> {
         let files = self.owned_files(owner)?;
         self.remove_all(files.into_iter().map(|(ip, path)| (owner.container.to_owned(), ip, path)))
@@ -248,7 +248,7 @@ impl Locked<'_> {
     /// Releases one address if it is the owner's.
     ///
     /// # Errors
-    /// When the file cannot be removed.
+    /// If the file cannot be removed.
     pub fn release_one(&mut self, ip: IpAddr, owner: Owner<'_>) -> Result<()> {
         let path = self.dir.join(ip.to_string());
         match fs::read_to_string(&path) {

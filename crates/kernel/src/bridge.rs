@@ -52,7 +52,7 @@ pub enum Side {
 /// Creates a bridge that is down.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] when the name is taken, [`crate::Kind::Unsupported`] without the driver.
+/// [`crate::Kind::Exists`] if the name is taken, [`crate::Kind::Unsupported`] without the driver.
 pub fn create(socket: &Socket, bridge: &New<'_>) -> Result<()> {
     let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | CREATE | EXCL, &ifinfo(0, 0, 0, 0));
     message.text(libc::IFLA_IFNAME, bridge.name);
@@ -73,7 +73,7 @@ pub fn create(socket: &Socket, bridge: &New<'_>) -> Result<()> {
 /// Enables or disables VLAN filtering of a bridge.
 ///
 /// # Errors
-/// When the bridge is gone or the kernel has no VLAN filtering.
+/// If the bridge is gone or the kernel has no VLAN filtering.
 pub fn set_vlan_filtering(socket: &Socket, bridge: &dyn Named, on: bool) -> Result<()> {
     let mut message = Message::new(libc::RTM_NEWLINK, REQUEST, &ifinfo(0, bridge.index(), 0, 0));
     message.nest(libc::IFLA_LINKINFO, |info| {
@@ -87,7 +87,7 @@ pub fn set_vlan_filtering(socket: &Socket, bridge: &dyn Named, on: bool) -> Resu
 /// Sets a port's flags.
 ///
 /// # Errors
-/// When the link is no port of a bridge.
+/// If the link is no port of a bridge.
 #[doc(alias = "IFLA_PROTINFO")]
 pub fn set_port(socket: &Socket, link: &dyn Named, port: Port) -> Result<()> {
     let mut message = Message::new(libc::RTM_SETLINK, REQUEST, &ifinfo(AF_BRIDGE, link.index(), 0, 0));
@@ -151,7 +151,7 @@ fn vlans_of_all(socket: &Socket, link: &dyn Named) -> Result<Vec<Vlan>> {
 /// Adds VLANs to a port, or to the bridge itself. One that is there gets the flags that are given.
 ///
 /// # Errors
-/// When the link is no port, or the bridge does not filter VLANs.
+/// If the link is no port, or the bridge does not filter VLANs.
 pub fn add_vlans(socket: &Socket, link: &dyn Named, side: Side, vlans: &[Vlan]) -> Result<()> {
     set_vlans(socket, libc::RTM_SETLINK, "add VLANs to", link, side, vlans)
 }
@@ -159,7 +159,7 @@ pub fn add_vlans(socket: &Socket, link: &dyn Named, side: Side, vlans: &[Vlan]) 
 /// Removes VLANs from a port, or from the bridge itself.
 ///
 /// # Errors
-/// When the link is no port.
+/// If the link is no port.
 pub fn remove_vlans(socket: &Socket, link: &dyn Named, side: Side, vlans: &[Vlan]) -> Result<()> {
     set_vlans(socket, libc::RTM_DELLINK, "remove VLANs from", link, side, vlans)
 }

@@ -67,7 +67,7 @@ pub fn to_ports(
 /// Removes a connection from the table, so that its next packet is translated anew. Succeeds if it is gone already.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn forget(socket: &Socket, connection: &Connection) -> Result<()> {
     let family = family(connection.destination.0);
     let mut message = Message::new(kind(DELETE), REQUEST, &[family, 0, 0, 0]);

@@ -40,7 +40,7 @@ pub fn wait_always() {
 /// `socket` must belong to the namespace of the calling thread.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove_link(socket: &Socket, link: &Link) -> Result<()> {
     let Some(orphan) = permit() else { return link::remove(socket, link) };
     inject::point("remove link", &link.name)?;

@@ -30,7 +30,7 @@ impl Events {
     /// Listens for links.
     ///
     /// # Errors
-    /// When the socket cannot be opened.
+    /// If the socket cannot be opened.
     pub fn of_links() -> Result<Self> {
         Socket::open_listening(Protocol::Route, GROUP_LINK).map(Self)
     }
@@ -38,7 +38,7 @@ impl Events {
     /// Listens for IPv6 addresses.
     ///
     /// # Errors
-    /// When the socket cannot be opened.
+    /// If the socket cannot be opened.
     pub fn of_addresses() -> Result<Self> {
         Socket::open_listening(Protocol::Route, GROUP_IPV6_ADDRESS).map(Self)
     }
@@ -47,7 +47,7 @@ impl Events {
     /// families.
     ///
     /// # Errors
-    /// When the socket cannot be opened.
+    /// If the socket cannot be opened.
     pub fn of_network() -> Result<Self> {
         Socket::open_listening(Protocol::Route, GROUPS_OF_NETWORK).map(Self)
     }
@@ -55,7 +55,7 @@ impl Events {
     /// Listens for neighbours of both families.
     ///
     /// # Errors
-    /// When the socket cannot be opened.
+    /// If the socket cannot be opened.
     pub fn of_neighbours() -> Result<Self> {
         Socket::open_listening(Protocol::Route, GROUP_NEIGH).map(Self)
     }
@@ -63,7 +63,7 @@ impl Events {
     /// Listens for changes of the nftables ruleset.
     ///
     /// # Errors
-    /// When the kernel has none, or the socket cannot be opened.
+    /// If the kernel has none, or the socket cannot be opened.
     pub fn of_ruleset() -> Result<Self> {
         Socket::open_listening(Protocol::Netfilter, GROUP_NFTABLES).map(Self)
     }
@@ -71,7 +71,7 @@ impl Events {
     /// Discards pending events. The caller then reads the state.
     ///
     /// # Errors
-    /// When the socket is broken; that some announcements were lost is no error here.
+    /// If the socket is broken; that some announcements were lost is no error here.
     pub fn drain(&self) -> Result<()> {
         match self.0.receive(|_| false) {
             Ok(_) | Err(Errno::NOBUFS | Errno::MSGSIZE) => Ok(()),
@@ -84,7 +84,7 @@ impl Events {
     /// of neighbours those of these links. Where some announcements were lost it may.
     ///
     /// # Errors
-    /// When the socket is broken.
+    /// If the socket is broken.
     pub fn matters(&self, protocol: u8, links: &BTreeSet<u32>) -> Result<bool> {
         let mut matters = false;
         let outcome = self.0.receive(|received| {

@@ -24,7 +24,7 @@ pub fn open(path: &Path, flags: OFlags) -> io::Result<File> {
 /// Nothing is synced to disk: after a power loss the file may be empty. This is for state that a reboot makes worthless.
 ///
 /// # Errors
-/// When the file cannot be created or renamed, or `write` fails; then the new file is removed and `path` is unchanged.
+/// If the file cannot be created or renamed, or `write` fails; then the new file is removed and `path` is unchanged.
 pub fn replace<T>(path: &Path, beside: &Path, write: impl FnOnce(File) -> io::Result<T>) -> io::Result<T> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
     let file = open(beside, flags)?;
@@ -39,7 +39,7 @@ pub fn replace<T>(path: &Path, beside: &Path, write: impl FnOnce(File) -> io::Re
 /// none. Readable and writable by its owner alone.
 ///
 /// # Errors
-/// [`io::ErrorKind::AlreadyExists`] when there is one, and others on a file system that has no files without names.
+/// [`io::ErrorKind::AlreadyExists`] if there is one, and others on a file system that has no files without names.
 pub fn create_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let mut unnamed = open(dir, OFlags::TMPFILE | OFlags::WRONLY)?;

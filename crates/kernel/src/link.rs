@@ -169,7 +169,7 @@ pub struct Change<'a> {
 /// Finds a link by its name.
 ///
 /// # Errors
-/// When the kernel refuses to look.
+/// If the kernel refuses to look.
 #[doc(alias = "RTM_GETLINK")]
 pub fn find(socket: &Socket, name: &str) -> Result<Option<Link>> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ {
@@ -181,7 +181,7 @@ pub fn find(socket: &Socket, name: &str) -> Result<Option<Link>> {
 /// Finds a link by its index.
 ///
 /// # Errors
-/// When the kernel refuses to look.
+/// If the kernel refuses to look.
 pub fn find_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, index, 0, 0));
     message.u32(libc::IFLA_EXT_MASK, SKIP_STATS);
@@ -191,7 +191,7 @@ pub fn find_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
 /// Finds a link by its name, and takes its absence for an error.
 ///
 /// # Errors
-/// When it is not there.
+/// If it is not there.
 pub fn require(socket: &Socket, name: &str) -> Result<Link> {
     find(socket, name)?.ok_or_else(|| Error::new("find link", name, Errno::NODEV))
 }
@@ -199,7 +199,7 @@ pub fn require(socket: &Socket, name: &str) -> Result<Link> {
 /// Lists all links of the namespace.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn list(socket: &Socket) -> Result<Vec<Link>> {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST | DUMP, &ifinfo(0, 0, 0, 0));
     message.u32(libc::IFLA_EXT_MASK, SKIP_STATS);
@@ -209,7 +209,7 @@ pub fn list(socket: &Socket) -> Result<Vec<Link>> {
 /// Changes a link.
 ///
 /// # Errors
-/// When it is gone or the kernel refuses a value.
+/// If it is gone or the kernel refuses a value.
 #[doc(alias = "RTM_SETLINK")]
 pub fn change(socket: &Socket, link: &dyn Named, change: &Change<'_>) -> Result<()> {
     socket.make([changing(link, change)])
@@ -269,7 +269,7 @@ pub fn changing(link: &dyn Named, change: &Change<'_>) -> Request {
 /// Returns a link another name beside its own, or takes that away. Fine when it is so already. Needs Linux 5.5.
 ///
 /// # Errors
-/// When another link has the name, or the kernel knows no such names.
+/// If another link has the name, or the kernel knows no such names.
 #[doc(alias = "RTM_NEWLINKPROP")]
 pub fn set_other_name(socket: &Socket, link: &Link, name: &str, there: bool) -> Result<()> {
     if link.other_names.iter().any(|it| it == name) == there {
@@ -288,7 +288,7 @@ pub fn set_other_name(socket: &Socket, link: &Link, name: &str, there: bool) -> 
 /// Waits until the kernel has let go of it, which takes a grace period of some 15 ms.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_DELLINK")]
 pub fn remove(socket: &Socket, link: &dyn Named) -> Result<()> {
     absent_is_none(socket.change(removal(link), "remove link", &format_args!("`{}`", link.name()))).map(drop)

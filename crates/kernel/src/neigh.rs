@@ -51,7 +51,7 @@ pub enum Fate {
 /// Lists the neighbours of a link in one family (that of `like`).
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_GETNEIGH")]
 pub fn list(socket: &Socket, link: &Link, like: IpAddr) -> Result<Vec<Neighbour>> {
     let mut fixed = [0; NDMSG];
@@ -65,7 +65,7 @@ pub fn list(socket: &Socket, link: &Link, like: IpAddr) -> Result<Vec<Neighbour>
 /// Lists the forwarding database of a VXLAN.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn forwards(socket: &Socket, link: &Link) -> Result<Vec<Forward>> {
     let mut fixed = [0; NDMSG];
     fixed[0] = AF_BRIDGE;
@@ -80,7 +80,7 @@ pub fn forwards(socket: &Socket, link: &Link) -> Result<Vec<Forward>> {
 /// gives those that somebody answered for within `limit`.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTreeSet<IpAddr>> {
     let mut answered = BTreeSet::new();
     let events = Events::of_neighbours()?;

@@ -36,7 +36,7 @@ impl Netns {
     /// Opens the namespace that is mounted, or linked by `/proc`, at a path.
     ///
     /// # Errors
-    /// When the path is not there, or leads to something that is no namespace.
+    /// If the path is not there, or leads to something that is no namespace.
     pub fn open(path: &Path) -> Result<Self> {
         let error = |errno| Error::new("open network namespace", path.display(), errno);
         // Without blocking, in case the path leads to a pipe.
@@ -55,7 +55,7 @@ impl Netns {
     /// Opens the calling thread's namespace.
     ///
     /// # Errors
-    /// When the process may not administer it, and `/proc` is not mounted.
+    /// If the process may not administer it, and `/proc` is not mounted.
     pub fn own() -> Result<Self> {
         // A socket knows its namespace. To look it up in `/proc` has the kernel make five files there for this process,
         // and forget them at its end.
@@ -73,7 +73,7 @@ impl Netns {
     /// Returns whether two are the same namespace.
     ///
     /// # Errors
-    /// When one of them cannot be examined.
+    /// If one of them cannot be examined.
     pub fn is(&self, other: &Self) -> Result<bool> {
         Ok(self.identity()? == other.identity()?)
     }
@@ -81,7 +81,7 @@ impl Netns {
     /// Returns device and inode, which no other namespace has as long as this one is there.
     ///
     /// # Errors
-    /// When it cannot be examined.
+    /// If it cannot be examined.
     pub fn identity(&self) -> Result<(u64, u64)> {
         rustix::fs::fstat(&self.fd)
             .map(|stat| (stat.st_dev, stat.st_ino))
@@ -94,7 +94,7 @@ impl Netns {
     /// back would change the wrong host, so then the process ends.
     ///
     /// # Errors
-    /// When the namespace cannot be entered.
+    /// If the namespace cannot be entered.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         self.run_from(&Self::own()?, work)
     }
@@ -102,7 +102,7 @@ impl Netns {
     /// As [`Self::run`], for a caller that has its own namespace open already.
     ///
     /// # Errors
-    /// When the namespace cannot be entered.
+    /// If the namespace cannot be entered.
     pub fn run_from<T>(&self, host: &Self, work: impl FnOnce() -> T) -> Result<T> {
         self.enter()?;
         let back = Back(host);
@@ -114,7 +114,7 @@ impl Netns {
     /// Keeps others out who lock the same namespace, until what is returned is dropped.
     ///
     /// # Errors
-    /// When it cannot be locked.
+    /// If it cannot be locked.
     pub fn lock(&self) -> Result<OwnedFd> {
         let error = |errno| Error::new("lock network namespace", self.path.display(), errno);
         // A lock belongs to one opening of the file.
@@ -128,7 +128,7 @@ impl Netns {
     /// Moves the calling thread into this namespace for good, as for a thread or process that runs a command.
     ///
     /// # Errors
-    /// When the namespace cannot be entered.
+    /// If the namespace cannot be entered.
     pub fn enter(&self) -> Result<()> {
         rustix::thread::move_into_link_name_space(self.fd.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(|errno| Error::new("enter network namespace", self.path.display(), errno))
@@ -139,7 +139,7 @@ impl Netns {
     /// The calling thread is in its old namespace again afterwards.
     ///
     /// # Errors
-    /// When there is something at that path, or the process may not make namespaces.
+    /// If there is something at that path, or the process may not make namespaces.
     pub fn create(path: &Path) -> Result<Self> {
         let error = |doing| move |errno| Error::new(doing, path.display(), errno);
         let io = |doing| move |error: std::io::Error| Error::from_io(doing, path.display(), &error);
@@ -169,7 +169,7 @@ impl Netns {
     /// Unmounts and removes a named namespace; it ends when nothing uses it any more. Succeeds if it is already gone.
     ///
     /// # Errors
-    /// When it cannot be unmounted or the file cannot be removed.
+    /// If it cannot be unmounted or the file cannot be removed.
     pub fn remove(path: &Path) -> Result<()> {
         match rustix::mount::unmount(path, UnmountFlags::DETACH) {
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
@@ -193,7 +193,7 @@ impl AsFd for Netns {
 /// Returns this thread a mount namespace of its own, in which no mount reaches the rest of the machine.
 ///
 /// # Errors
-/// When the process may not.
+/// If the process may not.
 pub fn unshare_mounts() -> Result<()> {
     // SAFETY: the caller asks for exactly this: the mounts that its thread sees become its own.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
@@ -206,7 +206,7 @@ pub fn unshare_mounts() -> Result<()> {
 /// Mounts the `/sys` of the network namespace that the calling thread is in.
 ///
 /// # Errors
-/// When it cannot be mounted.
+/// If it cannot be mounted.
 pub fn mount_sys() -> Result<()> {
     rustix::mount::mount("sysfs", "/sys", "sysfs", rustix::mount::MountFlags::empty(), None)
         .map_err(|errno| Error::new("mount", "/sys", errno))
@@ -215,7 +215,7 @@ pub fn mount_sys() -> Result<()> {
 /// Puts one file in the place of another, for the mount namespace that the calling thread is in.
 ///
 /// # Errors
-/// When one of them is not there.
+/// If one of them is not there.
 pub fn mount_file(file: &Path, over: &Path) -> Result<()> {
     rustix::mount::mount_bind(file, over)
         .map_err(|errno| Error::new("mount a file over", over.display(), errno))

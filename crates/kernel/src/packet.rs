@@ -23,7 +23,7 @@ impl PacketSocket {
     /// Opens one in the calling thread's namespace, for packets to this UDP port.
     ///
     /// # Errors
-    /// When the process may not, or the link is gone.
+    /// If the process may not, or the link is gone.
     pub fn open(link: &Link, port: u16) -> Result<Self> {
         let error = |errno| Error::new("open a packet socket on", format!("`{}`", link.name), errno);
         let protocol = (libc::ETH_P_IP as u16).to_be();
@@ -62,7 +62,7 @@ impl PacketSocket {
     /// Sends a packet, which begins with its IPv4 header, to everybody.
     ///
     /// # Errors
-    /// When the link is down or gone.
+    /// If the link is down or gone.
     pub fn send(&self, packet: &[u8]) -> Result<()> {
         // SAFETY: buffer and address are alive and as long as is said.
         let sent = unsafe {
@@ -81,7 +81,7 @@ impl PacketSocket {
     /// Returns a packet that has come, from its IPv4 header on, or `None` if there is none.
     ///
     /// # Errors
-    /// When the link is down or gone.
+    /// If the link is down or gone.
     pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>> {
         match rustix::net::recv(&self.fd, &mut *buffer, rustix::net::RecvFlags::empty()) {
             Ok((_, length)) => Ok(Some(&buffer[..length.min(buffer.len())])),

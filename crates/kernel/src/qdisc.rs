@@ -73,7 +73,7 @@ impl Root {
 /// Limits what leaves by a link with a token bucket filter.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] when a discipline is there, or when the kernel refuses.
+/// [`crate::Kind::Exists`] if a discipline is there, or when the kernel refuses.
 pub fn add_bucket(socket: &Socket, link: &Link, bucket: &Bucket) -> Result<()> {
     let mut message = new(libc::RTM_NEWQDISC, link, ROOT_HANDLE, TC_H_ROOT, 0);
     let mut parameters = Vec::with_capacity(36);
@@ -175,7 +175,7 @@ pub fn redirect(socket: &Socket, from: &Link, to: &Link) -> Result<()> {
 /// Removes the discipline at the root and the redirection of a link. Succeeds if it is already gone.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove(socket: &Socket, link: &Link) -> Result<()> {
     for parent in [TC_H_ROOT, TC_H_INGRESS] {
         let message = Message::new(libc::RTM_DELQDISC, REQUEST, &tcmsg(link, 0, parent, 0));
@@ -232,7 +232,7 @@ fn read_root(received: &Received<'_>) -> Option<Root> {
 /// Returns the indices of the links that something is redirected to, as [`redirect`] does it.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn redirect_targets(socket: &Socket) -> Result<Vec<u32>> {
     let mut targets = Vec::new();
     // By the list of links, which is read anew if it changes; see `look`.

@@ -118,7 +118,7 @@ impl fmt::Display for Route {
 /// Adds a route. A second one to the same destination by another next hop stands beside the first.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] when the very same route is there.
+/// [`crate::Kind::Exists`] if the very same route is there.
 #[doc(alias = "RTM_NEWROUTE")]
 pub fn add(socket: &Socket, route: &Route) -> Result<()> {
     socket.make([addition(route)])
@@ -132,7 +132,7 @@ pub fn addition(route: &Route) -> Request {
 /// Adds a route, or replaces the one to the same destination with the same metric.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn replace(socket: &Socket, route: &Route) -> Result<()> {
     socket.make([request(libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route)])
 }
@@ -140,7 +140,7 @@ pub fn replace(socket: &Socket, route: &Route) -> Result<()> {
 /// Removes the very route. Succeeds if it is already gone.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove_exact(socket: &Socket, route: &Route) -> Result<()> {
     absent_is_none(socket.make([request(libc::RTM_DELROUTE, 0, "remove route", route)])).map(drop)
 }
@@ -221,7 +221,7 @@ fn message(kind: u16, flags: u16, route: &Route) -> Message {
 /// Removes the route to a destination by a link, whatever else it says. Succeeds if it is already gone.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_DELROUTE")]
 pub fn remove(socket: &Socket, dst: IpNet, link: u32) -> Result<()> {
     let mut fixed = [0; RTMSG];
@@ -238,7 +238,7 @@ pub fn remove(socket: &Socket, dst: IpNet, link: u32) -> Result<()> {
 /// Lists the unicast and blackhole routes of all tables, of one family (that of `like`).
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn list(socket: &Socket, like: IpAddr) -> Result<Vec<Route>> {
     let mut fixed = [0; RTMSG];
     fixed[0] = family(like);
@@ -250,7 +250,7 @@ pub fn list(socket: &Socket, like: IpAddr) -> Result<Vec<Route>> {
 /// leave out all others themselves.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn list_of(socket: &Socket, like: IpAddr, protocol: u8) -> Result<Vec<Route>> {
     let mut fixed = [0; RTMSG];
     fixed[0] = family(like);
@@ -277,7 +277,7 @@ pub struct Way {
 /// Returns the path to an address, or `None` if there is no route.
 ///
 /// # Errors
-/// When the kernel refuses to look.
+/// If the kernel refuses to look.
 #[doc(alias = "RTM_GETROUTE")]
 pub fn way_to(socket: &Socket, ip: IpAddr) -> Result<Option<Way>> {
     let mut fixed = [0; RTMSG];
@@ -308,7 +308,7 @@ const UNREACHABLE: [Errno; 3] = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::I
 /// Returns the link via which the host reaches an address, or `None` if there is no route.
 ///
 /// # Errors
-/// When the kernel refuses to look.
+/// If the kernel refuses to look.
 pub fn link_towards(socket: &Socket, ip: IpAddr) -> Result<Option<u32>> {
     Ok(way_to(socket, ip)?.map(|way| way.link))
 }

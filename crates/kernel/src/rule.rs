@@ -23,7 +23,7 @@ pub struct Rule {
 /// Adds a rule for one source address; the kernel gives it a priority below those that are there.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_NEWRULE")]
 pub fn add(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
     let message = change(libc::RTM_NEWRULE, REQUEST | CREATE | EXCL, source, table);
@@ -33,7 +33,7 @@ pub fn add(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
 /// Removes a rule. Succeeds if it is already gone.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_DELRULE")]
 pub fn remove(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
     let message = change(libc::RTM_DELRULE, REQUEST, source, table);
@@ -44,7 +44,7 @@ pub fn remove(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
 /// Lists the rules of one family (that of `like`).
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn list(socket: &Socket, like: IpAddr) -> Result<Vec<Rule>> {
     let mut fixed = [0; FIB_RULE];
     fixed[0] = family(like);

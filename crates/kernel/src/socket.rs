@@ -69,7 +69,7 @@ impl Socket {
     /// Opens a socket in the calling thread's network namespace.
     ///
     /// # Errors
-    /// When the kernel lacks the family, or file descriptors or memory have run out.
+    /// If the kernel lacks the family, or file descriptors or memory have run out.
     pub fn open(protocol: Protocol) -> Result<Self> {
         Self::open_listening(protocol, 0)
     }

@@ -66,7 +66,7 @@ pub fn found_at(dir: &Path) {
 /// Reads a setting, without the newline, or `None` if the kernel does not have it (IPv6 may be off).
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn read(setting: Setting<'_>) -> Result<Option<String>> {
     let path = setting.path();
     // One read gives all: a setting is a line. `read_to_string` would ask for the size, which is 0, and read twice.
@@ -81,7 +81,7 @@ pub fn read(setting: Setting<'_>) -> Result<Option<String>> {
 /// Writes a setting. It must exist.
 ///
 /// # Errors
-/// When the kernel does not have it or refuses the value.
+/// If the kernel does not have it or refuses the value.
 pub fn write(setting: Setting<'_>, value: &str) -> Result<()> {
     let path = setting.path();
     inject::point("write", &path.display().to_string())?;
@@ -94,7 +94,7 @@ pub fn write(setting: Setting<'_>, value: &str) -> Result<()> {
 /// Writes a setting unless it has the value or the kernel does not have the setting.
 ///
 /// # Errors
-/// When it is there and cannot be read or written.
+/// If it is there and cannot be read or written.
 pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
     match read(setting)? {
         Some(current) if current != value => match write(setting, value) {
@@ -109,7 +109,7 @@ pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
 /// whether it does, which takes less than to open the setting.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_GETNETCONF")]
 pub fn ensure_forwarding(socket: &Socket, address: IpAddr) -> Result<()> {
     let (family, setting) = match address {
@@ -133,7 +133,7 @@ pub fn ensure_forwarding(socket: &Socket, address: IpAddr) -> Result<()> {
 /// not have the setting.
 ///
 /// # Errors
-/// When it is there and cannot be written.
+/// If it is there and cannot be written.
 pub fn set(setting: Setting<'_>, value: &str) -> Result<()> {
     match write(setting, value) {
         Err(error) if error.kind() == Kind::NotFound => Ok(()),

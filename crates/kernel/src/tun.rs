@@ -29,7 +29,7 @@ pub struct Tap<'a> {
 /// Creates a TAP link in the calling thread's namespace; it stays when nobody has it open.
 ///
 /// # Errors
-/// [`crate::Kind::Busy`] when the name is taken; without `/dev/net/tun` or the driver.
+/// [`crate::Kind::Busy`] if the name is taken; without `/dev/net/tun` or the driver.
 #[doc(alias = "TUNSETIFF")]
 pub fn create(tap: &Tap<'_>) -> Result<()> {
     let error = |errno| Error::new("create TAP link", format!("`{}`", tap.name), errno);

@@ -85,7 +85,7 @@ pub fn is_used(family: Family, table: &str) -> bool {
 /// Reads a table, or `None` if nobody uses it.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn read(family: Family, table: &'static str) -> Result<Option<Table>> {
     if !is_used(family, table) {
         return Ok(None);
@@ -98,7 +98,7 @@ pub fn read(family: Family, table: &'static str) -> Result<Option<Table>> {
 /// that table. Holds the lock that iptables-legacy takes.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn edit(family: Family, table: &'static str, change: impl Fn(&mut Table) -> bool) -> Result<()> {
     if !is_used(family, table) {
         return Ok(());

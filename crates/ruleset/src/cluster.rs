@@ -53,7 +53,7 @@ const ROUNDS: usize = 16;
 /// Applies the cluster's rules and returns whether anything changed.
 ///
 /// # Errors
-/// When the kernel refuses; then nothing has changed.
+/// If the kernel refuses; then nothing has changed.
 pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> {
     // If no foreign chain could drop forwarded packets, they need no mark.
     let guarded = forward_hook::is_needed(socket)?;
@@ -99,7 +99,7 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
 /// Removes the cluster's tables. Succeeds if there are none.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove(socket: &Socket) -> Result<(), RulesetError> {
     let mut batch = Batch::new();
     for table in ALL {

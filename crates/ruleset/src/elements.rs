@@ -243,7 +243,7 @@ fn take_away(
 /// tables that hold nothing any more.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn retain(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Result<(), RulesetError> {
     for table in tables::ALL {
         remove_stale(socket, table, stale)?;
@@ -333,7 +333,7 @@ pub(crate) fn claimed(
 /// Lists the owners of all elements in our tables, one for each element.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn owners(socket: &Socket) -> Result<Vec<String>, RulesetError> {
     let mut owners = Vec::new();
     for table in tables::ALL {

@@ -40,7 +40,7 @@ const FORWARD_HOOK: u32 = 2;
 /// Adds an accepting rule to every chain at the forward hook that would drop containers' traffic.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn open(socket: &Socket, wanted: Wanted<'_>) -> Result<(), RulesetError> {
     for family in xtables::Family::ALL {
         xtables::edit(family, "filter", |table| open_legacy(table, family, wanted))?;
@@ -61,7 +61,7 @@ pub fn open(socket: &Socket, wanted: Wanted<'_>) -> Result<(), RulesetError> {
 /// Returns whether [`open`] has nothing to do.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn is_open(socket: &Socket, wanted: Wanted<'_>) -> Result<bool, RulesetError> {
     for family in xtables::Family::ALL {
         if let Some(mut table) = xtables::read(family, "filter")?
@@ -76,7 +76,7 @@ pub fn is_open(socket: &Socket, wanted: Wanted<'_>) -> Result<bool, RulesetError
 /// Returns whether a foreign chain at the forward hook may drop packets that must pass.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn is_needed(socket: &Socket) -> Result<bool, RulesetError> {
     let used = xtables::Family::ALL.into_iter().any(|family| xtables::is_used(family, "filter"));
     let others = |chain: &Chain| {
@@ -92,7 +92,7 @@ pub fn is_needed(socket: &Socket) -> Result<bool, RulesetError> {
 /// Removes our rules from foreign tables, for when no container needs them.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn close(socket: &Socket) -> Result<(), RulesetError> {
     for family in xtables::Family::ALL {
         xtables::edit(family, "filter", |table| {

@@ -19,7 +19,7 @@ const PURPOSE: char = 'm';
 /// Masquerades packets from these addresses to destinations outside their prefix.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn add(socket: &Socket, owner: &str, addresses: &[IpNet]) -> Result<(), RulesetError> {
     let share = Share { purpose: PURPOSE, owner };
     elements::put(socket, share, &placed(owner, addresses), &|table, there, batch| {
@@ -37,7 +37,7 @@ pub fn add(socket: &Socket, owner: &str, addresses: &[IpNet]) -> Result<(), Rule
 /// Returns the addresses that are not masqueraded as [`add`] does it.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn absent(socket: &Socket, owner: &str, addresses: &[IpNet]) -> Result<Vec<IpNet>, RulesetError> {
     let absent = elements::absent(socket, &placed(owner, addresses))?;
     Ok(absent.into_iter().map(|index| addresses[index]).collect())
@@ -46,7 +46,7 @@ pub fn absent(socket: &Socket, owner: &str, addresses: &[IpNet]) -> Result<Vec<I
 /// Removes what an owner has. Succeeds if there is nothing to remove.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove(socket: &Socket, owner: &str) -> Result<(), RulesetError> {
     elements::remove(socket, Share { purpose: PURPOSE, owner }, &[NAT4, NAT6]).map(drop)
 }

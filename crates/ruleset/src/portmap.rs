@@ -125,7 +125,7 @@ pub fn add(socket: &Socket, owner: &str, mappings: &[Mapping], terms: &Terms) ->
 /// goes with all of them.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn absent(
     socket: &Socket,
     owner: &str,
@@ -138,7 +138,7 @@ pub fn absent(
 /// Removes what an owner has published, and returns it. Succeeds if there is none.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove(socket: &Socket, owner: &str) -> Result<Vec<Mapping>, RulesetError> {
     let removed = elements::remove(socket, Share { purpose: PURPOSE, owner }, &[NAT4, NAT6])?;
     Ok(removed.iter().filter_map(|(set, element)| mapping_of(set, element)).collect())

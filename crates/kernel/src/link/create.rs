@@ -197,7 +197,7 @@ impl<'a> New<'a> {
 /// socket's namespace has it.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] when the name is taken, [`crate::Kind::Unsupported`] without the driver.
+/// [`crate::Kind::Exists`] if the name is taken, [`crate::Kind::Unsupported`] without the driver.
 #[doc(alias = "RTM_NEWLINK")]
 pub fn create(socket: &Socket, new: &New<'_>) -> Result<()> {
     let up = libc::IFF_UP.cast_unsigned();
@@ -246,7 +246,7 @@ pub struct Veth<'a> {
 /// Creates a veth pair and returns this end; fails if a name is taken.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] when one of the two names is taken, [`crate::Kind::Unsupported`] without the driver.
+/// [`crate::Kind::Exists`] if one of the two names is taken, [`crate::Kind::Unsupported`] without the driver.
 pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<Link> {
     // One queue is what the kernel has a pair use. Unasked it makes one for each processor all the same, then waits a grace
     // period for the others to be out of use.

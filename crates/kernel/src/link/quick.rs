@@ -41,7 +41,7 @@ impl Named for QuickLink {
 /// Finds a link by its name, and tells what is told at once.
 ///
 /// # Errors
-/// When the kernel refuses to look.
+/// If the kernel refuses to look.
 #[doc(alias("SIOCGIFINDEX", "SIOCGIFFLAGS", "ETHTOOL_GDRVINFO"))]
 pub fn find_quick(socket: &Socket, name: &str) -> Result<Option<QuickLink>> {
     let look = || {
@@ -60,7 +60,7 @@ pub fn find_quick(socket: &Socket, name: &str) -> Result<Option<QuickLink>> {
 /// Returns whether a link is up and has a carrier that the kernel knows of, so that what is sent goes out.
 ///
 /// # Errors
-/// When it is not there.
+/// If it is not there.
 #[doc(alias = "SIOCGIFFLAGS")]
 pub fn is_running(socket: &Socket, name: &str) -> Result<bool> {
     flags(socket, name)
@@ -71,7 +71,7 @@ pub fn is_running(socket: &Socket, name: &str) -> Result<bool> {
 /// Reads the hardware address of a link that has one of Ethernet.
 ///
 /// # Errors
-/// When the link is not there.
+/// If the link is not there.
 #[doc(alias = "SIOCGIFHWADDR")]
 pub fn mac(socket: &Socket, name: &str) -> Result<Mac> {
     // `struct sockaddr`, of which the family is 2 bytes.

@@ -76,7 +76,7 @@ pub struct Rule {
 /// Reads the generation of the namespace's ruleset, which every change raises.
 ///
 /// # Errors
-/// When the kernel has no nftables.
+/// If the kernel has no nftables.
 pub fn generation(socket: &Socket) -> Result<u32> {
     let message = Message::new(kind(msg::GETGEN), REQUEST, &nfgen(0, 0));
     let mut generation = 0;
@@ -91,7 +91,7 @@ pub fn generation(socket: &Socket) -> Result<u32> {
 /// Reads the comment of a table, or `None` if the table is not there, empty when it has no comment.
 ///
 /// # Errors
-/// When the kernel has no nftables.
+/// If the kernel has no nftables.
 pub fn table_comment(socket: &Socket, table: Table<'_>) -> Result<Option<String>> {
     let mut message = Message::new(kind(msg::GETTABLE), REQUEST, &nfgen(table.family.number(), 0));
     message.text(TABLE_NAME, table.name);
@@ -106,7 +106,7 @@ pub fn table_comment(socket: &Socket, table: Table<'_>) -> Result<Option<String>
 /// Lists the chains of a table; none of them when the table is not there.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn chains(socket: &Socket, table: Table<'_>) -> Result<Vec<String>> {
     let message = Message::new(kind(msg::GETCHAIN), REQUEST | DUMP, &nfgen(table.family.number(), 0));
     socket.dump(&message, "list the chains of", &table.name, |received| {
@@ -119,7 +119,7 @@ pub fn chains(socket: &Socket, table: Table<'_>) -> Result<Vec<String>> {
 /// Returns whether a table has a chain.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn has_chain(socket: &Socket, table: Table<'_>, chain: &str) -> Result<bool> {
     let mut message = Message::new(kind(msg::GETCHAIN), REQUEST, &nfgen(table.family.number(), 0));
     message.text(CHAIN_TABLE, table.name).text(CHAIN_NAME, chain);
@@ -130,7 +130,7 @@ pub fn has_chain(socket: &Socket, table: Table<'_>, chain: &str) -> Result<bool>
 /// Lists the tables of all families that are known here.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn tables(socket: &Socket) -> Result<Vec<(Family, String)>> {
     let message = Message::new(kind(msg::GETTABLE), REQUEST | DUMP, &nfgen(0, 0));
     socket.dump(&message, "list", &"the nftables tables", |received| {
@@ -142,7 +142,7 @@ pub fn tables(socket: &Socket) -> Result<Vec<(Family, String)>> {
 /// Lists the chains of all tables of all families that are known here.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn all_chains(socket: &Socket) -> Result<Vec<Chain>> {
     let message = Message::new(kind(msg::GETCHAIN), REQUEST | DUMP, &nfgen(0, 0));
     socket.dump(&message, "list", &"the nftables chains", |received| {
@@ -166,7 +166,7 @@ pub fn all_chains(socket: &Socket) -> Result<Vec<Chain>> {
 /// Lists the rules of a chain, in order; none of them when it is not there.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn rules(socket: &Socket, table: Table<'_>, chain: &str) -> Result<Vec<Rule>> {
     let mut message = Message::new(kind(msg::GETRULE), REQUEST | DUMP, &nfgen(table.family.number(), 0));
     message.text(RULE_TABLE, table.name).text(RULE_CHAIN, chain);
@@ -179,7 +179,7 @@ pub fn rules(socket: &Socket, table: Table<'_>, chain: &str) -> Result<Vec<Rule>
 /// Finds the element with a key, or `None` if it, the set or the table is not there.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn element(socket: &Socket, table: Table<'_>, set: &str, key: &[u8]) -> Result<Option<Element>> {
     let mut message = get(table, set, 0);
     message.nest(ELEM_ELEMENTS, |list| {
@@ -199,7 +199,7 @@ pub fn element(socket: &Socket, table: Table<'_>, set: &str, key: &[u8]) -> Resu
 /// Lists the elements of a set or map; none of them when it or the table is not there.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses the request.
 pub fn elements(socket: &Socket, table: Table<'_>, set: &str) -> Result<Vec<Element>> {
     let message = get(table, set, DUMP);
     let found = socket.dump(&message, "list the elements of", &set, |received| read(&received));
