@@ -33,10 +33,10 @@ pub enum Detection {
     Skip,
 }
 
-/// Adds an address; fails if the link has it. IPv4 gets the broadcast address of its prefix.
+/// Adds an address. Fails if the link has it already. An IPv4 address gets the broadcast address of its prefix.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] if it is there.
+/// [`crate::Kind::Exists`] if the link has the address.
 #[doc(alias = "RTM_NEWADDR")]
 pub fn add(socket: &Socket, link: &dyn Named, net: IpNet, detection: Detection) -> Result<()> {
     socket.make([addition(link, net, detection)])

@@ -29,7 +29,7 @@ use crate::{
 
 static WAIT: AtomicBool = AtomicBool::new(false);
 
-/// Makes every call in this module wait in the calling process, for callers that look at what the kernel frees.
+/// Makes every call in this module wait in the calling process, for callers that examine what the kernel frees.
 pub fn wait_always() {
     WAIT.store(true, Ordering::Relaxed);
 }

@@ -1,4 +1,4 @@
-//! Who makes the checksums of what is sent: the kernel, the network card to which a link leaves them (ethtool(8)), or nobody.
+//! Checksums of sent packets: computed by the kernel, offloaded to the network card (ethtool(8)), or disabled.
 
 use std::{
     ffi::c_int,
@@ -16,7 +16,7 @@ use crate::{
 /// Returns whether a link of the calling thread's namespace leaves checksums to the card.
 ///
 /// # Errors
-/// If it is not there.
+/// If the link does not exist.
 #[doc(alias = "ETHTOOL_GTXCSUM")]
 pub fn checksums(name: &str) -> Result<bool> {
     ask(name, ETHTOOL_GTXCSUM, 0).map(|value| value != 0)
@@ -25,7 +25,7 @@ pub fn checksums(name: &str) -> Result<bool> {
 /// Enables or disables checksum offload of a link.
 ///
 /// # Errors
-/// If it is not there, or cannot.
+/// If the link does not exist or does not support the change.
 #[doc(alias = "ETHTOOL_STXCSUM")]
 pub fn set_checksums(name: &str, on: bool) -> Result<()> {
     ask(name, ETHTOOL_STXCSUM, on.into()).map(drop)
