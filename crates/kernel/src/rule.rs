@@ -9,10 +9,10 @@ use crate::{
     socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
-/// A rule; what it does not say of other people's rules is left out.
+/// A rule, with only the fields that Netloom uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// The one source address that it is for; `None` for a prefix or for all.
+    /// The single source address that it matches; `None` for a prefix or for all sources.
     pub source: Option<IpAddr>,
     /// The table.
     pub table: u32,
@@ -20,7 +20,7 @@ pub struct Rule {
     pub priority: u32,
 }
 
-/// Adds a rule for one source address; the kernel gives it a priority below those that are there.
+/// Adds a rule for one source address. The kernel assigns a priority number below those of existing rules.
 ///
 /// # Errors
 /// If the kernel refuses the request.
