@@ -93,7 +93,7 @@ impl Client {
         }
     }
 
-    /// Says when [`Self::tick`] is to be called.
+    /// Returns the time of the next [`Self::tick`].
     pub fn due(&self) -> Time {
         self.due
     }
@@ -207,7 +207,7 @@ impl Client {
         }
     }
 
-    /// Returns the lease back; to be sent once.
+    /// Returns the message that releases the lease, to send once.
     pub fn release(&mut self, now: Time, xid: u32) -> Option<Output> {
         let lease = self.lease()?.clone();
         let (IpAddr::V4(from), Server::V4(to)) = (lease.address.addr(), lease.server) else { return None };

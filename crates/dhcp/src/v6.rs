@@ -78,7 +78,7 @@ impl Client {
         }
     }
 
-    /// Says when [`Self::tick`] is to be called.
+    /// Returns the time of the next [`Self::tick`].
     pub fn due(&self) -> Time {
         self.due
     }
@@ -202,7 +202,7 @@ impl Client {
         }
     }
 
-    /// Returns the lease back; to be sent once.
+    /// Returns the message that releases the lease, to send once.
     pub fn release(&mut self, now: Time, random: u32) -> Option<Output> {
         let lease = self.lease()?.clone();
         (self.since, self.xid) = (now, transaction(random));

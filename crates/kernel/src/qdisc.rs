@@ -294,6 +294,7 @@ fn new(kind: u16, link: &Link, handle: u32, parent: u32, info: u32) -> Message {
 
 fn filter(link: &Link, parent: u32, priority: u32, protocol: i32) -> Message {
     let protocol = u16::try_from(protocol).unwrap_or_default().to_be();
+    // The kernel keeps several filters of the same priority.
     let fixed = tcmsg(link, 0, parent, priority << 16 | u32::from(protocol));
     Message::new(RTM_NEWTFILTER, REQUEST | CREATE | EXCL, &fixed)
 }

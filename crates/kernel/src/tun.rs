@@ -76,7 +76,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // If the policy forbids the return, the thread keeps the narrower context.
+        // If the policy forbids the return, the thread keeps the context of the link.
         drop(fs::write(CONTEXT, &self.0));
     }
 }

@@ -41,7 +41,7 @@ pub fn is_set(socket: &Socket, owner: &str, admission: &Admission) -> Result<boo
     Ok(elements::absent(socket, &placed(owner, admission))?.is_empty())
 }
 
-/// Removes what a container is let do, and returns its addresses. Succeeds if there is none.
+/// Removes a container's accepted traffic, and returns its addresses. Succeeds if there is none.
 ///
 /// # Errors
 /// If the kernel refuses the request.

@@ -1,9 +1,9 @@
 //! Rules in foreign tables that accept marked packets.
 //!
-//! An `accept` in a table of ours does not override a `drop` in another. So what our chain `admit` has marked must be
-//! let through by the others too: by one fixed rule in each chain at the forward hook that would drop it, however many
-//! containers there are. Chains of iptables get the rule where the reference plugins put theirs, behind the chain in
-//! which an administrator can overrule it; others just before what drops the rest.
+//! An `accept` in Netloom's table does not override a `drop` in another. So each chain at the forward hook that would drop
+//! packets marked by the chain `admit` gets one fixed rule that accepts them, regardless of the number of containers. In
+//! iptables' chains the rule is where the reference plugins put theirs, after the chain in which an administrator can override
+//! it. In other chains it is directly before the rule that drops the rest.
 
 use kernel::{
     Kind, Socket,
@@ -25,7 +25,7 @@ pub struct Wanted<'a> {
     pub always: bool,
 }
 
-/// The chain of the reference plugins at the forward hook, and what they say of it.
+/// The chain of the reference plugins at the forward hook, and its comment.
 const FORWARD: &str = "FORWARD";
 const OF_PLUGINS: &str = "CNI-FORWARD";
 const FORWARD_COMMENT: &str = "CNI firewall plugin rules";
@@ -162,7 +162,7 @@ fn missing(socket: &Socket, wanted: Wanted<'_>) -> Result<Batch, RulesetError> {
     Ok(batch)
 }
 
-/// Returns whether a chain stands where it may drop containers' packets, and is nobody's who is asked in another way.
+/// Returns whether a chain may drop containers' packets and is not managed over another interface (firewalld).
 fn may_drop(chain: &Chain) -> bool {
     chain.hook == Some(FORWARD_HOOK)
         && chain.kind.as_deref() == Some("filter")
@@ -190,7 +190,7 @@ fn admit(batch: &mut Batch, table: Table<'_>, chain: &str, place: Place) {
     batch.add_rule(table, chain, place, &rule, COMMENT);
 }
 
-/// Makes chains and rules as the reference plugins do, and ours among them.
+/// Creates the chains and rules of the reference plugins, with Netloom's rule among them.
 fn open_iptables(
     socket: &Socket,
     table: Table<'_>,

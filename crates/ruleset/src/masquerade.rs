@@ -43,7 +43,7 @@ pub fn absent(socket: &Socket, owner: &str, addresses: &[IpNet]) -> Result<Vec<I
     Ok(absent.into_iter().map(|index| addresses[index]).collect())
 }
 
-/// Removes what an owner has. Succeeds if there is nothing to remove.
+/// Removes an owner's masquerade. Succeeds if there is none.
 ///
 /// # Errors
 /// If the kernel refuses the request.
@@ -69,7 +69,7 @@ fn placed(owner: &str, addresses: &[IpNet]) -> Vec<Placed> {
     addresses.iter().map(place).collect()
 }
 
-/// Names the chain of a subnet, in the letters that nft takes for a name.
+/// Returns the name of a subnet's chain, in characters that nft accepts.
 fn chain(net: IpNet) -> String {
     format!("{}{}-{}", chains::MASQUERADE, net.network(), net.prefix_len()).replace(':', "_")
 }

@@ -36,7 +36,7 @@ pub fn add(socket: &Socket, owner: &str, sender: &Sender<'_>) -> Result<(), Rule
     elements::put(socket, share, &placed(owner, sender), &|_, _, _| ())
 }
 
-/// Has an owner's checks go by another hardware address, which its interface has from now on. No checks are fine.
+/// Changes the hardware address of an owner's checks to the new one of its interface. Succeeds if there are no checks.
 ///
 /// # Errors
 /// If the kernel refuses the request.
