@@ -74,12 +74,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes a client that begins to look for a server at its first [`Self::tick`].
+    /// Creates a client that starts its search for a server at its first [`Self::tick`].
     pub fn new(mac: [u8; 6], wishes: Wishes, patience: Patience, now: Time) -> Self {
         Self { mac, wishes, patience, state: State::Selecting, xid: 0, tries: 0, since: now, due: now }
     }
 
-    /// Makes a client that has a lease already.
+    /// Creates a client that has a lease already.
     pub fn with_lease(mac: [u8; 6], wishes: Wishes, patience: Patience, lease: Lease) -> Self {
         let due = lease.renew;
         Self { mac, wishes, patience, state: State::Bound(lease), xid: 0, tries: 0, since: due, due }
@@ -98,7 +98,7 @@ impl Client {
         self.due
     }
 
-    /// Says how to listen.
+    /// Returns how to listen.
     pub fn listening(&self) -> Listening {
         match &self.state {
             State::Bound(_) => Listening::No,

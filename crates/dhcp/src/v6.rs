@@ -59,12 +59,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes a client that begins to look for a server at its first [`Self::tick`].
+    /// Creates a client that starts its search for a server at its first [`Self::tick`].
     pub fn new(wishes: Wishes, patience: Patience, now: Time) -> Self {
         Self { wishes, patience, state: State::Soliciting, xid: 0, tries: 0, since: now, due: now }
     }
 
-    /// Makes a client that has a lease already.
+    /// Creates a client that has a lease already.
     pub fn with_lease(wishes: Wishes, patience: Patience, lease: Lease) -> Self {
         let due = lease.renew;
         Self { wishes, patience, state: State::Bound(lease), xid: 0, tries: 0, since: due, due }
