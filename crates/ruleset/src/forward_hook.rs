@@ -162,7 +162,7 @@ fn missing(socket: &Socket, wanted: Wanted<'_>) -> Result<Batch, RulesetError> {
     Ok(batch)
 }
 
-/// Returns whether a foreign chain may drop containers' packets. Excludes firewalld's table and iptables' `FORWARD`, handled apart.
+/// Returns whether a foreign chain may drop containers' packets. Excludes firewalld's table and iptables' `FORWARD`.
 fn may_drop(chain: &Chain) -> bool {
     chain.hook == Some(FORWARD_HOOK)
         && chain.kind.as_deref() == Some("filter")
