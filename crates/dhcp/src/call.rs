@@ -1,4 +1,4 @@
-//! What the plugin and the daemon say to each other: a line of JSON each way, by a Unix socket.
+//! The protocol between plugin and daemon: one line of JSON each way over a Unix socket.
 
 use std::{
     fmt,

@@ -107,7 +107,7 @@ impl Patience {
     }
 }
 
-/// Says when to try again to prolong a lease: after half of the time that is left for this, but not too soon
+/// Returns the time of the next attempt to extend a lease: after half of the time that is left for this, but not too soon
 /// (RFC 2131, section 4.4.5).
 pub(crate) fn next_try(now: Time, until: Time, expire: Time) -> Time {
     let least = (expire.saturating_sub(now) / 20).clamp(Duration::from_secs(1), Duration::from_mins(1));

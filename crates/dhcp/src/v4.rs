@@ -74,12 +74,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Creates a client that begins to look for a server at its first [`Self::tick`].
+    /// Creates a client that starts its search for a server at its first [`Self::tick`].
     pub fn new(mac: [u8; 6], wishes: Wishes, patience: Patience, now: Time) -> Self {
         Self { mac, wishes, patience, state: State::Selecting, xid: 0, tries: 0, since: now, due: now }
     }
 
-    /// Creates a client that already has a lease.
+    /// Creates a client that has a lease already.
     pub fn with_lease(mac: [u8; 6], wishes: Wishes, patience: Patience, lease: Lease) -> Self {
         let due = lease.renew;
         Self { mac, wishes, patience, state: State::Bound(lease), xid: 0, tries: 0, since: due, due }
@@ -93,12 +93,12 @@ impl Client {
         }
     }
 
-    /// Returns when the caller must call [`Self::tick`].
+    /// Returns the time of the next [`Self::tick`].
     pub fn due(&self) -> Time {
         self.due
     }
 
-    /// How to listen.
+    /// Returns how to listen.
     pub fn listening(&self) -> Listening {
         match &self.state {
             State::Bound(_) => Listening::No,
@@ -207,7 +207,7 @@ impl Client {
         }
     }
 
-    /// Returns the lease back; to be sent once.
+    /// Returns the message that releases the lease, to send once.
     pub fn release(&mut self, now: Time, xid: u32) -> Option<Output> {
         let lease = self.lease()?.clone();
         let (IpAddr::V4(from), Server::V4(to)) = (lease.address.addr(), lease.server) else { return None };

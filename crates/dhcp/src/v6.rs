@@ -59,12 +59,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Creates a client that begins to look for a server at its first [`Self::tick`].
+    /// Creates a client that starts its search for a server at its first [`Self::tick`].
     pub fn new(wishes: Wishes, patience: Patience, now: Time) -> Self {
         Self { wishes, patience, state: State::Soliciting, xid: 0, tries: 0, since: now, due: now }
     }
 
-    /// Creates a client that already has a lease.
+    /// Creates a client that has a lease already.
     pub fn with_lease(wishes: Wishes, patience: Patience, lease: Lease) -> Self {
         let due = lease.renew;
         Self { wishes, patience, state: State::Bound(lease), xid: 0, tries: 0, since: due, due }
@@ -78,7 +78,7 @@ impl Client {
         }
     }
 
-    /// Returns when the caller must call [`Self::tick`].
+    /// Returns the time of the next [`Self::tick`].
     pub fn due(&self) -> Time {
         self.due
     }
@@ -202,7 +202,7 @@ impl Client {
         }
     }
 
-    /// Returns the lease back; to be sent once.
+    /// Returns the message that releases the lease, to send once.
     pub fn release(&mut self, now: Time, random: u32) -> Option<Output> {
         let lease = self.lease()?.clone();
         (self.since, self.xid) = (now, transaction(random));

@@ -1,4 +1,4 @@
-//! Which addresses a container may have, found in one read however full the folder is.
+//! An index of each container's addresses: one read finds them, regardless of the number of reservations.
 //!
 //! A hash table in a file: a page that says of which state of the folder it was made, then pages of slots; the hash
 //! of a container's ID says which page its addresses are on. The reservation files are the truth and the table only
@@ -56,7 +56,7 @@ pub(crate) struct Index {
     changed: bool,
 }
 
-/// What was found instead of a table that matches.
+/// The content of a table that does not match the folder.
 #[derive(Debug, Default)]
 pub(crate) struct Outdated {
     /// What Netloom itself reserved, as far as the table still says.
@@ -152,7 +152,7 @@ impl Index {
         }
     }
 
-    /// Removes an address whose file is gone.
+    /// Removes an address, after its file is removed.
     pub(crate) fn remove(&mut self, entry: Entry) -> io::Result<()> {
         self.changed = true;
         let page = self.page(entry.container)?;
@@ -262,7 +262,7 @@ impl Index {
     }
 }
 
-/// Marks the existing content as invalid.
+/// Invalidates the existing table.
 pub(crate) fn spoil(dir: &Path) {
     drop(fs::remove_file(dir.join(NAME)));
 }

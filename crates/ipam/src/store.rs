@@ -68,7 +68,7 @@ pub struct Store {
 #[derive(Debug)]
 pub struct Locked<'a> {
     dir: &'a Path,
-    /// None where it cannot be had, as on a disk that is full: then every file is read.
+    /// `None` if it is unavailable, as on a full disk: then every file is read.
     index: Option<Index>,
     rest: Option<Cooldown>,
     _lock: File,
@@ -149,7 +149,7 @@ impl Locked<'_> {
     /// If the file cannot be written, as on a full disk; nothing is reserved then.
     pub fn reserve(&mut self, ip: IpAddr, owner: Owner<'_>, range_set: usize) -> Result<bool> {
         let path = self.dir.join(ip.to_string());
-        // With the lock held nobody else makes this file: look before taking the trouble.
+        // No other process creates this file while the lock is held, so a check first is safe and cheaper.
         if path.exists() {
             return Ok(false);
         }

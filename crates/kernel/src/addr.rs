@@ -33,10 +33,10 @@ pub enum Detection {
     Skip,
 }
 
-/// Adds an address; fails if the link has it. IPv4 gets the broadcast address of its prefix.
+/// Adds an address. Fails if the link has it already. An IPv4 address gets the broadcast address of its prefix.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] when it is there.
+/// [`crate::Kind::Exists`] if the link has the address.
 #[doc(alias = "RTM_NEWADDR")]
 pub fn add(socket: &Socket, link: &dyn Named, net: IpNet, detection: Detection) -> Result<()> {
     socket.make([addition(link, net, detection)])
@@ -60,7 +60,7 @@ pub fn addition(link: &dyn Named, net: IpNet, detection: Detection) -> Request {
 /// Removes an address. Succeeds if it is already gone.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove(socket: &Socket, link: &dyn Named, net: IpNet) -> Result<()> {
     let mut message = Message::new(libc::RTM_DELADDR, REQUEST, &ifaddr(net, link.index()));
     message.ip(libc::IFA_LOCAL, net.addr()).ip(libc::IFA_ADDRESS, net.addr());
@@ -71,7 +71,7 @@ pub fn remove(socket: &Socket, link: &dyn Named, net: IpNet) -> Result<()> {
 /// Lists the addresses of a link, of both families.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn list(socket: &Socket, link: &dyn Named) -> Result<Vec<Address>> {
     let mut fixed = [0; IFADDR];
     fixed[4..8].copy_from_slice(&link.index().to_ne_bytes());

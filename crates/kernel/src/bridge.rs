@@ -9,7 +9,7 @@ use crate::{
     socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
-/// A bridge to be made.
+/// The parameters of a new bridge.
 #[derive(Debug, Clone, Copy)]
 pub struct New<'a> {
     /// Its name.
@@ -32,11 +32,11 @@ pub struct Port {
 /// One VLAN of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vlan {
-    /// 1 to 4094.
+    /// The VLAN ID, 1 to 4094.
     pub id: u16,
-    /// Untagged frames that come in belong to it.
+    /// Whether untagged frames that the port receives belong to this VLAN.
     pub pvid: bool,
-    /// Frames of it leave without tag.
+    /// Whether frames of this VLAN leave the port without a tag.
     pub untagged: bool,
 }
 
@@ -52,7 +52,7 @@ pub enum Side {
 /// Creates a bridge that is down.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] when the name is taken, [`crate::Kind::Unsupported`] without the driver.
+/// [`crate::Kind::Exists`] if the name is taken, [`crate::Kind::Unsupported`] if the kernel lacks the driver.
 pub fn create(socket: &Socket, bridge: &New<'_>) -> Result<()> {
     let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | CREATE | EXCL, &ifinfo(0, 0, 0, 0));
     message.text(libc::IFLA_IFNAME, bridge.name);
@@ -73,7 +73,7 @@ pub fn create(socket: &Socket, bridge: &New<'_>) -> Result<()> {
 /// Enables or disables VLAN filtering of a bridge.
 ///
 /// # Errors
-/// If the bridge is gone or the kernel has no VLAN filtering.
+/// If the bridge does not exist or the kernel lacks VLAN filtering.
 pub fn set_vlan_filtering(socket: &Socket, bridge: &dyn Named, on: bool) -> Result<()> {
     let mut message = Message::new(libc::RTM_NEWLINK, REQUEST, &ifinfo(0, bridge.index(), 0, 0));
     message.nest(libc::IFLA_LINKINFO, |info| {
@@ -87,7 +87,7 @@ pub fn set_vlan_filtering(socket: &Socket, bridge: &dyn Named, on: bool) -> Resu
 /// Sets a port's flags.
 ///
 /// # Errors
-/// If the link is no port of a bridge.
+/// If the link is not a bridge port.
 #[doc(alias = "IFLA_PROTINFO")]
 pub fn set_port(socket: &Socket, link: &dyn Named, port: Port) -> Result<()> {
     let mut message = Message::new(libc::RTM_SETLINK, REQUEST, &ifinfo(AF_BRIDGE, link.index(), 0, 0));
@@ -103,7 +103,7 @@ pub fn set_port(socket: &Socket, link: &dyn Named, port: Port) -> Result<()> {
 /// If the link does not exist or the kernel refuses.
 #[doc(alias = "RTM_GETVLAN")]
 pub fn vlans(socket: &Socket, link: &dyn Named) -> Result<Vec<Vlan>> {
-    // `struct br_vlan_msg`: the kernel answers for this link alone.
+    // `struct br_vlan_msg` limits the answer to this link.
     let mut fixed = [0; BR_VLAN_MSG];
     fixed[0] = AF_BRIDGE;
     fixed[4..].copy_from_slice(&link.index().to_ne_bytes());
@@ -119,7 +119,7 @@ pub fn vlans(socket: &Socket, link: &dyn Named) -> Result<Vec<Vlan>> {
     }
 }
 
-/// Reads the VLANs of an entry, which are a range if they have the same flags.
+/// Reads the VLANs of an entry. Consecutive VLANs with the same flags share one entry.
 fn read_range(entry: &[u8]) -> Vec<Vlan> {
     let attrs = Attrs(entry);
     let Some(first) = attrs.find(BRIDGE_VLANDB_ENTRY_INFO).and_then(read_vlan) else { return Vec::new() };
@@ -132,7 +132,8 @@ fn read_vlan(info: &[u8]) -> Option<Vlan> {
     Some(Vlan { id, pvid: flags & VLAN_PVID != 0, untagged: flags & VLAN_UNTAGGED != 0 })
 }
 
-/// Lists the VLANs of a link before Linux 5.6, which can only list those of all links, and leaves some out when links go meanwhile.
+/// Lists the VLANs of a link on kernels before 5.6. These list the VLANs of all links, and omit some if links are removed
+/// meanwhile.
 fn vlans_of_all(socket: &Socket, link: &dyn Named) -> Result<Vec<Vlan>> {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST | DUMP, &ifinfo(AF_BRIDGE, 0, 0, 0));
     message.u32(libc::IFLA_EXT_MASK, FILTER_VLAN);
@@ -148,10 +149,10 @@ fn vlans_of_all(socket: &Socket, link: &dyn Named) -> Result<Vec<Vlan>> {
     Ok(all.into_iter().flatten().collect())
 }
 
-/// Adds VLANs to a port, or to the bridge itself. One that is there gets the flags that are given.
+/// Adds VLANs to a port, or to the bridge itself. A VLAN that exists gets the given flags.
 ///
 /// # Errors
-/// If the link is no port, or the bridge does not filter VLANs.
+/// If the link is not a bridge port, or the bridge does not filter VLANs.
 pub fn add_vlans(socket: &Socket, link: &dyn Named, side: Side, vlans: &[Vlan]) -> Result<()> {
     set_vlans(socket, libc::RTM_SETLINK, "add VLANs to", link, side, vlans)
 }
@@ -159,12 +160,12 @@ pub fn add_vlans(socket: &Socket, link: &dyn Named, side: Side, vlans: &[Vlan]) 
 /// Removes VLANs from a port, or from the bridge itself.
 ///
 /// # Errors
-/// If the link is no port.
+/// If the link is not a bridge port.
 pub fn remove_vlans(socket: &Socket, link: &dyn Named, side: Side, vlans: &[Vlan]) -> Result<()> {
     set_vlans(socket, libc::RTM_DELLINK, "remove VLANs from", link, side, vlans)
 }
 
-/// Fills about 2.4 KiB of attributes a message, well under what one may hold.
+/// The number of VLANs in one message: about 2.4 KiB of attributes, well below the limit of 64 KiB.
 const VLANS_PER_MESSAGE: usize = 300;
 
 fn set_vlans(

@@ -1,4 +1,4 @@
-//! The connections that connection tracking knows, over netlink.
+//! Tracked connections, read and removed over netlink.
 //!
 //! Source: the kernel's `include/uapi/linux/netfilter/nfnetlink_conntrack.h` and `net/netfilter/nf_conntrack_netlink.c`.
 
@@ -19,7 +19,7 @@ pub struct Connection {
     pub protocol: u8,
     /// Address and port that the first packet was sent to.
     pub destination: (IpAddr, u16),
-    /// The address that replies come from: where a changed destination leads to.
+    /// The source address of replies: the destination after translation.
     pub answers_from: IpAddr,
     /// The whole original tuple as the kernel wrote it; identifies the connection.
     tuple: Vec<u8>,
@@ -30,7 +30,7 @@ pub fn is_any() -> bool {
     sysctl::read(Setting::Net("netfilter/nf_conntrack_count")).ok().flatten().is_none_or(|count| count != "0")
 }
 
-/// Lists the connections of a protocol to any of some ports, of one family (that of `like`).
+/// Lists the connections of a protocol and of one family (that of `like`) to the given ports.
 ///
 /// The kernel has no index by port: it walks all buckets of its table (262,144 on a large host, some 7 ms) and all connections
 /// in them. One walk serves all ports. It filters by one family alone.
@@ -44,7 +44,7 @@ pub fn to_ports(
     ports: &BTreeSet<u16>,
 ) -> Result<Vec<Connection>> {
     let mut message = Message::new(kind(GET), REQUEST | DUMP, &[family(like), 0, 0, 0]);
-    // The kernel compares with one tuple. It does so since 5.8; older ones list all connections.
+    // The kernel filters by one tuple since 5.8. Older kernels list all connections.
     let only = ports.first().filter(|_| ports.len() == 1);
     message.nest(CTA_TUPLE_ORIG, |tuple| {
         tuple.nest(CTA_TUPLE_PROTO, |proto| {
@@ -64,10 +64,10 @@ pub fn to_ports(
     })
 }
 
-/// Removes a connection from the table, so that its next packet is translated anew. Succeeds if it is gone already.
+/// Removes a connection from the table, so that its next packet is translated anew. Succeeds if it is already gone.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn forget(socket: &Socket, connection: &Connection) -> Result<()> {
     let family = family(connection.destination.0);
     let mut message = Message::new(kind(DELETE), REQUEST, &[family, 0, 0, 0]);
@@ -89,7 +89,7 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Connection> {
     })
 }
 
-/// What decides whether a connection is of interest, before anything of it is copied.
+/// The fields that select a connection, borrowed from the message.
 struct Endpoint<'a> {
     protocol: u8,
     port: u16,

@@ -1,4 +1,4 @@
-//! Every reader of what the kernel sends, on any bytes: for tests that look for input that breaks one.
+//! Runs every parser of kernel messages on arbitrary bytes, for tests and fuzzing.
 
 use std::hint::black_box;
 
@@ -9,7 +9,7 @@ use crate::{
     socket::Refusal,
 };
 
-/// Reads a netlink datagram with every reader there is, whatever kind it says it is of. Gives how many messages it had.
+/// Parses a netlink datagram with every parser, whatever its message type. Returns the number of messages.
 pub fn datagram(bytes: &[u8]) -> usize {
     Messages(bytes).map(|received| message(&received)).count()
 }

@@ -29,7 +29,7 @@ use crate::{
 
 static WAIT: AtomicBool = AtomicBool::new(false);
 
-/// Makes every call in this module wait in the calling process, for callers that look at what the kernel frees.
+/// Makes every call in this module wait in the calling process, for callers that examine what the kernel frees.
 pub fn wait_always() {
     WAIT.store(true, Ordering::Relaxed);
 }
@@ -40,7 +40,7 @@ pub fn wait_always() {
 /// `socket` must belong to the namespace of the calling thread.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove_link(socket: &Socket, link: &Link) -> Result<()> {
     let Some(orphan) = permit() else { return link::remove(socket, link) };
     inject::point("remove link", &link.name)?;

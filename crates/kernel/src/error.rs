@@ -13,7 +13,7 @@ pub struct Error {
     pub object: String,
     /// The kernel's error number.
     pub errno: Errno,
-    /// The kernel's explanation, where it gave one (extended ack).
+    /// The kernel's explanation (extended ack), if it sent one.
     pub extack: Option<String>,
 }
 
@@ -49,7 +49,7 @@ impl Error {
         Self { doing, object: object.to_string(), errno, extack: None }
     }
 
-    /// Creates an error from one of the standard library's.
+    /// Creates an error from an error of the standard library.
     pub fn from_io(doing: &'static str, object: impl fmt::Display, error: &std::io::Error) -> Self {
         Self::new(doing, object, error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
     }
@@ -64,7 +64,7 @@ impl Error {
             Errno::OPNOTSUPP | Errno::NOSYS | Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT => Kind::Unsupported,
             Errno::INTR => Kind::Interrupted,
             Errno::TIMEDOUT | Errno::TIME => Kind::TimedOut,
-            // ERESTART: the generation that a batch was made for is gone.
+            // ERESTART: the ruleset's generation changed after the batch was built.
             errno if errno.raw_os_error() == libc::ERESTART => Kind::Stale,
             _ => Kind::Invalid,
         }
@@ -110,7 +110,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Says what the C library says of a call whose answer is negative when it is refused.
+/// Returns the result of a C library call, or `errno` if the result is negative.
 pub(crate) fn checked<N: Default + PartialOrd>(answer: N) -> Result<N, Errno> {
     if answer < N::default() {
         return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
@@ -118,7 +118,7 @@ pub(crate) fn checked<N: Default + PartialOrd>(answer: N) -> Result<N, Errno> {
     Ok(answer)
 }
 
-/// Turns "not there" into none, for lookups and for removals that may come twice.
+/// Converts [`Kind::NotFound`] to `None`, for lookups and for removals that may be repeated.
 pub(crate) fn absent_is_none<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),

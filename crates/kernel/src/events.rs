@@ -1,4 +1,4 @@
-//! Events of the kernel: waits for links, addresses and neighbours.
+//! Kernel events: waits for links, addresses and neighbours.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ use crate::{
 
 /// A subscription to the events of the namespace in which it was opened.
 ///
-/// Subscribe first, read the state second, wait third: so no change is missed.
+/// Subscribe first, then read the state, then wait. In this order no change is missed.
 #[derive(Debug)]
 pub struct Events(Socket);
 
@@ -43,8 +43,7 @@ impl Events {
         Socket::open_listening(Protocol::Route, GROUP_IPV6_ADDRESS).map(Self)
     }
 
-    /// Listens for everything that makes a host's network what it is: links, addresses, routes and neighbours of both
-    /// families.
+    /// Listens for changes of links, and of addresses, routes and neighbours of both families.
     ///
     /// # Errors
     /// If the socket cannot be opened.
@@ -63,7 +62,7 @@ impl Events {
     /// Listens for changes of the nftables ruleset.
     ///
     /// # Errors
-    /// If the kernel has none, or the socket cannot be opened.
+    /// If the kernel lacks nftables or the socket cannot be opened.
     pub fn of_ruleset() -> Result<Self> {
         Socket::open_listening(Protocol::Netfilter, GROUP_NFTABLES).map(Self)
     }
@@ -71,7 +70,7 @@ impl Events {
     /// Discards pending events. The caller then reads the state.
     ///
     /// # Errors
-    /// If the socket is broken; that some announcements were lost is no error here.
+    /// If the socket is broken. Lost events are no error.
     pub fn drain(&self) -> Result<()> {
         match self.0.receive(|_| false) {
             Ok(_) | Err(Errno::NOBUFS | Errno::MSGSIZE) => Ok(()),
@@ -79,9 +78,10 @@ impl Events {
         }
     }
 
-    /// Reads what has come and returns whether any of it may matter to somebody who keeps routes of `protocol` and the neighbours of
-    /// `links`: all of links and addresses does; of routes those of this protocol, default routes, and what takes another's place;
-    /// of neighbours those of these links. Where some announcements were lost it may.
+    /// Reads pending events and returns whether any of them may matter to a caller that maintains routes of `protocol` and the
+    /// neighbours of `links`. All events of links and addresses matter. Events of routes matter if they concern this protocol,
+    /// a default route or a replacement, and events of neighbours if they concern these links. Returns true if events were
+    /// lost.
     ///
     /// # Errors
     /// If the socket is broken.
@@ -133,11 +133,11 @@ impl Events {
         })
     }
 
-    /// Reads what has come and returns whether a link's removal is among it.
+    /// Reads pending events and returns whether a link was removed.
     pub(crate) fn announces_removal(&self, index: u32) -> Result<bool, Errno> {
         let mut removed = false;
         let outcome = self.0.receive(|received| {
-            // A bridge announces with the same message that a port has left it.
+            // A bridge sends the same message when a port leaves it.
             let of_bridge =
                 received.payload.first().is_some_and(|family| i32::from(*family) == libc::AF_BRIDGE);
             removed |= received.kind == libc::RTM_DELLINK
@@ -146,13 +146,13 @@ impl Events {
             false
         });
         match outcome {
-            // Too much came at once: the child's end tells.
+            // Events were lost: the caller relies on the child's exit instead.
             Err(Errno::NOBUFS) => Ok(false),
             other => other.map(|_| removed),
         }
     }
 
-    /// Waits until `fits` returns true for an announcement, or until announcements were lost.
+    /// Waits until `fits` returns true for an event, or until events were lost.
     ///
     /// # Errors
     /// [`crate::Kind::TimedOut`] after `limit`, [`crate::Kind::Interrupted`] by a signal.
@@ -174,7 +174,7 @@ impl Events {
             }
             match self.0.receive(|received| fits(&received)) {
                 Ok(true) => return Ok(()),
-                // Announcements were lost because they came too fast: the caller looks again.
+                // Events overflowed the socket's buffer: the caller reads the state again.
                 Err(Errno::NOBUFS) => return Ok(()),
                 Ok(false) => {}
                 Err(errno) => return Err(error(errno)),
@@ -183,7 +183,7 @@ impl Events {
     }
 }
 
-/// Returns the link's index in a neighbour announcement (`struct ndmsg`).
+/// Returns the link's index in a neighbour event (`struct ndmsg`).
 fn neighbour_link(received: &Received<'_>) -> Option<u32> {
     read_u32(received.payload.get(4..)?)
 }

@@ -1,4 +1,4 @@
-//! Files that are opened by one system call, or are there whole or not at all.
+//! Files opened with one system call, and files that appear atomically.
 
 use std::{
     fs::{self, File},
@@ -13,7 +13,8 @@ use rustix::{
     io::Errno,
 };
 
-/// Opens a file, one that it makes for its owner alone. The C library would say twice that it is not for children.
+/// Opens a file with close-on-exec set. A created file is accessible by its owner alone. The C library would set close-on-exec
+/// twice.
 pub fn open(path: &Path, flags: OFlags) -> io::Result<File> {
     Ok(File::from(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))?))
 }
@@ -24,7 +25,7 @@ pub fn open(path: &Path, flags: OFlags) -> io::Result<File> {
 /// Nothing is synced to disk: after a power loss the file may be empty. This is for state that a reboot makes worthless.
 ///
 /// # Errors
-/// If the file cannot be created or renamed, or `write` fails; then the new file is removed and `path` is unchanged.
+/// If the file cannot be created or renamed, or `write` fails. The new file is then removed and `path` is unchanged.
 pub fn replace<T>(path: &Path, beside: &Path, write: impl FnOnce(File) -> io::Result<T>) -> io::Result<T> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
     let file = open(beside, flags)?;
@@ -35,16 +36,17 @@ pub fn replace<T>(path: &Path, beside: &Path, write: impl FnOnce(File) -> io::Re
     written
 }
 
-/// Creates a file that has its name when its content is whole (`O_TMPFILE`, open(2)): a writer that is killed leaves
-/// none. Readable and writable by its owner alone.
+/// Creates a file that gets its name once its content is complete (`O_TMPFILE`, open(2)), so a killed writer leaves no file.
+/// The file is readable and writable by its owner alone.
 ///
 /// # Errors
-/// [`io::ErrorKind::AlreadyExists`] when there is one, and others on a file system that has no files without names.
+/// [`io::ErrorKind::AlreadyExists`] if the file exists, and other kinds if the file system lacks `O_TMPFILE`.
 pub fn create_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let mut unnamed = open(dir, OFlags::TMPFILE | OFlags::WRONLY)?;
     unnamed.write_all(content)?;
-    // By the descriptor itself, where the process may (`CAP_DAC_READ_SEARCH`): `/proc` takes longer than all the rest.
+    // Link the descriptor itself if the process may (`CAP_DAC_READ_SEARCH`): the path via `/proc` takes longer than all other
+    // steps.
     match rustix::fs::linkat(&unnamed, "", CWD, path, AtFlags::EMPTY_PATH) {
         Err(Errno::NOENT) => {
             let descriptor = format!("/proc/self/fd/{}", unnamed.as_raw_fd());

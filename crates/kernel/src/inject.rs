@@ -1,7 +1,7 @@
-//! A seam for tests: makes the n-th change that this thread asks of the kernel fail.
+//! Fault injection for tests: makes the n-th kernel change of this thread fail.
 //!
-//! With it a test walks through an ADD and lets it fail after each of its steps in turn, to see that the undo
-//! leaves everything as it was. Costs one thread-local read per change; nothing sets it outside tests.
+//! A test makes an ADD fail after each of its steps in turn, and checks that the undo restores the previous state. The cost is
+//! one thread-local read per change. Only tests set it.
 
 use std::cell::Cell;
 
@@ -18,12 +18,12 @@ pub fn fail_after(count: u32) {
     REMAINING.set(Some(count));
 }
 
-/// Ends the seam, and returns whether the failure is still to come.
+/// Disables the injection, and returns whether the failure is still pending.
 pub fn reset() -> bool {
     REMAINING.replace(None).is_some()
 }
 
-/// Stands before every change.
+/// Fails if the injected failure is due. Called before every change.
 pub(crate) fn point(doing: &'static str, object: &str) -> Result<()> {
     match REMAINING.get() {
         None => Ok(()),

@@ -1,9 +1,8 @@
-//! The only door to Linux: network namespaces, links, addresses, routes, bridge ports, sysctls, nftables and
-//! link events.
+//! Access to the Linux kernel: network namespaces, links, addresses, routes, bridge ports, sysctls, nftables and link events.
 //!
-//! Everything is asked over netlink, `/proc/sys` or (iptables-legacy) `setsockopt`; no program is run. A [`Socket`] belongs to the namespace
-//! in which it was opened, so one socket for the host and one for the container are enough. Nothing here knows
-//! CNI, JSON or pods. This is the only crate of the workspace with `unsafe`: for `setsockopt`, `ioctl`, `unshare`,
+//! Requests go over netlink, `/proc/sys` or (iptables-legacy) `setsockopt`; no program is run. A [`Socket`] belongs to the
+//! namespace in which it was opened, so one socket for the host and one for the container are enough. This crate does not
+//! depend on CNI, JSON or pods. It is the only crate of the workspace with `unsafe`: for `setsockopt`, `ioctl`, `unshare`,
 //! `fork`, `_exit`, packet sockets, the tables of iptables-legacy, and the heap.
 #![expect(
     clippy::cast_possible_truncation,

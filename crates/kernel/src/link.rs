@@ -1,4 +1,4 @@
-//! Links: look them up, make them, change and remove them.
+//! Links: lookup, creation, change and removal.
 
 mod create;
 mod quick;
@@ -22,10 +22,10 @@ use crate::{
 pub use create::{Driver, IpvlanMode, MacvlanMode, New, Veth, create, create_veth};
 pub use quick::{QuickLink, find_quick, is_running, mac};
 
-/// A link as the kernel has it.
+/// The state of a link in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// The number by which the kernel knows it, in its namespace.
+    /// The interface index, unique in its namespace.
     pub index: u32,
     /// Its name.
     pub name: String,
@@ -33,32 +33,32 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Administratively up (`IFF_UP`).
+    /// Whether the link is administratively up (`IFF_UP`).
     pub up: bool,
-    /// What carrier and stack say: 6 is up (RFC 2863, `IF_OPER_UP`).
+    /// The operational state: 6 is up (RFC 2863, `IF_OPER_UP`).
     pub operstate: u8,
-    /// How many users asked for promiscuous mode.
+    /// The number of users of promiscuous mode.
     pub promiscuity: u32,
-    /// The bridge or bond that it belongs to.
+    /// The index of the bridge or bond that the link belongs to.
     pub master: Option<u32>,
-    /// `veth`, `bridge`, …; `None` for hardware and loopback.
+    /// The link's kind: `veth`, `bridge`, …; `None` for hardware and loopback.
     pub kind: Option<String>,
-    /// What its driver knows, of those that are made here.
+    /// The driver's settings, for the drivers that this crate creates.
     pub driver: Option<Driver>,
-    /// The index of the other end, or of the link that it is made over, in that one's namespace.
+    /// The index of the other end, or of the parent link, in the namespace of that link.
     pub peer: Option<u32>,
-    /// The namespace of `peer`, as the number that this link's namespace has for it ([`crate::netns::number_in`]); none if
-    /// that is this link's own namespace.
+    /// The namespace of `peer`, as its number in this link's namespace ([`crate::netns::number_in`]); `None` if both links are
+    /// in the same namespace.
     pub peer_netns: Option<i32>,
     /// Length of the transmit queue in packets.
     pub queue: u32,
-    /// Receives all multicast frames (`IFF_ALLMULTI`).
+    /// Whether the link receives all multicast frames (`IFF_ALLMULTI`).
     pub all_multicast: bool,
-    /// The number by which links are spoken of together; 0 unless somebody gave it one.
+    /// The link group; 0 by default.
     pub group: u32,
-    /// Free text that stays with the link; Netloom writes the owner here.
+    /// Free text that the kernel keeps with the link. Netloom writes the owner here.
     pub alias: Option<String>,
-    /// Other names by which it is found too.
+    /// Alternative names of the link.
     pub other_names: Vec<String>,
 }
 
@@ -69,9 +69,9 @@ impl Link {
     }
 }
 
-/// Whatever says which link is meant: to the kernel by its index, to people by its name.
+/// A link identified by its index, for requests, and by its name, for error messages.
 pub trait Named {
-    /// The number by which the kernel knows it, in its namespace.
+    /// The interface index, unique in its namespace.
     fn index(&self) -> u32;
     /// Its name.
     fn name(&self) -> &str;
@@ -87,10 +87,10 @@ impl Named for Link {
     }
 }
 
-/// The index and the name of a link.
+/// Index and name of a link, without its other properties.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handle {
-    /// The number by which the kernel knows it, in its namespace.
+    /// The interface index, unique in its namespace.
     pub index: u32,
     /// Its name.
     pub name: String,
@@ -132,12 +132,12 @@ impl FromStr for Mac {
     }
 }
 
-/// The error for a text that is not a hardware address.
+/// The error of a text that is not a hardware address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a hardware address: write six octets like 02:42:ac:11:00:02")]
 pub struct InvalidMac;
 
-/// Describes what to change of a link; what is none stays.
+/// Changes of a link. `None` leaves a property unchanged.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Change<'a> {
     /// Administrative state.
@@ -154,22 +154,22 @@ pub struct Change<'a> {
     pub mac: Option<Mac>,
     /// MTU in bytes.
     pub mtu: Option<u32>,
-    /// Group; 0 is that of all links.
+    /// Group; 0 is the default group.
     pub group: Option<u32>,
     /// Alias.
     pub alias: Option<&'a str>,
     /// A new name.
     pub name: Option<&'a str>,
-    /// Neighbours are told of IPv4 addresses that come later, when the link's state changes (`arp_notify`).
+    /// Whether the kernel announces IPv4 addresses to neighbours when the link's state changes (`arp_notify`).
     pub announce: Option<bool>,
-    /// Another namespace. If the link's name is taken there, it gets the new name at once.
+    /// The namespace to move the link to. `name`, if given, is set in the same step, in case the old name is taken there.
     pub netns: Option<&'a Netns>,
 }
 
 /// Finds a link by its name or one of its alternative names, which may have up to 127 bytes.
 ///
 /// # Errors
-/// If the kernel refuses to look.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_GETLINK")]
 pub fn find(socket: &Socket, name: &str) -> Result<Option<Link>> {
     if name.is_empty() || name.len() >= ALTIFNAMSIZ {
@@ -181,17 +181,17 @@ pub fn find(socket: &Socket, name: &str) -> Result<Option<Link>> {
 /// Finds a link by its index.
 ///
 /// # Errors
-/// If the kernel refuses to look.
+/// If the kernel refuses the request.
 pub fn find_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, index, 0, 0));
     message.u32(libc::IFLA_EXT_MASK, SKIP_STATS);
     look_up(socket, message, &format_args!("with index {index}"))
 }
 
-/// Finds a link by its name, and takes its absence for an error.
+/// Finds a link by its name. Fails if it does not exist.
 ///
 /// # Errors
-/// If it is not there.
+/// If the link does not exist.
 pub fn require(socket: &Socket, name: &str) -> Result<Link> {
     find(socket, name)?.ok_or_else(|| Error::new("find link", name, Errno::NODEV))
 }
@@ -199,7 +199,7 @@ pub fn require(socket: &Socket, name: &str) -> Result<Link> {
 /// Lists all links of the namespace.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn list(socket: &Socket) -> Result<Vec<Link>> {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST | DUMP, &ifinfo(0, 0, 0, 0));
     message.u32(libc::IFLA_EXT_MASK, SKIP_STATS);
@@ -209,13 +209,13 @@ pub fn list(socket: &Socket) -> Result<Vec<Link>> {
 /// Changes a link.
 ///
 /// # Errors
-/// If it is gone or the kernel refuses a value.
+/// If the link does not exist or the kernel refuses a value.
 #[doc(alias = "RTM_SETLINK")]
 pub fn change(socket: &Socket, link: &dyn Named, change: &Change<'_>) -> Result<()> {
     socket.make([changing(link, change)])
 }
 
-/// Returns the request of [`change`], to send together with others. A namespace that it names stays open until then.
+/// Returns the request of [`change`], to send together with others. The namespace in it must stay open until then.
 pub fn changing(link: &dyn Named, change: &Change<'_>) -> Request {
     let (mut flags, mut mask) = (0, 0);
     for (wanted, flag) in [
@@ -266,10 +266,10 @@ pub fn changing(link: &dyn Named, change: &Change<'_>) -> Request {
     Request { message, doing: "change link", object: format!("`{}`", link.name()) }
 }
 
-/// Returns a link another name beside its own, or takes that away. Fine when it is so already. Needs Linux 5.5.
+/// Adds or removes an alternative name of a link. Succeeds if nothing needs to change. Needs Linux 5.5.
 ///
 /// # Errors
-/// If another link has the name, or the kernel knows no such names.
+/// If another link has the name, or the kernel lacks alternative names.
 #[doc(alias = "RTM_NEWLINKPROP")]
 pub fn set_other_name(socket: &Socket, link: &Link, name: &str, there: bool) -> Result<()> {
     if link.other_names.iter().any(|it| it == name) == there {
@@ -285,18 +285,19 @@ pub fn set_other_name(socket: &Socket, link: &Link, name: &str, there: bool) -> 
 
 /// Removes a link (both ends of a veth pair). Succeeds if it is already gone.
 ///
-/// Waits until the kernel has let go of it, which takes a grace period of some 15 ms.
+/// Waits until the kernel has freed the link, which takes a grace period of about 15 ms.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_DELLINK")]
 pub fn remove(socket: &Socket, link: &dyn Named) -> Result<()> {
     absent_is_none(socket.change(removal(link), "remove link", &format_args!("`{}`", link.name()))).map(drop)
 }
 
-/// Removes links of one namespace together, so that the kernel waits for its grace periods once. Succeeds if it is already gone. Gives the refusals.
+/// Removes links of one namespace together, so that the kernel waits for its grace periods once. Skips links that are already
+/// gone. Returns the refusals.
 ///
-/// Until they are gone they are in a group that nobody else's link is in.
+/// The links are first moved to a group of their own, which is then removed.
 #[doc(alias = "RTM_DELLINK")]
 pub fn remove_all(socket: &Socket, links: &[Link]) -> Vec<Error> {
     if links.len() > 1
@@ -304,7 +305,7 @@ pub fn remove_all(socket: &Socket, links: &[Link]) -> Vec<Error> {
     {
         return refused;
     }
-    // One alone; or one of them cannot be removed, which keeps all of its group.
+    // A single link, or a link that cannot be removed, which prevents the removal of its whole group.
     links.iter().filter_map(|link| remove(socket, link).err()).collect()
 }
 
@@ -327,12 +328,12 @@ fn remove_by_group(socket: &Socket, links: &[Link]) -> Result<Vec<Error>> {
     Ok(refused)
 }
 
-/// Creates the request to remove a link, which is answered only if it is refused.
+/// Returns the request to remove a link, which the kernel answers only if it refuses.
 pub(crate) fn removal(link: &dyn Named) -> Message {
     Message::new(libc::RTM_DELLINK, REQUEST, &ifinfo(0, link.index(), 0, 0))
 }
 
-/// Reads a link from a message, or `None` if it is no link's.
+/// Parses a link from a message, or returns `None` if the message is not about a link.
 pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
     if received.kind != libc::RTM_NEWLINK && received.kind != libc::RTM_DELLINK {
         return None;
@@ -384,7 +385,7 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
     Some(link)
 }
 
-/// Creates the question for a link by its name.
+/// Returns the request for a link by its name.
 fn by_name(name: &str) -> Message {
     let mut message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, 0, 0, 0));
     // The kernel looks up both kinds of names by either attribute, but one has room for short names alone.
@@ -414,7 +415,7 @@ pub(crate) fn ifinfo(family: u8, index: u32, flags: u32, mask: u32) -> [u8; IFIN
 const OPER_UP: u8 = 6;
 /// `linux/if.h`.
 const ALTIFNAMSIZ: usize = 128;
-/// The numbers of groups that links are in while they are removed: below those that owners have, above those that people use.
+/// The groups of links under removal: below the groups of owners, above the groups that administrators use.
 const DOOMED: std::ops::Range<u32> = 0x7f00_0000..0x8000_0000;
 const SKIP_STATS: u32 = 1 << 3;
 /// `linux/if_link.h` and `linux/ip.h`.

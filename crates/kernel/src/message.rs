@@ -1,7 +1,7 @@
-//! Netlink's wire format: a header, a fixed part, attributes that may nest.
+//! Netlink's wire format: a header, a fixed part, and attributes that may nest.
 //!
-//! Written here and not taken from a crate: the crates that were tried leave raw attributes to be written
-//! for veth, bridge VLANs, nftables user data, which is most of what is sent (see ARCHITECTURE.md).
+//! No crate is used: the crates that were tried need raw attributes for veth pairs, bridge VLANs and nftables user data, which
+//! are most of the messages (see ARCHITECTURE.md).
 
 use std::net::IpAddr;
 
@@ -35,7 +35,7 @@ impl Message {
     }
 
     pub(crate) fn attr(&mut self, kind: u16, data: &[u8]) -> &mut Self {
-        // Attributes longer than 64 KiB cannot be said; none of ours comes near.
+        // Netlink limits an attribute to 64 KiB; no attribute of Netloom comes near.
         let length = u16::try_from(4 + data.len()).unwrap_or(u16::MAX);
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -59,7 +59,7 @@ impl Message {
         self.attr(kind, &value.to_ne_bytes())
     }
 
-    /// Writes a number in network order, as all of nftables has it.
+    /// Writes a number in network byte order, as nftables requires.
     pub(crate) fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.attr(kind, &value.to_be_bytes())
     }
@@ -115,7 +115,7 @@ pub(crate) struct Received<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// Walks the messages of one datagram; ends at the first that is cut short.
+/// An iterator over the messages of one datagram. Ends at the first truncated message.
 pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
@@ -137,7 +137,7 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// Walks attributes as (type, data); ends at the first that is cut short.
+/// An iterator over attributes as (type, data). Ends at the first truncated attribute.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attrs<'a>(pub(crate) &'a [u8]);
 

@@ -16,11 +16,11 @@ use crate::{
 pub struct Neighbour {
     /// The link's index.
     pub link: u32,
-    /// Its address.
+    /// The IP address.
     pub ip: IpAddr,
-    /// Its hardware address, once known.
+    /// The hardware address, once known.
     pub mac: Option<Mac>,
-    /// Whether the entry was set by hand and does not age.
+    /// Whether the entry is static and does not age.
     pub permanent: bool,
 }
 
@@ -29,9 +29,9 @@ pub struct Neighbour {
 pub struct Forward {
     /// The link's index.
     pub link: u32,
-    /// Whose frames.
+    /// The destination hardware address of the frames.
     pub mac: Mac,
-    /// The host.
+    /// The address of the host that receives the frames.
     pub to: IpAddr,
 }
 
@@ -51,7 +51,7 @@ pub enum Fate {
 /// Lists the neighbours of a link in one family (that of `like`).
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_GETNEIGH")]
 pub fn list(socket: &Socket, link: &Link, like: IpAddr) -> Result<Vec<Neighbour>> {
     let mut fixed = [0; NDMSG];
@@ -65,7 +65,7 @@ pub fn list(socket: &Socket, link: &Link, like: IpAddr) -> Result<Vec<Neighbour>
 /// Lists the forwarding database of a VXLAN.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn forwards(socket: &Socket, link: &Link) -> Result<Vec<Forward>> {
     let mut fixed = [0; NDMSG];
     fixed[0] = AF_BRIDGE;
@@ -76,16 +76,16 @@ pub fn forwards(socket: &Socket, link: &Link) -> Result<Vec<Forward>> {
     })
 }
 
-/// Asks the segment of a link who has these addresses, as the host itself would (ARP, RFC 826; NDP, RFC 4861, section 7.2), and
-/// gives those that somebody answered for within `limit`.
+/// Probes the segment of a link for addresses, as the kernel does (ARP, RFC 826; NDP, RFC 4861, section 7.2). Returns the
+/// addresses that were answered for within `limit`.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTreeSet<IpAddr>> {
     let mut answered = BTreeSet::new();
     let events = Events::of_neighbours()?;
     let socket = Socket::open(Protocol::Route)?;
-    // What was known before is not asked for again, and may be long gone.
+    // The kernel does not probe an address with an existing entry, and that entry may be outdated.
     let forget: Vec<Fate> = ips.iter().map(|ip| Fate::NoNeighbour(link, *ip)).collect();
     drop(change_all(&socket, &forget));
     let refused = socket.change_all(ips.iter().map(|ip| {
@@ -115,7 +115,7 @@ pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTr
     }
 }
 
-/// Changes many entries, in as few sends as the kernel's answers fit and returns the refusals.
+/// Changes many entries, in as few sends as the socket's receive buffer allows, and returns the refusals.
 #[doc(alias = "RTM_NEWNEIGH")]
 pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
     socket.change_all(fates.iter().map(|fate| match *fate {

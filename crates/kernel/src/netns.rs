@@ -1,4 +1,4 @@
-//! Network namespaces: open one by its path, work in it, make and remove named ones.
+//! Network namespaces: opening by path, running code inside, and creation and removal of named ones.
 
 use std::{
     ffi::c_ulong,
@@ -33,10 +33,10 @@ const NSFS_MAGIC: u64 = 0x6e73_6673;
 const OWN: &str = "/proc/thread-self/ns/net";
 
 impl Netns {
-    /// Opens the namespace that is mounted, or linked by `/proc`, at a path.
+    /// Opens the namespace that is mounted at a path, or that a link in `/proc` leads to.
     ///
     /// # Errors
-    /// If the path is not there, or leads to something that is no namespace.
+    /// If the path does not exist or is not a namespace.
     pub fn open(path: &Path) -> Result<Self> {
         let error = |errno| Error::new("open network namespace", path.display(), errno);
         // Without blocking, in case the path leads to a pipe.
@@ -55,22 +55,22 @@ impl Netns {
     /// Opens the calling thread's namespace.
     ///
     /// # Errors
-    /// If the process may not administer it, and `/proc` is not mounted.
+    /// If the process lacks the capability to administer it, and `/proc` is not mounted.
     pub fn own() -> Result<Self> {
-        // A socket knows its namespace. To look it up in `/proc` has the kernel make five files there for this process,
-        // and forget them at its end.
+        // A socket knows its namespace. A lookup in `/proc` makes the kernel create five entries for this process, and free
+        // them at its end.
         match of_new_socket() {
             Ok(fd) => Ok(Self { fd, path: OWN.into() }),
             Err(_) => Self::open(Path::new(OWN)),
         }
     }
 
-    /// Returns the path that it was opened by.
+    /// Returns the path that the namespace was opened with.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns whether two are the same namespace.
+    /// Returns whether both are the same namespace.
     ///
     /// # Errors
     /// If one of them cannot be examined.
@@ -78,7 +78,7 @@ impl Netns {
         Ok(self.identity()? == other.identity()?)
     }
 
-    /// Returns device and inode, which no other namespace has as long as this one is there.
+    /// Returns device and inode, which are unique as long as the namespace exists.
     ///
     /// # Errors
     /// If it cannot be examined.
@@ -88,10 +88,10 @@ impl Netns {
             .map_err(|errno| Error::new("examine network namespace", self.path.display(), errno))
     }
 
-    /// Does work in this namespace, on this thread, and comes back.
+    /// Runs `work` on this thread in this namespace, and returns to the previous one.
     ///
-    /// What is opened meanwhile (a [`crate::Socket`]) stays in this namespace. A thread that could not come
-    /// back would change the wrong host, so then the process ends.
+    /// A [`crate::Socket`] opened meanwhile stays in this namespace. If the thread cannot return, the process ends, because it
+    /// would change the wrong namespace.
     ///
     /// # Errors
     /// If the namespace cannot be entered.
@@ -99,7 +99,7 @@ impl Netns {
         self.run_from(&Self::own()?, work)
     }
 
-    /// As [`Self::run`], for a caller that has its own namespace open already.
+    /// Acts as [`Self::run`], for a caller that has its own namespace open already.
     ///
     /// # Errors
     /// If the namespace cannot be entered.
@@ -111,13 +111,13 @@ impl Netns {
         Ok(result)
     }
 
-    /// Keeps others out who lock the same namespace, until what is returned is dropped.
+    /// Locks the namespace until the returned descriptor is dropped. Other callers of this function wait.
     ///
     /// # Errors
     /// If it cannot be locked.
     pub fn lock(&self) -> Result<OwnedFd> {
         let error = |errno| Error::new("lock network namespace", self.path.display(), errno);
-        // A lock belongs to one opening of the file.
+        // A lock belongs to an open file description, so the file is opened again.
         let fd =
             rustix::fs::open(&self.path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(error)?;
         rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, rustix::fs::FlockOperation::LockExclusive))
@@ -125,7 +125,7 @@ impl Netns {
         Ok(fd)
     }
 
-    /// Moves the calling thread into this namespace for good, as for a thread or process that runs a command.
+    /// Moves the calling thread into this namespace permanently, for a thread or process that runs a command.
     ///
     /// # Errors
     /// If the namespace cannot be entered.
@@ -134,12 +134,12 @@ impl Netns {
             .map_err(|errno| Error::new("enter network namespace", self.path.display(), errno))
     }
 
-    /// Creates a new namespace and keeps it by a mount at `path`, as `ip netns add` does.
+    /// Creates a namespace and mounts it at `path`, as `ip netns add` does.
     ///
-    /// The calling thread is in its old namespace again afterwards.
+    /// The calling thread returns to its previous namespace.
     ///
     /// # Errors
-    /// If there is something at that path, or the process may not make namespaces.
+    /// If the path exists, or the process may not create namespaces.
     pub fn create(path: &Path) -> Result<Self> {
         let error = |doing| move |errno| Error::new(doing, path.display(), errno);
         let io = |doing| move |error: std::io::Error| Error::from_io(doing, path.display(), &error);
@@ -166,7 +166,7 @@ impl Netns {
         made
     }
 
-    /// Unmounts and removes a named namespace; it ends when nothing uses it any more. Succeeds if it is already gone.
+    /// Unmounts and removes a named namespace. The kernel frees it when its last user ends. Succeeds if it is already gone.
     ///
     /// # Errors
     /// If it cannot be unmounted or the file cannot be removed.
@@ -190,12 +190,12 @@ impl AsFd for Netns {
     }
 }
 
-/// Returns this thread a mount namespace of its own, in which no mount reaches the rest of the machine.
+/// Moves this thread to a new mount namespace, whose mounts do not propagate to the host.
 ///
 /// # Errors
-/// If the process may not.
+/// If the process lacks the capability.
 pub fn unshare_mounts() -> Result<()> {
-    // SAFETY: the caller asks for exactly this: the mounts that its thread sees become its own.
+    // SAFETY: the caller requests a mount namespace for its own thread.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
         .and_then(|()| {
             rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
@@ -203,7 +203,7 @@ pub fn unshare_mounts() -> Result<()> {
         .map_err(|errno| Error::new("create", "a mount namespace", errno))
 }
 
-/// Mounts the `/sys` of the network namespace that the calling thread is in.
+/// Mounts the `/sys` of the calling thread's network namespace.
 ///
 /// # Errors
 /// If it cannot be mounted.
@@ -212,16 +212,16 @@ pub fn mount_sys() -> Result<()> {
         .map_err(|errno| Error::new("mount", "/sys", errno))
 }
 
-/// Puts one file in the place of another, for the mount namespace that the calling thread is in.
+/// Bind-mounts one file over another, in the calling thread's mount namespace.
 ///
 /// # Errors
-/// If one of them is not there.
+/// If one of them does not exist.
 pub fn mount_file(file: &Path, over: &Path) -> Result<()> {
     rustix::mount::mount_bind(file, over)
         .map_err(|errno| Error::new("mount a file over", over.display(), errno))
 }
 
-/// Returns the number that the socket's namespace has for another one, or `None` if it has none: no link there has its peer in
+/// Returns the number of another namespace in the socket's namespace, or `None` if it has none: no link there has its peer in
 /// `netns`. Source: `include/uapi/linux/net_namespace.h`.
 ///
 /// # Errors
@@ -241,17 +241,17 @@ pub fn number_in(socket: &Socket, netns: &Netns) -> Result<Option<i32>> {
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
 
-/// Returns whether an error means that a namespace is gone, as DEL may find it.
+/// Returns whether an error means that a namespace is gone, which DEL must tolerate.
 pub fn is_gone(error: &Error) -> bool {
     error.kind() == Kind::NotFound || error.errno == Errno::NOTDIR
 }
 
-/// Opens the namespace in which a socket is made now (`linux/sockios.h`, Linux 4.9).
+/// Opens the calling thread's namespace via a new socket (`linux/sockios.h`, Linux 4.9).
 fn of_new_socket() -> Result<OwnedFd, Errno> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    // SAFETY: this request takes nothing.
+    // SAFETY: this request takes no argument.
     let fd = unsafe { ioctl::call(&socket, SIOCGSKNS, 0) }?;
-    // SAFETY: the kernel has made this descriptor for us, and nobody else knows it.
+    // SAFETY: the kernel created this descriptor for this call, and it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

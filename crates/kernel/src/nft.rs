@@ -1,4 +1,4 @@
-//! nftables over netlink: batches of changes that happen all or not at all, and reading elements back.
+//! nftables over netlink: atomic batches of changes, and reading of the ruleset.
 //!
 //! Source: the kernel's `include/uapi/linux/netfilter/nf_tables.h`; the numbers below are from there.
 
@@ -13,16 +13,16 @@ pub use list::{
     tables,
 };
 
-/// A table: its family and its name.
+/// A table, identified by family and name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Table<'a> {
-    /// Which packets it sees.
+    /// The family, which selects the packets that the table sees.
     pub family: Family,
     /// Its name.
     pub name: &'a str,
 }
 
-/// The packets that a table processes.
+/// The family of a table: the packets that it sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// IPv4 and IPv6.
@@ -50,7 +50,7 @@ impl Family {
     }
 }
 
-/// The hook that a chain is attached to.
+/// The hook and priority of a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hook {
     /// `nat` or `filter`.
@@ -61,7 +61,7 @@ pub struct Hook {
     pub priority: i32,
 }
 
-/// Names one field of an element's key or data, as `nft` prints it. Each takes a multiple of four bytes.
+/// A field of an element's key or data, as `nft` names it. Each is padded to a multiple of four bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Field {
     /// `ipv4_addr`
@@ -92,7 +92,7 @@ impl Field {
     }
 }
 
-/// What a map returns.
+/// The type of a map's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Data {
     /// A value of these fields.
@@ -108,13 +108,13 @@ pub struct Set {
     pub name: &'static str,
     /// The fields of its keys.
     pub key: &'static [Field],
-    /// What it leads to; `None` for a set.
+    /// The type of the data; `None` for a set.
     pub data: Option<Data>,
-    /// What it is for, in words.
+    /// The comment that states its purpose.
     pub comment: &'static str,
 }
 
-/// Returns the total length in bytes, each field but a lone one padded to four, and nft's number of the whole.
+/// Returns nft's type number and the length in bytes. Each field is padded to four bytes unless it is the only one.
 fn layout(fields: &[Field]) -> (u32, u32) {
     if let [field] = fields {
         return field.number_and_length();
@@ -183,13 +183,13 @@ fn nfgen(family: u8, resource: u16) -> [u8; NFGEN] {
 }
 
 const NFGEN: usize = 4;
-/// User data of chains, rules and elements: a comment, and (of elements) what a caller keeps beside it.
+/// User data of chains, rules and elements: a comment, and for elements the caller's extra bytes.
 const COMMENT_UDATA: u8 = 0;
 const EXTRA_UDATA: u8 = 128;
-/// Tables, chains, rules and elements keep at most this much user data.
+/// The kernel's limit of user data for tables, chains, rules and elements.
 const UDATA_MAX: usize = 256;
 
-/// Renders a comment as nft's user data: type, length, text with a zero at the end. 127 bytes at most.
+/// Encodes a comment as nft's user data: type, length, zero-terminated text. At most 127 bytes.
 fn comment_udata(comment: &str) -> Vec<u8> {
     let mut end = comment.len().min(127);
     while !comment.is_char_boundary(end) {
@@ -201,7 +201,7 @@ fn comment_udata(comment: &str) -> Vec<u8> {
     data
 }
 
-/// Tells how many bytes an element with this comment can keep beside it ([`Element::extra`]).
+/// Returns the number of extra bytes that fit beside this comment ([`Element::extra`]).
 pub fn room_beside(comment: &str) -> usize {
     UDATA_MAX - comment_udata(comment).len() - 2
 }

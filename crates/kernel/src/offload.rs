@@ -1,4 +1,4 @@
-//! Who makes the checksums of what is sent: the kernel, the network card to which a link leaves them (ethtool(8)), or nobody.
+//! Checksums of sent packets: computed by the kernel, offloaded to the network card (ethtool(8)), or disabled.
 
 use std::{
     ffi::c_int,
@@ -16,7 +16,7 @@ use crate::{
 /// Returns whether a link of the calling thread's namespace leaves checksums to the card.
 ///
 /// # Errors
-/// If it is not there.
+/// If the link does not exist.
 #[doc(alias = "ETHTOOL_GTXCSUM")]
 pub fn checksums(name: &str) -> Result<bool> {
     ask(name, ETHTOOL_GTXCSUM, 0).map(|value| value != 0)
@@ -25,7 +25,7 @@ pub fn checksums(name: &str) -> Result<bool> {
 /// Enables or disables checksum offload of a link.
 ///
 /// # Errors
-/// If it is not there, or cannot.
+/// If the link does not exist or does not support the change.
 #[doc(alias = "ETHTOOL_STXCSUM")]
 pub fn set_checksums(name: &str, on: bool) -> Result<()> {
     ask(name, ETHTOOL_STXCSUM, on.into()).map(drop)
@@ -34,7 +34,7 @@ pub fn set_checksums(name: &str, on: bool) -> Result<()> {
 /// Enables or disables checksums of the datagrams that a socket sends (RFC 768; in IPv6 RFC 6935).
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "SO_NO_CHECK")]
 pub fn send_unchecked(socket: &UdpSocket, on: bool) -> Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, on)?;
@@ -44,7 +44,7 @@ pub fn send_unchecked(socket: &UdpSocket, on: bool) -> Result<()> {
 /// Lets a socket receive IPv6 datagrams without a checksum.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "UDP_NO_CHECK6_RX")]
 pub fn hear_unchecked(socket: &UdpSocket) -> Result<()> {
     set(socket, libc::SOL_UDP, libc::UDP_NO_CHECK6_RX, true)

@@ -1,4 +1,4 @@
-//! Packets past the network layer, as an interface without an address sends and gets them (packet(7)).
+//! Packet sockets (packet(7)), for interfaces without an address.
 
 use std::{
     mem::size_of,
@@ -12,7 +12,7 @@ use crate::{
     link::Link,
 };
 
-/// A socket that sends IPv4 packets to everybody on a link's segment, and gets those that are for one UDP port.
+/// A socket that broadcasts IPv4 packets on a link's segment, and receives those for one UDP port.
 #[derive(Debug)]
 pub struct PacketSocket {
     fd: OwnedFd,
@@ -20,15 +20,15 @@ pub struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Opens one in the calling thread's namespace, for packets to this UDP port.
+    /// Opens a socket in the calling thread's namespace, for packets to this UDP port.
     ///
     /// # Errors
-    /// If the process may not, or the link is gone.
+    /// If the process lacks the capability, or the link does not exist.
     pub fn open(link: &Link, port: u16) -> Result<Self> {
         let error = |errno| Error::new("open a packet socket on", format!("`{}`", link.name), errno);
         let protocol = (libc::ETH_P_IP as u16).to_be();
         let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // Protocol 0: nothing comes before the filter is there.
+        // Protocol 0: the socket receives nothing before the filter is attached.
         // SAFETY: a plain system call, whose descriptor is ours if it is one.
         let fd =
             unsafe { OwnedFd::from_raw_fd(checked(libc::socket(libc::AF_PACKET, flags, 0)).map_err(error)?) };
@@ -59,12 +59,12 @@ impl PacketSocket {
         Ok(Self { fd, to })
     }
 
-    /// Sends a packet, which begins with its IPv4 header, to everybody.
+    /// Broadcasts a packet that begins with its IPv4 header.
     ///
     /// # Errors
     /// If the link is down or gone.
     pub fn send(&self, packet: &[u8]) -> Result<()> {
-        // SAFETY: buffer and address are alive and as long as is said.
+        // SAFETY: buffer and address are alive and have the given lengths.
         let sent = unsafe {
             libc::sendto(
                 self.fd.as_raw_fd(),
@@ -78,7 +78,7 @@ impl PacketSocket {
         checked(sent).map(drop).map_err(|errno| Error::new("send a packet", "to everybody", errno))
     }
 
-    /// Returns a packet that has come, from its IPv4 header on, or `None` if there is none.
+    /// Returns a received packet that begins with its IPv4 header, or `None` if there is none.
     ///
     /// # Errors
     /// If the link is down or gone.
@@ -99,7 +99,7 @@ impl AsFd for PacketSocket {
 
 const LENGTH: u32 = size_of::<libc::sockaddr_ll>() as u32;
 
-/// Lets through UDP to a port, of packets that are whole (classic BPF; the packet begins with its IPv4 header).
+/// Returns a classic BPF filter that accepts unfragmented UDP packets to a port. Packets begin with the IPv4 header.
 fn for_port(port: u16) -> [libc::sock_filter; 9] {
     let op = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     [

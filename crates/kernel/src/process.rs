@@ -1,7 +1,6 @@
 //! The calling process.
 
-/// Ends the process at once: what Rust's runtime would take down piece by piece, the kernel takes down with it. What is
-/// still buffered is lost.
+/// Ends the process at once, without destructors and exit handlers: the kernel frees everything. Buffered output is lost.
 pub fn end(code: i32) -> ! {
     // SAFETY: nothing is needed for this.
     unsafe { libc::_exit(code) }

@@ -1,4 +1,4 @@
-//! Queueing disciplines: rates, bursts, and what is redirected to another link before.
+//! Queueing disciplines: rates, bursts, and redirection to another link.
 //!
 //! Source: the kernel's `include/uapi/linux/pkt_sched.h` and `pkt_cls.h`.
 
@@ -16,14 +16,14 @@ use crate::{
 pub struct Bucket {
     /// Bytes per second.
     pub rate: u64,
-    /// Bytes that may go at once.
+    /// The burst in bytes.
     pub burst: u32,
-    /// Bytes that may wait.
+    /// The length of the queue in bytes.
     pub limit: u32,
 }
 
 impl Bucket {
-    /// Returns the burst in the kernel's unit: ticks of 64 ns that it takes at the rate.
+    /// Returns the burst in the kernel's unit: the time to send it at the rate, in ticks of 64 ns.
     fn buffer(&self) -> u32 {
         let microseconds = u64::from(self.burst) * 1_000_000 / self.rate.max(1);
         u32::try_from(microseconds * 1000 / 64).unwrap_or(u32::MAX)
@@ -36,21 +36,21 @@ impl Bucket {
     }
 }
 
-/// The packets that a rate applies to, by the address of the other side.
+/// The packets that a rate limits, by the remote address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part<'a> {
-    /// All but those of these subnets.
+    /// All packets except those of these subnets.
     AllBut(&'a [IpNet]),
-    /// Those of these subnets.
+    /// Only packets of these subnets.
     Only(&'a [IpNet]),
 }
 
-/// Which address of a packet belongs to the other side.
+/// The address of a packet that is the remote one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OtherSide {
-    /// The source's: packets to the container.
+    /// The source: packets to the container.
     Source,
-    /// The destination's: packets from the container.
+    /// The destination: packets from the container.
     Destination,
 }
 
@@ -59,21 +59,21 @@ pub enum OtherSide {
 pub struct Root {
     /// `tbf`, `htb`, …
     pub kind: String,
-    /// Of a token bucket filter: bytes per second, bytes that may wait, burst in ticks.
+    /// The settings of a token bucket filter: bytes per second, queue length in bytes, burst in ticks.
     pub bucket: Option<(u64, u32, u32)>,
 }
 
 impl Root {
-    /// Returns whether it is the token bucket filter that [`add_bucket`] makes.
+    /// Returns whether it matches the token bucket filter that [`add_bucket`] creates.
     pub fn is(&self, bucket: &Bucket) -> bool {
         self.bucket == Some((bucket.rate, bucket.limit, bucket.buffer()))
     }
 }
 
-/// Limits what leaves by a link with a token bucket filter.
+/// Limits the packets that leave on a link with a token bucket filter.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] when a discipline is there, or when the kernel refuses.
+/// [`crate::Kind::Exists`] if the link has a discipline, or if the kernel refuses the request.
 pub fn add_bucket(socket: &Socket, link: &Link, bucket: &Bucket) -> Result<()> {
     let mut message = new(libc::RTM_NEWQDISC, link, ROOT_HANDLE, TC_H_ROOT, 0);
     let mut parameters = Vec::with_capacity(36);
@@ -91,7 +91,7 @@ pub fn add_bucket(socket: &Socket, link: &Link, bucket: &Bucket) -> Result<()> {
     socket.change(message, "limit the rate of", &format_args!("`{}`", link.name))
 }
 
-/// Limits a part of what leaves by a link.
+/// Limits a part of the packets that leave on a link.
 ///
 /// # Errors
 /// As [`add_bucket`].
@@ -130,7 +130,7 @@ pub fn add_bucket_for(
         }
     });
     socket.change(message, doing, &object)?;
-    // What waits for its turn is limited as a token bucket filter limits it.
+    // The class gets a queue as long as that of a token bucket filter.
     let mut message = new(libc::RTM_NEWQDISC, link, 0, ROOT_HANDLE | LIMITED_CLASS, 0);
     message.text(libc::TCA_KIND, "bfifo").attr(libc::TCA_OPTIONS, &bucket.limit.to_ne_bytes());
     socket.change(message, doing, &object)?;
@@ -147,7 +147,7 @@ pub fn add_bucket_for(
     Ok(())
 }
 
-/// Redirects all that comes in by a link to another one, as if it left by that.
+/// Redirects all packets that a link receives to the egress of another link.
 ///
 /// # Errors
 /// As [`add_bucket`].
@@ -172,16 +172,16 @@ pub fn redirect(socket: &Socket, from: &Link, to: &Link) -> Result<()> {
     socket.change(message, "redirect", &object)
 }
 
-/// Removes the discipline at the root and the redirection of a link. Succeeds if it is already gone.
+/// Removes the discipline at the root and the redirection of a link. Succeeds if they are already gone.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove(socket: &Socket, link: &Link) -> Result<()> {
     for parent in [TC_H_ROOT, TC_H_INGRESS] {
         let message = Message::new(libc::RTM_DELQDISC, REQUEST, &tcmsg(link, 0, parent, 0));
         let done = socket.change(message, "remove the rate limit of", &format_args!("`{}`", link.name));
         match crate::error::absent_is_none(done) {
-            // None is there: the kernel says so in several ways.
+            // The discipline does not exist. The kernel has several errors for this.
             Err(error) if error.errno == rustix::io::Errno::INVAL => {}
             other => drop(other?),
         }
@@ -189,10 +189,10 @@ pub fn remove(socket: &Socket, link: &Link) -> Result<()> {
     Ok(())
 }
 
-/// Returns the discipline at the root of a link, and whether one takes what comes in.
+/// Returns the discipline at the root of a link, and whether the link has an ingress discipline.
 ///
-/// Each of the two is asked for by itself. A list of all disciplines would not do: the kernel remembers by number how far it
-/// came, and leaves links out when others go meanwhile (`tc_dump_qdisc`).
+/// Each is requested separately. A dump of all disciplines is unreliable: the kernel stores its position as a count, and omits
+/// links if others are removed meanwhile (`tc_dump_qdisc`).
 ///
 /// # Errors
 /// If the link does not exist.
@@ -229,10 +229,10 @@ fn read_root(received: &Received<'_>) -> Option<Root> {
     Some(Root { kind, bucket })
 }
 
-/// Returns the indices of the links that something is redirected to, as [`redirect`] does it.
+/// Returns the indices of the links that [`redirect`] targets.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn redirect_targets(socket: &Socket) -> Result<Vec<u32>> {
     let mut targets = Vec::new();
     // By the list of links, which is read anew if it changes; see `look`.
@@ -245,7 +245,7 @@ pub fn redirect_targets(socket: &Socket) -> Result<Vec<u32>> {
                 let mirred = Attrs(Attrs(action).find(ACT_OPTIONS)?).find(MIRRED_PARMS)?;
                 read_u32(mirred.get(24..)?)
             });
-        // The link may be gone by now.
+        // The link may be gone already.
         targets.extend(crate::error::absent_is_none(found)?.unwrap_or_default());
     }
     Ok(targets)
@@ -294,7 +294,7 @@ fn new(kind: u16, link: &Link, handle: u32, parent: u32, info: u32) -> Message {
 
 fn filter(link: &Link, parent: u32, priority: u32, protocol: i32) -> Message {
     let protocol = u16::try_from(protocol).unwrap_or_default().to_be();
-    // Another filter of the same priority stands beside it.
+    // The kernel keeps several filters of the same priority.
     let fixed = tcmsg(link, 0, parent, priority << 16 | u32::from(protocol));
     Message::new(RTM_NEWTFILTER, REQUEST | CREATE | EXCL, &fixed)
 }

@@ -28,7 +28,7 @@ pub const TABLES_RESERVED: RangeInclusive<u32> = libc::RT_TABLE_DEFAULT as u32..
 pub struct Route {
     /// The destination.
     pub dst: IpNet,
-    /// The next hop; `None` for on the link.
+    /// The next hop; `None` if the destination is on the link.
     pub gateway: Option<IpAddr>,
     /// The link's index; 0 only in what [`list`] returns of routes without link.
     pub link: u32,
@@ -48,11 +48,11 @@ pub struct Route {
     pub protocol: u8,
     /// Whether packets are dropped silently (`RTN_BLACKHOLE`). Such a route has no link.
     pub blackhole: bool,
-    /// To which host the link carries what goes there, where it takes that from its routes; `None` for other links.
+    /// The tunnel destination, for links that take it from their routes; `None` for other links.
     pub carried: Option<Carried>,
 }
 
-/// How a tunnel carries a packet that a route gives it (`LWTUNNEL_ENCAP_IP`, `LWTUNNEL_ENCAP_IP6`).
+/// The encapsulation of a route's packets (`LWTUNNEL_ENCAP_IP`, `LWTUNNEL_ENCAP_IP6`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Carried {
     /// The network identifier.
@@ -69,7 +69,7 @@ impl Carried {
         message.nest(RTA_ENCAP, |encap| {
             encap.attr(LWTUNNEL_IP_ID, &u64::from(self.vni).to_be_bytes());
             encap.ip(LWTUNNEL_IP_DST, self.to).ip(LWTUNNEL_IP_SRC, self.from);
-            // With checksums, as other tunnels have them: without, IPv6 is dropped and IPv4 is not put together on arrival.
+            // With checksums, as in other tunnels: without them the receiver drops IPv6 and does not aggregate IPv4.
             encap.attr(LWTUNNEL_IP_FLAGS, &TUNNEL_CSUM.to_be_bytes());
         });
         message.attr(RTA_ENCAP_TYPE, &kind.to_ne_bytes());
@@ -86,7 +86,7 @@ impl Carried {
 }
 
 impl Route {
-    /// Creates a route with nothing but destination, next hop and link.
+    /// Creates a route with only destination, next hop and link.
     pub fn new(dst: IpNet, gateway: Option<IpAddr>, link: u32) -> Self {
         Self {
             dst,
@@ -115,10 +115,10 @@ impl fmt::Display for Route {
     }
 }
 
-/// Adds a route. A second one to the same destination by another next hop stands beside the first.
+/// Adds a route. Routes to the same destination via different next hops coexist.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] when the very same route is there.
+/// [`crate::Kind::Exists`] if the identical route exists.
 #[doc(alias = "RTM_NEWROUTE")]
 pub fn add(socket: &Socket, route: &Route) -> Result<()> {
     socket.make([addition(route)])
@@ -132,15 +132,15 @@ pub fn addition(route: &Route) -> Request {
 /// Adds a route, or replaces the one to the same destination with the same metric.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn replace(socket: &Socket, route: &Route) -> Result<()> {
     socket.make([request(libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route)])
 }
 
-/// Removes the very route. Succeeds if it is already gone.
+/// Removes exactly this route. Succeeds if it is already gone.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove_exact(socket: &Socket, route: &Route) -> Result<()> {
     absent_is_none(socket.make([request(libc::RTM_DELROUTE, 0, "remove route", route)])).map(drop)
 }
@@ -148,13 +148,13 @@ pub fn remove_exact(socket: &Socket, route: &Route) -> Result<()> {
 /// A change of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It is there, in the place of any other to the same destination with the same metric.
+    /// Adds the route, and replaces another one to the same destination with the same metric.
     Put(Route),
-    /// The very route is not there.
+    /// Removes exactly this route.
     Remove(Route),
 }
 
-/// Changes many routes, in as few sends as the kernel's answers fit and returns the refusals.
+/// Changes many routes, in as few sends as the socket's receive buffer allows, and returns the refusals.
 pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
     let changes = fates.iter().map(|fate| match fate {
         Fate::Put(route) => request(libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route),
@@ -181,7 +181,7 @@ fn message(kind: u16, flags: u16, route: &Route) -> Message {
     }
     if let Some(gateway) = route.gateway {
         if gateway.is_ipv6() && route.dst.addr().is_ipv4() {
-            // An IPv4 route by an IPv6 next hop (RFC 5549) names the family of the hop.
+            // An IPv4 route via an IPv6 next hop (RFC 5549) names the family of the hop.
             let mut via = (libc::AF_INET6 as u16).to_ne_bytes().to_vec();
             if let IpAddr::V6(ip) = gateway {
                 via.extend_from_slice(&ip.octets());
@@ -218,10 +218,10 @@ fn message(kind: u16, flags: u16, route: &Route) -> Message {
     message
 }
 
-/// Removes the route to a destination by a link, whatever else it says. Succeeds if it is already gone.
+/// Removes the route to a destination on a link, regardless of its other properties. Succeeds if it is already gone.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_DELROUTE")]
 pub fn remove(socket: &Socket, dst: IpNet, link: u32) -> Result<()> {
     let mut fixed = [0; RTMSG];
@@ -238,7 +238,7 @@ pub fn remove(socket: &Socket, dst: IpNet, link: u32) -> Result<()> {
 /// Lists the unicast and blackhole routes of all tables, of one family (that of `like`).
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn list(socket: &Socket, like: IpAddr) -> Result<Vec<Route>> {
     let mut fixed = [0; RTMSG];
     fixed[0] = family(like);
@@ -246,11 +246,11 @@ pub fn list(socket: &Socket, like: IpAddr) -> Result<Vec<Route>> {
     socket.dump(&message, "list", &"routes", |received| read(&received))
 }
 
-/// Lists the unicast and blackhole routes of all tables that somebody made (`RTPROT_*`), of one family. Kernels since 5.0
-/// leave out all others themselves.
+/// Lists the unicast and blackhole routes of all tables with one origin (`RTPROT_*`), of one family. Kernels since 5.0 filter
+/// by origin themselves.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn list_of(socket: &Socket, like: IpAddr, protocol: u8) -> Result<Vec<Route>> {
     let mut fixed = [0; RTMSG];
     fixed[0] = family(like);
@@ -277,7 +277,7 @@ pub struct Way {
 /// Returns the path to an address, or `None` if there is no route.
 ///
 /// # Errors
-/// If the kernel refuses to look.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_GETROUTE")]
 pub fn way_to(socket: &Socket, ip: IpAddr) -> Result<Option<Way>> {
     let mut fixed = [0; RTMSG];
@@ -302,18 +302,18 @@ pub fn way_to(socket: &Socket, ip: IpAddr) -> Result<Option<Way>> {
     }
 }
 
-/// A blackhole answers `EINVAL`, an unreachable route `EHOSTUNREACH`.
+/// The errors of a missing route. A blackhole answers `EINVAL`, an unreachable route `EHOSTUNREACH`.
 const UNREACHABLE: [Errno; 3] = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::INVAL];
 
 /// Returns the link via which the host reaches an address, or `None` if there is no route.
 ///
 /// # Errors
-/// If the kernel refuses to look.
+/// If the kernel refuses the request.
 pub fn link_towards(socket: &Socket, ip: IpAddr) -> Result<Option<u32>> {
     Ok(way_to(socket, ip)?.map(|way| way.link))
 }
 
-/// Reads the length of the destination's prefix and the protocol alone.
+/// Reads only the length of the destination's prefix and the protocol.
 pub(crate) fn announced(received: &Received<'_>) -> Option<(u8, u8)> {
     Some((*received.payload.get(1)?, *received.payload.get(5)?))
 }

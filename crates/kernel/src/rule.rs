@@ -9,10 +9,10 @@ use crate::{
     socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
-/// A rule; what it does not say of other people's rules is left out.
+/// A rule, with only the fields that Netloom uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// The one source address that it is for; `None` for a prefix or for all.
+    /// The single source address that it matches; `None` for a prefix or for all sources.
     pub source: Option<IpAddr>,
     /// The table.
     pub table: u32,
@@ -20,10 +20,10 @@ pub struct Rule {
     pub priority: u32,
 }
 
-/// Adds a rule for one source address; the kernel gives it a priority below those that are there.
+/// Adds a rule for one source address. The kernel assigns a priority number below those of existing rules.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_NEWRULE")]
 pub fn add(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
     let message = change(libc::RTM_NEWRULE, REQUEST | CREATE | EXCL, source, table);
@@ -33,7 +33,7 @@ pub fn add(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
 /// Removes a rule. Succeeds if it is already gone.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_DELRULE")]
 pub fn remove(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
     let message = change(libc::RTM_DELRULE, REQUEST, source, table);
@@ -44,7 +44,7 @@ pub fn remove(socket: &Socket, source: IpAddr, table: u32) -> Result<()> {
 /// Lists the rules of one family (that of `like`).
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn list(socket: &Socket, like: IpAddr) -> Result<Vec<Rule>> {
     let mut fixed = [0; FIB_RULE];
     fixed[0] = family(like);

@@ -1,4 +1,4 @@
-//! One netlink socket: sends a request, reads its answer, keeps the kernel's explanation of an error.
+//! Netlink sockets: sending requests, reading answers and the kernel's explanations of errors.
 
 use std::{
     cell::Cell,
@@ -42,20 +42,20 @@ struct Inner {
     sequence: Cell<u32>,
 }
 
-/// A change that is yet to be asked for, alone or with others ([`Socket::make`]).
+/// A request for a change, to send alone or with others ([`Socket::make`]).
 #[derive(Debug)]
 pub struct Request {
     pub(crate) message: Message,
     /// The operation, as in [`Error::doing`].
     pub(crate) doing: &'static str,
-    /// What it is done to.
+    /// The object, as in [`Error::object`].
     pub(crate) object: String,
 }
 
-/// Where answers are read to, of all sockets, one after the other; while one thread reads, another makes do with its own.
+/// The receive buffer that all sockets share. While one thread uses it, another allocates its own.
 static BUFFER: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-/// What a dump sends per message fits; the kernel uses up to 32 KiB when the reader offers as much.
+/// The size of the receive buffer. The kernel uses up to 32 KiB for a dump message if the reader offers as much.
 const RECEIVE: usize = 32 * 1024;
 const DUMP_ATTEMPTS: usize = 8;
 
@@ -74,7 +74,7 @@ impl Socket {
         Self::open_listening(protocol, 0)
     }
 
-    /// Opens a socket that also hears the multicast groups of `groups` (a bit mask).
+    /// Opens a socket that also receives from the multicast groups in `groups` (a bit mask).
     pub(crate) fn open_listening(protocol: Protocol, groups: u32) -> Result<Self> {
         let (number, name) = match protocol {
             Protocol::Route => (None, "route"),
@@ -87,10 +87,10 @@ impl Socket {
         if groups != 0 {
             rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, groups)).map_err(error)?;
         }
-        // Explanations are a courtesy of newer kernels (4.12); without them errors are only shorter.
+        // Kernels before 4.12 send no explanations; errors are then shorter.
         if groups == 0 {
             set_option(&fd, libc::NETLINK_EXT_ACK);
-            // Dumps are limited to what is asked for: the addresses of one link among thousands (5.0).
+            // Strict checking makes the kernel filter dumps, such as the addresses of one link among thousands (5.0).
             set_option(&fd, libc::NETLINK_GET_STRICT_CHK);
         }
         Ok(Self(Rc::new(Inner { fd, sequence: Cell::new(1) })))
@@ -106,8 +106,8 @@ impl Socket {
         self.make([Request { message, doing, object: object.to_string() }])
     }
 
-    /// Has changes made in their order by one send, and waits for the kernel's word on the last. For what is useless
-    /// unless all of it succeeds: what stands behind a change that is refused is made all the same.
+    /// Sends changes in order in one send, and waits for the answer to the last. The kernel applies the changes after a refused
+    /// one too, so use this only if the caller discards everything on a failure.
     ///
     /// # Errors
     /// The first refusal.
@@ -142,10 +142,10 @@ impl Socket {
         outcome
     }
 
-    /// Has a change made and asks for an object by the same send.
+    /// Sends a change and the request for an object in one send.
     ///
     /// # Errors
-    /// The first refusal, as the change's.
+    /// The first refusal, reported as that of the change.
     pub(crate) fn make_and_ask(
         &self,
         request: Request,
@@ -162,7 +162,7 @@ impl Socket {
                 } else if outcome.is_ok() {
                     outcome = Refusal::read(&received).map_or(Ok(()), Err);
                 }
-                // The question's answer, or its refusal, is the end.
+                // The answer to the request, or its refusal, ends the exchange.
                 received.sequence == first.wrapping_add(1)
             })? {}
             Ok(())
@@ -170,8 +170,8 @@ impl Socket {
         answered.map_err(Refusal::from).and(outcome).map_err(|refusal| refusal.into_error(doing, object))
     }
 
-    /// Asks for many changes, which need not all succeed, in as few sends as their answers fit into the socket's buffer.
-    /// Returns the refusals; what is absent and was to be removed is none.
+    /// Sends many changes, each of which may fail, in as few sends as the socket's receive buffer allows. Returns the refusals.
+    /// The removal of an absent object is no refusal.
     pub(crate) fn change_all(&self, changes: impl Iterator<Item = Request>) -> Vec<Error> {
         const AT_ONCE: usize = 100;
         let mut changes = changes.peekable();
@@ -213,7 +213,7 @@ impl Socket {
         refused
     }
 
-    /// Asks for one object, without acknowledgement: its answer, or the refusal, is the end.
+    /// Requests one object without acknowledgement: the answer or the refusal ends the exchange.
     pub(crate) fn ask(
         &self,
         message: Message,
@@ -228,7 +228,8 @@ impl Socket {
         self.exchange(message, &mut answer).map_err(|refusal| refusal.into_error(doing, object.to_string()))
     }
 
-    /// Asks for an object of which the kernel may say nothing. The message asks for an acknowledgement ([`ACK`]), which is the end.
+    /// Requests an object that the kernel may not report. The message requests an acknowledgement ([`ACK`]), which ends the
+    /// exchange.
     pub(crate) fn ask_for_any(
         &self,
         message: Message,
@@ -243,9 +244,9 @@ impl Socket {
         self.exchange(message, &mut answer).map_err(|refusal| refusal.into_error(doing, object.to_string()))
     }
 
-    /// Asks for all objects, again when the kernel's list changed while it was read.
+    /// Requests all objects, and repeats the request if the kernel's list changed meanwhile.
     ///
-    /// `read` makes one value of a message, or none to leave it out.
+    /// `read` converts a message to a value, or returns `None` to skip it.
     pub(crate) fn dump<T>(
         &self,
         message: &Message,
@@ -269,7 +270,7 @@ impl Socket {
         Err(Error::new(doing, object, Errno::AGAIN))
     }
 
-    /// Sends messages in one write and returns each its sequence number, the first of which is returned.
+    /// Numbers the messages, sends them in one write, and returns the first sequence number.
     pub(crate) fn send(&self, messages: &mut [Message]) -> Result<u32, Errno> {
         let first = self.0.sequence.get();
         let mut bytes = Vec::new();
@@ -280,7 +281,7 @@ impl Socket {
         }
         let send = || rustix::io::retry_on_intr(|| rustix::net::send(&self.0.fd, &bytes, SendFlags::empty()));
         match send() {
-            // What is to happen at once is to be sent at once, and may be more than a socket usually takes.
+            // An atomic batch must be sent at once, and may exceed the default send buffer.
             Err(Errno::MSGSIZE) => {
                 set_socket_send_buffer_size_force(&self.0.fd, bytes.len() + 4096)?;
                 send()?;
@@ -297,7 +298,7 @@ impl Socket {
         sequence
     }
 
-    /// Reads what has come and returns the refusal of the message with that number, if it is there.
+    /// Reads pending messages and returns the refusal of the message with that sequence number, if any.
     pub(crate) fn refusal_of(&self, sequence: u32) -> Result<Option<Refusal>, Errno> {
         let mut refusal = None;
         self.receive(|received| {
@@ -309,12 +310,12 @@ impl Socket {
         Ok(refusal)
     }
 
-    /// Reads one datagram and hands its messages to `read` until that says it has seen enough.
+    /// Reads one datagram and passes its messages to `read` until it returns true.
     pub(crate) fn receive(&self, mut read: impl FnMut(Received<'_>) -> bool) -> Result<bool, Errno> {
         let mut buffer = BUFFER.try_lock().map_or_else(|_| Vec::new(), |mut buffer| mem::take(&mut *buffer));
         buffer.clear();
         buffer.reserve_exact(RECEIVE);
-        // Into memory that nothing has touched yet: most answers need one page of it.
+        // Receive into uninitialized memory: most answers touch one page of it.
         let received = rustix::io::retry_on_intr(|| {
             rustix::net::recv(&self.0.fd, spare_capacity(&mut buffer), RecvFlags::TRUNC)
         });
@@ -329,7 +330,7 @@ impl Socket {
         enough
     }
 
-    /// Sends a message and reads until its acknowledgement, its refusal, the end of a dump, or until `read` has enough.
+    /// Sends a message and reads until its acknowledgement, its refusal, the end of a dump, or until `read` returns true.
     fn exchange(&self, message: Message, read: &mut dyn FnMut(Received<'_>) -> bool) -> Result<(), Refusal> {
         let sequence = self.send(&mut [message])?;
         let mut outcome = Ok(());
@@ -343,7 +344,7 @@ impl Socket {
                     true
                 }
                 libc::NLMSG_DONE => {
-                    // A dump that fails half-way says so in its last message.
+                    // A dump that fails part-way carries the error in its last message.
                     if let Some(code) = read_u32(received.payload)
                         && code.cast_signed() < 0
                     {
@@ -358,7 +359,7 @@ impl Socket {
     }
 }
 
-/// Parts changes into what is sent and what errors say.
+/// Splits changes into the messages and the texts for errors.
 fn split(requests: impl Iterator<Item = Request>) -> (Vec<Message>, Vec<(&'static str, String)>) {
     requests.map(|request| (request.message, (request.doing, request.object))).unzip()
 }
@@ -398,7 +399,7 @@ impl Refusal {
     }
 }
 
-/// Reads an error number as messages have it, below zero. One that is none is a broken message.
+/// Converts the negative error number of a message. An invalid number means a broken message.
 fn errno(code: i32) -> Errno {
     const MOST: i32 = 4095;
     if (-MOST..0).contains(&code) { Errno::from_raw_os_error(-code) } else { Errno::BADMSG }

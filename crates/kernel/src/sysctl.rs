@@ -23,7 +23,7 @@ const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
 const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
 
-/// One of the settings that plugins use. Interface names may contain dots, so the parts are separate.
+/// A setting that plugins use. Interface names may contain dots, so the parts are separate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setting<'a> {
     /// `net/ipv4/ip_forward`
@@ -36,7 +36,7 @@ pub enum Setting<'a> {
     Ipv6(&'a str, &'a str),
     /// `net/ipv6/neigh/IF/KEY`
     Ipv6Neighbour(&'a str, &'a str),
-    /// Any below `net`, as a path whose parts are plain names.
+    /// Any setting below `net`, as a path of plain names.
     Net(&'a str),
 }
 
@@ -58,7 +58,7 @@ impl Setting<'_> {
 
 static ROOT: OnceLock<PathBuf> = OnceLock::new();
 
-/// Has the process find `/proc/sys/net` elsewhere: in a container it can only be read, but for a mount of the host's. Once.
+/// Sets the path of `/proc/sys/net` for this process, once: in a container it is read-only unless the host's is mounted.
 pub fn found_at(dir: &Path) {
     drop(ROOT.set(dir.to_owned()));
 }
@@ -85,7 +85,7 @@ pub fn read(setting: Setting<'_>) -> Result<Option<String>> {
 pub fn write(setting: Setting<'_>, value: &str) -> Result<()> {
     let path = setting.path();
     inject::point("write", &path.display().to_string())?;
-    // Opened without O_CREAT and O_TRUNC: procfs wants neither.
+    // Opened without O_CREAT and O_TRUNC, which procfs does not need.
     open(&path, OFlags::WRONLY)
         .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
         .map_err(|error| Error::from_io("write", path.display(), &error))
@@ -94,7 +94,7 @@ pub fn write(setting: Setting<'_>, value: &str) -> Result<()> {
 /// Writes a setting unless it has the value or the kernel does not have the setting.
 ///
 /// # Errors
-/// If it is there and cannot be read or written.
+/// If it exists and cannot be read or written.
 pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
     match read(setting)? {
         Some(current) if current != value => match write(setting, value) {
@@ -105,11 +105,11 @@ pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
     }
 }
 
-/// Has the calling thread's namespace, the socket's too, forward packets of an address's family. The socket is asked
-/// whether it does, which takes less than to open the setting.
+/// Enables forwarding for an address's family in the calling thread's namespace, which must be the socket's too. The current
+/// state is queried over the socket, which is faster than opening the setting.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 #[doc(alias = "RTM_GETNETCONF")]
 pub fn ensure_forwarding(socket: &Socket, address: IpAddr) -> Result<()> {
     let (family, setting) = match address {
@@ -122,18 +122,17 @@ pub fn ensure_forwarding(socket: &Socket, address: IpAddr) -> Result<()> {
     let read = |received: Received<'_>| {
         forwards = Attrs::after(received.payload, 4).find(NETCONFA_FORWARDING).and_then(read_u32);
     };
-    // Where IPv6 is off the answer is a refusal, and there is nothing to be set.
+    // If IPv6 is disabled the kernel refuses the request, and nothing needs to be set.
     match socket.ask(message, "read", &"whether the host forwards", read) {
         Ok(()) if forwards.is_some_and(|forwards| forwards != 0) => Ok(()),
         _ => ensure(setting, "1"),
     }
 }
 
-/// Writes a setting of a link that was just created, without reading it first. Succeeds if the kernel does not have the setting, and
-/// if `/proc/sys` is read-only: use it for what improves a working network, and [`ensure`] for what the network needs.
+/// Writes a setting of a new link without reading it first. Succeeds if the kernel does not have the setting.
 ///
 /// # Errors
-/// If the setting exists and the kernel refuses the value.
+/// If it exists and cannot be written.
 pub fn set(setting: Setting<'_>, value: &str) -> Result<()> {
     match write(setting, value) {
         Err(error) if error.kind() == Kind::NotFound || is_read_only(&error) => Ok(()),

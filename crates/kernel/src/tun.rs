@@ -1,4 +1,4 @@
-//! TAP links: what is sent by them, a program reads, and the other way round (Documentation/networking/tuntap.rst).
+//! TAP links, whose frames a program reads and writes (Documentation/networking/tuntap.rst).
 
 use std::{
     ffi::c_ulong,
@@ -11,25 +11,25 @@ use crate::{
     ioctl::{LinkRequest, call},
 };
 
-/// A TAP link to be made.
+/// The parameters of a new TAP link.
 #[derive(Debug, Clone, Copy)]
 pub struct Tap<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Several programs, or threads of one, may read and write it at once.
+    /// Whether several programs or threads may read and write it at once.
     pub multi_queue: bool,
-    /// The user who may open it beside root.
+    /// The user that may open it besides root.
     pub owner: Option<u32>,
     /// The group that may open it.
     pub group: Option<u32>,
-    /// The SELinux context that it is to have.
+    /// The SELinux context of the link.
     pub context: Option<&'a str>,
 }
 
-/// Creates a TAP link in the calling thread's namespace; it stays when nobody has it open.
+/// Creates a persistent TAP link in the calling thread's namespace.
 ///
 /// # Errors
-/// [`crate::Kind::Busy`] when the name is taken; without `/dev/net/tun` or the driver.
+/// [`crate::Kind::Busy`] if the name is taken. Also fails without `/dev/net/tun` or the driver.
 #[doc(alias = "TUNSETIFF")]
 pub fn create(tap: &Tap<'_>) -> Result<()> {
     let error = |errno| Error::new("create TAP link", format!("`{}`", tap.name), errno);
@@ -39,8 +39,8 @@ pub fn create(tap: &Tap<'_>) -> Result<()> {
         .write(true)
         .open("/dev/net/tun")
         .map_err(|source| Error::from_io("open", "/dev/net/tun", &source))?;
-    // It gets the context of the thread that makes it. A process with one thread may change that where the policy says
-    // so (`process dyntransition`), without running a program for it.
+    // The link gets the context of the thread that creates it. A process with one thread may change its context without running
+    // another program, if the policy allows it (`process dyntransition`).
     let _back = tap.context.map(Context::enter).transpose()?;
     let mut request = LinkRequest::of(tap.name).map_err(error)?;
     let mut flags: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
@@ -48,7 +48,7 @@ pub fn create(tap: &Tap<'_>) -> Result<()> {
         flags |= libc::IFF_MULTI_QUEUE;
     }
     request.subject()[..2].copy_from_slice(&(flags.cast_unsigned() as u16).to_ne_bytes());
-    // SAFETY: this request takes the flags behind the name.
+    // SAFETY: this request takes the flags after the name.
     unsafe { request.ask(&device, TUNSETIFF) }.map_err(error)?;
     let numbers = [(TUNSETOWNER, tap.owner), (TUNSETGROUP, tap.group), (TUNSETPERSIST, Some(1))];
     for (request, number) in numbers {
@@ -60,7 +60,7 @@ pub fn create(tap: &Tap<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The context in which the thread was; it goes back there at the end.
+/// The previous context of the thread, restored on drop.
 struct Context(String);
 
 const CONTEXT: &str = "/proc/thread-self/attr/current";
@@ -76,7 +76,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // Whoever may not come back can do no more than this one work.
+        // If the policy forbids the return, the thread keeps the context of the link.
         drop(fs::write(CONTEXT, &self.0));
     }
 }

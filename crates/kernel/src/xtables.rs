@@ -1,4 +1,4 @@
-//! The tables of iptables-legacy, which are read and replaced whole.
+//! The tables of iptables-legacy. The kernel reads and replaces them as a whole.
 //!
 //! Only for hosts that use them: a container's packets pass their chains whatever nftables says, so what has to be
 //! let through must be let through there too. Source: the kernel's `include/uapi/linux/netfilter/x_tables.h`,
@@ -25,7 +25,7 @@ use crate::{
     inject,
 };
 
-/// The address family of a table.
+/// The family of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// IPv4: iptables-legacy.
@@ -53,13 +53,13 @@ impl Family {
     }
 }
 
-/// The chains of a table.
+/// A table with its chains.
 #[derive(Debug, Clone)]
 pub struct Table {
     family: Family,
     name: &'static str,
     valid_hooks: u32,
-    /// How many entries the kernel has, and how many bytes they take.
+    /// The number of the kernel's entries, and their size in bytes.
     entries: (u32, u32),
     chains: Vec<Chain>,
 }
@@ -67,25 +67,25 @@ pub struct Table {
 #[derive(Debug, Clone)]
 struct Chain {
     name: String,
-    /// The hook that a chain of the kernel's own stands at.
+    /// The hook of a built-in chain.
     hook: Option<usize>,
     rules: Vec<Rule>,
-    /// The entry behind the rules: the policy, or the way back.
+    /// The entry after the rules: the policy, or the return.
     end: Rule,
 }
 
-/// What the chains at the hooks are called.
+/// The names of the built-in chains.
 const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 
-/// Returns whether somebody uses a table in the calling thread's namespace. Asking does not load it.
+/// Returns whether a table is in use in the calling thread's namespace. Does not load the table.
 pub fn is_used(family: Family, table: &str) -> bool {
     fs::read_to_string(family.names_file()).is_ok_and(|names| names.lines().any(|name| name == table))
 }
 
-/// Reads a table, or `None` if nobody uses it.
+/// Reads a table, or returns `None` if it is not in use.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn read(family: Family, table: &'static str) -> Result<Option<Table>> {
     if !is_used(family, table) {
         return Ok(None);
@@ -94,11 +94,11 @@ pub fn read(family: Family, table: &'static str) -> Result<Option<Table>> {
     Table::read(&socket, family, table).map(Some)
 }
 
-/// Reads a table, has it changed, and puts it back if `change` says that it did; nothing happens where nobody uses
-/// that table. Holds the lock that iptables-legacy takes.
+/// Reads a table, applies `change`, and replaces the table if `change` returns true. Does nothing if the table is not in use.
+/// Holds the lock of iptables-legacy meanwhile.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn edit(family: Family, table: &'static str, change: impl Fn(&mut Table) -> bool) -> Result<()> {
     if !is_used(family, table) {
         return Ok(());
@@ -114,7 +114,7 @@ pub fn edit(family: Family, table: &'static str, change: impl Fn(&mut Table) -> 
         }
         inject::point("replace iptables-legacy table", table)?;
         outcome = edited.write(&socket);
-        // Somebody without the lock was faster.
+        // Another process changed the table without the lock.
         if !matches!(&outcome, Err(error) if error.errno == Errno::AGAIN) {
             break;
         }
@@ -147,12 +147,12 @@ impl Table {
         self.chains.iter().find(|it| it.name == chain).map_or(&[], |it| &it.rules)
     }
 
-    /// Prepends a rule to a chain.
+    /// Inserts a rule before all others of a chain.
     pub fn insert(&mut self, chain: &str, rule: Rule) {
         self.chain(chain, |it| it.rules.insert(0, rule));
     }
 
-    /// Appends a rule to a chain.
+    /// Appends a rule after all others of a chain.
     pub fn append(&mut self, chain: &str, rule: Rule) {
         self.chain(chain, |it| it.rules.push(rule));
     }
@@ -183,7 +183,7 @@ impl Table {
         removed | self.remove_rules(|_, rule| matches!(rule.target(), Target::Jump(to) if !left.contains(to)))
     }
 
-    /// Lists the chains that are not the kernel's own.
+    /// Lists the chains that are not built in.
     pub fn chains(&self) -> impl Iterator<Item = &str> {
         self.chains.iter().filter(|chain| chain.hook.is_none()).map(|chain| chain.name.as_str())
     }
@@ -230,12 +230,12 @@ impl Table {
         for origin in origins {
             add.extend(origin.and_then(|index| counters.get(index)).unwrap_or(&[0; COUNTER]));
         }
-        // Counters are a courtesy: the rules are in place.
+        // A failure loses only the counters: the rules are in place.
         let _ = set(socket, self.family, SET_ADD_COUNTERS, &add);
         Ok(())
     }
 
-    /// Lays the chains out as the kernel wants them, with each jump's offset.
+    /// Encodes the chains in the kernel's layout, with the offset of each jump.
     fn build(&self) -> Built {
         let mut starts = BTreeMap::new();
         let mut offset = 0;
@@ -269,7 +269,7 @@ impl Table {
         built
     }
 
-    /// Returns the kernel's own chains first, in the order of their hooks.
+    /// Returns the chains, built-in ones first in the order of their hooks.
     fn in_order(&self) -> impl Iterator<Item = &Chain> {
         let mut chains: Vec<&Chain> = self.chains.iter().collect();
         chains.sort_by_key(|chain| chain.hook.unwrap_or(usize::MAX));
@@ -279,13 +279,13 @@ impl Table {
 
 struct Built {
     bytes: Vec<u8>,
-    /// The place of each entry among the old ones, for its counters.
+    /// The index of each entry among the old ones, for its counters.
     origins: Vec<Option<usize>>,
     hooks: [u32; 5],
     underflows: [u32; 5],
 }
 
-/// Cuts the kernel's entries into chains, or `None` if they are not as they should be.
+/// Splits the kernel's entries into chains, or returns `None` if they are malformed.
 fn split(family: Family, bytes: &[u8], hooks: &[(usize, usize)]) -> Option<Vec<Chain>> {
     let mut entries = Vec::new();
     let mut offset = 0;
@@ -295,7 +295,7 @@ fn split(family: Family, bytes: &[u8], hooks: &[(usize, usize)]) -> Option<Vec<C
         entries.push((offset, rule));
         offset = next;
     }
-    // Where a chain's rules begin, which is what jumps lead to.
+    // The offset of each chain's first rule, which is the target of jumps.
     let mut names = BTreeMap::new();
     for (index, (offset, rule)) in entries.iter().enumerate() {
         if let Some((_, hook)) = hooks.iter().find(|(start, _)| start == offset) {

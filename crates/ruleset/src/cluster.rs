@@ -99,7 +99,7 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
 /// Removes the cluster's tables. Succeeds if there are none.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove(socket: &Socket) -> Result<(), RulesetError> {
     let mut batch = Batch::new();
     for table in ALL {

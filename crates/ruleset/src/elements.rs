@@ -40,7 +40,7 @@ pub(crate) struct Share<'a> {
     pub(crate) owner: &'a str,
 }
 
-/// What an owner's entry says of one of its elements.
+/// An element as recorded in an owner's entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Claim {
     set: Set,
@@ -113,8 +113,8 @@ pub(crate) fn put(
     outcome.map_err(RulesetError::from)
 }
 
-/// Removes what the owner had before, and what stands where an element is to go; fails if that is somebody else's and
-/// to be left. Gives the places that are somebody else's too.
+/// Removes the owner's previous elements, and elements with the keys to add. Fails if another owner has a key and must keep it.
+/// Returns the positions that another owner claims too.
 fn clear_the_way(
     socket: &Socket,
     share: Share<'_>,
@@ -168,7 +168,7 @@ pub(crate) fn absent(socket: &Socket, placed: &[Placed]) -> Result<Vec<usize>, R
     Ok(absent)
 }
 
-/// Removes an owner's things of one kind from some tables, and returns what was removed. Succeeds if there is none.
+/// Removes an owner's elements of one purpose from the given tables, and returns them. Succeeds if there are none.
 ///
 /// Only elements that were read are removed: if anything changes in between, the kernel refuses the batch and the elements
 /// are read again. So an element is never taken from a new owner.
@@ -205,7 +205,7 @@ pub(crate) fn remove(
     outcome.map_err(RulesetError::from).map(|()| Vec::new())
 }
 
-/// Puts the removal of elements into a batch; one that others claim too goes to the first of those.
+/// Adds the removal of elements to a batch. An element that other owners claim too goes to the first of them.
 fn take_away(
     socket: &Socket,
     table: Table<'static>,
@@ -239,11 +239,10 @@ fn take_away(
     Ok(())
 }
 
-/// Removes everything in our tables whose owner `stale` picks, the chains that nothing leads to any more, and the
-/// tables that hold nothing any more.
+/// Removes all elements in Netloom's tables whose owner `stale` selects, then unused chains and empty tables.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn retain(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Result<(), RulesetError> {
     for table in tables::ALL {
         remove_stale(socket, table, stale)?;
@@ -312,7 +311,7 @@ fn remove_if_empty(socket: &Socket, table: Table<'static>) -> Result<(), Ruleset
     Ok(())
 }
 
-/// Reads the generation; none on a kernel whose netfilter has no nftables, which has nothing to remove.
+/// Reads the generation. Returns `None` if the kernel lacks nftables, so there is nothing to remove.
 fn generation(socket: &Socket) -> Result<Option<u32>, RulesetError> {
     match nft::generation(socket) {
         Err(error) if matches!(error.kind(), Kind::Invalid | Kind::Unsupported) => Ok(None),
@@ -320,7 +319,7 @@ fn generation(socket: &Socket) -> Result<Option<u32>, RulesetError> {
     }
 }
 
-/// Lists what an owner has of one kind in a table: the sets and the keys there.
+/// Lists an owner's elements of one purpose in a table: the sets and their keys.
 pub(crate) fn claimed(
     socket: &Socket,
     share: Share<'_>,
@@ -333,7 +332,7 @@ pub(crate) fn claimed(
 /// Lists the owners of all elements in our tables, one for each element.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn owners(socket: &Socket) -> Result<Vec<String>, RulesetError> {
     let mut owners = Vec::new();
     for table in tables::ALL {
@@ -354,7 +353,7 @@ impl Share<'_> {
         key
     }
 
-    /// Makes the entries in `owners` for what is placed.
+    /// Returns the entries in `owners` for the placed elements.
     fn entries(&self, table: Table<'static>, placed: &[Placed]) -> Vec<Element> {
         let room = nft::room_beside(self.owner);
         let mut entries: Vec<Element> = Vec::new();
@@ -378,7 +377,7 @@ impl Share<'_> {
         entries
     }
 
-    /// Reads the owner's entries and what they say.
+    /// Reads the owner's entries and the elements they record.
     fn read(
         &self,
         socket: &Socket,

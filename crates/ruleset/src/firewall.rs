@@ -27,7 +27,7 @@ pub struct Admission {
 /// Accepts a container's traffic.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn add(socket: &Socket, owner: &str, admission: &Admission) -> Result<(), RulesetError> {
     let share = Share { purpose: PURPOSE, owner };
     elements::put(socket, share, &placed(owner, admission), &|_, _, _| ())
@@ -36,15 +36,15 @@ pub fn add(socket: &Socket, owner: &str, admission: &Admission) -> Result<(), Ru
 /// Returns whether the ruleset matches the result of [`add`].
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn is_set(socket: &Socket, owner: &str, admission: &Admission) -> Result<bool, RulesetError> {
     Ok(elements::absent(socket, &placed(owner, admission))?.is_empty())
 }
 
-/// Removes what a container is let do, and returns its addresses. Succeeds if there is none.
+/// Removes a container's accepted traffic, and returns its addresses. Succeeds if there is none.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove(socket: &Socket, owner: &str) -> Result<Vec<IpAddr>, RulesetError> {
     let removed = elements::remove(socket, Share { purpose: PURPOSE, owner }, &[FILTER, BRIDGE])?;
     let addresses = removed.iter().filter(|(set, _)| [ADMITTED4, ADMITTED6].contains(set));
@@ -55,7 +55,7 @@ pub fn remove(socket: &Socket, owner: &str) -> Result<Vec<IpAddr>, RulesetError>
 /// The network owns the isolation, so it outlives single containers.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn guard(socket: &Socket, network: &str, bridge: &str, together: bool) -> Result<(), RulesetError> {
     let placed = guarding(network, bridge, together);
     // The first container of the network isolated the bridge.
@@ -68,7 +68,7 @@ pub fn guard(socket: &Socket, network: &str, bridge: &str, together: bool) -> Re
 /// Returns whether a bridge is isolated as [`guard`] does it.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn is_guarded(
     socket: &Socket,
     network: &str,

@@ -1,9 +1,9 @@
 //! Rules in foreign tables that accept marked packets.
 //!
-//! An `accept` in a table of ours does not override a `drop` in another. So what our chain `admit` has marked must be
-//! let through by the others too: by one fixed rule in each chain at the forward hook that would drop it, however many
-//! containers there are. Chains of iptables get the rule where the reference plugins put theirs, behind the chain in
-//! which an administrator can overrule it; others just before what drops the rest.
+//! An `accept` in Netloom's table does not override a `drop` in another. So each chain at the forward hook that would drop
+//! packets marked by the chain `admit` gets one fixed rule that accepts them, regardless of the number of containers. In
+//! iptables' chains the rule is where the reference plugins put theirs, after the chain in which an administrator can override
+//! it. In other chains it is directly before the rule that drops the rest.
 
 use kernel::{
     Kind, Socket,
@@ -25,7 +25,7 @@ pub struct Wanted<'a> {
     pub always: bool,
 }
 
-/// The chain of the reference plugins at the forward hook, and what they say of it.
+/// The chain of the reference plugins at the forward hook, and its comment.
 const FORWARD: &str = "FORWARD";
 const OF_PLUGINS: &str = "CNI-FORWARD";
 const FORWARD_COMMENT: &str = "CNI firewall plugin rules";
@@ -40,7 +40,7 @@ const FORWARD_HOOK: u32 = 2;
 /// Adds an accepting rule to every chain at the forward hook that would drop containers' traffic.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn open(socket: &Socket, wanted: Wanted<'_>) -> Result<(), RulesetError> {
     for family in xtables::Family::ALL {
         xtables::edit(family, "filter", |table| open_legacy(table, family, wanted))?;
@@ -61,7 +61,7 @@ pub fn open(socket: &Socket, wanted: Wanted<'_>) -> Result<(), RulesetError> {
 /// Returns whether [`open`] has nothing to do.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn is_open(socket: &Socket, wanted: Wanted<'_>) -> Result<bool, RulesetError> {
     for family in xtables::Family::ALL {
         if let Some(mut table) = xtables::read(family, "filter")?
@@ -76,7 +76,7 @@ pub fn is_open(socket: &Socket, wanted: Wanted<'_>) -> Result<bool, RulesetError
 /// Returns whether a foreign chain at the forward hook may drop packets that must pass.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn is_needed(socket: &Socket) -> Result<bool, RulesetError> {
     let used = xtables::Family::ALL.into_iter().any(|family| xtables::is_used(family, "filter"));
     let others = |chain: &Chain| {
@@ -92,7 +92,7 @@ pub fn is_needed(socket: &Socket) -> Result<bool, RulesetError> {
 /// Removes our rules from foreign tables, for when no container needs them.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn close(socket: &Socket) -> Result<(), RulesetError> {
     for family in xtables::Family::ALL {
         xtables::edit(family, "filter", |table| {
@@ -162,7 +162,7 @@ fn missing(socket: &Socket, wanted: Wanted<'_>) -> Result<Batch, RulesetError> {
     Ok(batch)
 }
 
-/// Returns whether a chain stands where it may drop containers' packets, and is nobody's who is asked in another way.
+/// Returns whether a foreign chain may drop containers' packets. Excludes firewalld's table and iptables' `FORWARD`.
 fn may_drop(chain: &Chain) -> bool {
     chain.hook == Some(FORWARD_HOOK)
         && chain.kind.as_deref() == Some("filter")
@@ -190,7 +190,7 @@ fn admit(batch: &mut Batch, table: Table<'_>, chain: &str, place: Place) {
     batch.add_rule(table, chain, place, &rule, COMMENT);
 }
 
-/// Makes chains and rules as the reference plugins do, and ours among them.
+/// Creates the chains and rules of the reference plugins, with Netloom's rule among them.
 fn open_iptables(
     socket: &Socket,
     table: Table<'_>,

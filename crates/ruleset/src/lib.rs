@@ -1,11 +1,10 @@
 //! The ruleset as values: masquerade, published ports, firewall, MAC spoof check.
 //!
-//! One table of ours per family, made once in one transaction: its chains never change, and what belongs to a
-//! container is elements of sets and maps, each with a comment that names its owner. So a lookup costs the
-//! same with one container and with ten thousand, an ADD or DEL is one batch, and whatever a process that was
-//! killed left can be told by the comment.
+//! Netloom has one table per family, created in one transaction. Its chains never change. A container's part is elements of
+//! sets and maps, each with a comment that names its owner. So a lookup costs the same with one container and with ten
+//! thousand, an ADD or DEL is one batch, and the comment identifies stale elements of a killed process.
 //!
-//! Nothing here opens a socket or a file: a [`kernel::Socket`] of netfilter is handed in.
+//! This crate opens no socket and no file: the caller passes a netfilter [`kernel::Socket`].
 #![forbid(unsafe_code)]
 
 mod chains;
@@ -39,7 +38,7 @@ fn port_name(name: &str) -> Vec<u8> {
     name
 }
 
-/// Reads an address back, or `None` if it is of no known length.
+/// Parses an address, or returns `None` if its length is invalid.
 fn address(octets: &[u8]) -> Option<std::net::IpAddr> {
     match octets.len() {
         4 => octets.first_chunk::<4>().map(|octets| (*octets).into()),

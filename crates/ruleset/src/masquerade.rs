@@ -19,7 +19,7 @@ const PURPOSE: char = 'm';
 /// Masquerades packets from these addresses to destinations outside their prefix.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn add(socket: &Socket, owner: &str, addresses: &[IpNet]) -> Result<(), RulesetError> {
     let share = Share { purpose: PURPOSE, owner };
     elements::put(socket, share, &placed(owner, addresses), &|table, there, batch| {
@@ -37,16 +37,16 @@ pub fn add(socket: &Socket, owner: &str, addresses: &[IpNet]) -> Result<(), Rule
 /// Returns the addresses that are not masqueraded as [`add`] does it.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn absent(socket: &Socket, owner: &str, addresses: &[IpNet]) -> Result<Vec<IpNet>, RulesetError> {
     let absent = elements::absent(socket, &placed(owner, addresses))?;
     Ok(absent.into_iter().map(|index| addresses[index]).collect())
 }
 
-/// Removes what an owner has. Succeeds if there is nothing to remove.
+/// Removes an owner's masquerade. Succeeds if there is none.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove(socket: &Socket, owner: &str) -> Result<(), RulesetError> {
     elements::remove(socket, Share { purpose: PURPOSE, owner }, &[NAT4, NAT6]).map(drop)
 }
@@ -69,7 +69,7 @@ fn placed(owner: &str, addresses: &[IpNet]) -> Vec<Placed> {
     addresses.iter().map(place).collect()
 }
 
-/// Names the chain of a subnet, in the letters that nft takes for a name.
+/// Returns the name of a subnet's chain, in characters that nft accepts.
 fn chain(net: IpNet) -> String {
     format!("{}{}-{}", chains::MASQUERADE, net.network(), net.prefix_len()).replace(':', "_")
 }

@@ -30,7 +30,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Parses the name, in lower case as everybody writes it.
+    /// Parses the name, in lower case.
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "tcp" => Self::Tcp,
@@ -108,8 +108,8 @@ impl Terms {
 /// Publishes all of the ports, or none.
 ///
 /// # Errors
-/// [`RulesetError::Taken`] with the place in `mappings` and the owner when somebody else has published the
-/// port, or when the kernel refuses.
+/// [`RulesetError::Taken`] with the index in `mappings` and the owner if another owner has published the port. Otherwise if the
+/// kernel refuses the request.
 pub fn add(socket: &Socket, owner: &str, mappings: &[Mapping], terms: &Terms) -> Result<(), RulesetError> {
     let share = Share { purpose: PURPOSE, owner };
     elements::put(socket, share, &placed(owner, mappings, terms), &|table, there, batch| {
@@ -125,7 +125,7 @@ pub fn add(socket: &Socket, owner: &str, mappings: &[Mapping], terms: &Terms) ->
 /// goes with all of them.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn absent(
     socket: &Socket,
     owner: &str,
@@ -135,10 +135,10 @@ pub fn absent(
     elements::absent(socket, &placed(owner, mappings, terms))
 }
 
-/// Removes what an owner has published, and returns it. Succeeds if there is none.
+/// Removes an owner's published ports, and returns them. Succeeds if there are none.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove(socket: &Socket, owner: &str) -> Result<Vec<Mapping>, RulesetError> {
     let removed = elements::remove(socket, Share { purpose: PURPOSE, owner }, &[NAT4, NAT6])?;
     Ok(removed.iter().filter_map(|(set, element)| mapping_of(set, element)).collect())
@@ -204,7 +204,7 @@ fn create_chain(batch: &mut Batch, table: Table<'_>, name: &str, conditions: &[C
     batch.add_rule(table, name, Place::Last, &rule, "");
 }
 
-/// Reads an element back, or `None` if it is none of a port.
+/// Parses an element, or returns `None` if it is not a published port.
 fn mapping_of(set: &Set, element: &Element) -> Option<Mapping> {
     let v4 = [Nat::of(Ipv4Addr::LOCALHOST.into()).ports, Nat::of(Ipv4Addr::LOCALHOST.into()).ports_on];
     if !set.name.starts_with("ports") {

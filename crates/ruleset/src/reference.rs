@@ -29,7 +29,7 @@ const ROUNDS: usize = 16;
 /// Removes a container's chains in iptables' NAT tables and the rules that lead to them.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove_nat_chains(socket: &Socket, names: &[String]) -> Result<(), RulesetError> {
     let there = tables(socket)?;
     for (table, legacy) in NAT {
@@ -48,7 +48,7 @@ pub fn remove_nat_chains(socket: &Socket, names: &[String]) -> Result<(), Rulese
 /// Removes a container's published ports from the tables of the reference's nftables backend.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove_host_ports(socket: &Socket, container: &str) -> Result<(), RulesetError> {
     let there = tables(socket)?;
     for table in HOST_PORT.into_iter().filter(|table| has(&there, *table)) {
@@ -62,7 +62,7 @@ pub fn remove_host_ports(socket: &Socket, container: &str) -> Result<(), Ruleset
 /// Removes the masquerade rules of the reference's nftables backend whose comment `stale` picks.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove_masquerade(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Result<(), RulesetError> {
     remove_rules(socket, MASQUERADE, MASQUERADE_CHAIN, &|rule| rule.comment.as_deref().is_some_and(stale))
 }
@@ -70,7 +70,7 @@ pub fn remove_masquerade(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Resul
 /// Removes the rules of the chain `CNI-FORWARD` that accept these addresses.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove_forward_rules(socket: &Socket, addresses: &[IpAddr]) -> Result<(), RulesetError> {
     const CHAIN: &str = "CNI-FORWARD";
     let keys: Vec<Vec<u8>> = addresses.iter().copied().map(octets).collect();
@@ -92,7 +92,7 @@ pub fn remove_forward_rules(socket: &Socket, addresses: &[IpAddr]) -> Result<(),
 /// to them.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn containers_with_nat_chains(socket: &Socket, network: &str) -> Result<Vec<String>, RulesetError> {
     let mut containers = Vec::new();
     for (table, legacy) in NAT {

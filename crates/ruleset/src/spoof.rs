@@ -36,10 +36,10 @@ pub fn add(socket: &Socket, owner: &str, sender: &Sender<'_>) -> Result<(), Rule
     elements::put(socket, share, &placed(owner, sender), &|_, _, _| ())
 }
 
-/// Has an owner's checks go by another hardware address, which its interface has from now on. No checks are fine.
+/// Changes the hardware address of an owner's checks to the new one of its interface. Succeeds if there are no checks.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn follow(socket: &Socket, owner: &str, mac: Mac) -> Result<(), RulesetError> {
     const NAME: usize = 16;
     let claims = elements::claimed(socket, Share { purpose: PURPOSE, owner }, BRIDGE)?;
@@ -58,7 +58,7 @@ pub fn follow(socket: &Socket, owner: &str, mac: Mac) -> Result<(), RulesetError
 /// Returns whether the check is as [`add`] would have it.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn is_set(socket: &Socket, owner: &str, sender: &Sender<'_>) -> Result<bool, RulesetError> {
     elements::absent(socket, &placed(owner, sender)).map(|absent| absent.is_empty())
 }
@@ -66,7 +66,7 @@ pub fn is_set(socket: &Socket, owner: &str, sender: &Sender<'_>) -> Result<bool,
 /// Removes an owner's checks. Succeeds if there is nothing to remove.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn remove(socket: &Socket, owner: &str) -> Result<(), RulesetError> {
     elements::remove(socket, Share { purpose: PURPOSE, owner }, &[BRIDGE]).map(drop)
 }

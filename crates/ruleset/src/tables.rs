@@ -150,9 +150,9 @@ pub(crate) const fn owners() -> &'static str {
     OWNERS.name
 }
 
-/// Adds the table and its fixed part to a batch unless it exists.
+/// Adds the table and its fixed part to a batch, unless the table exists.
 ///
-/// The batch then fails with [`kernel::Kind::Exists`] if somebody else was faster.
+/// The batch then fails with [`kernel::Kind::Exists`] if another process creates the table first.
 pub(crate) fn ensure(socket: &Socket, table: Table<'_>, batch: &mut Batch) -> Result<()> {
     if nft::table_comment(socket, table)?.is_some() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Making links.
+//! Creation of links.
 
 use std::{
     net::IpAddr,
@@ -15,62 +15,62 @@ use crate::{
     socket::{CREATE, EXCL, REQUEST, Request, Socket},
 };
 
-/// The kind of a virtual link, with the options of its driver.
+/// The driver of a virtual link, with its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
-    /// Drops what is sent by it.
+    /// A link that drops all sent packets.
     Dummy,
-    /// Has what is redirected to it queued as if it left by it.
+    /// A link that queues redirected packets as if they left on it.
     Ifb,
-    /// Its members route by a table of their own.
+    /// A link whose members use a routing table of their own.
     Vrf {
-        /// The table.
+        /// The routing table.
         table: u32,
     },
-    /// Shares a link, with a hardware address of its own.
+    /// A link on a parent link, with a hardware address of its own.
     Macvlan {
-        /// Who hears whom.
+        /// The mode.
         mode: MacvlanMode,
-        /// How many broadcast frames may wait at the shared link; `None` for the kernel's default.
+        /// The length of the broadcast queue on the parent link; `None` for the kernel's default.
         broadcasts: Option<u32>,
     },
-    /// Shares a link and its hardware address.
+    /// A link on a parent link, with the parent's hardware address.
     Ipvlan {
-        /// Where packets are told apart.
+        /// The mode.
         mode: IpvlanMode,
     },
-    /// Sends and receives by another link with a VLAN's tag.
+    /// A link that sends and receives frames of one VLAN on a parent link.
     Vlan {
-        /// The VLAN, 0 to 4094.
+        /// The VLAN ID, 0 to 4094.
         id: u16,
     },
-    /// Carries frames to other hosts in UDP (RFC 7348), to those alone that its FDB has: it learns nothing by itself.
+    /// A tunnel that carries frames to other hosts in UDP (RFC 7348), only to the hosts in its FDB: learning is off.
     Vxlan {
         /// The network identifier, 24 bits.
         vni: u32,
-        /// The UDP port, of all hosts.
+        /// The UDP port, the same on all hosts.
         port: u16,
-        /// The address of this host, by whose family others are sent to.
+        /// The address of this host. Its family is the family of the outer packets.
         local: IpAddr,
     },
-    /// Carries packets, without Ethernet, to the host that the route says ([`crate::route::Carried`]), in UDP (VXLAN-GPE,
-    /// draft-ietf-nvo3-vxlan-gpe).
+    /// A tunnel that carries packets without an Ethernet header in UDP to the host that the route names
+    /// ([`crate::route::Carried`]; VXLAN-GPE, draft-ietf-nvo3-vxlan-gpe).
     VxlanGpe {
-        /// The UDP port, of all hosts.
+        /// The UDP port, the same on all hosts.
         port: u16,
     },
 }
 
-/// Which macvlans of one link reach each other (`IFLA_MACVLAN_MODE`).
+/// The mode of a macvlan: which macvlans of one parent link reach each other (`IFLA_MACVLAN_MODE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MacvlanMode {
-    /// None hears another.
+    /// Macvlans do not reach each other.
     Private = 1,
-    /// They do if the switch outside sends frames back.
+    /// Macvlans reach each other if the external switch reflects frames.
     Vepa = 2,
-    /// They do.
+    /// Macvlans reach each other directly.
     Bridge = 4,
-    /// There is one alone, with the link's own address.
+    /// The parent link has a single macvlan, which uses the parent's hardware address.
     Passthru = 8,
 }
 
@@ -78,14 +78,14 @@ impl MacvlanMode {
     const ALL: [Self; 4] = [Self::Private, Self::Vepa, Self::Bridge, Self::Passthru];
 }
 
-/// The layer at which packets of ipvlans are demultiplexed (`IFLA_IPVLAN_MODE`).
+/// The mode of an ipvlan (`IFLA_IPVLAN_MODE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IpvlanMode {
-    /// As on one segment, broadcast included.
+    /// Layer 2, with broadcast.
     L2 = 0,
-    /// By the host's routes, without broadcast.
+    /// Layer 3: the host's routes apply, without broadcast.
     L3 = 1,
-    /// As L3, and through the host's netfilter.
+    /// As L3, and packets pass the host's netfilter.
     L3s = 2,
 }
 
@@ -135,7 +135,7 @@ impl Driver {
         }
     }
 
-    /// Reads what the kernel says of a link's kind; `None` for kinds that are not made here.
+    /// Parses a link's kind and driver data. Returns `None` for kinds that this crate does not create.
     pub(super) fn read(kind: &str, data: Attrs<'_>) -> Option<Self> {
         Some(match kind {
             "dummy" => Self::Dummy,
@@ -165,16 +165,16 @@ impl Driver {
     }
 }
 
-/// A link to be made.
+/// The parameters of a new link.
 #[derive(Debug, Clone, Copy)]
 pub struct New<'a> {
     /// Its name.
     pub name: &'a str,
-    /// What it is.
+    /// The driver.
     pub driver: Driver,
-    /// The index of the link that it is made over.
+    /// The index of the parent link.
     pub over: Option<u32>,
-    /// Where it goes; `None` for the namespace of the socket.
+    /// The namespace of the new link; `None` for the namespace of the socket.
     pub netns: Option<&'a Netns>,
     /// MTU in bytes; `None` for the driver's choice.
     pub mtu: Option<u32>,
@@ -182,22 +182,22 @@ pub struct New<'a> {
     pub mac: Option<Mac>,
     /// Length of the transmit queue in packets; `None` for the driver's choice.
     pub queue: Option<u32>,
-    /// Up from the start.
+    /// Whether the link is created administratively up.
     pub up: bool,
 }
 
 impl<'a> New<'a> {
-    /// A link with nothing but name and driver, down.
+    /// Returns parameters with only name and driver; the link is down.
     pub fn of(name: &'a str, driver: Driver) -> Self {
         Self { name, driver, over: None, netns: None, mtu: None, mac: None, queue: None, up: false }
     }
 }
 
-/// Creates a link; fails if the name is taken. Before Linux 6.15 a name that is to go elsewhere counts as taken if the
-/// socket's namespace has it.
+/// Creates a link. Fails if the name is taken. Before Linux 6.15 this includes names in the socket's namespace even if the link
+/// is created in another one.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] when the name is taken, [`crate::Kind::Unsupported`] without the driver.
+/// [`crate::Kind::Exists`] if the name is taken, [`crate::Kind::Unsupported`] if the kernel lacks the driver.
 #[doc(alias = "RTM_NEWLINK")]
 pub fn create(socket: &Socket, new: &New<'_>) -> Result<()> {
     let up = libc::IFF_UP.cast_unsigned();
@@ -224,32 +224,32 @@ pub fn create(socket: &Socket, new: &New<'_>) -> Result<()> {
     socket.change(message, "create link", &format_args!("`{}` of kind {}", new.name, new.driver.name()))
 }
 
-/// A veth pair to be made. One end stays in the namespace of the socket.
+/// The parameters of a new veth pair. One end stays in the namespace of the socket.
 #[derive(Debug, Clone, Copy)]
 pub struct Veth<'a> {
     /// Name of this end.
     pub name: &'a str,
     /// Name of the other end.
     pub peer_name: &'a str,
-    /// Where the other end goes; `None` for the same namespace.
+    /// The namespace of the other end; `None` for the same namespace.
     pub peer_netns: Option<&'a Netns>,
-    /// Group of the other end; `None` for that of all links.
+    /// Group of the other end; `None` for the default group.
     pub peer_group: Option<u32>,
     /// MTU of both ends in bytes; `None` for the kernel's default.
     pub mtu: Option<u32>,
     /// Hardware address of this end; `None` for a random one.
     pub mac: Option<Mac>,
-    /// Hardware address of the other end; none for a random one.
+    /// Hardware address of the other end; `None` for a random one.
     pub peer_mac: Option<Mac>,
 }
 
-/// Creates a veth pair and returns this end; fails if a name is taken.
+/// Creates a veth pair and returns this end. Fails if a name is taken.
 ///
 /// # Errors
-/// [`crate::Kind::Exists`] when one of the two names is taken, [`crate::Kind::Unsupported`] without the driver.
+/// [`crate::Kind::Exists`] if one of the two names is taken, [`crate::Kind::Unsupported`] if the kernel lacks the driver.
 pub fn create_veth(socket: &Socket, veth: &Veth<'_>) -> Result<Link> {
-    // One queue is what the kernel has a pair use. Unasked it makes one for each processor all the same, then waits a grace
-    // period for the others to be out of use.
+    // The kernel uses one queue of a pair. By default it still creates one queue for each processor, and then waits a grace
+    // period until the others are out of use.
     let one_queue = |end: &mut Message| {
         end.u32(libc::IFLA_NUM_TX_QUEUES, 1).u32(libc::IFLA_NUM_RX_QUEUES, 1);
     };

@@ -1,5 +1,5 @@
-//! What is told of a link at once (netdevice(7)): without the lock that all changes of links take, and without first doing
-//! what is to be done about a carrier that came or went, as an answer to `RTM_GETLINK` does.
+//! Fast queries of links (netdevice(7)). Unlike `RTM_GETLINK` they do not take the lock of link changes, and do not first
+//! process pending carrier changes.
 
 use std::{ffi::c_ulong, os::fd::AsFd};
 
@@ -13,18 +13,18 @@ use crate::{
     socket::Socket,
 };
 
-/// A link as far as it is told at once.
+/// The properties of a link that a fast query returns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuickLink {
-    /// The number by which the kernel knows it, in its namespace.
+    /// The interface index, unique in its namespace.
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// What its driver calls itself, `bridge` for one; empty where it does not say.
+    /// The driver's name, such as `bridge`; empty if the driver reports none.
     pub driver: String,
-    /// Administratively up (`IFF_UP`).
+    /// Whether the link is administratively up (`IFF_UP`).
     pub up: bool,
-    /// Somebody set it to promiscuous mode; that it is so for a while, as by who listens on it, does not count.
+    /// Whether promiscuous mode was configured. Temporary promiscuous mode, as during a packet capture, does not count.
     pub promiscuous: bool,
 }
 
@@ -38,10 +38,10 @@ impl Named for QuickLink {
     }
 }
 
-/// Finds a link by its name, and tells what is told at once.
+/// Finds a link by its name, with a fast query.
 ///
 /// # Errors
-/// If the kernel refuses to look.
+/// If the kernel refuses the request.
 #[doc(alias("SIOCGIFINDEX", "SIOCGIFFLAGS", "ETHTOOL_GDRVINFO"))]
 pub fn find_quick(socket: &Socket, name: &str) -> Result<Option<QuickLink>> {
     let look = || {
@@ -57,10 +57,10 @@ pub fn find_quick(socket: &Socket, name: &str) -> Result<Option<QuickLink>> {
     absent_is_none(look().map_err(|errno| Error::new("find link", name, errno)))
 }
 
-/// Returns whether a link is up and has a carrier that the kernel knows of, so that what is sent goes out.
+/// Returns whether a link is up and the kernel has seen its carrier, so that sent packets leave.
 ///
 /// # Errors
-/// If it is not there.
+/// If the link does not exist.
 #[doc(alias = "SIOCGIFFLAGS")]
 pub fn is_running(socket: &Socket, name: &str) -> Result<bool> {
     flags(socket, name)
@@ -68,13 +68,13 @@ pub fn is_running(socket: &Socket, name: &str) -> Result<bool> {
         .map_err(|errno| Error::new("read state of link", format!("`{name}`"), errno))
 }
 
-/// Reads the hardware address of a link that has one of Ethernet.
+/// Reads the hardware address of an Ethernet link.
 ///
 /// # Errors
-/// If the link is not there.
+/// If the link does not exist.
 #[doc(alias = "SIOCGIFHWADDR")]
 pub fn mac(socket: &Socket, name: &str) -> Result<Mac> {
-    // `struct sockaddr`, of which the family is 2 bytes.
+    // `struct sockaddr`, which starts with 2 bytes for the family.
     ask::<8>(socket, name, SIOCGIFHWADDR)
         .map(|[_, _, octets @ ..]| Mac(octets))
         .map_err(|errno| Error::new("read hardware address of link", format!("`{name}`"), errno))
@@ -84,7 +84,7 @@ fn flags(socket: &Socket, name: &str) -> Result<i32, Errno> {
     ask(socket, name, SIOCGIFFLAGS).map(|flags| i16::from_ne_bytes(flags).into())
 }
 
-/// Asks what the link's driver calls itself.
+/// Queries the name of the link's driver.
 fn driver(socket: &Socket, name: &str) -> Result<String, Errno> {
     // `struct ethtool_drvinfo`: the command, the name of the driver in 32 bytes, and more.
     let mut info = [0; 49];
@@ -94,10 +94,10 @@ fn driver(socket: &Socket, name: &str) -> Result<String, Errno> {
     Ok(read_text(&info.map(u32::to_ne_bytes).as_flattened()[4..36]))
 }
 
-/// Asks for the first `N` bytes of what is told of a link.
+/// Queries the first `N` bytes of a property of a link.
 fn ask<const N: usize>(socket: &Socket, name: &str, request: c_ulong) -> Result<[u8; N], Errno> {
     let mut about = LinkRequest::of(name)?;
-    // SAFETY: these requests take nothing but the name.
+    // SAFETY: these requests take only the name.
     unsafe { about.ask(&socket.as_fd(), request) }?;
     let mut answer = [0; N];
     answer.copy_from_slice(&about.subject()[..N]);

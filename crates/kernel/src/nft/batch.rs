@@ -1,4 +1,4 @@
-//! Changes of the ruleset that happen all or not at all.
+//! Atomic changes of the ruleset.
 
 use super::{
     Data, EXTRA_UDATA, Element, Expr, Field, Hook, SUBSYSTEM, Set, Table, VERDICT_TYPE,
@@ -16,22 +16,22 @@ use crate::{
     socket::{ACK, CREATE, EXCL, REQUEST, Refusal, Socket},
 };
 
-/// The position of a rule in a chain.
+/// The position of a new rule in its chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// Before all others.
     First,
     /// Before the rule with this handle.
     Before(u64),
-    /// Behind all others.
+    /// After all others.
     Last,
 }
 
-/// Collects changes. [`commit`] makes them one transaction.
+/// A list of changes, which [`commit`] applies in one transaction.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     messages: Vec<Message>,
-    /// What each message is about, for the error.
+    /// The object of each message, for error messages.
     objects: Vec<String>,
     sets: u32,
 }
@@ -47,18 +47,18 @@ impl Batch {
         self.messages.is_empty()
     }
 
-    /// Creates a table with a comment; the batch fails with [`crate::Kind::Exists`] if it is there.
+    /// Creates a table with a comment. The batch fails with [`crate::Kind::Exists`] if the table exists.
     pub fn create_table(&mut self, table: Table<'_>, comment: &str) {
         let message = self.message(msg::NEWTABLE, CREATE | EXCL, table, table.name.to_owned());
         message.text(TABLE_NAME, table.name).attr(TABLE_USERDATA, &comment_udata(comment));
     }
 
-    /// Removes a table and all in it.
+    /// Removes a table with its content.
     pub fn remove_table(&mut self, table: Table<'_>) {
         self.message(msg::DELTABLE, 0, table, table.name.to_owned()).text(TABLE_NAME, table.name);
     }
 
-    /// Creates a chain with a comment; the batch fails with [`crate::Kind::Exists`] if it is there.
+    /// Creates a chain with a comment. The batch fails with [`crate::Kind::Exists`] if the chain exists.
     pub fn create_chain(&mut self, table: Table<'_>, name: &str, hook: Option<Hook>, comment: &str) {
         let message = self.message(msg::NEWCHAIN, CREATE | EXCL, table, name.to_owned());
         message.text(CHAIN_TABLE, table.name).text(CHAIN_NAME, name);
@@ -73,7 +73,7 @@ impl Batch {
         }
     }
 
-    /// Removes a chain with its rules; the batch fails with [`crate::Kind::Busy`] while something leads to it.
+    /// Removes a chain with its rules. The batch fails with [`crate::Kind::Busy`] while a rule or element refers to it.
     pub fn remove_chain(&mut self, table: Table<'_>, name: &str) {
         self.message(msg::DELRULE, 0, table, name.to_owned())
             .text(RULE_TABLE, table.name)
@@ -83,7 +83,7 @@ impl Batch {
             .text(CHAIN_NAME, name);
     }
 
-    /// Adds a rule to a chain; an empty comment is none.
+    /// Adds a rule to a chain. An empty comment is omitted.
     pub fn add_rule(
         &mut self,
         table: Table<'_>,
@@ -140,18 +140,18 @@ impl Batch {
         message.be32(SET_ID, id).attr(SET_USERDATA, &set_udata(set));
     }
 
-    /// Adds elements; the batch fails with [`crate::Kind::Exists`] if a key is there.
+    /// Adds elements. The batch fails with [`crate::Kind::Exists`] if a key exists.
     pub fn add_elements(&mut self, table: Table<'_>, set: &str, elements: &[Element]) {
         self.set_elements(msg::NEWSETELEM, CREATE | EXCL, table, set, elements);
     }
 
-    /// Removes elements by their keys; the batch fails with [`crate::Kind::NotFound`] if one is not there.
+    /// Removes elements by their keys. The batch fails with [`crate::Kind::NotFound`] if a key does not exist.
     pub fn remove_elements(&mut self, table: Table<'_>, set: &str, elements: &[Element]) {
         self.set_elements(msg::DELSETELEM, 0, table, set, elements);
     }
 
     fn set_elements(&mut self, what: u16, flags: u16, table: Table<'_>, set: &str, elements: &[Element]) {
-        // Nested attributes hold 64 KiB; an element of ours takes at most some 220 bytes.
+        // A nested attribute is limited to 64 KiB; an element of Netloom needs at most about 220 bytes.
         for chunk in elements.chunks(200) {
             let object = match chunk {
                 [one] => format!("{set} {}", one.comment.as_deref().unwrap_or_default()),
@@ -175,13 +175,13 @@ impl Batch {
     }
 }
 
-/// Makes the changes of a batch in one transaction, or none of them.
+/// Applies the changes of a batch in one transaction, or none of them.
 ///
 /// With `generation` the kernel refuses the batch with [`crate::Kind::Stale`] when anything in the
 /// namespace's ruleset has changed since that generation was read.
 ///
 /// # Errors
-/// Returns the first change that was refused; nothing has changed then.
+/// If the kernel refuses a change. The error names the first one; nothing has changed.
 pub fn commit(socket: &Socket, batch: Batch, generation: Option<u32>) -> Result<()> {
     if batch.is_empty() {
         return Ok(());
@@ -194,7 +194,8 @@ pub fn commit(socket: &Socket, batch: Batch, generation: Option<u32>) -> Result<
     }
     let mut messages = vec![begin];
     messages.extend(batch.messages);
-    // The kernel acknowledges what asks for it, and reports every refusal; the last one closes the answer.
+    // The kernel reports every refusal, and acknowledges only messages with the flag set. The last acknowledgement ends the
+    // answer.
     let last = messages.len() - 1;
     messages[last].add_flags(ACK);
     messages.push(Message::new(BATCH_END, REQUEST, &nfgen(0, SUBSYSTEM)));
@@ -226,8 +227,8 @@ pub fn commit(socket: &Socket, batch: Batch, generation: Option<u32>) -> Result<
     }
 }
 
-/// Tells nft how to print the keys (interface names are in the host's byte order, all else in the network's), and
-/// what the set is for.
+/// Returns the user data that tells nft how to print the keys (interface names are in host byte order, all else in network byte
+/// order), and the set's comment.
 fn set_udata(set: &Set) -> Vec<u8> {
     let order: u32 = if set.key == [Field::IfName] { 1 } else { 2 };
     let mut data = vec![0, 4];

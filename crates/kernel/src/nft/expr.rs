@@ -1,9 +1,9 @@
-//! The expressions that rules are made of.
+//! The expressions of rules.
 
 use super::attr::{DATA_VALUE, DATA_VERDICT};
 use crate::message::Message;
 
-/// Names a 32-bit register, 0 to 15; a value of several words takes the ones that follow too.
+/// A 32-bit register, 0 to 15. A value of several words also occupies the following registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reg(pub u8);
 
@@ -14,26 +14,26 @@ impl Reg {
     }
 }
 
-/// One expression. A rule ends at the first that does not hold.
+/// An expression. The evaluation of a rule ends at the first expression that does not match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expr<'a> {
     /// Loads the packet's family (`meta nfproto`): 2 for IPv4, 10 for IPv6.
     Family(Reg),
-    /// Loads the packet's EtherType in network order (`meta protocol`), behind VLAN tags that the kernel took off.
+    /// Loads the packet's EtherType in network byte order (`meta protocol`), after the VLAN tags that the kernel removed.
     EtherType(Reg),
     /// Loads the transport protocol (`meta l4proto`).
     Protocol(Reg),
-    /// Loads the name of the interface that the packet came in by (`meta iifname`), 4 words.
+    /// Loads the name of the input interface (`meta iifname`), 4 words.
     InName(Reg),
-    /// Loads the name of the interface that the packet leaves by (`meta oifname`), 4 words.
+    /// Loads the name of the output interface (`meta oifname`), 4 words.
     OutName(Reg),
     /// Loads the packet's mark.
     Mark(Reg),
     /// Sets the packet's mark.
     SetMark(Reg),
-    /// Loads what connection tracking says of the packet (`ct state`): 2 established, 4 related, as bits.
+    /// Loads the packet's connection tracking state (`ct state`) as bits: 2 established, 4 related.
     ConnectionState(Reg),
-    /// Loads the connection's status (`ct status`): 32 when its destination was changed, as bits.
+    /// Loads the connection's status (`ct status`) as bits: 32 if its destination was translated.
     ConnectionStatus(Reg),
     /// Loads the kind of the destination address (`fib daddr type`); 2 is local.
     DestinationKind(Reg),
@@ -41,40 +41,40 @@ pub enum Expr<'a> {
     Payload {
         /// 0 link layer, 1 network layer, 2 transport.
         base: u32,
-        /// From there, in bytes.
+        /// The offset from there, in bytes.
         offset: u32,
-        /// How many bytes.
+        /// The number of bytes.
         length: u32,
         /// The destination.
         to: Reg,
     },
     /// Keeps only the bits of the mask.
     Mask {
-        /// In place.
+        /// The register, changed in place.
         reg: Reg,
-        /// As long as the value.
+        /// A mask of the same length as the value.
         mask: &'a [u8],
     },
     /// Sets the bits of the second value that are not in the first: `(reg & keep) ^ flip`.
     Bits {
-        /// In place.
+        /// The register, changed in place.
         reg: Reg,
-        /// As long as the value.
+        /// A mask of the same length as the value.
         keep: &'a [u8],
-        /// As long as the value.
+        /// A mask of the same length as the value.
         flip: &'a [u8],
     },
-    /// True if the register has these bytes.
+    /// Matches if the register has these bytes.
     Equal(Reg, &'a [u8]),
-    /// True if the register does not have these bytes.
+    /// Matches if the register does not have these bytes.
     NotEqual(Reg, &'a [u8]),
-    /// True if the set has the key.
+    /// Matches if the set has the key.
     InSet(Reg, &'a str),
-    /// True if the set does not have the key.
+    /// Matches if the set does not have the key.
     NotInSet(Reg, &'a str),
-    /// Counts packets and bytes, as iptables has it in every rule.
+    /// Counts packets and bytes, as every iptables rule does.
     Counter,
-    /// True if the map has the key; loads its value.
+    /// Matches if the map has the key, and loads its data.
     Map {
         /// The map.
         map: &'a str,
@@ -83,24 +83,24 @@ pub enum Expr<'a> {
         /// The destination.
         to: Reg,
     },
-    /// Follows the verdict that the map has for the key.
+    /// Applies the map's verdict for the key.
     VerdictMap(Reg, &'a str),
     /// Changes the destination.
     Dnat {
         /// 2 for IPv4, 10 for IPv6.
         family: u32,
-        /// Has the new address.
+        /// The register with the new address.
         address: Reg,
-        /// Has the new port.
+        /// The register with the new port.
         port: Reg,
     },
-    /// Changes the source to the address of the interface that the packet leaves by.
+    /// Changes the source to the address of the output interface.
     Masquerade,
     /// Calls a chain.
     Jump(&'a str),
-    /// Goes on in a chain, and does not come back.
+    /// Continues in a chain without returning.
     Goto(&'a str),
-    /// Goes back to the calling chain.
+    /// Returns to the calling chain.
     Return,
     /// The packet passes this hook.
     Accept,

@@ -1,4 +1,4 @@
-//! Reading the ruleset back: tables, chains, rules, elements with their comments, the generation.
+//! Reading of the ruleset: tables, chains, rules, elements with their comments, and the generation.
 
 use super::{
     EXTRA_UDATA, Family, NFGEN, Table,
@@ -20,13 +20,13 @@ use crate::{
 pub struct Element {
     /// The key, its fields padded to four bytes each if there are several.
     pub key: Vec<u8>,
-    /// What the map leads to; empty in a set or a verdict map.
+    /// The data; empty in a set or a verdict map.
     pub data: Vec<u8>,
-    /// The chain that a verdict map goes to.
+    /// The target chain in a verdict map.
     pub goto: Option<String>,
     /// The owner.
     pub comment: Option<String>,
-    /// What its maker keeps beside the comment, at most [`super::room_beside`] bytes.
+    /// The creator's extra bytes beside the comment, at most [`super::room_beside`] bytes.
     pub extra: Vec<u8>,
 }
 
@@ -39,16 +39,16 @@ pub struct Chain {
     pub table: String,
     /// Its name.
     pub name: String,
-    /// `filter`, `nat` or `route`, of a chain that stands at a hook.
+    /// The type of a base chain: `filter`, `nat` or `route`.
     pub kind: Option<String>,
     /// The hook, as in [`super::Hook`].
     pub hook: Option<u32>,
-    /// What passes all rules is dropped.
+    /// Whether the chain's policy is to drop.
     pub drops: bool,
 }
 
 impl Chain {
-    /// The name of its table.
+    /// Returns its table.
     pub fn table(&self) -> Table<'_> {
         Table { family: self.family, name: &self.table }
     }
@@ -63,17 +63,17 @@ pub struct Rule {
     pub handle: u64,
     /// Its comment.
     pub comment: Option<String>,
-    /// The names of its expressions, in order: `payload`, `cmp`, `immediate`, …
+    /// The types of its expressions, in order: `payload`, `cmp`, `immediate`, …
     pub expressions: Vec<String>,
-    /// The chain that it ends in a jump or goto to.
+    /// The target of its final jump or goto.
     pub target: Option<String>,
-    /// It ends in a verdict to drop.
+    /// Whether it ends with the verdict drop.
     pub drops: bool,
-    /// What it compares with, in order.
+    /// The values that it compares with, in order.
     pub compared: Vec<Vec<u8>>,
 }
 
-/// Reads the generation of the namespace's ruleset, which every change raises.
+/// Reads the generation of the namespace's ruleset, which every change increments.
 ///
 /// # Errors
 /// If the kernel has no nftables.
@@ -88,7 +88,7 @@ pub fn generation(socket: &Socket) -> Result<u32> {
     Ok(generation)
 }
 
-/// Reads the comment of a table, or `None` if the table is not there, empty when it has no comment.
+/// Reads the comment of a table. Returns `None` if the table does not exist, and an empty text if it has no comment.
 ///
 /// # Errors
 /// If the kernel has no nftables.
@@ -103,10 +103,10 @@ pub fn table_comment(socket: &Socket, table: Table<'_>) -> Result<Option<String>
     Ok(absent_is_none(found)?.map(|()| comment))
 }
 
-/// Lists the chains of a table; none of them when the table is not there.
+/// Lists the chains of a table. Returns an empty list if the table does not exist.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn chains(socket: &Socket, table: Table<'_>) -> Result<Vec<String>> {
     let message = Message::new(kind(msg::GETCHAIN), REQUEST | DUMP, &nfgen(table.family.number(), 0));
     socket.dump(&message, "list the chains of", &table.name, |received| {
@@ -119,7 +119,7 @@ pub fn chains(socket: &Socket, table: Table<'_>) -> Result<Vec<String>> {
 /// Returns whether a table has a chain.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn has_chain(socket: &Socket, table: Table<'_>, chain: &str) -> Result<bool> {
     let mut message = Message::new(kind(msg::GETCHAIN), REQUEST, &nfgen(table.family.number(), 0));
     message.text(CHAIN_TABLE, table.name).text(CHAIN_NAME, chain);
@@ -127,10 +127,10 @@ pub fn has_chain(socket: &Socket, table: Table<'_>, chain: &str) -> Result<bool>
     Ok(absent_is_none(found)?.is_some())
 }
 
-/// Lists the tables of all families that are known here.
+/// Lists the tables of the families in [`Family`].
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn tables(socket: &Socket) -> Result<Vec<(Family, String)>> {
     let message = Message::new(kind(msg::GETTABLE), REQUEST | DUMP, &nfgen(0, 0));
     socket.dump(&message, "list", &"the nftables tables", |received| {
@@ -139,10 +139,10 @@ pub fn tables(socket: &Socket) -> Result<Vec<(Family, String)>> {
     })
 }
 
-/// Lists the chains of all tables of all families that are known here.
+/// Lists the chains of all tables of the families in [`Family`].
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn all_chains(socket: &Socket) -> Result<Vec<Chain>> {
     let message = Message::new(kind(msg::GETCHAIN), REQUEST | DUMP, &nfgen(0, 0));
     socket.dump(&message, "list", &"the nftables chains", |received| {
@@ -163,10 +163,10 @@ pub fn all_chains(socket: &Socket) -> Result<Vec<Chain>> {
     })
 }
 
-/// Lists the rules of a chain, in order; none of them when it is not there.
+/// Lists the rules of a chain, in order. Returns an empty list if the chain does not exist.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn rules(socket: &Socket, table: Table<'_>, chain: &str) -> Result<Vec<Rule>> {
     let mut message = Message::new(kind(msg::GETRULE), REQUEST | DUMP, &nfgen(table.family.number(), 0));
     message.text(RULE_TABLE, table.name).text(RULE_CHAIN, chain);
@@ -176,10 +176,10 @@ pub fn rules(socket: &Socket, table: Table<'_>, chain: &str) -> Result<Vec<Rule>
     Ok(rules)
 }
 
-/// Finds the element with a key, or `None` if it, the set or the table is not there.
+/// Finds the element with a key. Returns `None` if the element, the set or the table does not exist.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn element(socket: &Socket, table: Table<'_>, set: &str, key: &[u8]) -> Result<Option<Element>> {
     let mut message = get(table, set, 0);
     message.nest(ELEM_ELEMENTS, |list| {
@@ -196,10 +196,10 @@ pub fn element(socket: &Socket, table: Table<'_>, set: &str, key: &[u8]) -> Resu
     Ok(absent_is_none(asked)?.and(found))
 }
 
-/// Lists the elements of a set or map; none of them when it or the table is not there.
+/// Lists the elements of a set or map. Returns an empty list if it or its table does not exist.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the request.
 pub fn elements(socket: &Socket, table: Table<'_>, set: &str) -> Result<Vec<Element>> {
     let message = get(table, set, DUMP);
     let found = socket.dump(&message, "list the elements of", &set, |received| read(&received));
@@ -285,7 +285,7 @@ fn read_expression(expression: &[u8], rule: &mut Rule) {
             let value = data.find(COMPARE_DATA).and_then(|data| Attrs(data).find(DATA_VALUE));
             rule.compared.extend(value.map(<[u8]>::to_vec));
         }
-        // What iptables keeps in a match of its own: the comment's text.
+        // iptables keeps the comment's text in a match of its own.
         "match" if data.find(MATCH_NAME).is_some_and(|name| read_text(name) == "comment") => {
             rule.comment = rule.comment.take().or(data.find(MATCH_INFO).map(read_text));
         }

@@ -1,4 +1,4 @@
-//! One entry of a table: what it matches, and where it leads.
+//! One entry of a table: its matches and its target.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -12,13 +12,13 @@ pub enum Target {
     Accept,
     /// Drops the packet.
     Drop,
-    /// Back to the calling chain.
+    /// Returns to the calling chain.
     Return,
-    /// To a chain.
+    /// Jumps to a chain.
     Jump(String),
-    /// To the next rule.
+    /// Continues with the next rule.
     Next,
-    /// To something that is kept as it is.
+    /// Another target, kept unchanged.
     Other,
 }
 
@@ -28,10 +28,10 @@ pub struct Rule {
     family: Family,
     /// The entry and its matches.
     head: Vec<u8>,
-    /// The target as the kernel has it; rewritten when it is a jump.
+    /// The target in the kernel's encoding; rewritten if it is a jump.
     tail: Vec<u8>,
     target: Target,
-    /// Its place among the kernel's entries, if it is from there.
+    /// Its index among the kernel's entries, if the kernel has it.
     pub(super) origin: Option<usize>,
 }
 
@@ -55,7 +55,7 @@ impl Rule {
         Self { family, head: vec![0; layout(family).entry], tail: standard(&target), target, origin: None }
     }
 
-    /// Has the rule carry a comment.
+    /// Adds a comment to the rule.
     #[must_use]
     pub fn with_comment(mut self, comment: &str) -> Self {
         let mut data = vec![0; 256];
@@ -86,7 +86,7 @@ impl Rule {
         self.head.extend_from_slice(data);
     }
 
-    /// The next hop.
+    /// Returns its target.
     pub fn target(&self) -> &Target {
         &self.target
     }
@@ -103,12 +103,12 @@ impl Rule {
         })
     }
 
-    /// Returns the one source address that it is for.
+    /// Returns the single source address that it matches.
     pub fn source(&self) -> Option<IpAddr> {
         self.whole_address(0)
     }
 
-    /// Returns the one destination address that it is for.
+    /// Returns the single destination address that it matches.
     pub fn destination(&self) -> Option<IpAddr> {
         self.whole_address(1)
     }
@@ -153,12 +153,12 @@ impl Rule {
         })
     }
 
-    /// Returns the name of the chain that begins behind this entry, if it is such a head.
+    /// Returns the name of the chain that begins after this entry, if it is a chain's head.
     pub(super) fn chain_name(&self) -> Option<String> {
         (target_name(&self.tail)? == ERROR).then(|| self.tail.get(HEADER..).map(read_text)).flatten()
     }
 
-    /// Finds out where the target leads, now that the chains' places are known.
+    /// Resolves the target to a chain, from the chains' offsets.
     pub(super) fn resolve(&mut self, offset: usize, chains: &BTreeMap<usize, String>) -> Option<()> {
         if !target_name(&self.tail)?.is_empty() {
             return Some(());
@@ -175,7 +175,7 @@ impl Rule {
         Some(())
     }
 
-    /// Writes the entry, with the offset of where it leads.
+    /// Writes the entry, with the offset of its target.
     pub(super) fn write(&self, into: &mut Vec<u8>, starts: &BTreeMap<&str, usize>) {
         let offset = into.len();
         let layout = layout(self.family);
