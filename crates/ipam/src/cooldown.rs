@@ -52,7 +52,7 @@ impl Cooldown {
         file.write_all_at(&slot, offset(ip))
     }
 
-    /// Opens what was written down, or `None` if nothing was.
+    /// Opens the file, or returns `None` if nothing was recorded.
     pub(crate) fn resting(self, dir: &Path) -> Option<Resting> {
         let file = open(&dir.join(NAME), OFlags::RDONLY | NO_LINK).ok()?;
         Some(Resting { file, rest: self })
@@ -67,7 +67,7 @@ pub(crate) struct Resting {
 }
 
 impl Resting {
-    /// Returns whether an address rests. What is to rest for longer than anything does was written by a clock that was wrong.
+    /// Returns whether an address is not to be reused yet. A time further away than any cooldown comes from a wrong clock, and is ignored.
     pub(crate) fn has(&self, ip: IpAddr) -> bool {
         let mut slot = [0; SLOT];
         if self.file.read_exact_at(&mut slot, offset(ip)).is_err() || slot[..16] != octets(ip) {

@@ -1,10 +1,9 @@
 //! An index of each container's addresses: one read finds them, regardless of the number of reservations.
 //!
-//! A hash table in a file: a page that says of which state of the folder it was made, then pages of slots; the hash
-//! of a container's ID says which page its addresses are on. The reservation files are the truth and the table only
-//! says where to look: whoever finds something here reads the file before believing it. The first page names the
-//! folder's modification time, which every change of any tool moves and which is set here to a time of the clock
-//! that no tool's change can have; a table of another time, folder, host or boot is not used, but made anew.
+//! A hash table in a file. The first page identifies the state of the folder that the table describes; pages of slots follow, and
+//! the hash of a container's ID selects the page of its addresses. The reservation files are authoritative: a caller reads the file
+//! of an address that it finds here. The first page holds the folder's modification time. Every change by any tool moves that time,
+//! and this module sets it to a time that no other change can produce. A table of another time, folder, host or boot is rebuilt.
 
 use std::{
     collections::HashSet,
@@ -24,14 +23,14 @@ use rustix::fs::{AtFlags, CWD, OFlags, Timespec, Timestamps};
 
 /// The name of the file; hidden, since people list these folders to see addresses.
 const NAME: &str = ".netloom-index";
-/// Whoever can put a symbolic link into the folder does not choose by it which file is written.
+/// A symbolic link in the folder must not redirect the write to another file.
 pub(crate) const NO_LINK: OFlags = OFlags::NOFOLLOW;
-/// The name under which a whole new one is written.
+/// The name under which a complete new table is written.
 const NEW: &str = ".netloom-index.new";
 const FORMAT: &str = "netloom-index 1";
 const PAGE: usize = 4096;
 const SLOT: usize = 32;
-/// As many slots of a page as are filled on average in a new table, so that it has room to grow.
+/// The average number of filled slots in a page of a new table, which leaves room to grow.
 const ROOMY: usize = 32;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -51,7 +50,7 @@ pub(crate) struct Index {
     file: File,
     host: Host,
     pages: usize,
-    /// The page that was used last, as it is in the file: nobody else changes it while the folder is locked.
+    /// The last used page, as in the file. No other process changes it while the folder is locked.
     page: Option<(usize, Box<[u8; PAGE]>)>,
     changed: bool,
 }
@@ -59,13 +58,13 @@ pub(crate) struct Index {
 /// The content of a table that does not match the folder.
 #[derive(Debug, Default)]
 pub(crate) struct Outdated {
-    /// What Netloom itself reserved, as far as the table still says.
+    /// What Netloom reserved, as far as the table can be read.
     pub ours: HashSet<Entry>,
-    /// When the table was last written, if that was before this host was last booted: nothing that ran then runs now.
+    /// The time of the last write, if it was before the host's last boot: no container of that time runs.
     pub before_boot: Option<SystemTime>,
 }
 
-/// One running of one machine.
+/// One boot of one machine.
 #[derive(Debug, Clone)]
 struct Host {
     name: String,
@@ -75,7 +74,7 @@ struct Host {
 impl Host {
     fn this() -> io::Result<Self> {
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        // One read gives all, and asks for no size.
+        // One read returns everything, without a query of the size.
         let mut boot = [0; 64];
         let length = open(Path::new(BOOT_ID), OFlags::RDONLY)?.read(&mut boot)?;
         Ok(Self { name, boot: String::from_utf8_lossy(&boot[..length]).trim().to_owned() })
@@ -102,7 +101,7 @@ impl Index {
         let text = String::from_utf8_lossy(&head[..end]);
         let line = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
         let pages = line("pages ").and_then(|pages| pages.parse().ok()).filter(|pages| *pages > 0);
-        // Reservations are released on what it says of the boot: not on a head that was damaged.
+        // Reservations are released if the boot differs, so a damaged head must not count as another boot.
         let whole = text.rsplit_once("sum ");
         let whole = whole.is_some_and(|(head, sum)| sum.trim_end() == format!("{:016x}", hash(head)));
         let (Some(pages), true) = (pages, whole && text.starts_with(FORMAT)) else {
@@ -121,14 +120,14 @@ impl Index {
         }))
     }
 
-    /// Makes the table anew from what the folder holds; `true` with what Netloom itself reserved.
+    /// Rebuilds the table from the folder's content; `true` marks what Netloom reserved.
     pub(crate) fn create(dir: &Path, entries: &[(Entry, bool)]) -> io::Result<Self> {
         let mut index = Self::write(dir, Host::this()?, entries)?;
         index.commit()?;
         Ok(index)
     }
 
-    /// Returns the addresses of which the table says that the container has them.
+    /// Returns the container's addresses according to the table.
     pub(crate) fn addresses(&mut self, container: &str) -> io::Result<Vec<IpAddr>> {
         let container = hash(container);
         let page = self.page(container)?;
@@ -136,8 +135,8 @@ impl Index {
         Ok(entries.filter(|(entry, _)| entry.container == container).map(|(entry, _)| entry.ip).collect())
     }
 
-    /// Writes down an address of Netloom's own, before its file is made: a file that is left by a crash then is in
-    /// the table, and an entry without a file does no harm.
+    /// Adds an address before its reservation file is created: a file that a crash leaves is then in the table, and an entry without
+    /// a file is harmless.
     pub(crate) fn insert(&mut self, entry: Entry) -> io::Result<()> {
         self.changed = true;
         loop {
@@ -165,8 +164,8 @@ impl Index {
 
     /// Records that the table matches the folder in its present state.
     ///
-    /// The time is the clock's own, not the one of its last tick that the kernel gives to changes: a change by
-    /// anybody else, even in the same tick, makes it another.
+    /// The time comes from the clock, not from its last tick as the kernel's own timestamps do, so a change by another process in the
+    /// same tick produces another time.
     pub(crate) fn commit(&mut self) -> io::Result<()> {
         if !self.changed {
             return Ok(());
@@ -186,7 +185,7 @@ impl Index {
 
     fn write_head(&self, folder: &fs::Metadata, seconds: i64, nanoseconds: i64) -> io::Result<()> {
         let mut head = self.head(folder, seconds, nanoseconds).into_bytes();
-        // Its end, as the one that stood there may have been longer.
+        // Terminated, since the previous text may have been longer.
         head.push(0);
         self.file.write_all_at(&head, 0)
     }
@@ -201,7 +200,7 @@ impl Index {
         format!("{head}sum {sum:016x}\n")
     }
 
-    /// Writes a whole table in the place of what is there, with as many pages as give the entries room.
+    /// Replaces the table with a complete new one, with enough pages for the entries.
     fn write(dir: &Path, host: Host, entries: &[(Entry, bool)]) -> io::Result<Self> {
         let mut pages = (entries.len() / ROOMY).max(1).next_power_of_two();
         let slots = loop {
@@ -268,7 +267,7 @@ pub(crate) fn spoil(dir: &Path) {
 }
 
 fn page_of(container: u64, pages: usize) -> usize {
-    // Of FNV-1a the high bits are as good as the low ones only when folded together.
+    // The low bits of FNV-1a are better distributed than the high ones, so both halves are folded together.
     usize::try_from((container ^ (container >> 32)) & u64::from(u32::MAX)).unwrap_or(0) % pages
 }
 
@@ -276,7 +275,7 @@ fn offset(page: usize) -> u64 {
     u64::try_from((page + 1) * PAGE).unwrap_or(u64::MAX)
 }
 
-/// A slot: the hash, the family (4 or 6; 0 in an empty one), whether Netloom made it, the address.
+/// A slot: the hash, the family (4 or 6; 0 if the slot is empty), whether Netloom created it, the address.
 fn encode(entry: Entry, ours: bool) -> [u8; SLOT] {
     let mut slot = [0; SLOT];
     slot[..8].copy_from_slice(&entry.container.to_le_bytes());

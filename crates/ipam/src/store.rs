@@ -1,9 +1,8 @@
 //! Reservations: one file an address, as the reference plugin host-local keeps them.
 //!
-//! `DIR/NETWORK/ADDRESS` holds `CONTAINERID CR LF IFNAME`, `last_reserved_ip.N` the address given out last from
-//! range set N, `lock` is locked by `flock` for as long as anything is read or changed. Older files hold the
-//! container ID alone. Both plugins can work on one folder at the same time. Beside the files lies a table that says
-//! where to look for a container's (`index.rs`); without it, or where it does not match, every file is read.
+//! `DIR/NETWORK/ADDRESS` contains `CONTAINERID CR LF IFNAME`, and `last_reserved_ip.N` the last address assigned from range set N.
+//! `lock` is held with `flock` during every read and change. Older files contain the container ID alone. Both plugins can use one
+//! folder at the same time. An index finds the files of a container (`index.rs`); without a matching index every file is read.
 
 use std::{
     collections::HashSet,
@@ -68,13 +67,13 @@ pub struct Store {
 #[derive(Debug)]
 pub struct Locked<'a> {
     dir: &'a Path,
-    /// `None` if it is unavailable, as on a full disk: then every file is read.
+    /// The index, or `None` if it is unavailable, as on a full disk: every file is read then.
     index: Option<Index>,
     rest: Option<Cooldown>,
     _lock: File,
 }
 
-/// As many addresses are tried one by one before it is better to read the folder once.
+/// The number of addresses that are tried one by one before the folder is read instead.
 const TRIED: usize = 64;
 
 impl Store {
@@ -97,7 +96,7 @@ impl Store {
     /// Creates the folder if it does not exist and takes its lock. Waits while another process holds the lock.
     ///
     /// # Errors
-    /// If folder or lock file cannot be made.
+    /// If the folder or the lock file cannot be created.
     pub fn lock(&self) -> Result<Locked<'_>> {
         let error = |doing, path: &Path| {
             let path = path.to_owned();
@@ -125,7 +124,7 @@ impl Store {
         Ok(Locked { dir: &self.dir, index: index.ok(), rest: self.rest, _lock: lock })
     }
 
-    /// Takes the lock if there is a folder, or `None` if there is not, since then nothing is reserved.
+    /// Takes the lock, or returns `None` if the folder does not exist, since nothing is reserved then.
     ///
     /// # Errors
     /// As [`Self::lock`].
@@ -167,8 +166,8 @@ impl Locked<'_> {
         Ok(true)
     }
 
-    /// Reserves the next free address of a set, or `None` if every one is taken. One that was given back just now is taken only
-    /// where there is no other.
+    /// Reserves the next free address of a set, or returns `None` if there is none. A recently released address is used only if no
+    /// other one is free.
     ///
     /// # Errors
     /// As [`Self::reserve`].
@@ -228,7 +227,7 @@ impl Locked<'_> {
         Ok(files(self.dir)?.into_iter().map(|(ip, _)| ip).collect())
     }
 
-    /// Lists the addresses of an owner; those of the container alone, as older files have it, if there are none.
+    /// Lists the addresses of an owner. If it has none, lists those whose files name the container alone.
     ///
     /// # Errors
     /// If the folder cannot be read.
@@ -239,7 +238,7 @@ impl Locked<'_> {
     /// Releases every address of an owner. Succeeds if there is none.
     ///
     /// # Errors
-    /// If the folder cannot be read or a file not removed; the others are released all the same.
+    /// If the folder cannot be read or a file cannot be removed. The other addresses are released nevertheless.
     pub fn release(&mut self, owner: Owner<'_>) -> Result<()> {
         let files = self.owned_files(owner)?;
         self.remove_all(files.into_iter().map(|(ip, path)| (owner.container.to_owned(), ip, path)))
@@ -310,7 +309,7 @@ impl Locked<'_> {
                 }
                 _ => {
                     if let Some(rest) = self.rest {
-                        // Without it the address is given out by its turn.
+                        // Without the record the address is reused in rotation.
                         drop(rest.begin(self.dir, ip));
                     }
                     self.indexed(|index| index.remove(entry(&container, ip)));
@@ -329,7 +328,7 @@ impl Locked<'_> {
 fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let Err(error) = create_whole(path, content) else { return Ok(()) };
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        // The file system has no files without names: a failed write takes this one away again.
+        // This file system has no unnamed files, so a failed write removes the file.
         Some(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
             let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
             file.write_all(content).inspect_err(|_| drop(fs::remove_file(path)))
@@ -355,10 +354,10 @@ fn files(dir: &Path) -> Result<Vec<(IpAddr, PathBuf)>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::open(dir, flags, Mode::empty()).map_err(error)?;
     let mut files = Vec::new();
-    // Not the standard library's way, which panics where a folder cannot be closed.
+    // The standard library's iterator panics if a folder cannot be closed.
     for entry in rustix::fs::Dir::new(folder).map_err(error)? {
         let entry = entry.map_err(error)?;
-        // Some file systems cannot have `:` in a name; the reference plugin writes `_` there.
+        // Some file systems do not allow `:` in names. The reference plugin writes `_` there.
         let name = entry.file_name().to_str().ok();
         let ip = name.and_then(|name| Some((name, name.replace('_', ":").parse().ok()?)));
         files.extend(ip.map(|(name, ip)| (ip, dir.join(name))));
@@ -378,8 +377,8 @@ fn entry(container: &str, ip: IpAddr) -> Entry {
     Entry { container: index::hash(container), ip }
 }
 
-/// Makes the index anew from the files. What Netloom reserved before this host was last booted is released: no
-/// network namespace outlives its kernel. What others reserved, or people by hand, stays.
+/// Rebuilds the index from the files. Reservations that Netloom made before the host's last boot are released, since no network
+/// namespace outlives its kernel. Reservations by other programs or by hand stay.
 fn reindex(dir: &Path, outdated: &Outdated) -> io::Result<Index> {
     let mut entries = Vec::new();
     for (ip, path) in files(dir).map_err(|error| error.source)? {

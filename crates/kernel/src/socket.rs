@@ -221,11 +221,10 @@ impl Socket {
         object: &dyn fmt::Display,
         mut read: impl FnMut(Received<'_>),
     ) -> Result<()> {
-        let mut answer = |received: Received<'_>| {
+        self.ask_until(message, doing, object, |received| {
             read(received);
             true
-        };
-        self.exchange(message, &mut answer).map_err(|refusal| refusal.into_error(doing, object.to_string()))
+        })
     }
 
     /// Requests an object that the kernel may not report. The message requests an acknowledgement ([`ACK`]), which ends the
@@ -237,11 +236,20 @@ impl Socket {
         object: &dyn fmt::Display,
         mut read: impl FnMut(Received<'_>),
     ) -> Result<()> {
-        let mut answer = |received: Received<'_>| {
+        self.ask_until(message, doing, object, |received| {
             read(received);
             false
-        };
-        self.exchange(message, &mut answer).map_err(|refusal| refusal.into_error(doing, object.to_string()))
+        })
+    }
+
+    fn ask_until(
+        &self,
+        message: Message,
+        doing: &'static str,
+        object: &dyn fmt::Display,
+        mut read: impl FnMut(Received<'_>) -> bool,
+    ) -> Result<()> {
+        self.exchange(message, &mut read).map_err(|refusal| refusal.into_error(doing, object.to_string()))
     }
 
     /// Requests all objects, and repeats the request if the kernel's list changed meanwhile.
