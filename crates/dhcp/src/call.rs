@@ -34,53 +34,53 @@ impl fmt::Display for Owner {
 /// A request to the daemon.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Call {
-    /// Get leases and keep them; those that there are, are given again.
+    /// Acquire leases and keep them. Existing leases are returned.
     Acquire {
         /// The attachment. Named `who` in messages, as in earlier versions.
         #[serde(rename = "who")]
         owner: Owner,
-        /// The namespace with the interface.
+        /// The namespace of the interface.
         netns: PathBuf,
-        /// A lease of IPv4.
+        /// What to request of IPv4 servers, or `None` for no IPv4 lease.
         v4: Option<v4::Wishes>,
-        /// A lease of IPv6.
+        /// What to request of IPv6 servers, or `None` for no IPv6 lease.
         v6: Option<v6::Wishes>,
         /// Metric of the routes.
         priority: u32,
     },
-    /// Tell whether the leases are there.
+    /// Check that the leases exist.
     Check(Owner),
-    /// Give the leases back. Succeeds if there is none.
+    /// Release the leases. Succeeds if there is none.
     Release(Owner),
-    /// Give back all leases of a network but those of these containers and interfaces.
+    /// Release all leases of a network except those of the given containers and interfaces.
     Collect {
         /// The network.
         network: String,
         /// Container and interface.
         valid: Vec<(String, String)>,
     },
-    /// Tell that it is there.
+    /// Check that the daemon runs.
     Ping,
 }
 
 /// The daemon's answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Answer {
-    /// Leases, of each family that was asked for.
+    /// The leases of the requested families.
     Leases(Vec<Lease>),
-    /// It is done.
+    /// The request succeeded.
     Done,
-    /// It could not be done, for this reason.
+    /// The request failed, for this reason.
     Failed(String),
 }
 
-/// No line is longer than this.
+/// Limit of a line, in bytes.
 const LONGEST: u64 = 1 << 20;
 
-/// Asks the daemon, and waits for its answer.
+/// Sends a request to the daemon and waits for the answer.
 ///
 /// # Errors
-/// If it cannot be reached, or ends without an answer.
+/// If the daemon cannot be reached, or ends without an answer.
 pub fn ask(socket: &Path, call: &Call) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
     write(&mut stream, call)?;

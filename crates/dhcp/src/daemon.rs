@@ -1,4 +1,4 @@
-//! The daemon: one thread that waits for calls, answers of servers, and the next time that something is due.
+//! The daemon: one thread that waits for requests, packets from servers, and timers.
 
 mod clock;
 mod holder;
@@ -40,13 +40,13 @@ pub struct Options {
     pub socket: PathBuf,
     /// The file for the daemon's process ID.
     pub pidfile: Option<PathBuf>,
-    /// What stands before paths of the host, for a daemon in a container of its own.
+    /// The prefix of paths of the host, for a daemon in a container of its own.
     pub host_prefix: PathBuf,
-    /// The first limit of the wait for an answer.
+    /// The time limit of the first wait for an answer.
     pub timeout: Duration,
-    /// The longest wait between tries.
+    /// The longest interval between attempts.
     pub resend_max: Duration,
-    /// The limit of an ADD.
+    /// The time limit of an ADD.
     pub resend_timeout: Duration,
     /// Whether servers are asked to answer by broadcast.
     pub broadcast: bool,
@@ -83,8 +83,8 @@ pub fn run(options: &Options, log: &mut dyn FnMut(&str)) -> io::Result<()> {
     outcome
 }
 
-/// Forgets a lease while no daemon runs, so that the next one does not keep it; the server takes it back when it is
-/// over.
+/// Removes the file of a lease while no daemon runs, so that the next daemon does not keep it. The server reclaims the lease when it
+/// expires.
 ///
 /// # Errors
 /// If its file cannot be removed.
@@ -223,7 +223,7 @@ impl Daemon<'_> {
                     self.carry_out(index, family, outputs.unwrap_or_default());
                 }
                 Err(error) => {
-                    // The link went down or away; the next try finds out.
+                    // The link is down or gone. The next attempt detects it.
                     (self.log)(&format!("{}: {error}", holder.owner));
                     let exchange =
                         if family == IpFamily::V4 { &mut holder.exchange4 } else { &mut holder.exchange6 };
@@ -268,7 +268,7 @@ impl Daemon<'_> {
         self.holders[index].reply();
     }
 
-    /// Reads a call and answers it, at once or (for new leases) later.
+    /// Reads a request and answers it, at once or, for new leases, later.
     fn answer(&mut self, mut stream: UnixStream) {
         const PATIENCE: Duration = Duration::from_secs(2);
         drop(stream.set_nonblocking(false));
@@ -311,7 +311,7 @@ impl Daemon<'_> {
                 }
             }
         };
-        // Whoever asked may be gone.
+        // The caller may be gone.
         drop(call::write(&mut stream, &answer));
     }
 
@@ -323,7 +323,7 @@ impl Daemon<'_> {
         v6: Option<v6::Wishes>,
         priority: u32,
     ) -> kernel::Result<Holder> {
-        // One that another call still waits for.
+        // Another request still waits for this one.
         self.release("another call asks for the same", |holder| holder.owner == owner);
         let netns = prefixed(&self.options.host_prefix, netns);
         let identity = kernel::Netns::open(&netns)?.identity()?;
@@ -339,7 +339,7 @@ impl Daemon<'_> {
         })
     }
 
-    /// Releases and forgets the leases of some; whoever still waits for one is told why.
+    /// Releases and removes the leases of the selected owners. A request that still waits for one gets the reason.
     fn release(&mut self, why: &str, which: impl Fn(&Holder) -> bool) {
         let (released, kept) = std::mem::take(&mut self.holders).into_iter().partition(which);
         self.holders = kept;
@@ -351,7 +351,7 @@ impl Daemon<'_> {
             for (family, output) in [(IpFamily::V4, of_v4), (IpFamily::V6, of_v6)] {
                 if let Some(output) = output.filter(|_| !holder.gone) {
                     (self.log)(&format!("{}: releasing lease", holder.owner));
-                    // A server that does not hear it takes the lease back when it is over.
+                    // A server that misses the message reclaims the lease when it expires.
                     if let Err(error) = holder.send(family, &output) {
                         (self.log)(&format!("{}: {error}", holder.owner));
                     }

@@ -1,4 +1,4 @@
-//! The sockets of one interface, open as long as an answer is expected.
+//! The sockets of one interface, open while an answer is expected.
 
 use std::{
     io::ErrorKind,
@@ -15,20 +15,19 @@ use crate::{
     v6,
 };
 
-/// One socket, of the namespace in which it was opened.
+/// A socket in the namespace of the interface.
 #[derive(Debug)]
 pub(crate) enum Exchange {
-    /// Hears everything that comes to the client's port, and sends without an address.
+    /// Receives everything that is sent to the client's port, and sends without a source address.
     Everything(PacketSocket),
-    /// Belongs to the leased address, and hears everything too: a server that refuses says it to everybody (RFC 2131,
-    /// section 4.1).
+    /// Bound to the leased address. Receives broadcasts too, since a server broadcasts a refusal (RFC 2131, section 4.1).
     Address(Ipv4Addr, UdpSocket, PacketSocket),
-    /// Belongs to the interface's link-local address; the number is the link's.
+    /// Bound to the interface's link-local address, with the index of the link.
     LinkLocal(u32, UdpSocket),
 }
 
 impl Exchange {
-    /// Opens what a client of IPv4 needs, or `None` if it expects nothing.
+    /// Opens the socket that the IPv4 client needs, or returns `None` if it expects no answer.
     pub(crate) fn of_v4(link: &Link, listening: Listening) -> Result<Option<Self>> {
         Ok(match listening {
             Listening::No => None,
@@ -40,14 +39,14 @@ impl Exchange {
         })
     }
 
-    /// Opens what a client of IPv6 needs; none while the interface has no settled address.
+    /// Opens the socket that the IPv6 client needs, or returns `None` while the link-local address is tentative.
     pub(crate) fn of_v6(link: &Link) -> Result<Option<Self>> {
         let Some(ip) = interface::link_local(link)? else { return Ok(None) };
         let socket = udp(SocketAddrV6::new(ip, v6::PORT, 0, link.index).into())?;
         Ok(Some(Self::LinkLocal(link.index, socket)))
     }
 
-    /// Returns whether this is what a client of IPv4 needs now.
+    /// Returns whether the socket is of the kind that the IPv4 client needs now.
     pub(crate) fn fits(&self, listening: Listening) -> bool {
         match (self, listening) {
             (Self::Everything(_), Listening::ToEverything) => true,
@@ -56,7 +55,7 @@ impl Exchange {
         }
     }
 
-    /// Sends to everybody, as nobody.
+    /// Broadcasts without a source address.
     pub(crate) fn broadcast(&self, payload: &[u8]) -> Result<()> {
         let Self::Everything(socket) = self else { return Ok(()) };
         let error = |_| Error::new("build", "a DHCP packet", Errno::MSGSIZE);
@@ -66,19 +65,19 @@ impl Exchange {
         socket.send(&packet)
     }
 
-    /// Sends to a server of IPv4.
+    /// Sends to an IPv4 server.
     pub(crate) fn unicast(&self, payload: &[u8], server: Ipv4Addr) -> Result<()> {
         let Self::Address(_, socket, _) = self else { return Ok(()) };
         send(socket, payload, (server, v4::SERVER_PORT).into())
     }
 
-    /// Sends to all servers of IPv6 on the link.
+    /// Sends to all IPv6 servers on the link.
     pub(crate) fn multicast(&self, payload: &[u8]) -> Result<()> {
         let Self::LinkLocal(link, socket) = self else { return Ok(()) };
         send(socket, payload, SocketAddrV6::new(v6::SERVERS, v6::SERVER_PORT, 0, *link).into())
     }
 
-    /// Returns what has come, the next at a time, or `None` if there is no more. Broken packets are left aside.
+    /// Returns the next received packet, or `None` if there is none. Skips malformed packets.
     pub(crate) fn receive(&self) -> Result<Option<Vec<u8>>> {
         let mut buffer = [0; 4096];
         match self {
@@ -90,7 +89,7 @@ impl Exchange {
             },
             Self::LinkLocal(_, socket) => match socket.recv_from(&mut buffer) {
                 Ok((length, _)) => Ok(Some(buffer[..length].to_vec())),
-                // Refused: nobody listens at the server, which another try finds out too.
+                // Refused: no process listens on the server. The next attempt finds that out too.
                 Err(error)
                     if [ErrorKind::WouldBlock, ErrorKind::ConnectionRefused].contains(&error.kind()) =>
                 {
@@ -111,7 +110,7 @@ impl AsFd for Exchange {
     }
 }
 
-/// Reads what a packet of anybody carries by UDP, or `None` if it is broken, or carries something else.
+/// Returns the UDP payload of an untrusted packet, or `None` if the packet is malformed or of another protocol.
 pub fn udp_payload(packet: &[u8]) -> Option<&[u8]> {
     match SlicedPacket::from_ip(packet).ok()?.transport? {
         TransportSlice::Udp(udp) => Some(udp.payload()),

@@ -1,4 +1,4 @@
-//! The interface of a lease: found in its namespace, and given another address when the old one is lost.
+//! The interface of a lease: looked up in its namespace, and given a new address when the old one is lost.
 
 use std::{net::IpAddr, path::Path};
 
@@ -12,7 +12,7 @@ use kernel::{
 
 use crate::lease::Lease;
 
-/// Does work in a namespace, if it is still the one that the lease is for.
+/// Runs a closure in a namespace, if it is still the namespace of the lease.
 pub(crate) fn within<T>(
     path: &Path,
     identity: Option<(u64, u64)>,
@@ -25,7 +25,7 @@ pub(crate) fn within<T>(
     netns.run(work)?
 }
 
-/// Finds the interface, and sets it up: nothing can be asked by one that is down.
+/// Returns the interface, set up: a link that is down sends nothing.
 pub(crate) fn ready(ifname: &str) -> Result<Link> {
     let socket = Socket::open(Protocol::Route)?;
     let link = link::require(&socket, ifname)?;
@@ -35,7 +35,7 @@ pub(crate) fn ready(ifname: &str) -> Result<Link> {
     Ok(link)
 }
 
-/// Returns the settled address by which the interface speaks with servers of IPv6.
+/// Returns the link-local address for the exchange with IPv6 servers, once duplicate address detection has ended.
 pub(crate) fn link_local(link: &Link) -> Result<Option<std::net::Ipv6Addr>> {
     let socket = Socket::open(Protocol::Route)?;
     let addresses = addr::list(&socket, link)?;
@@ -52,7 +52,7 @@ pub(crate) fn take_away(ifname: &str, lost: IpNet) -> Result<()> {
     addr::remove(&socket, &link, lost)
 }
 
-/// Returns the interface the address and the routes of a lease.
+/// Adds the address and the routes of a lease to the interface.
 pub(crate) fn give(ifname: &str, lease: &Lease, priority: u32) -> Result<()> {
     let socket = Socket::open(Protocol::Route)?;
     let link = link::require(&socket, ifname)?;

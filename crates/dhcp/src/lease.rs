@@ -1,4 +1,4 @@
-//! Leases.
+//! Leases, and the outputs and timers of the clients.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -50,51 +50,51 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
 }
 
-/// DNS, as a lease has it.
+/// The DNS settings of a lease.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dns {
     /// Servers.
     pub servers: Vec<IpAddr>,
-    /// The own domain.
+    /// The local domain.
     pub domain: String,
-    /// Domains to search.
+    /// The search domains.
     pub search: Vec<String>,
 }
 
-/// What a client wants to have done.
+/// An output of a client, for the daemon to carry out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// Send this to everybody on the link, with no address of its own.
+    /// Broadcast this on the link, without a source address.
     Broadcast(Vec<u8>),
-    /// Send this to a server, from the leased address, to which answers come.
+    /// Send this to a server from the leased address, which receives the answer.
     Unicast {
-        /// What to send.
+        /// The message.
         packet: Vec<u8>,
         /// The leased address.
         from: Ipv4Addr,
         /// The server.
         to: Ipv4Addr,
     },
-    /// Send this to all servers of IPv6 on the link.
+    /// Send this to all IPv6 servers on the link.
     Multicast(Vec<u8>),
-    /// There is a lease, new or prolonged.
+    /// A lease was granted or extended.
     Bound(Lease),
-    /// The lease is over before another is there, for this reason.
+    /// The lease ended before another was granted, for this reason.
     Lost(&'static str),
 }
 
-/// How often and how long to try.
+/// The limits of retransmission.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// The first limit of the wait for an answer.
+    /// The time limit of the first wait for an answer.
     pub answer: Duration,
-    /// The longest wait between tries later.
+    /// The longest interval between later attempts.
     pub most: Duration,
 }
 
 impl Patience {
-    /// Returns the wait after the n-th try: four times some 2 s, then from 4 s on twice as long each time, a second more or
-    /// less by chance (RFC 2131, section 4.1).
+    /// Returns the wait after the n-th attempt: about 2 s four times, then doubled each time from 4 s on, randomized by one second
+    /// (RFC 2131, section 4.1).
     pub(crate) fn after(&self, tries: u32, random: u32) -> Duration {
         const FAST: u32 = 4;
         let chance = Duration::from_millis(u64::from(random) % 2000);
@@ -107,7 +107,7 @@ impl Patience {
     }
 }
 
-/// Returns the time of the next attempt to extend a lease: after half of the time that is left for this, but not too soon
+/// Returns the time of the next attempt to extend a lease: after half of the remaining time, but not too soon
 /// (RFC 2131, section 4.4.5).
 pub(crate) fn next_try(now: Time, until: Time, expire: Time) -> Time {
     let least = (expire.saturating_sub(now) / 20).clamp(Duration::from_secs(1), Duration::from_mins(1));

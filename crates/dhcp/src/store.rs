@@ -1,4 +1,4 @@
-//! Leases on disk, a file each, so that they outlive the daemon.
+//! Leases on disk, one file each, so that they survive a restart of the daemon.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{call::Owner, lease::Lease, v4, v6};
 
-/// What is remembered of an interface.
+/// The stored state of an interface.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Stored {
     /// Named `who` in files, as in earlier versions.
@@ -24,7 +24,7 @@ pub(crate) struct Stored {
     pub(crate) v4: Option<(v4::Wishes, Lease)>,
     pub(crate) v6: Option<(v6::Wishes, Lease)>,
     pub(crate) priority: u32,
-    /// Times count from a machine's start, so they mean nothing after another one.
+    /// The boot that the times count from. They are meaningless after another boot.
     pub(crate) boot: String,
 }
 
@@ -86,10 +86,10 @@ impl Store {
     }
 }
 
-/// Forgets a lease while no daemon runs, so that the next one does not keep it.
+/// Removes the file of a lease while no daemon runs, so that the next daemon does not keep it.
 ///
 /// # Errors
-/// If the file is there and cannot be removed.
+/// If the file exists and cannot be removed.
 pub(crate) fn forget(socket: &Path, owner: &Owner) -> io::Result<()> {
     remove(&folder(socket), owner)
 }

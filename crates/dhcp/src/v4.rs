@@ -1,4 +1,4 @@
-//! The client of IPv4 (RFC 2131).
+//! The IPv4 client (RFC 2131).
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -17,35 +17,35 @@ use crate::{
     lease::{Dns, Lease, Output, Patience, Route, Server, Time, next_try},
 };
 
-/// The client's port, and the servers'.
+/// The client's port.
 pub const PORT: u16 = 68;
 /// The servers' port.
 pub const SERVER_PORT: u16 = 67;
 
-/// What the client says of itself and asks for.
+/// The client's identity and the requested options.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Wishes {
-    /// The client identifier (option 61), by which a server knows it.
+    /// The client identifier (option 61).
     pub client_id: Vec<u8>,
-    /// Options to send along: number and value.
+    /// Additional options to send: number and value.
     pub provide: Vec<(u8, Vec<u8>)>,
-    /// Numbers of options to ask for.
+    /// Numbers of the options to request.
     pub request: Vec<u8>,
-    /// Answers are to be sent to everybody.
+    /// Servers must broadcast their answers.
     pub broadcast: bool,
 }
 
-/// Asks for what every container needs: mask, router, DNS, routes of both kinds (RFC 2132, 3397, 3442).
+/// Requests what every container needs: mask, router, DNS, routes of both kinds (RFC 2132, 3397, 3442).
 pub const DEFAULT_REQUEST: [u8; 7] = [1, 3, 6, 15, 33, 119, 121];
 
-/// Which answers are waited for, and how.
+/// How the client expects answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listening {
     /// None.
     No,
-    /// By a packet socket: there is no address yet, or none that counts.
+    /// On a packet socket: the client has no valid address.
     ToEverything,
-    /// By a socket of the leased address.
+    /// On a socket bound to the leased address.
     ToAddress(Ipv4Addr),
 }
 
@@ -67,9 +67,9 @@ pub struct Client {
     state: State,
     xid: u32,
     tries: u32,
-    /// When this exchange began.
+    /// The start of this exchange.
     since: Time,
-    /// When to do something next.
+    /// The time of the next timer.
     due: Time,
 }
 
@@ -79,13 +79,13 @@ impl Client {
         Self { mac, wishes, patience, state: State::Selecting, xid: 0, tries: 0, since: now, due: now }
     }
 
-    /// Creates a client that has a lease already.
+    /// Creates a client that already has a lease.
     pub fn with_lease(mac: [u8; 6], wishes: Wishes, patience: Patience, lease: Lease) -> Self {
         let due = lease.renew;
         Self { mac, wishes, patience, state: State::Bound(lease), xid: 0, tries: 0, since: due, due }
     }
 
-    /// Returns the lease, while there is one.
+    /// Returns the current lease.
     pub fn lease(&self) -> Option<&Lease> {
         match &self.state {
             State::Bound(lease) | State::Renewing(lease) | State::Rebinding(lease) => Some(lease),
@@ -98,7 +98,7 @@ impl Client {
         self.due
     }
 
-    /// Returns how to listen.
+    /// Returns how the client expects answers.
     pub fn listening(&self) -> Listening {
         match &self.state {
             State::Bound(_) => Listening::No,
@@ -110,7 +110,7 @@ impl Client {
         }
     }
 
-    /// Does what is due.
+    /// Runs the due timers.
     pub fn tick(&mut self, now: Time, mut random: impl FnMut() -> u32) -> Vec<Output> {
         const REQUESTS: u32 = 4;
         if now < self.due {
@@ -159,10 +159,10 @@ impl Client {
         }
     }
 
-    /// Takes an answer; what is none to this client's question, or makes no sense, is left aside.
+    /// Processes a packet. Ignores what does not answer this client's request or is invalid.
     pub fn receive(&mut self, now: Time, packet: &[u8], mut random: impl FnMut() -> u32) -> Vec<Output> {
         let Some(message) = decoded::<Message>(packet) else { return Vec::new() };
-        // The length first: the crate takes a hardware address of any, of which there is no more than 16 bytes.
+        // The length is checked first: the parser accepts any length of a hardware address, and reads at most 16 bytes.
         let is_for_us = usize::from(message.hlen()) == self.mac.len() && message.chaddr() == self.mac;
         if message.xid() != self.xid || !is_for_us {
             return Vec::new();
@@ -193,7 +193,7 @@ impl Client {
             }
             (State::Requesting { .. }, Some(MessageType::Nak), _) => {
                 self.begin(now);
-                // Not at once: a server that says no to what it offered would be asked without end.
+                // Not at once: a server that refuses what it offered would cause an endless loop.
                 self.due = now + Duration::from_secs(1);
                 Vec::new()
             }
@@ -282,7 +282,7 @@ impl Client {
 }
 
 fn encoded(message: &Message) -> Vec<u8> {
-    // Fails for options of more than 64 KiB alone, which configurations are not let have.
+    // Fails only for options of more than 64 KiB, which a configuration cannot contain.
     message.to_vec().unwrap_or_default()
 }
 
@@ -290,10 +290,10 @@ fn is_usable(ip: Ipv4Addr) -> bool {
     !(ip.is_unspecified() || ip.is_broadcast() || ip.is_multicast() || ip.is_loopback())
 }
 
-/// Reads what a server gave. Times that make no sense are the ones of RFC 2131, section 4.4.5.
+/// Reads the lease that a server granted. Invalid times are replaced with those of RFC 2131, section 4.4.5.
 fn lease_of(now: Time, message: &Message, server: Ipv4Addr) -> Option<Lease> {
     const HOUR: u32 = 3600;
-    /// A server that says less is asked no more often than this.
+    /// The shortest lease time that is honoured, so that a server is not queried more often.
     const LEAST: u32 = 2;
     let options = message.opts();
     let address = message.yiaddr();
@@ -327,7 +327,7 @@ fn lease_of(now: Time, message: &Message, server: Ipv4Addr) -> Option<Lease> {
     })
 }
 
-/// Classless routes come instead of all others (RFC 3442).
+/// Returns the routes. Classless routes replace all others (RFC 3442).
 fn routes_of(message: &Message, gateway: Option<Ipv4Addr>) -> Vec<Route> {
     let by = |dst: Ipv4Net, gateway: Ipv4Addr| Route {
         dst: IpNet::from(dst).trunc(),

@@ -1,4 +1,4 @@
-//! The client of IPv6 (RFC 8415): one address (IA_NA) of each interface.
+//! The IPv6 client (RFC 8415): one address (IA_NA) for each interface.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -26,14 +26,14 @@ pub const SERVER_PORT: u16 = 547;
 /// All servers and relays on a link (RFC 8415, section 7.1).
 pub const SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
-/// What the client says of itself.
+/// The client's identity and additional options.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Wishes {
-    /// Its DUID, by which a server knows it.
+    /// The DUID.
     pub duid: Vec<u8>,
-    /// The number of its interface's address among its own.
+    /// The IAID: identifies the interface's address among those of the DUID.
     pub iaid: u32,
-    /// Options to send along: number and value.
+    /// Additional options to send: number and value.
     pub provide: Vec<(u16, Vec<u8>)>,
 }
 
@@ -64,13 +64,13 @@ impl Client {
         Self { wishes, patience, state: State::Soliciting, xid: 0, tries: 0, since: now, due: now }
     }
 
-    /// Creates a client that has a lease already.
+    /// Creates a client that already has a lease.
     pub fn with_lease(wishes: Wishes, patience: Patience, lease: Lease) -> Self {
         let due = lease.renew;
         Self { wishes, patience, state: State::Bound(lease), xid: 0, tries: 0, since: due, due }
     }
 
-    /// Returns the lease, while there is one.
+    /// Returns the current lease.
     pub fn lease(&self) -> Option<&Lease> {
         match &self.state {
             State::Bound(lease) | State::Renewing(lease) | State::Rebinding(lease) => Some(lease),
@@ -83,18 +83,18 @@ impl Client {
         self.due
     }
 
-    /// Returns whether answers are waited for.
+    /// Returns whether the client expects answers.
     pub fn is_listening(&self) -> bool {
         !matches!(self.state, State::Bound(_))
     }
 
-    /// Puts off what was to be sent and could not be, as long as the interface has no settled address of its own.
+    /// Postpones a message that could not be sent because the link-local address is still tentative.
     pub fn postpone(&mut self, until: Time) {
         self.tries = self.tries.saturating_sub(1);
         self.due = until;
     }
 
-    /// Does what is due.
+    /// Runs the due timers.
     pub fn tick(&mut self, now: Time, mut random: impl FnMut() -> u32) -> Vec<Output> {
         const REQUESTS: u32 = 4;
         if now < self.due {
@@ -150,7 +150,7 @@ impl Client {
         }
     }
 
-    /// Takes an answer; what is none to this client's question, or makes no sense, is left aside.
+    /// Processes a packet. Ignores what does not answer this client's request or is invalid.
     pub fn receive(&mut self, now: Time, packet: &[u8], random: impl FnMut() -> u32) -> Vec<Output> {
         let Some(message) = decoded::<Message>(packet) else { return Vec::new() };
         let is_ours = matches!(
@@ -179,7 +179,7 @@ impl Client {
                     }
                     _ => {
                         self.begin(now);
-                        // Not at once: a server that says no to what it offered would be asked without end.
+                        // Not at once: a server that refuses what it offered would cause an endless loop.
                         self.due = now + Duration::from_secs(1);
                         Vec::new()
                     }
@@ -189,7 +189,7 @@ impl Client {
                 Some((association, address)) if !refused => {
                     self.bound(now, &message, server, &association, &address)
                 }
-                // A server that does not know it says so in the association; one that is busy says it outside.
+                // A server that does not know the lease reports it within the association; a busy one outside of it.
                 _ if refused => Vec::new(),
                 _ => {
                     self.begin(now);
@@ -264,7 +264,7 @@ impl Client {
         DhcpOption::IANA(IANA { id: self.wishes.iaid, t1: 0, t2: 0, opts })
     }
 
-    /// Finds the address that is given to this interface for some time.
+    /// Returns the address that the server assigns to this interface, if its lifetime is not zero.
     fn given(&self, message: &Message) -> Option<(IANA, IAAddr)> {
         let associations = message.opts().get_all(OptionCode::IANA)?;
         let association = associations.iter().find_map(|option| match option {
@@ -300,7 +300,7 @@ impl Client {
         let lease = Lease {
             address: net.into(),
             gateway: None,
-            // Routes of IPv6 come by router advertisements.
+            // IPv6 routes come from router advertisements.
             routes: Vec::new(),
             dns: dns_of(message),
             server: Server::V6(server.to_vec()),
@@ -326,7 +326,7 @@ fn is_usable(ip: Ipv6Addr) -> bool {
     !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || ip.is_unicast_link_local())
 }
 
-/// Returns the status with which a server refuses.
+/// Returns the status code of a server's refusal.
 fn refusal(options: &DhcpOptions) -> Option<Status> {
     match options.get(OptionCode::StatusCode) {
         Some(DhcpOption::StatusCode(status)) if status.status != Status::Success => Some(status.status),

@@ -25,9 +25,9 @@ pub(super) struct Holder {
     pub(super) v6: Option<(v6::Client, v6::Wishes)>,
     pub(super) exchange4: Option<Exchange>,
     pub(super) exchange6: Option<Exchange>,
-    /// The leases whose addresses the interface has.
+    /// The leases whose addresses are on the interface.
     pub(super) given: Vec<Lease>,
-    /// Owner waits for the first leases, and until when.
+    /// The request that waits for the first leases, and its deadline.
     pub(super) waiting: Option<(UnixStream, Time)>,
     /// Whether the namespace or link is gone.
     pub(super) gone: bool,
@@ -60,7 +60,7 @@ impl Holder {
         of_clients.into_iter().flatten().min()
     }
 
-    /// Returns the leases, if all that were asked for are there.
+    /// Returns the leases, if all requested ones are granted.
     pub(super) fn leases(&self) -> Option<Vec<Lease>> {
         let of_v4 = self.v4.as_ref().map(|(client, _)| client.lease());
         let of_v6 = self.v6.as_ref().map(|(client, _)| client.lease());
@@ -84,7 +84,7 @@ impl Holder {
         }
     }
 
-    /// Sends, by a socket that is opened if it is not there.
+    /// Sends a message on a socket that is opened if necessary.
     pub(super) fn send(&mut self, family: IpFamily, output: &Output) -> kernel::Result<()> {
         let (link, identity) = (&self.link, Some(self.identity));
         if family == IpFamily::V4 {
@@ -118,7 +118,7 @@ impl Holder {
         }
     }
 
-    /// Takes the address of a lease that is over from the interface.
+    /// Removes the address of an expired lease from the interface.
     pub(super) fn lose(&mut self, family: IpFamily) -> kernel::Result<()> {
         let Some(lost) = self.no_longer_given(family) else { return Ok(()) };
         interface::within(&self.netns, Some(self.identity), || {
@@ -126,8 +126,7 @@ impl Holder {
         })
     }
 
-    /// Notes a lease. The interface gets the first one from the plugin, and another address, or one that was lost
-    /// meanwhile, from here.
+    /// Records a lease. The plugin adds the address of the first lease to the interface; this adds a different or lost one.
     pub(super) fn keep(&mut self, lease: &Lease) -> kernel::Result<()> {
         let before = self.no_longer_given(IpFamily::of(lease.address.addr()));
         self.given.push(lease.clone());
@@ -148,7 +147,7 @@ impl Holder {
         Some(self.given.swap_remove(index))
     }
 
-    /// Closes a socket by which nothing is expected.
+    /// Closes a socket on which no answer is expected.
     pub(super) fn close(&mut self, family: IpFamily) {
         if family == IpFamily::V4 {
             let listening = self.v4.as_ref().map_or(v4::Listening::No, |(client, _)| client.listening());
