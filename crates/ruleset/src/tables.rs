@@ -112,7 +112,7 @@ pub(crate) const ADDRESS_GUARDED: Set =
     set("address_guarded", &[IfName], "ports whose senders' addresses are checked");
 pub(crate) const ISOLATED: Set = set("isolated", &[IfName], "ports that do not reach each other");
 
-/// Sets that are made when the first element goes to them, and the chain that looks into each.
+/// Sets that are created with their first element, and the chain that looks each one up.
 const OPTIONAL: [(&str, &str); 6] = [
     (V4.ports_on.name, "published_on"),
     (V4.conditional.name, "conditions"),
@@ -254,12 +254,12 @@ fn nat_chains(batch: &mut Batch, nat: &Nat) {
     add(batch, "postrouting", &[load(source, Reg(0)), Expr::VerdictMap(Reg(0), nat.masquerade.name)]);
 }
 
-/// The bit of the mark by which other tables know what is to be let through, between two chains of ours at the
-/// forward hook and nowhere else. CNI plugins have it by the registry of such bits.
+/// The bit of the packet mark that tells foreign tables to accept a packet. It is set only between two chains at the forward hook. The
+/// registry of fwmark bits assigns it to CNI plugins.
 pub(crate) const MARK: u32 = 1 << 13;
-/// The chains stand around priority `filter`, where everybody else's do.
+/// Priorities of the two chains. Foreign filters are between them: at `filter`, or up to 10 later as firewalld's.
 const BEFORE: i32 = -10;
-const AFTER: i32 = 10;
+const AFTER: i32 = 250;
 
 fn filter_chains(batch: &mut Batch) {
     let add = |batch: &mut Batch, chain: &str, rule: &[Expr<'_>]| {
@@ -321,7 +321,7 @@ fn address_chain(batch: &mut Batch) {
     let own = |from: Expr<'static>, set| [Expr::InName(Reg(0)), from, Expr::InSet(Reg(0), set), Expr::Return];
     let (ip, arp, ip6) = (&[0x08, 0x00], &[0x08, 0x06], &[0x86, 0xdd]);
     let ip_source = own(load(NETWORK, 12, 4), SENDER4.name);
-    // Who answers in ARP, and who in neighbour discovery (the target of an advertisement), says whose frames go to it.
+    // The sender in ARP, and the target of a neighbour advertisement, claim an address.
     let arp_sender = own(load(NETWORK, 14, 4), SENDER4.name);
     let advertisement = [
         Expr::Protocol(Reg(0)),

@@ -72,7 +72,7 @@ fn demo_and_run_work_on_hosts_that_drop() {
                iptables -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; \
                ip6tables -P FORWARD DROP";
     let rejecting = "nft add table inet filters; \
-         nft 'add chain inet filters filter_FORWARD { type filter hook forward priority 5; policy accept; }'; \
+         nft 'add chain inet filters filter_FORWARD { type filter hook forward priority 10; policy accept; }'; \
          nft add rule inet filters filter_FORWARD ct state established,related accept; \
          nft add rule inet filters filter_FORWARD reject with icmpx admin-prohibited";
     let plain = "nft add table inet filter; \
