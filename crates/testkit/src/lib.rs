@@ -1,9 +1,9 @@
-//! Hosts and containers made of namespaces, for tests.
+//! Hosts and containers for tests, built from namespaces.
 //!
-//! A [`Host`] is a process that holds a network and a mount namespace: `/run`, `/var/lib`, `/opt` are empty, what
-//! is written to `/etc` goes nowhere else. Programs are started in it by a thread that enters, or by `nsenter`; when the
-//! test ends, however it ends, the process ends and everything with it. State is looked at through `ip -j` and `nft -j`
-//! and never through code of this project, so that a mistake there cannot hide itself.
+//! A [`Host`] is a process with its own network and mount namespace. `/run`, `/var/lib` and `/opt` are empty, and writes to
+//! `/etc` stay in an overlay. A thread that enters the namespaces, or `nsenter`, starts programs on the host. When the test
+//! ends, even by a panic, the process ends and the namespaces disappear with it. State is inspected with `ip -j` and
+//! `nft -j` and never with code of this project, so that a bug in that code cannot hide itself.
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, clippy::missing_panics_doc, reason = "a test is to fail where this fails")]
 
@@ -37,7 +37,7 @@ pub struct Host {
     holder: Child,
 }
 
-/// Returns the calling thread a network and a mount namespace, with nothing in the folders that plugins write to.
+/// Moves the calling thread to a network and a mount namespace of its own, with empty folders where plugins write.
 fn become_host() -> nix::Result<()> {
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
@@ -59,7 +59,7 @@ fn become_host() -> nix::Result<()> {
     mount(Some("/run/cgroup"), "/sys/fs/cgroup", NONE, bound, NONE)
 }
 
-/// Returns whether tests that need root can run. Says so if not; with `CI=true` it fails instead.
+/// Returns whether tests that need root can run. If not, prints that the test is skipped; with `CI=true` it fails instead.
 pub fn is_root() -> bool {
     let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.trim_ascii() == b"0");
     if !root {
@@ -68,7 +68,7 @@ pub fn is_root() -> bool {
     root
 }
 
-/// Returns whether a program is there. Says so if not; with `CI=true` it fails instead.
+/// Returns whether a program is in `PATH`. If not, prints that the test is skipped; with `CI=true` it fails instead.
 pub fn has(program: &str) -> bool {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
@@ -78,16 +78,16 @@ pub fn has(program: &str) -> bool {
     found
 }
 
-/// Returns the folder with the reference plugins 1.9.1, the first that `NETLOOM_PEERS` names. Prints that the test is
-/// skipped if there is none; with `CI=true` it fails instead.
+/// Returns the folder with the reference plugins 1.9.1, the first entry of `NETLOOM_PEERS`. Without one, prints that the test
+/// is skipped; with `CI=true` it fails instead.
 pub fn peers() -> Option<PathBuf> {
     let dirs = std::env::var_os("NETLOOM_PEERS").unwrap_or_default();
     let first = std::env::split_paths(&dirs).next();
     require_peers(first, "1.9.1")
 }
 
-/// Returns the folder of another version of the reference plugins: the one in `NETLOOM_PEERS` that is named like the
-/// version. Prints that the test is skipped if there is none; with `CI=true` it fails instead.
+/// Returns the folder of another version of the reference plugins: the entry of `NETLOOM_PEERS` named after the version.
+/// Without one, prints that the test is skipped; with `CI=true` it fails instead.
 pub fn peers_of(version: &str) -> Option<PathBuf> {
     let dirs = std::env::var_os("NETLOOM_PEERS").unwrap_or_default();
     require_peers(std::env::split_paths(&dirs).find(|dir| dir.ends_with(version)), version)
@@ -116,7 +116,7 @@ pub fn say_skipped(reason: &str) {
 impl Host {
     /// Creates a host.
     pub fn new() -> Self {
-        // The thread ends; its namespaces are held by the program that it started, which waits for its input to end.
+        // The thread ends. Its namespaces live as long as the program that it started, which waits for the end of its input.
         let thread = std::thread::spawn(|| {
             become_host().expect("root may make namespaces and mounts");
             let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip runs");
@@ -127,17 +127,17 @@ impl Host {
         Self { holder }
     }
 
-    /// Returns the process that holds the namespaces.
+    /// Returns the ID of the process that keeps the namespaces alive.
     pub fn pid(&self) -> u32 {
         self.holder.id()
     }
 
-    /// Returns a path of this host as the test sees it.
+    /// Returns the path under which the test sees a path of this host.
     pub fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.pid()))
     }
 
-    /// Prepares a program that runs on this host.
+    /// Prepares a command that runs on this host.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.pid().to_string(), "--mount", "--net", "--wd=/", "--"]);
@@ -145,13 +145,13 @@ impl Host {
         command
     }
 
-    /// Starts a program on this host, without another one that enters it.
+    /// Starts a program on this host directly, without `nsenter`.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// If the program cannot be started.
     pub fn spawn(&self, command: &mut Command) -> Child {
         let inside = || {
-            // A thread whose root and working folder are its own may enter a mount namespace.
+            // setns(2) accepts a mount namespace only from a thread that does not share its root and working folder.
             unshare(CloneFlags::CLONE_FS).expect("a thread may have its own root");
             for (name, kind) in [("net", CloneFlags::CLONE_NEWNET), ("mnt", CloneFlags::CLONE_NEWNS)] {
                 let path = format!("/proc/{}/ns/{name}", self.pid());
@@ -163,7 +163,7 @@ impl Host {
         std::thread::scope(|scope| scope.spawn(inside).join().expect("it starts"))
     }
 
-    /// Runs a shell line on this host and gives what it prints; the test fails if the line does.
+    /// Runs a shell line on this host and returns its output. The test fails if the line fails.
     pub fn sh(&self, line: &str) -> String {
         self.said(Command::new("sh").args(["-c", line]), line)
     }
@@ -180,7 +180,7 @@ impl Host {
         self.spawn(&mut command).wait().expect("sh is waited for").success()
     }
 
-    /// Runs a program that prints JSON.
+    /// Runs a shell line that prints JSON, and parses its output.
     pub fn json(&self, line: &str) -> Value {
         let text = self.sh(line);
         if text.trim().is_empty() {
@@ -196,7 +196,7 @@ impl Host {
         format!("/run/netns/{name}")
     }
 
-    /// Looks at everything that a plugin may leave behind, by kind.
+    /// Returns the state that a plugin can leave behind, by kind.
     pub fn snapshot(&self) -> Snapshot {
         let parsed = |text: &str| -> Value {
             if text.trim().is_empty() {
@@ -263,7 +263,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         let left = self.processes();
         if !left.is_empty() {
-            // Only after a test that failed: what it started, and no more, goes with it.
+            // Only after a failed test. Only the processes of this host are killed.
             drop(Command::new("kill").arg("-KILL").args(left).stderr(Stdio::null()).status());
         }
         drop(self.holder.stdin.take());
@@ -272,8 +272,8 @@ impl Drop for Host {
 }
 
 impl Host {
-    /// Lists what plugins keep in files. A network's locks, its index, and what it gave out last, stay when its containers
-    /// go.
+    /// Lists the files that plugins write. Omits those that stay after a network's last container: locks, the index, and
+    /// host-local's last reserved address.
     fn files(&self) -> Vec<String> {
         let mut files = Vec::new();
         for folder in ["/var/lib", "/run/netns", "/run/cni"] {
@@ -296,7 +296,7 @@ impl Host {
         files
     }
 
-    /// Lists the processes that live in this host's mount namespace, and their descendants, but for the holder.
+    /// Lists the processes in this host's mount namespace and their descendants, except the holder.
     fn processes(&self) -> Vec<String> {
         let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
         let own = self.pid().to_string();
@@ -339,7 +339,7 @@ impl Host {
 pub struct Snapshot(pub BTreeMap<String, Value>);
 
 impl Snapshot {
-    /// Fails with what differs.
+    /// Fails with the kinds that differ.
     pub fn assert_same(&self, other: &Self, when: &str) {
         for (kind, before) in &self.0 {
             let after = &other.0[kind];
@@ -348,7 +348,7 @@ impl Snapshot {
     }
 }
 
-/// Returns what a program prints, which must succeed.
+/// Returns the output of a program; fails if the program fails.
 fn said(command: &mut Command, line: &str) -> String {
     printed(&command.output().expect("it runs"), line)
 }
@@ -358,7 +358,7 @@ fn printed(output: &Output, line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Fails with what a program printed, if it failed.
+/// Fails with a program's output if the program failed.
 pub fn require_success(output: &Output, what: &str) {
     assert!(
         output.status.success(),
@@ -402,7 +402,7 @@ fn remove_flags(value: &mut Value, flags: &[&str]) {
     }
 }
 
-/// Takes out of `ip -j addr` or `ip -j route` what the kernel adds in its own time once a link is up.
+/// Removes from `ip -j addr` or `ip -j route` what the kernel adds after a link is up.
 pub fn drop_what_the_kernel_makes(list: &mut Value) {
     let Some(items) = list.as_array_mut() else { return };
     for link in items.iter_mut() {
@@ -418,9 +418,9 @@ pub fn drop_what_the_kernel_makes(list: &mut Value) {
     });
 }
 
-/// Asks a process to end.
+/// Sends SIGTERM to a process.
 pub fn ask_to_end(child: &Child) {
-    // One that has ended already is fine.
+    // The process may have ended already.
     let _ =
         rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM);
 }

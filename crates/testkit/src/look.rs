@@ -1,4 +1,4 @@
-//! Looking at a host and its containers. Starting programs is what takes the time, so few are: those that say much.
+//! Inspection of a host and its containers. Starting programs takes most of the time, so each call answers many questions.
 
 use std::{
     fs,
@@ -12,13 +12,13 @@ use serde_json::Value;
 use crate::{Host, said};
 
 impl Host {
-    /// Asks one `ip -j -d` for several things, of this host or of one of its containers.
+    /// Runs `ip -j -d` once for several queries, on this host or in one of its containers.
     pub fn ip(&self, container: Option<&str>, lines: &[&str]) -> Vec<Value> {
         self.inside(container, || ip(&[], lines))
     }
 }
 
-/// Asks one `ip -j -d` for several things, of the network that the thread is in.
+/// Runs `ip -j -d` once for several queries, in the calling thread's network namespace.
 pub fn ip(options: &[&str], lines: &[&str]) -> Vec<Value> {
     let mut asked = tempfile();
     asked.write_all(lines.join("\n").as_bytes()).expect("the questions are written");
@@ -33,12 +33,12 @@ fn tempfile() -> fs::File {
     rustix::fs::memfd_create("ip", rustix::fs::MemfdFlags::CLOEXEC).expect("there is memory").into()
 }
 
-/// Runs a program in the network that the thread is in, and gives what it prints.
+/// Runs a program in the calling thread's network namespace and returns its output.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     said(Command::new(program).args(arguments), program)
 }
 
-/// Lists the tables of iptables-legacy, without counters. Saying which there are makes none.
+/// Lists the tables of iptables-legacy, without counters. Reading the names of existing tables creates none.
 pub(crate) fn legacy_tables() -> Vec<String> {
     let mut lines = Vec::new();
     for family in ["ip", "ip6"] {
@@ -52,7 +52,7 @@ pub(crate) fn legacy_tables() -> Vec<String> {
     lines
 }
 
-/// Lists the regular files below a folder, if there is one.
+/// Lists the regular files below a folder, if the folder exists.
 pub(crate) fn files_below(dir: &Path, found: &mut Vec<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let (path, kind) = (entry.path(), entry.file_type());
@@ -64,7 +64,7 @@ pub(crate) fn files_below(dir: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// Reads settings of the network that the thread is in: `FOLDER/…:VALUE`, below `/proc/sys/net`.
+/// Reads settings of the calling thread's network namespace as `FOLDER/…:VALUE`, below `/proc/sys/net`.
 pub fn sysctls(folders: &[&str]) -> Vec<String> {
     let root = Path::new("/proc/sys/net");
     let mut files = Vec::new();
@@ -74,7 +74,7 @@ pub fn sysctls(folders: &[&str]) -> Vec<String> {
     }
     let mut lines = Vec::new();
     for file in files {
-        // Some cannot be read until somebody has written them.
+        // Some settings cannot be read until they are written.
         let Ok(text) = fs::read_to_string(&file) else { continue };
         let name = file.trim_start_matches("/proc/sys/net/");
         lines.extend(text.lines().map(|line| format!("{name}:{line}")));

@@ -1,4 +1,4 @@
-//! Another kernel, in QEMU, with this machine's files in view.
+//! Tests on another kernel, in QEMU, with this machine's file system.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,18 +7,18 @@ use std::{
 
 use crate::{Host, is_root, say_skipped};
 
-/// What the other kernel does when it is up: makes the folders that are not to be this machine's its own, runs some tests
-/// of the program that started it, and ends.
+/// The init script of the other kernel. It mounts folders of its own over those that must not be this machine's, runs some
+/// tests of the program that started it, and powers off.
 const INIT: &str = r#"#!/bin/sh
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t tmpfs none /run; mount -t tmpfs none /var/lib
 mount -t devtmpfs none /dev; mount -t cgroup2 none /sys/fs/cgroup
 export PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-# Modules come as the kernel asks for them, by a program that has to know where they are.
+# The kernel loads modules with this program, which knows their folder.
 printf '#!/bin/sh\nexec /sbin/modprobe -d @KERNEL@ "$@"\n' >/usr/local/sbin/modprobe-here
 chmod +x /usr/local/sbin/modprobe-here
 echo /usr/local/sbin/modprobe-here >/proc/sys/kernel/modprobe
 modprobe-here tun
-# Starting programs is what most of the time goes to, and static ones take a third of it.
+# Starting programs takes most of the time. Static programs take a third of it.
 for program in mount mkdir; do ln -s "$(command -v busybox)" /usr/local/sbin/$program; done
 ip link set lo up
 mkdir -p /run/netns
@@ -30,10 +30,10 @@ done
 poweroff -f
 "#;
 
-/// Runs tests of the calling program on the kernel whose folder `NETLOOM_KERNEL` names, and gives what they said; none where
-/// there is no such folder, or this machine's kernel does the line `lacks`, so that they have been run already.
+/// Runs tests of the calling program on the kernel in the folder `NETLOOM_KERNEL` and returns their output. Returns `None`
+/// without such a folder, or if the shell line `lacks` succeeds on this machine's kernel: the tests have run there already.
 ///
-/// `scratch` is a folder for what is made on the way, `settings` the tests' environment.
+/// `scratch` is a folder for temporary files; `settings` is the environment of the tests.
 pub fn on_other_kernel(
     lacks: &str,
     scratch: &Path,
@@ -59,13 +59,13 @@ pub fn on_other_kernel(
     let init = scratch.join("init");
     std::fs::write(&init, script).expect("the script is written");
     host.sh(&format!("chmod +x {}", init.display()));
-    // An emulated processor is slow enough: other tests wait for it rather than it for them.
+    // The emulated processor is slow, so QEMU has priority over other tests.
     let output = Command::new("nice")
         .args(["-n", "-15", "timeout"])
-        // Two of them share two processors: with one each, none waits for a lock whose holder does not run.
+        // Two emulated machines share two processors. With one each, neither waits for a lock whose holder is not running.
         .args(["1800", "qemu-system-x86_64", "-accel", "tcg", "-smp", "1", "-m", "2048"])
         .args(["-nodefaults", "-no-reboot", "-nographic", "-serial", "stdio", "-virtfs"])
-        // Read only: whatever it does, it cannot do to this machine.
+        // Read-only, so that the other kernel cannot change this machine.
         .arg("local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap")
         .arg("-kernel")
         .arg(kernel.join("vmlinuz"))

@@ -1,4 +1,4 @@
-//! Sending for real: TCP, UDP and SCTP between the host, its containers, and whoever else is there.
+//! Real traffic (TCP, UDP and SCTP) between the host, its containers and other hosts.
 
 use std::{
     fs::File,
@@ -20,7 +20,7 @@ use rustix::{
 
 use crate::Host;
 
-/// How long an answer may take before it counts as none: a first packet that is lost is sent again after a second.
+/// Time limit for an answer. A lost first packet is retransmitted after a second.
 const PATIENCE: Duration = Duration::from_millis(1500);
 const WORD: &[u8] = b"hello";
 
@@ -31,12 +31,12 @@ pub enum Transport {
     Tcp,
     /// UDP.
     Udp,
-    /// SCTP, of which an INIT chunk is sent and answered: enough for everything on the way.
+    /// SCTP: one INIT chunk and its answer, which is enough for every router and firewall on the path.
     Sctp,
 }
 
 impl Transport {
-    /// All of them.
+    /// All protocols.
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
 
     /// Returns the name.
@@ -49,7 +49,7 @@ impl Transport {
     }
 }
 
-/// Answers at an address until it is dropped, and says from where it was called.
+/// A server at an address until it is dropped. It records the addresses of its callers.
 #[derive(Debug)]
 pub struct Server {
     stop: Arc<AtomicBool>,
@@ -57,7 +57,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Ends it, and lists who called, in order.
+    /// Stops the server and lists its callers, in order.
     pub fn callers(mut self) -> Vec<IpAddr> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().map(|thread| thread.join().expect("the server ends")).unwrap_or_default()
@@ -74,7 +74,7 @@ impl Drop for Server {
 }
 
 impl Host {
-    /// Does work on a thread that is in the namespace of the host or of a container, and ends there.
+    /// Runs a closure on a temporary thread in the network namespace of the host or of a container.
     pub fn inside<T: Send>(&self, container: Option<&str>, work: impl FnOnce() -> T + Send) -> T {
         let netns = match container {
             None => format!("/proc/{}/ns/net", self.pid()).into(),
@@ -89,7 +89,7 @@ impl Host {
         std::thread::scope(|scope| scope.spawn(inside).join().expect("the work does not fail"))
     }
 
-    /// Has the host or a container answer at an address.
+    /// Starts a server at an address, on the host or in a container.
     pub fn serve(&self, container: Option<&str>, transport: Transport, at: SocketAddr) -> Server {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -148,7 +148,7 @@ impl Host {
                 let socket = UdpSocket::bind(any).expect("a port is free");
                 socket.set_read_timeout(Some(PATIENCE)).expect("it can be set");
                 let mut heard = [0; WORD.len()];
-                // Connected, so that an answer from elsewhere does not count.
+                // The socket is connected, so that an answer from another address does not count.
                 socket.connect(to).is_ok()
                     && socket.send(WORD).is_ok()
                     && socket.recv(&mut heard).is_ok_and(|length| heard[..length] == *WORD)
@@ -174,8 +174,8 @@ impl Host {
     }
 }
 
-/// Binds to a port that is free, or is about to be: a child of another test that has yet to execute its program holds a
-/// copy of every socket, also of one that has been closed.
+/// Binds to a port and retries while the port is in use. A forked child of another test holds a copy of every socket, even
+/// of a closed one, until it executes its program.
 fn free<T>(mut bind: impl FnMut() -> std::io::Result<T>) -> T {
     let until = Instant::now() + 10 * PATIENCE;
     loop {
@@ -193,7 +193,7 @@ fn answer(stop: &AtomicBool, mut one: impl FnMut() -> std::io::Result<IpAddr>) -
     while !stop.load(Ordering::Relaxed) {
         match one() {
             Ok(from) => callers.push(from),
-            // Nobody has called; a call that was taken back counts as none.
+            // No caller, or one that has gone already.
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
     }
@@ -233,12 +233,12 @@ fn receive_sctp(socket: &OwnedFd, within: Duration) -> std::io::Result<(IpAddr, 
     let (length, _, from) = rustix::net::recvfrom(socket, &mut buffer[..], RecvFlags::empty())?;
     let from: SocketAddr =
         from.ok_or(ErrorKind::InvalidData)?.try_into().map_err(|_| ErrorKind::InvalidData)?;
-    // IPv4's raw sockets give the network header too.
+    // Raw IPv4 sockets return the network header too.
     let header = if from.is_ipv4() { usize::from(buffer[0] & 0xf) * 4 } else { 0 };
     Ok((from.ip(), buffer[header..length.max(header)].to_vec()))
 }
 
-/// The checksum of SCTP (RFC 9260, appendix A).
+/// Returns the checksum of SCTP (RFC 9260, appendix A).
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {

@@ -1,4 +1,4 @@
-//! Runs a program under ptrace(2), lists its system calls, and kills the program at one of them or makes that one fail.
+//! Runs a program under ptrace(2), lists its system calls, and kills the program at one of them or makes it fail.
 
 #![cfg_attr(
     not(all(target_arch = "x86_64", target_env = "gnu")),
@@ -27,18 +27,18 @@ use syscalls::Sysno;
 
 use crate::Host;
 
-/// What happens to a system call.
+/// The outcome of a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// The program and its children are killed before it.
+    /// The program and its children are killed before the call.
     Kill,
-    /// The process that makes it is killed before it, if that is a child of the program.
+    /// The calling process is killed before the call, if it is a child of the program.
     KillChild,
     /// The call is skipped and returns this error.
     Fail(Errno),
 }
 
-/// A system call that was entered.
+/// A system call, recorded at its entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Syscall {
     /// The number of the call.
@@ -66,7 +66,7 @@ impl Traced {
 }
 
 impl Host {
-    /// Runs a program on this host under ptrace, with a fate for its system call number `at` (from 0).
+    /// Runs a program on this host under ptrace, with a fate for its system call at index `at` (from 0).
     ///
     /// # Panics
     /// If ptrace is not allowed.
@@ -128,13 +128,13 @@ fn trace(
             status: None,
         };
         let (syscalls, status) = tracer.run();
-        // The tracer has waited for it already.
+        // The tracer has reaped the child already.
         drop(child.wait());
         Traced { syscalls, status, stdout: reader.join().unwrap_or_default() }
     })
 }
 
-/// Those that fail on no kernel, whatever is short.
+/// System calls that do not fail on any kernel, even when resources are short.
 const NEVER_FAIL: [Sysno; 5] =
     [Sysno::exit, Sysno::exit_group, Sysno::rt_sigreturn, Sysno::getrandom, Sysno::uname];
 
@@ -142,12 +142,12 @@ struct Tracer<'a> {
     root: Pid,
     program: &'a std::path::Path,
     fate: Option<(usize, Fate)>,
-    /// Whether the program itself runs, and no more what starts it.
+    /// Whether the program has replaced the shell that starts it.
     begun: bool,
-    /// Where the dynamic loader's code is. Its system calls are not the program's.
+    /// The dynamic loader's code, whose system calls are not counted as the program's.
     loader: Vec<Range<u64>>,
     alive: HashSet<Pid>,
-    /// Who is in a system call that is to return an error.
+    /// Processes in a system call that will return an error.
     failing: HashMap<Pid, Errno>,
     syscalls: Vec<Syscall>,
     status: Option<ExitStatus>,
@@ -195,7 +195,7 @@ impl Tracer<'_> {
         if births.iter().any(|birth| event == *birth as i32)
             && let Some(child) = ptrace::getevent(pid).ok().and_then(|child| i32::try_from(child).ok())
         {
-            // Known from now on: it may have to be killed before it is heard of.
+            // Registered now, because the child may have to be killed before its first stop is reported.
             self.alive.insert(Pid::from_raw(child));
         }
         self.go_on(pid, None);
@@ -206,7 +206,7 @@ impl Tracer<'_> {
         self.go_on(pid, None);
     }
 
-    // Of this target, nix has the registers and their position in a system call.
+    // nix has registers and system call information on this target only.
     #[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
     fn syscall(&mut self, pid: Pid) {
         let info = ptrace::syscall_info(pid);
@@ -242,7 +242,7 @@ impl Tracer<'_> {
                 registers.orig_rax = u64::MAX;
                 let _ = ptrace::setregs(pid, registers);
             }
-            // Who only lets time pass need not: it may be thousands of times.
+            // A poll without descriptors only waits, possibly thousands of times, so it returns at once.
             _ if number == Sysno::poll && registers.rsi == 0 => {
                 registers.rdx = 0;
                 let _ = ptrace::setregs(pid, registers);
@@ -253,12 +253,12 @@ impl Tracer<'_> {
     }
 
     fn go_on(&self, pid: Pid, signal: Option<Signal>) {
-        // It may have been killed meanwhile.
+        // The process may have been killed in the meantime.
         let _ = if self.begun { ptrace::syscall(pid, signal) } else { ptrace::cont(pid, signal) };
     }
 }
 
-/// Lists the mappings of files but the program's own: right after its start, those of the dynamic loader, if it has one.
+/// Lists the file mappings except the program's own. Right after the start, those are the dynamic loader's, if there is one.
 fn file_mappings(pid: Pid, program: &std::path::Path) -> Vec<Range<u64>> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     maps.lines()
@@ -271,7 +271,7 @@ fn file_mappings(pid: Pid, program: &std::path::Path) -> Vec<Range<u64>> {
         .collect()
 }
 
-/// Returns whether this process may trace: not in every container, and on x86-64 with glibc only.
+/// Returns whether this process may use ptrace. Some containers forbid it, and it works only on x86-64 with glibc.
 pub fn can_trace() -> bool {
     let mut scope = String::new();
     let read =

@@ -1,4 +1,4 @@
-//! A container on a network: what it can reach, and that nothing is left of it.
+//! A container on a network: its reachability, and the cleanup after it.
 
 use serde_json::{Value, json};
 use testkit::Host;
@@ -9,8 +9,9 @@ fn pings(host: &Host, from: &str, to: &str) -> bool {
     host.succeeds(&format!("ip netns exec {from} ping -c 1 -W 2 {to}"))
 }
 
-/// R29, R32, R41, R42, R44, R45, R46, R89: ADD makes the interface with addresses and routes; CHECK, at once, asks the
-/// IPAM plugin too and sees what is missing or cut off; DEL leaves nothing. R52, R55: STATUS asks the IPAM plugin too.
+/// R29, R32, R41, R42, R44, R45, R46, R89: ADD creates the interface with addresses and routes. CHECK right after it also
+/// calls the IPAM plugin and reports what is missing or cut off. DEL leaves nothing behind. R52, R55: STATUS calls the IPAM
+/// plugin too.
 #[test]
 fn a_container_reaches_host_and_neighbour_and_leaves_nothing() {
     if !testkit::is_root() {
@@ -18,7 +19,7 @@ fn a_container_reaches_host_and_neighbour_and_leaves_nothing() {
     }
     let host = Host::new();
     let conf = dual_stack();
-    // The bridge, the empty tables and the lock are the network's and stay; a first container makes them.
+    // The bridge, the empty tables and the lock belong to the network and stay. The first container creates them.
     host.container("first");
     let first = Call::new(&host, &OURS, "first");
     let result = first.add(&conf);
@@ -41,7 +42,7 @@ fn a_container_reaches_host_and_neighbour_and_leaves_nothing() {
     assert!(again.0 == 4 && again.1.contains("eth0") && again.1.contains("already exists"), "{again:?}");
     one.check(&conf, &of_one);
 
-    // CHECK sees whatever is taken away, one thing after the other.
+    // CHECK reports each damage.
     for (damage, expected) in [
         ("ip netns exec c1 ip route del default", "route 0.0.0.0/0"),
         ("ip netns exec c1 ip addr del 10.88.0.3/16 dev eth0", "10.88.0.3/16 is missing"),
@@ -61,7 +62,8 @@ fn a_container_reaches_host_and_neighbour_and_leaves_nothing() {
     before.assert_same(&host.snapshot(), "after DEL");
 }
 
-/// Whoever had the addresses before is forgotten as ADD returns: by the host, and by the other containers of the bridge.
+/// When ADD returns, the host and the other containers on the bridge have dropped their entries for previous owners of the
+/// addresses.
 #[test]
 fn neighbours_learn_of_a_new_container_at_once() {
     if !testkit::is_root() {
@@ -87,8 +89,8 @@ fn neighbours_learn_of_a_new_container_at_once() {
     }
 }
 
-/// R35, R37: DEL of what never was, twice, without namespace, without prevResult, without configuration that ADD
-/// would take: all succeed, and free the address.
+/// R35, R37: DEL succeeds and frees the address without an ADD, twice, without a namespace, without prevResult, and with a
+/// configuration that ADD would reject.
 #[test]
 fn del_always_succeeds() {
     if !testkit::is_root() {
@@ -100,7 +102,7 @@ fn del_always_succeeds() {
     let call = Call::new(&host, &OURS, "c1");
     call.del(&conf, &Value::Null);
     let result = call.add(&conf);
-    // The namespace ends before DEL comes, and takes the links with it.
+    // The namespace ends before DEL, and its links with it.
     host.sh("ip netns del c1");
     call.del(&conf, &result);
     call.del(&conf, &result);
@@ -119,7 +121,7 @@ fn del_always_succeeds() {
     before.assert_same(&host.snapshot(), "after DEL without namespace");
 }
 
-/// GC: what belongs to no valid attachment goes, whatever is left of it; the rest stays. R59, R62, R86.
+/// R59, R62, R86: GC removes everything of attachments that are not valid, and nothing else.
 #[test]
 fn gc_removes_what_is_stale_and_nothing_else() {
     if !testkit::is_root() {
@@ -131,7 +133,7 @@ fn gc_removes_what_is_stale_and_nothing_else() {
     for name in ["warm", "stays", "goes", "too"] {
         host.container(name);
     }
-    // What goes together goes by a group; somebody else's link may be in the first one that is thought of.
+    // GC removes links together by a group. A foreign link may be in the first group that it considers.
     host.sh("ip link add theirs type veth peer name other; ip link set theirs group 2130706432");
     let warm = Call::new(&host, &OURS, "warm");
     let result = warm.add(&conf);
@@ -160,7 +162,7 @@ fn gc_removes_what_is_stale_and_nothing_else() {
     of_other.check(&other_network, &other);
 }
 
-/// R27, R85, R87, R88, R90: a delegated IPAM plugin that is somebody else's is run as a process, with everything.
+/// R27, R85, R87, R88, R90: a foreign IPAM plugin is run as a process and receives the variables and the configuration.
 #[test]
 fn foreign_ipam_plugins_are_run() {
     if !testkit::is_root() {
@@ -188,7 +190,7 @@ fn foreign_ipam_plugins_are_run() {
         assert!(line.starts_with(&format!("{verb} c1 eth0 /run/netns/c1 /opt/bin {{")), "{line}");
         assert!(line.contains(r#""custom":[1,2]"#) && line.contains(r#""x":"y""#), "{line}");
     }
-    // What it answers may be no result; then its DEL is called and nothing is left.
+    // If the answer is not a result, ADD calls the IPAM plugin's DEL and leaves nothing behind.
     let before = host.snapshot();
     for (text, expected) in [
         ("nonsense", "did not answer with a result"),
@@ -213,7 +215,7 @@ fn foreign_ipam_plugins_are_run() {
     assert!(failed.stderr.contains("working"));
 }
 
-/// V67, V70: what the IPAM type and the oldest versions refuse.
+/// V67, V70: errors for unusable IPAM types and for results that the oldest versions cannot express.
 #[test]
 fn ipam_types_and_old_versions() {
     if !testkit::is_root() {
@@ -243,7 +245,7 @@ fn ipam_types_and_old_versions() {
     }
 }
 
-/// The check of senders lets nothing pass from another hardware address. R43: CHECK sees that it is gone.
+/// `macspoofchk` drops frames from another hardware address. R43: CHECK reports that its rules are missing.
 #[test]
 fn mac_spoof_check_drops_other_senders() {
     if !testkit::is_root() {
@@ -268,7 +270,7 @@ fn mac_spoof_check_drops_other_senders() {
     assert!(!host.sh("nft list table bridge netloom").contains("elements ="));
 }
 
-/// Where tuning gives the container another hardware address, the checks go by that one.
+/// The spoof checks use the hardware address that tuning sets.
 #[test]
 fn spoof_checks_follow_tuning() {
     if !testkit::is_root() {
@@ -294,8 +296,8 @@ fn spoof_checks_follow_tuning() {
     assert!(!host.sh("nft list table bridge netloom").contains("elements ="));
 }
 
-/// The check of addresses lets nothing pass from another address: no packet, no answer in ARP, no advertisement of a
-/// neighbour; what is the container's own passes, also before it has settled. It is gone with the container.
+/// `ipspoofchk` drops packets, ARP answers and neighbour advertisements from another address. The container's own addresses
+/// pass, even before duplicate address detection ends. The elements are removed with the container.
 #[test]
 fn address_spoof_check_drops_other_senders() {
     if !testkit::is_root() {
@@ -320,7 +322,7 @@ fn address_spoof_check_drops_other_senders() {
     {
         assert!(!ping("c1", to), "{to} from an address that is not its own");
     }
-    // Neither is it found by that address: its answers in ARP and neighbour discovery are dropped.
+    // ARP and neighbour discovery answers for the foreign address are dropped, so other containers do not find it there.
     for to in ["10.88.0.77", "fd88::77"] {
         assert!(!ping("c2", to), "{to} is believed");
     }
@@ -340,7 +342,7 @@ fn address_spoof_check_drops_other_senders() {
     assert!(!host.sh("nft list table bridge netloom").contains("elements ="));
 }
 
-/// Routed pairs: the container reaches its gateway, another container and, masqueraded, another host.
+/// Routed pairs: the container reaches its gateway, another container and, with masquerading, another host.
 #[test]
 fn routed_containers_reach_each_other_and_other_hosts() {
     if !testkit::is_root() {
@@ -378,7 +380,7 @@ fn routed_containers_reach_each_other_and_other_hosts() {
     );
 }
 
-/// Isolated ports reach the gateway and not each other.
+/// Isolated ports reach the gateway but not each other.
 #[test]
 fn isolated_ports_do_not_reach_each_other() {
     if !testkit::is_root() {
@@ -397,7 +399,7 @@ fn isolated_ports_do_not_reach_each_other() {
     assert!(!host.succeeds(&format!("ip netns exec c1 ping -c 1 -W 1 {other}")));
 }
 
-/// Masquerade: another host sees the address of this one, and the container's neighbours see the container's.
+/// With `ipMasq` another host sees this host's address as the source.
 #[test]
 fn masquerade_hides_the_container_from_other_hosts() {
     if !testkit::is_root() || !testkit::has("nc") {
@@ -413,7 +415,7 @@ fn masquerade_hides_the_container_from_other_hosts() {
     let conf = dual_stack();
     let call = Call::new(&host, &OURS, "c1");
     call.add(&conf);
-    // Without masquerade the other host would have no way back.
+    // Without masquerading the other host has no route back.
     assert!(pings(&host, "c1", "192.0.2.2"));
     let mut plain = conf.clone();
     plain["ipMasq"] = json!(false);
@@ -422,7 +424,7 @@ fn masquerade_hides_the_container_from_other_hosts() {
     assert!(!host.succeeds("ip netns exec c1 ping -c 1 -W 1 192.0.2.2"));
 }
 
-/// Attaching to several networks, each with an interface of its own. R33, R66.
+/// R33, R66: a container is attached to several networks, each with an interface of its own.
 #[test]
 fn one_container_on_three_networks() {
     if !testkit::is_root() {

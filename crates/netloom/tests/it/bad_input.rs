@@ -1,5 +1,5 @@
-//! Bad input: each case gets the specification's code and a message that names the key or object, leaves nothing
-//! behind, and panics nowhere.
+//! Bad input: every case returns the specification's code and a message that names the key or object. It leaves nothing
+//! behind and never panics.
 
 use std::{fs, io::Write, process::Stdio};
 
@@ -8,7 +8,7 @@ use testkit::Host;
 
 use crate::lab::{Call, OURS, PLUGINS, dual_stack};
 
-/// What a case changes of a good call: the plugin, what it reads, and one variable.
+/// A change to a valid call: the plugin, its input, and one variable.
 struct Case {
     plugin: &'static str,
     verb: &'static str,
@@ -39,7 +39,7 @@ const DUMMY: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"dummy","ipam":
 const TAP: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"tap","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
 const HOST_DEVICE: &str = r#"{"cniVersion":"1.1.0","name":"lab","type":"host-device","device":"up0","ipam":{"type":"host-local","subnet":"10.88.0.0/16"}}"#;
 
-/// Puts another value in the place of a key of a configuration; `null` takes the key away.
+/// Replaces the value of a configuration key; `null` removes the key.
 fn changed(conf: &str, path: &str, value: Value) -> String {
     let mut whole: Value = serde_json::from_str(conf).unwrap();
     let mut place = &mut whole;
@@ -56,7 +56,7 @@ fn changed(conf: &str, path: &str, value: Value) -> String {
     whole.to_string()
 }
 
-/// Cases in which the configuration is wrong: plugin's good one, key, value, code, what the message says.
+/// Cases with a wrong configuration: the plugin's valid one, key, value, code, and part of the message.
 fn configurations() -> Vec<Case> {
     let cases: Vec<(&str, &str, Value, u64, &str)> = vec![
         (BRIDGE, "name", json!(null), 7, "missing network name"),
@@ -465,7 +465,7 @@ fn configurations() -> Vec<Case> {
         .collect()
 }
 
-/// Cases in which the text or a variable is wrong.
+/// Cases with wrong input text or a wrong variable.
 fn texts_and_variables() -> Vec<Case> {
     let text = |stdin: &str, code, says| Case {
         plugin: "bridge",
@@ -531,7 +531,7 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
     assert!(cases.len() >= 80, "{}", cases.len());
     let host = Host::new();
     host.container("c1");
-    // A disk without a free block (a page holds the lock file, a folder and nothing else), and one to be read only.
+    // A file system without a free block (its one page holds the lock file and a folder), and a read-only one.
     host.sh(
         "mkdir -p /run/full /run/readonly
          mount -t tmpfs -o size=4k none /run/full; mkdir /run/full/lab; : >/run/full/lab/lock; dd if=/dev/zero of=/run/full/fill 2>/dev/null || true
@@ -614,7 +614,7 @@ fn run_with_path(call: &Call<'_>, path: &str, case: &Case) -> crate::lab::Answer
     }
 }
 
-/// When a range has no address left the error says so, STATUS says 50, and GC makes room.
+/// If a range has no free address, the error names the cause, STATUS fails with code 50, and GC frees addresses.
 #[test]
 fn exhausted_ranges() {
     if !testkit::is_root() {
@@ -630,7 +630,7 @@ fn exhausted_ranges() {
     assert!(status.0 == 50 && status.1.contains("10.1.3.1-10.1.3.2"), "{status:?}");
     let full = call("b").call("ADD", &conf).error();
     assert!(full.0 == 11 && full.1.contains("range 1: no IP addresses available"), "{full:?}");
-    // The address of the first range was given back.
+    // The address from the first range was released.
     let files = host.sh("ls /var/lib/cni/networks/small");
     assert!(files.contains("10.1.2.2") && !files.contains("10.1.2.3"), "{files}");
     let twice = call("a").call("ADD", &conf).error();
@@ -640,7 +640,7 @@ fn exhausted_ranges() {
     gc["cni.dev/valid-attachments"] = json!([]);
     call("a").call("GC", &gc).result("GC");
     call("b").add(&conf);
-    // Round and round: the address that was free longest is taken.
+    // Addresses are allocated round-robin, so the next one is the address that has been free the longest.
     assert_eq!(host.sh("cat /var/lib/cni/networks/small/last_reserved_ip.0"), "10.1.2.4");
     drop(fs::read(host.path("/var/lib/cni/networks/small/lock")).unwrap());
 }

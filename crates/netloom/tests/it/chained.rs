@@ -1,4 +1,4 @@
-//! Chained plugins together: with those of others, after those of others, several times, and how fast they let through.
+//! Chained plugins: with and after foreign plugins, on several networks, and the rates that bandwidth enforces.
 
 use std::{
     io::{Read, Write},
@@ -20,7 +20,7 @@ fn plugin(name: &str, kind: &str, more: &Value) -> Value {
     conf
 }
 
-/// The chain as people run it.
+/// A typical chain.
 fn chain(name: &str, bridge: &str, subnet: &str, port: u16) -> Vec<Value> {
     let ipam = json!({"type": "host-local", "subnet": subnet});
     vec![
@@ -47,7 +47,7 @@ fn chain(name: &str, bridge: &str, subnet: &str, port: u16) -> Vec<Value> {
     ]
 }
 
-/// What a container has left on a host: links, files, and every rule that names it or its address.
+/// Lists a container's remains on a host: links, files, and every rule that names the container or its address.
 fn left(host: &Host, address: &str) -> String {
     host.sh(&format!(
         "ip -br link | grep -e veth -e bwp || true; find /run/cni /var/lib/cni -type f -name '*json' 2>/dev/null || true
@@ -55,8 +55,8 @@ fn left(host: &Host, address: &str) -> String {
     ))
 }
 
-/// What the reference plugins have set up, with each of their backends, goes with our DEL; and with our GC what can be
-/// told by a name or comment.
+/// Our DEL removes what the reference plugins created, with each of their backends. Our GC removes what a name or comment
+/// identifies.
 #[test]
 fn what_the_reference_left_goes() {
     let Some(peers) = testkit::peers().filter(|_| testkit::is_root()) else { return };
@@ -68,7 +68,7 @@ fn what_the_reference_left_goes() {
             scope.spawn(move || {
                 let lab = Lab::new();
                 let what = format!("{program}, backend {backend}");
-                // Which iptables is meant is what the name leads to.
+                // The name of the binary selects the iptables backend.
                 lab.host.sh(&format!(
                     "mount --bind /usr/sbin/{program} /usr/sbin/iptables; mount --bind /usr/sbin/ip6{} /usr/sbin/ip6tables",
                     &program[2..]
@@ -85,7 +85,7 @@ fn what_the_reference_left_goes() {
                 assert!(lab.tcp(Some("other"), "192.0.2.1", 8080), "{what}");
                 del_all(&ours, &confs, &result);
                 assert_eq!(left(&lab.host, "10.88.0.2"), "", "{what}: after DEL");
-                // A second one, of which only GC hears.
+                // A second container, for GC without DEL.
                 let result = add(&confs[..3]);
                 lab.host.sh("ip netns exec c1 ip link del eth0");
                 for conf in &confs[..3] {
@@ -104,7 +104,7 @@ fn what_the_reference_left_goes() {
                     ours.call("GC", &conf).result("GC");
                 }
                 let after = left(&lab.host, address);
-                // Two things of theirs name no network: the saved values, and ports of their nftables backend.
+                // Two kinds of reference state name no network: tuning's saved values, and ports of the nftables backend.
                 let unknown = |line: &&str| line.contains("/run/cni/tuning") || backend == "nftables" && line.contains("comment \"c1\"");
                 assert_eq!(after.lines().find(|line| !unknown(line)), None, "{what}: after GC");
             });
@@ -112,7 +112,7 @@ fn what_the_reference_left_goes() {
     });
 }
 
-/// Two networks with the same addresses: what one container has goes with it and not with the other.
+/// Two networks with the same addresses: DEL of one container leaves the other's state alone.
 #[test]
 fn overlapping_addresses_of_two_networks() {
     if !testkit::is_root() {
@@ -128,7 +128,7 @@ fn overlapping_addresses_of_two_networks() {
         assert_eq!(of_one["ips"][0]["address"], of_two["ips"][0]["address"]);
         let (gone, stays) = ((&one, &a, &of_one), (&two, &b, &of_two));
         let (gone, stays) = if first_goes_first { (gone, stays) } else { (stays, gone) };
-        // The one whose elements stand there, or the one from whom they were taken over.
+        // DEL of the attachment that owns the elements, or of the one that they were taken over from.
         del_all(gone.0, gone.1, gone.2);
         for conf in stays.1 {
             stays.0.check(conf, stays.2);
@@ -145,7 +145,7 @@ fn overlapping_addresses_of_two_networks() {
     }
 }
 
-/// A container on three networks, one of them twice, each with the whole chain.
+/// A container on three networks, twice on one of them, each with the whole chain.
 #[test]
 fn a_container_on_three_networks() {
     if !testkit::is_root() {
@@ -164,7 +164,7 @@ fn a_container_on_three_networks() {
         let mut call = Call::new(&lab.host, &OURS, "c1");
         call.ifname = ifname.into();
         if ifname != "eth0" {
-            // One default route is enough.
+            // Only one network sets the default route.
             confs[0]["isDefaultGateway"] = json!(false);
             confs[0]["isGateway"] = json!(true);
         }
@@ -174,7 +174,7 @@ fn a_container_on_three_networks() {
     for port in [8080, 8082] {
         assert!(lab.tcp(None, "192.0.2.1", port), "{port}");
     }
-    // In the middle, and with the container's other interfaces still there.
+    // DEL also works out of order, while the container's other interfaces exist.
     for index in [2, 0, 0, 0] {
         let (call, confs, result) = added.remove(index);
         del_all(&call, &confs, &result);
@@ -192,7 +192,7 @@ fn a_container_on_three_networks() {
     before.assert_same(&lab.host.snapshot(), "after all");
 }
 
-/// Behind a plugin of somebody else, whose result says less than ours.
+/// A chain behind a foreign plugin whose result contains less than ours.
 #[test]
 fn behind_a_stranger() {
     if !testkit::is_root() {
@@ -233,9 +233,9 @@ fn behind_a_stranger() {
     }
 }
 
-/// Sends for a while from one to the other, and gives the rate that arrives in bits per second.
+/// Sends from one side to the other for a while and returns the received rate in bits per second.
 fn rate(lab: &Lab, from: Option<&str>, to: Option<&str>, address: &str, time: Duration) -> f64 {
-    // A port of its own each time: a program that another test starts holds the last listener until it runs.
+    // A new port for each call: a program that another test starts holds the last listener until it is executed.
     let listener = lab.host.inside(to, || TcpListener::bind(at("0.0.0.0", 0))).unwrap();
     let port = listener.local_addr().unwrap().port();
     let sender = lab.host.inside(from, || TcpStream::connect(at(address, port))).unwrap();
@@ -243,7 +243,7 @@ fn rate(lab: &Lab, from: Option<&str>, to: Option<&str>, address: &str, time: Du
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let mut sender = sender;
-            // Ends when the receiver has heard enough.
+            // The loop ends when the receiver closes the connection.
             while sender.write_all(&[0; 16384]).is_ok() {}
         });
         let mut buffer = vec![0; 65536];
@@ -254,7 +254,7 @@ fn rate(lab: &Lab, from: Option<&str>, to: Option<&str>, address: &str, time: Du
             }
             f64::from(u32::try_from(bytes * 8 / 1000).unwrap()) * 1000.0 / started.elapsed().as_secs_f64()
         };
-        // What may go at once goes before it is measured.
+        // Lets the initial burst pass before the measurement.
         hear(Duration::from_millis(500));
         let rate = hear(time);
         drop(receiver);
@@ -262,7 +262,7 @@ fn rate(lab: &Lab, from: Option<&str>, to: Option<&str>, address: &str, time: Du
     })
 }
 
-/// Rates are within 10 % of what is configured, in both directions, for all of the traffic or for a part of it.
+/// Rates are within 10 % of the configured ones, in both directions, for all traffic or for a part of it.
 #[test]
 fn rates_are_as_configured() {
     const RATE: u32 = 20_000_000;
@@ -301,8 +301,8 @@ fn rates_are_as_configured() {
                 found
             };
             if limited {
-                // Other tests on this machine can only make it slower, so one undisturbed time shows what it reaches;
-                // never may it be faster.
+                // Other tests on this machine can only lower the rate, so one undisturbed measurement is enough. A rate above
+                // the limit always fails.
                 let mut found = share(5);
                 for _ in 0..5 {
                     if found >= 0.9 {
@@ -322,13 +322,13 @@ fn rates_are_as_configured() {
             scope.spawn(|| measure(more, true));
         }
     });
-    // These take what the machine has.
+    // These are not limited.
     for (more, _) in cases.iter().filter(|(_, limited)| !limited) {
         measure(more, false);
     }
 }
 
-/// An interface is as it was after DEL, by what its file says; a file without its interface goes too.
+/// DEL restores the interface from its file, and removes a file whose interface no longer exists.
 #[test]
 fn tuning_is_taken_back() {
     if !testkit::is_root() {
@@ -363,13 +363,13 @@ fn tuning_is_taken_back() {
     call.del(&conf, &base);
     assert_eq!(look(), before);
     assert_eq!(lab.host.sh("ls /run/cni/tuning"), "");
-    // The interface is gone before its file.
+    // The interface ends before its file.
     call.add(&with_prev(&conf, &base));
     lab.host.sh("ip netns exec c1 ip link del eth0");
     call.del(&conf, &base);
     assert_eq!(lab.host.sh("ls /run/cni/tuning"), "");
 
-    // What the node's administrator does not allow.
+    // Settings that the node's allowlist does not contain are refused.
     lab.host.sh("mkdir -p /etc/cni/tuning; printf '^net.ipv4.conf.[a-zA-Z0-9]+.arp_filter$\\n\\nnet.core.somaxconn\\n' >/etc/cni/tuning/allowlist.conf");
     let again = Call::new(&lab.host, &OURS, "c2");
     let base = add_all(&again, &[dual_stack()]);

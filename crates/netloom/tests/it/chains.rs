@@ -1,6 +1,6 @@
-//! Chains side by side with the reference plugins 1.9.1 and 1.10.0: each chain behind each interface plugin must give the same
-//! result, the same container and host, and let the same ones reach each other. What is meant to differ stands in
-//! `chains-differences.json`.
+//! Chains compared with the reference plugins 1.9.1 and 1.10.0. Each chain behind each interface plugin must give the same
+//! result, the same state of container and host, and the same reachability. `chains-differences.json` lists the intended
+//! differences.
 
 use std::{
     path::Path,
@@ -121,9 +121,9 @@ fn seen(bin: &Path, chain: &Value) -> Seen {
     seen
 }
 
-/// Who reaches whom.
+/// Returns which pairs reach each other.
 fn reach(lab: &Lab) -> Value {
-    // A new bridge of the reference's takes 1 to 2 s until the host forwards IPv6 to it.
+    // On a new bridge of the reference plugin, the host forwards IPv6 only after 1 to 2 s.
     lab.host.sh("timeout 9 sh -c 'while ip -6 addr | grep -q tentative; do :; done'");
     let _servers = [
         lab.host.serve(Some("other"), Transport::Tcp, at("0.0.0.0", 80)),

@@ -1,4 +1,4 @@
-//! Containers that come and go at random, many at once, with plugins that are killed: afterwards nothing is left.
+//! Random concurrent ADD, DEL and GC, with plugins that are killed. Nothing is left behind.
 
 use std::{
     process::Stdio,
@@ -19,7 +19,7 @@ const AT_ONCE: u32 = 16;
 const CONTAINERS: usize = 40;
 const NETWORKS: [&str; 2] = ["lab", "far"];
 
-/// A sequence that looks random and is the same each time (Knuth's MMIX constants).
+/// A reproducible pseudo-random sequence (Knuth's MMIX constants).
 struct Random(u64);
 
 impl Random {
@@ -55,7 +55,7 @@ fn chain(network: &str, container: usize) -> Vec<Value> {
         .collect()
 }
 
-/// Starts a plugin and kills it soon after.
+/// Starts a plugin and kills it after a delay.
 fn kill(call: &Call<'_>, verb: &str, conf: &Value, after: Duration) {
     let file = call.host.path(&format!("/run/stdin-{}-{}", call.id, conf["name"].as_str().unwrap()));
     std::fs::write(&file, conf.to_string()).unwrap();
@@ -72,7 +72,7 @@ fn kill(call: &Call<'_>, verb: &str, conf: &Value, after: Duration) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // The moment is chosen at random, not waited for.
+    // The delay is random by design; there is no event to wait for.
     std::thread::sleep(after);
     drop(child.kill());
     drop(child.wait());
@@ -91,8 +91,7 @@ fn nothing_is_left_of_two_thousand() {
         host.container(&format!("c{index}"));
     }
     let before = host.snapshot();
-    // As a runtime does it: one operation at a time per container, and GC alone on its network. Null stands for an ADD
-    // that was killed.
+    // Like a runtime: one operation at a time per container, and GC alone on its network. Null marks an ADD that was killed.
     let attached: Vec<[Mutex<Option<Value>>; 2]> = (0..CONTAINERS).map(|_| Default::default()).collect();
     let networks: [RwLock<()>; 2] = Default::default();
     let (next, killed, collected) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
@@ -135,7 +134,8 @@ fn nothing_is_left_of_two_thousand() {
                         if dies(step) {
                             killed.fetch_add(1, Ordering::Relaxed);
                             kill(&call, "ADD", &conf, moment);
-                            // A runtime deletes what failed, or dies too; then GC or the next ADD's DEL has it.
+                            // The runtime calls DEL after a failure, or it dies too. Then GC cleans up, or the DEL before the
+                            // next ADD.
                             if random.below(2) == 0 {
                                 confs.iter().rev().for_each(|conf| call.del(conf, &Value::Null));
                             } else {
@@ -156,7 +156,7 @@ fn nothing_is_left_of_two_thousand() {
     });
     println!("{OPERATIONS} operations, {killed:?} killed, {collected:?} collections");
     assert!(killed.into_inner() > OPERATIONS / 20);
-    // Containers end with their namespaces, and their runtime has forgotten them all.
+    // The namespaces' links are gone, and the runtime has no record of any attachment.
     host.sh("for name in $(ip netns list | cut -d' ' -f1); do ip netns exec $name ip link del eth0 || true
              ip netns exec $name ip link del eth1 || true; done 2>/dev/null");
     let nobody: Vec<[Mutex<Option<Value>>; 2]> = Vec::new();
@@ -167,7 +167,7 @@ fn nothing_is_left_of_two_thousand() {
     before.assert_same(&host.snapshot(), "after GC");
 }
 
-/// Has each plugin of a network remove what belongs to none of those that are attached.
+/// Calls GC of each plugin of a network with the attachments that are valid.
 fn garbage_collect(host: &Host, network: usize, attached: &[[Mutex<Option<Value>>; 2]]) {
     let valid: Vec<Value> = attached
         .iter()

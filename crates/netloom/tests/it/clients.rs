@@ -1,5 +1,5 @@
-//! Real runtimes of Debian's packages start containers through our plugins: containerd by `ctr` and by its CRI
-//! socket, podman with its CNI backend. Each container reaches its gateway and another container; nothing is left.
+//! Container runtimes from Debian packages with our plugins: containerd through `ctr` and through its CRI socket, and podman
+//! with its CNI backend. Each container reaches its gateway and another container. Nothing is left behind.
 
 mod cri;
 
@@ -13,7 +13,7 @@ use testkit::Host;
 
 use crate::lab::NETLOOM;
 
-/// A host with our plugins installed as a person would, and an image made of busybox.
+/// Returns a host with our plugins from `netloom install`, and a busybox image.
 fn host_with_image() -> Host {
     let host = Host::new();
     host.sh(&format!("rm -f /etc/cni/net.d/*; {NETLOOM} install --with-default-network"));
@@ -25,7 +25,7 @@ fn ready(programs: &[&str]) -> bool {
     testkit::is_root() && programs.iter().all(|program| testkit::has(program))
 }
 
-/// A containerd of the test's own, ended with the test.
+/// A containerd process that ends with the test.
 struct Containerd<'a> {
     host: &'a Host,
     process: Child,
@@ -85,7 +85,7 @@ fn containerd_by_ctr() {
     }
     let host = host_with_image();
     let containerd = Containerd::start(&host);
-    // Not detached: then ctr stays, and takes the container off its network when the task ends.
+    // Not detached: `ctr` stays and detaches the container from its network when the task ends.
     let run = |name: &str| {
         let line = format!(
             "exec {CTR} run --rm --snapshotter native --cni docker.io/library/lab:latest {name} >>/run/c/log 2>&1"
@@ -131,7 +131,7 @@ fn containerd_by_cri() {
     let entries = attached(&host);
     let entry = |entry: &&Value| entry["containerID"] == json!(first) && entry["network"] == "netloom";
     assert_eq!(entries.iter().find(entry).unwrap()["ports"], json!(["8080->80/tcp"]));
-    // What this containerd remembers does not say where the namespace is.
+    // The cached result of this containerd version does not contain the namespace's path.
     let netns = host.sh(&format!(
         "for netns in /run/netns/cni-*; do nsenter --net=$netns ip -4 addr show eth0 | grep -q ' {}/' && echo $netns; done; true",
         of_first[0]
@@ -157,7 +157,7 @@ fn containerd_by_cri() {
     drop(containerd);
 }
 
-/// podman 4.3 with the CNI backend and the network file that Debian ships with it, all of whose four plugins are ours.
+/// podman 4.3 with the CNI backend and Debian's network file, which uses four plugins. All of them are ours.
 #[test]
 fn podman_with_its_own_network_file() {
     if !ready(&["podman", "runc", "busybox"]) {
@@ -180,11 +180,11 @@ fn podman_with_its_own_network_file() {
     podman("exec c1 ping -c 1 -W 2 10.88.0.1");
     assert!(host.sh("nft list map ip netloom ports").contains("tcp . 8080"));
     assert_eq!(attached(&host).len(), 2);
-    // What podman remembers does not say where the namespace is: nothing may be taken for gone.
+    // podman's cached result does not contain the namespace's path, so GC must treat no attachment as stale.
     host.sh(&format!("{NETLOOM} gc podman"));
     podman(&format!("exec c1 ping -c 1 -W 2 {}", address.trim()));
     podman("rm --force --time 0 c1 c2");
     assert_nothing_left(&host);
-    // podman keeps the cgroup that it made for all its containers.
+    // podman keeps the parent cgroup of its containers.
     host.sh("find /sys/fs/cgroup -maxdepth 2 -name libpod_parent -exec rmdir {} + 2>/dev/null || true");
 }

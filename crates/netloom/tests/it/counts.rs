@@ -87,7 +87,7 @@ fn misfits(found: &Counts, fits: impl Fn(u64, u64) -> bool) -> Vec<(String, Stri
     misfits
 }
 
-/// Compares with what is pinned, or pins.
+/// Compares with the pinned counts, or pins the new ones.
 fn compare(found: &Counts, fits: impl Fn(u64, u64) -> bool, detail: &dyn Fn(&str) -> String) {
     if std::env::var_os("NETLOOM_PIN").is_some() {
         let mut pinned = pinned();
@@ -104,7 +104,7 @@ fn compare(found: &Counts, fits: impl Fn(u64, u64) -> bool, detail: &dyn Fn(&str
     assert!(wrong.is_empty(), "NETLOOM_PIN=1 pins what is meant to be so:\n{}", wrong.join("\n"));
 }
 
-/// Of the plugin itself: what it leaves to a child nobody waits for.
+/// Returns the plugin's own system calls, without those of its child process.
 fn own(traced: &Traced) -> impl Iterator<Item = &'static str> {
     traced.syscalls.iter().filter(|call| !call.by_child).map(|call| call.number.name())
 }
@@ -120,15 +120,15 @@ fn system_calls_are_as_pinned() {
         let traced = lab.traced(verb, conf, None);
         assert!(traced.status.success(), "{verb} {conf}: {}", traced.stdout);
         let list: Vec<&str> = own(&traced).collect();
-        // The C library's start reads more or less, by how long the program's path is: what VERSION of the same plugin takes
-        // is not counted.
+        // The C library's startup reads more or less depending on the length of the program's path. The calls of VERSION of the
+        // same plugin are therefore subtracted.
         let start = own(&lab.traced("VERSION", conf, None)).count();
         let sends = list.iter().filter(|name| ["sendto", "sendmsg"].contains(name)).count();
         let costs = vec![("system calls", (list.len() - start) as u64), ("netlink sends", sends as u64)];
         lists.insert(format!("{} {verb}", conf["type"].as_str().unwrap()), list);
         (traced.stdout, costs)
     };
-    // An announcement of the kernel's that comes late costs a few calls more, one that was there already a few less.
+    // A late kernel notification costs a few calls more, an early one a few less.
     let fits = |before: u64, now: u64| now <= before && before - now <= BY_TIMING;
     let mut found = Counts::new();
     for _ in 0..ATTEMPTS {
@@ -149,8 +149,8 @@ fn system_calls_are_as_pinned() {
     compare(&found, fits, &list);
 }
 
-/// The instructions of every verb of every plugin outside the kernel stay within a tenth, counted by callgrind in the
-/// release binary that `NETLOOM_RELEASE` names.
+/// The user-space instructions of every verb of every plugin stay within 10 %, counted by callgrind in the release binary
+/// that `NETLOOM_RELEASE` names.
 #[test]
 fn instructions_are_as_pinned() {
     let Some(release) = std::env::var_os("NETLOOM_RELEASE") else {
@@ -162,7 +162,7 @@ fn instructions_are_as_pinned() {
     if !testkit::is_root() || !testkit::has("valgrind") {
         return;
     }
-    // A C library's start has its part in them, and a toolchain may have either.
+    // The C library's startup is included, and toolchains use either library.
     let musl = release.to_string_lossy().contains("musl");
     let what = if musl { "instructions (musl)" } else { "instructions (glibc)" };
     let bin = tempfile::tempdir().unwrap();
@@ -179,7 +179,7 @@ fn instructions_are_as_pinned() {
             conf,
         );
         let log = String::from_utf8_lossy(&output.stderr);
-        // A child that lingers writes a line of its own, of a part of what its parent did before.
+        // A child process prints a line of its own, with part of its parent's count.
         let lines = log.lines().filter_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
         let instructions = lines.max().unwrap_or_else(|| panic!("{verb} {conf}: {log}"));
         (String::from_utf8_lossy(&output.stdout).into_owned(), vec![(what, instructions)])

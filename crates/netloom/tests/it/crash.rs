@@ -1,5 +1,5 @@
-//! Killed before any one of its system calls, or refused any one of them, a plugin leaves nothing that the next DEL, or
-//! GC, does not remove.
+//! A plugin that is killed before a system call, or whose system call fails, leaves nothing behind that the next DEL or GC
+//! does not remove. The tests cover every system call.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -19,29 +19,29 @@ use testkit::{Fate, Host, Snapshot, Traced};
 
 use crate::lab::{Call, OURS, dual_stack, with_prev};
 
-/// A chain, and what the host needs for it.
+/// A chain, and the setup that it needs on the host.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     setup: &'static str,
     pub(crate) chain: Vec<Value>,
-    /// Makes the host one on which nothing was ever attached.
+    /// Shell lines that reset the host to the state before the first attachment.
     pub(crate) reset: Option<&'static str>,
 }
 
-/// What becomes of what the plugin left.
+/// The cleanup after a call has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
     /// The runtime detaches the container.
     Del,
-    /// The runtime never does, and collects garbage some day.
+    /// The runtime never calls DEL and later runs GC.
     Gc,
 }
 
-/// How a call ends at each of its system calls.
+/// The end of a call at each of its system calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Killed,
-    /// Each with one error, in turn; with all of them on request.
+    /// The system call fails with one of the errors, in turn; on request, with each of them.
     Refused,
 }
 
@@ -52,7 +52,7 @@ const ERRORS: [Errno; 6] =
 struct Job<'a> {
     case: &'a Case,
     verb: &'static str,
-    /// Which plugin of the chain.
+    /// The index of the plugin in the chain.
     at: usize,
     then: Then,
     end: End,
@@ -106,13 +106,13 @@ pub(crate) fn cases() -> Vec<Case> {
     cases
 }
 
-/// A host with the container `c1`, and everything that can be seen of both.
+/// A host with the container `c1`, and the observable state of both.
 pub(crate) struct Lab {
     pub(crate) host: Host,
 }
 
-/// The file that says that orphans are reaped on this machine. Finding that out takes as long as the machine's first process
-/// takes to reap one, and the first calls of a host differ from all others until then.
+/// The file that records that orphans are reaped on this machine. The plugin's check takes as long as PID 1 needs to reap
+/// one, and until then the first calls of a host differ from all later ones.
 static REAPER: LazyLock<OsString> = LazyLock::new(|| {
     let host = Host::new();
     host.container("c1");
@@ -147,7 +147,7 @@ impl Lab {
         Call::new(&self.host, &OURS, "c1")
     }
 
-    /// Attaches with every plugin; gives each one's result.
+    /// Calls ADD of each plugin and returns the results.
     pub(crate) fn add(&self, chain: &[Value]) -> Vec<Value> {
         let mut results: Vec<Value> = Vec::new();
         for conf in chain {
@@ -157,7 +157,7 @@ impl Lab {
         results
     }
 
-    /// Detaches from every plugin, the last one first.
+    /// Calls DEL of each plugin in reverse order.
     pub(crate) fn del(&self, chain: &[Value], result: &Value) -> Result<(), String> {
         for conf in chain.iter().rev() {
             let answer = self.call().call("DEL", &with_prev(conf, result));
@@ -168,7 +168,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Collects what belongs to no container, which is everything.
+    /// Calls GC of each plugin without valid attachments, which removes everything.
     fn gc(&self, chain: &[Value]) -> Result<(), String> {
         for conf in chain {
             let mut conf = conf.clone();
@@ -186,7 +186,7 @@ impl Lab {
         self.host.trace(&plugin, &variables(verb, OURS.to_str().unwrap()), conf.to_string().as_bytes(), fate)
     }
 
-    /// Calls a plugin by these words, of which the last names it.
+    /// Calls a plugin with a command line whose last word is its path.
     pub(crate) fn run_by<'a>(
         &self,
         mut words: impl Iterator<Item = &'a OsStr>,
@@ -202,11 +202,11 @@ impl Lab {
         child.wait_with_output().unwrap()
     }
 
-    /// Looks at the host, and at the inside of the container where that matters.
+    /// Returns the state of the host and, after DEL, of the container.
     fn state(&self, then: Then) -> Snapshot {
         let mut seen = self.host.snapshot();
         let links = seen.0.get_mut("links").unwrap();
-        // What is made anew for each round has a number of its own.
+        // Objects that are created anew in each round get new interface indices.
         testkit::remove(links, &["ifindex"]);
         testkit::remove(seen.0.get_mut("addresses").unwrap(), &["ifindex"]);
         if then == Then::Del {
@@ -225,7 +225,7 @@ impl Lab {
     }
 }
 
-/// What a plugin is called with for the container `c1`.
+/// Returns the `CNI_*` variables of a call for the container `c1`.
 fn variables<'a>(verb: &'a str, bin: &'a str) -> [(&'static str, &'a str); 5] {
     [
         ("CNI_COMMAND", verb),
@@ -236,16 +236,17 @@ fn variables<'a>(verb: &'a str, bin: &'a str) -> [(&'static str, &'a str); 5] {
     ]
 }
 
-/// Ends one call of a chain at each of its system calls. Gives how many there were, and where something was left.
+/// Ends one call of a chain at each of its system calls. Returns the number of system calls, and the calls that left state
+/// behind.
 fn run(job: &Job<'_>, all_errors: bool) -> (usize, Vec<String>) {
     let Job { case, verb, at, then, end } = job;
     let lab = Lab::new(case);
     let (before_it, conf) = (&case.chain[..*at], &case.chain[*at]);
-    // Tables, chains and the bridge are the host's, and stay.
+    // Tables, chains and the bridge belong to the host and stay.
     let result = lab.add(&case.chain);
     lab.del(&case.chain, result.last().unwrap()).unwrap();
     if *then == Then::Gc {
-        // Of a network without containers it takes more than a DEL does.
+        // On a network without containers GC removes more than DEL does.
         lab.gc(&case.chain).unwrap();
     }
     let before = lab.state(*then);
@@ -284,7 +285,7 @@ fn run(job: &Job<'_>, all_errors: bool) -> (usize, Vec<String>) {
                 lab.host.sh("ip netns del c1; ip netns add c1");
             }
             if case.reset.is_some() {
-                // The next container has everything that the first one was to make.
+                // ADD of the next container must find everything that the first one creates.
                 let result = lab.add(&case.chain).pop().unwrap();
                 wrong.extend(lab.del(&case.chain, &result).err());
             }
@@ -304,7 +305,7 @@ fn run(job: &Job<'_>, all_errors: bool) -> (usize, Vec<String>) {
                     if by_child { " of a child" } else { "" },
                     wrong.join("\n")
                 ));
-                // What is left would be found again at every later point.
+                // The same state would be reported at every later system call.
                 return (points, left);
             }
             points += 1;
@@ -316,7 +317,7 @@ fn run(job: &Job<'_>, all_errors: bool) -> (usize, Vec<String>) {
     (points, left)
 }
 
-/// Ends every call of every case at each of its system calls; gives how many there were.
+/// Ends every call of every case at each of its system calls and returns a summary.
 fn end_everywhere(end: End) -> String {
     if !testkit::is_root() || !testkit::can_trace() {
         return String::new();
@@ -327,13 +328,13 @@ fn end_everywhere(end: End) -> String {
     let mut jobs = Vec::new();
     for case in cases.iter().filter(|case| wanted.as_ref().is_none_or(|wanted| wanted.contains(case.name))) {
         for at in 0..case.chain.len() {
-            // In front of another plugin it is in its own case.
+            // The plugin before sbr has a case of its own.
             if case.name == "sbr" && at == 0 {
                 continue;
             }
             for verb in ["ADD", "DEL"] {
                 jobs.push(Job { case, verb, at, then: Then::Del, end });
-                // A device of the host that is in a container goes home with the container.
+                // A host device returns to the host when the container's namespace ends.
                 if end == End::Killed && case.name != "host-device" && case.reset.is_none() {
                     jobs.push(Job { case, verb, at, then: Then::Gc, end });
                 }
@@ -366,13 +367,13 @@ fn end_everywhere(end: End) -> String {
     format!("{}{} points, nothing left", report.into_inner().unwrap(), points.into_inner())
 }
 
-/// Killed before the n-th system call, for every n.
+/// A plugin is killed before its n-th system call, for every n.
 #[test]
 fn killed_at_every_system_call() {
     println!("{}", end_everywhere(End::Killed));
 }
 
-/// The n-th system call fails, for every n.
+/// The n-th system call of a plugin fails, for every n.
 #[test]
 fn refused_every_system_call() {
     println!("{}", end_everywhere(End::Refused));

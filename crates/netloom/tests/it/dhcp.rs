@@ -1,5 +1,5 @@
-//! Leases from real servers (dnsmasq, Kea) on a segment of a host: got, renewed, rebound, lost, kept over the death of the
-//! daemon, and given back.
+//! Leases from real servers (dnsmasq, Kea) on the host's segment: acquired, renewed, rebound, lost, kept when the daemon
+//! restarts, and released.
 
 use std::{
     path::Path,
@@ -11,7 +11,7 @@ use testkit::Host;
 
 use crate::lab::{Call, OURS, with_prev};
 
-/// A host with a server behind its `up0`, and containers.
+/// A host with a DHCP server behind its `up0`, and containers.
 struct Lab {
     host: Host,
     programs: Vec<(String, Child)>,
@@ -38,7 +38,7 @@ impl Lab {
         Self { host, programs: Vec::new() }
     }
 
-    /// Starts a program whose log is `/run/NAME.log`; a second one of that name writes on.
+    /// Starts a program that appends its output to `/run/NAME.log`.
     fn start(&mut self, name: &str, line: &str, ready: &str) {
         let mut command = self.host.command("sh");
         command.args(["-c", &format!("exec {line} >>/run/{name}.log 2>&1")]).stdin(Stdio::null());
@@ -77,7 +77,7 @@ impl Lab {
         self.start("dnsmasq", &line, "sockets bound exclusively");
     }
 
-    /// Starts Kea with leases of 10 s; its leases are on disk.
+    /// Starts Kea with leases of 10 s, which it stores on disk.
     fn kea(&mut self, subnet: &str, pool: &str, router: &str) {
         let conf = json!({"Dhcp4": {
             "interfaces-config": {"interfaces": ["s0"], "dhcp-socket-type": "raw"},
@@ -91,7 +91,7 @@ impl Lab {
         self.start("kea", line, "DHCP4_STARTED");
     }
 
-    /// Counts the lines of a log with a text.
+    /// Counts the lines of a log that contain a text.
     fn said(&self, log: &str, text: &str) -> usize {
         self.host
             .sh(&format!("grep -c '{text}' /run/{log}.log 2>/dev/null || true"))
@@ -100,7 +100,7 @@ impl Lab {
             .unwrap_or(0)
     }
 
-    /// Waits until a log has that many lines with a text.
+    /// Waits until at least `count` lines of a log contain a text.
     fn wait_for(&self, log: &str, text: &str, count: usize) {
         let until = format!("test $(grep -c \"{text}\" /run/{log}.log 2>/dev/null || true) -ge {count}");
         let waited =
@@ -127,7 +127,7 @@ fn call<'a>(lab: &'a Host, name: &str) -> Call<'a> {
     Call::new(lab, &OURS, name)
 }
 
-/// Both families, routes, DNS, options that are sent along and asked for; given back by DEL, and by GC.
+/// Both families, routes, DNS, and options that the client sends and requests. DEL and GC release the lease.
 #[test]
 fn a_lease_of_both_families() {
     if !testkit::is_root() || !testkit::has("dnsmasq") {
@@ -162,12 +162,12 @@ fn a_lease_of_both_families() {
     assert!(routes.contains("172.16.0.0/12 dev eth0 scope link metric 77"), "{routes}");
     call.check(&conf, &result);
     assert!(lab.host.succeeds("ip netns exec c1 ping -qc1 -W2 10.50.0.1"));
-    // The way there comes by a router's advertisement, which may take its time.
+    // The route comes from a router advertisement, which may take a few seconds.
     let ping = "ip netns exec c1 ping -qc1 -W1 fd50::1";
     assert!(lab.host.succeeds(&format!("timeout 20 sh -c 'until {ping}; do sleep 0.1; done'")));
     let log = lab.host.sh("cat /run/dnsmasq.log");
     assert!(log.contains("client provides name: web-1") && log.contains("vendor class: netloom"), "{log}");
-    // The same again is the same lease: no server is asked.
+    // DEL does not request another lease.
     let asked = lab.said("dnsmasq", "DHCPDISCOVER");
     assert_eq!(lab.host.sh("grep -c 50 /run/leases").trim(), "2");
     call.del(&conf, &result);
@@ -175,7 +175,7 @@ fn a_lease_of_both_families() {
     assert!(!lab.host.sh("cat /run/leases").contains("10.50."));
     assert_eq!(lab.said("dnsmasq", "DHCPDISCOVER"), asked);
     call.del(&conf, &result);
-    // GC gives back what belongs to nobody.
+    // GC releases the leases of attachments that are not valid.
     let result = call.add(&conf);
     let mut gc = conf.clone();
     gc["cni.dev/valid-attachments"] = json!([{"containerID": "c1", "ifname": "eth0"}]);
@@ -188,7 +188,7 @@ fn a_lease_of_both_families() {
     assert!(lab.host.sh("ls /run/cni/dhcp.leases").is_empty());
 }
 
-/// `skipDefault`, a number instead of a name, static routes of the old kind.
+/// `skipDefault`, an option by number, and static routes in the old format (option 33).
 #[test]
 fn options_are_as_asked() {
     if !testkit::is_root() || !testkit::has("dnsmasq") {
@@ -200,15 +200,15 @@ fn options_are_as_asked() {
     let conf =
         conf(&json!({"request": [{"skipDefault": true}, {"option": "subnet-mask"}, {"option": "33"}]}));
     let result = call(&lab.host, "c1").add(&conf);
-    // dnsmasq sends the router whatever is asked for, unless it is told not to.
+    // dnsmasq sends the router option even if it was not requested, unless it is configured not to.
     assert_eq!(result["routes"][0], json!({"dst": "192.168.7.0/24", "gw": "10.50.0.9"}), "{result}");
     assert!(result["dns"].as_object().is_none_or(serde_json::Map::is_empty), "{result}");
     let log = lab.host.sh("grep 'requested options' /run/dnsmasq.log");
     assert!(log.contains("1:netmask, 33:static-route") && !log.contains("6:dns"), "{log}");
 }
 
-/// Renewed at T1; killed and started again the daemon goes on with what it has; the server that went away is waited for,
-/// another one is found at T2, and a lease that ends takes its address along.
+/// A lease is renewed at T1. A daemon that was killed continues its leases after a restart. If the server disappears, the
+/// daemon keeps the lease and finds another server at T2. A lease that expires takes its address with it.
 #[test]
 fn a_lease_lives_through_everything() {
     if !testkit::is_root() || !testkit::has("kea-dhcp4") {
@@ -224,7 +224,7 @@ fn a_lease_lives_through_everything() {
     lab.wait_for("kea", "DHCP4_LEASE_ALLOC", 2);
     assert_eq!(lab.said("kea", "DHCP4_LEASE_ADVERT"), 1);
 
-    // kill -9: the container keeps the address, the next daemon the lease.
+    // After `kill -9` the container keeps its address, and the next daemon keeps the lease.
     lab.kill("daemon");
     assert!(lab.addresses().contains("10.50.0.50/24"));
     let before = lab.said("kea", "DHCP4_LEASE_ALLOC");
@@ -234,7 +234,7 @@ fn a_lease_lives_through_everything() {
     assert_eq!(lab.said("kea", "DHCP4_LEASE_ADVERT"), 1, "no DISCOVER");
     call(&lab.host, "c1").check(&conf, &result);
 
-    // The server is at another address: it is found by asking everybody.
+    // The server has another address, so the daemon finds it with a broadcast.
     lab.kill("kea");
     lab.host.sh("ip -n srv addr add 10.50.0.7/24 dev s0; ip -n srv addr del 10.50.0.1/22 dev s0; ip -n srv addr add 10.50.0.7/24 dev s0 || true");
     lab.kea("10.50.0.0/24", "10.50.0.50 - 10.50.0.60", "10.50.0.7");
@@ -243,7 +243,7 @@ fn a_lease_lives_through_everything() {
     assert_eq!(lab.said("daemon", "lease lost"), 0);
     assert_eq!(lab.said("kea", "DHCP4_LEASE_ADVERT"), 1, "no DISCOVER");
 
-    // No server until it is over, then again: the address goes and comes back.
+    // Without a server until the lease expires, the address is removed. With a server again, it returns.
     lab.kill("kea");
     lab.wait_for("daemon", "lease lost: it expired", 1);
     assert!(!lab.addresses().contains("10.50.0.50"));
@@ -254,21 +254,22 @@ fn a_lease_lives_through_everything() {
     let routes = lab.host.sh("ip -n c1 route");
     assert!(routes.contains("default via 10.50.0.7"), "{routes}");
 
-    // Deleted while no daemon runs: the next one knows nothing of it.
+    // DEL without a running daemon: the next daemon does not know the lease.
     lab.kill("daemon");
     call(&lab.host, "c1").del(&conf, &result);
     lab.daemon(&OURS);
     assert!(lab.host.sh("ls /run/cni/dhcp.leases").is_empty());
 }
 
-/// A server that knows nothing of it and gives other addresses says no (NAK, to everybody): another address, at once.
+/// A server that does not know the lease and serves other addresses sends a NAK as a broadcast. The daemon then acquires
+/// another address at once.
 #[test]
 fn a_refused_lease_is_replaced() {
     if !testkit::is_root() || !testkit::has("dnsmasq") {
         return;
     }
     let mut lab = Lab::new();
-    // T1 after 3 s.
+    // T1 is 3 s.
     lab.dnsmasq_of("10.50.0.2,10.50.0.9", "--dhcp-option=3,10.50.0.1 --dhcp-option=58,3 --dhcp-option=59,60");
     lab.daemon(&OURS);
     let conf = conf(&json!({"priority": 50}));
@@ -284,7 +285,7 @@ fn a_refused_lease_is_replaced() {
     assert!(lab.host.sh("ip -n c1 route").contains("default via 10.50.0.7 dev eth0 metric 50"));
 }
 
-/// Leases of IPv6 alone, renewed and given back (Kea).
+/// IPv6-only leases, renewed and released (Kea).
 #[test]
 fn a_lease_of_ipv6_is_renewed() {
     if !testkit::is_root() || !testkit::has("kea-dhcp6") {
@@ -312,7 +313,7 @@ fn a_lease_of_ipv6_is_renewed() {
     lab.wait_for("kea6", "DHCP6_RELEASE_NA", 1);
 }
 
-/// Two hundred at once: an address each, none left afterwards.
+/// Two hundred concurrent leases: every container has an address of its own, and all are released.
 #[test]
 fn two_hundred_at_once() {
     if !testkit::is_root() || !testkit::has("dnsmasq") {
@@ -347,7 +348,7 @@ fn two_hundred_at_once() {
     assert!(lab.host.sh("ls /run/cni/dhcp.leases").is_empty());
 }
 
-/// A container that comes back under the other side's daemon gets the same address: the server knows it by the same name.
+/// A container gets the same address under either daemon, because both identify it to the server in the same way.
 #[test]
 fn the_reference_gets_the_same_lease() {
     let Some(peers) = testkit::peers().filter(|_| testkit::is_root() && testkit::has("dnsmasq")) else {
@@ -371,8 +372,8 @@ fn the_reference_gets_the_same_lease() {
     assert_eq!(lab.host.sh("grep -c 10.50 /run/leases").trim(), "1");
 }
 
-/// Without a daemon: said by STATUS and ADD, no reason for DEL to fail. Started by systemd's socket it is there when it is
-/// called; nobody but root can call it; a second one does not take the first one's place.
+/// Without a daemon STATUS and ADD fail and DEL succeeds. systemd's socket activation starts the daemon at the first call.
+/// Only root can call the daemon, and a second daemon does not replace the first.
 #[test]
 fn the_daemon_is_there_or_said_to_be_missing() {
     if !testkit::is_root() || !testkit::has("systemd-socket-activate") || !testkit::has("dnsmasq") {
@@ -412,7 +413,7 @@ fn the_daemon_is_there_or_said_to_be_missing() {
     );
     let help = lab.host.sh(&format!("{} daemon -help", dhcp.display()));
     assert!(help.contains("--resendtimeout") && help.contains("[default: 208s]"), "{help}");
-    // No server: said after the time that a lease may take.
+    // Without a server, the error comes after the time limit for a lease.
     lab.kill("dnsmasq");
     lab.start(
         "impatient",

@@ -1,11 +1,11 @@
-//! Links that existed before an ADD keep what they had, through every ADD and DEL.
+//! Links that existed before an ADD keep their state through every ADD and DEL.
 
 use serde_json::{Value, json};
 use testkit::Host;
 
 use crate::lab::{Call, OURS, dual_stack, with_prev};
 
-/// Higher than most random addresses, so that a port with one of those would win.
+/// Higher than most random addresses: a bridge takes the lowest address of its ports.
 const UPLINK_MAC: &str = "7e:00:00:00:00:01";
 const BRIDGE_MAC: &str = "7e:00:00:00:00:02";
 
@@ -13,8 +13,8 @@ fn mac(host: &Host, link: &str) -> String {
     host.json(&format!("ip -j link show {link}"))[0]["address"].as_str().unwrap().to_owned()
 }
 
-/// A bridge that existed keeps its hardware address, whether or not it is the network's gateway and has other ports: hosts on
-/// its segment, and a DHCP server, know the host by it.
+/// A bridge that existed keeps its hardware address, whether or not it is the network's gateway or has other ports. Hosts on
+/// its segment and a DHCP server identify the host by this address.
 #[test]
 fn a_bridge_keeps_its_address() {
     if !testkit::is_root() {
@@ -62,7 +62,7 @@ fn a_bridge_keeps_its_address() {
                 call.del(&conf, &result);
                 is_same("DEL");
             }
-            // An ADD that fails after its port joined.
+            // An ADD that fails after its port joined the bridge.
             host.container("c9");
             let mut failing = conf.clone();
             failing["ipam"]["type"] = json!("no-such-plugin");
@@ -107,7 +107,7 @@ fn an_uplink_does_not_change_an_existing_bridge() {
         let host = Host::new();
         host.sh("ip link add up0 address 02:00:00:00:00:01 type veth peer name far0; ip link set far0 up");
         if exists {
-            // Not set by anybody: the address of a first port.
+            // An address that the kernel took from the first port.
             host.sh(&format!(
                 "ip link add br0 type bridge; ip link add p0 address {BRIDGE_MAC} type veth peer name p1; \
                  ip link set p0 master br0"
@@ -126,8 +126,8 @@ fn root_qdisc(host: &Host, link: &str) -> Value {
     host.json(&format!("tc -j qdisc show dev {link}"))[0]["kind"].clone()
 }
 
-/// The other end of the container's veth link is in a third namespace, and a link of the host has the same pair of indices:
-/// it is not the container's, and is not limited.
+/// The other end of the container's veth pair is in a third namespace, and a link of the host has the same pair of indices.
+/// This link is foreign and is not rate-limited.
 #[test]
 fn a_foreign_link_with_the_same_indices_is_left_alone() {
     if !testkit::is_root() {
@@ -137,7 +137,7 @@ fn a_foreign_link_with_the_same_indices_is_left_alone() {
     for name in ["c1", "third"] {
         host.container(name);
     }
-    // Both pairs have 71 and 72.
+    // Both pairs have the indices 71 and 72.
     host.sh("ip netns exec c1 ip link add eth0 index 71 type veth peer name far index 72 netns third; \
          ip link add decoy index 72 type veth peer name decoy1 index 71; \
          ip link set decoy up; ip link set decoy1 up; ip netns exec c1 ip link set eth0 up");

@@ -1,4 +1,4 @@
-//! Who reaches whom on hosts that drop what they forward, whoever has set that up, with traffic that is really sent.
+//! Reachability on hosts that drop forwarded packets, for each firewall tool, with real traffic.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -10,7 +10,7 @@ use testkit::{Host, Transport};
 
 use crate::lab::{Call, OURS, dual_stack, with_prev};
 
-/// A host between another one and its containers `c1` and `c2` on one bridge, `c3` on another.
+/// A host, another host on its uplink, and the containers `c1` and `c2` on one bridge and `c3` on another.
 pub(crate) struct Lab {
     pub(crate) host: Host,
     /// Daemons that end with the test.
@@ -26,7 +26,7 @@ impl Drop for Lab {
     }
 }
 
-/// Who can be asked.
+/// Addresses of the two hosts.
 const OTHER4: &str = "192.0.2.2";
 const OTHER6: &str = "2001:db8::2";
 const HOST4: &str = "192.0.2.1";
@@ -40,8 +40,8 @@ impl Lab {
     pub(crate) fn new() -> Self {
         let host = Host::new();
         host.container("other");
-        // The other host knows the way to the containers, so that only a firewall keeps it from them. Its link is at
-        // work at once, without asking for duplicates first.
+        // The other host has routes to the containers, so that only a firewall blocks it. Duplicate address detection is off, so
+        // that the link works at once.
         host.sh(
             "ip netns exec other sysctl -qw net.ipv6.conf.default.accept_dad=0
              sysctl -qw net.ipv6.conf.default.accept_dad=0
@@ -64,13 +64,13 @@ impl Lab {
         self.host.sh(&format!("timeout 20 sh -c 'until {ready}; do :; done'"));
     }
 
-    /// Returns whether one reaches another by TCP.
+    /// Returns whether a host or a container reaches an address over TCP.
     pub(crate) fn tcp(&self, from: Option<&str>, ip: &str, port: u16) -> bool {
         self.host.reaches(from, Transport::Tcp, at(ip, port))
     }
 }
 
-/// A network of its own bridge; the containers of `lab` are `c1` and `c2`.
+/// Returns a network with a bridge of its own. The containers of `lab` are `c1` and `c2`.
 fn bridge(name: &str) -> Value {
     let mut conf = dual_stack();
     conf["name"] = json!(name);
@@ -78,7 +78,7 @@ fn bridge(name: &str) -> Value {
         conf["bridge"] = json!("br1");
         conf["ipam"]["ranges"] = json!([[{"subnet": "10.99.0.0/16"}], [{"subnet": "fd99::/64"}]]);
     }
-    // Addresses of containers are to be seen by the other host.
+    // The other host must see the containers' addresses.
     conf["ipMasq"] = json!(false);
     conf["hairpinMode"] = json!(true);
     conf
@@ -95,7 +95,7 @@ fn publish(name: &str, port: u16) -> Value {
         [{"hostPort": port, "containerPort": 80, "protocol": "tcp"}]}})
 }
 
-/// Adds a chain of plugins and gives what it was added with, for DEL, and the last result.
+/// Calls ADD of each plugin of a chain and returns the last result.
 pub(crate) fn add_all(call: &Call<'_>, confs: &[Value]) -> Value {
     let mut result = Value::Null;
     for conf in confs {
@@ -124,11 +124,11 @@ fn gc(call: &Call<'_>, conf: &Value) {
     call.call("GC", &conf).result("GC");
 }
 
-/// Ways in which hosts come to drop what they forward: what sets it up, and with which `backend`.
+/// Firewalls that drop forwarded packets: name, setup, and the plugin's `backend`.
 const REGIMES: [(&str, &str, &str); 8] = [
     ("nobody", "true", ""),
     ("iptables-nft", "for ip in ip ip6; do ${ip}tables-nft -P FORWARD DROP; done", ""),
-    // As Docker leaves it.
+    // The rules that Docker creates.
     (
         "iptables-nft with rules",
         "for ip in ip ip6; do ${ip}tables-nft -P FORWARD DROP; ${ip}tables-nft -N DOCKER-USER
@@ -199,7 +199,7 @@ fn gets_through(regime: &str, set_up: &str, backend: &str) {
         lab.host.serve(Some("c1"), Transport::Tcp, at("0.0.0.0", 80)),
     ];
 
-    // Without the plugin: what this host lets through by itself.
+    // Without the plugin, the host's own policy applies.
     let open = regime == "nobody";
     let bare = add_all(&call, &chain[..2]);
     assert_eq!(lab.tcp(Some("c1"), OTHER4, 80), open, "{regime}: out without the plugin");
@@ -212,7 +212,7 @@ fn gets_through(regime: &str, set_up: &str, backend: &str) {
     assert!(lab.tcp(Some("c1"), OTHER6, 81), "{regime}: out by IPv6");
     assert!(lab.tcp(Some("other"), HOST4, 8080), "{regime}: in by the published port");
     assert_eq!(lab.tcp(Some("other"), &own, 80), open, "{regime}: in without being published");
-    // The second container of the host, and one that nobody lets through.
+    // A second container, and one without the plugin.
     let second = Call::new(&lab.host, &OURS, "c2");
     let of_second = [bridge("lab"), wall.clone()];
     let second_result = add_all(&second, &of_second);
@@ -222,7 +222,7 @@ fn gets_through(regime: &str, set_up: &str, backend: &str) {
     assert_eq!(lab.tcp(Some("c3"), OTHER4, 80), open, "{regime}: another network");
     del_all(&third, &[bridge("other")], &third_result);
 
-    // What an administrator says in iptables comes first.
+    // The administrator's iptables rules take precedence.
     if regime.starts_with("iptables") {
         let program = if regime.contains("legacy") { "iptables-legacy" } else { "iptables-nft" };
         lab.host.sh(&format!("{program} -I CNI-ADMIN -s {own} -d {OTHER4} -j DROP"));
@@ -232,7 +232,7 @@ fn gets_through(regime: &str, set_up: &str, backend: &str) {
     }
     del_all(&second, &of_second, &second_result);
     assert!(lab.tcp(Some("c1"), OTHER4, 80), "{regime}: the first stays");
-    // Also without prevResult nothing of it is left.
+    // DEL without prevResult removes everything too.
     del_all(&call, &chain, &Value::Null);
     if regime == "firewalld" {
         let sources = lab.host.sh("firewall-cmd --zone=trusted --list-sources");
@@ -243,7 +243,7 @@ fn gets_through(regime: &str, set_up: &str, backend: &str) {
     lab.host.sh("ip link del br0; ip link del br1");
     let mut after = lab.host.snapshot();
     if regime == "firewalld" {
-        // It makes chains for a zone when the first address is put into it, and keeps them.
+        // firewalld creates chains for a zone with its first address, and keeps them.
         after.0.insert("ruleset".into(), before.0["ruleset"].clone());
     }
     before.assert_same(&after, &format!("{regime}: after GC"));
@@ -251,13 +251,13 @@ fn gets_through(regime: &str, set_up: &str, backend: &str) {
     drop(servers);
 }
 
-/// `ingressPolicy`: which containers of two networks reach each other.
+/// `ingressPolicy`: the containers of two networks that reach each other.
 #[test]
 fn bridges_are_kept_apart() {
     if !testkit::is_root() {
         return;
     }
-    // Policy, whether a neighbour on the bridge is reached, and whether the other network is.
+    // Policy, whether a neighbour on the bridge is reachable, and whether the other network is.
     let cases = [("open", true, true), ("same-bridge", true, false), ("isolated", false, false)];
     std::thread::scope(|scope| {
         for (policy, neighbour, other_network) in cases {
@@ -286,14 +286,14 @@ fn bridges_are_kept_apart() {
                     assert_eq!(lab.tcp(Some("c1"), ip, port), other_network, "{policy}: {ip}");
                 }
                 assert_eq!(lab.tcp(Some("c3"), "10.88.0.2", 80), other_network, "{policy}: back");
-                // Published ports are for others, not for bridges that are kept apart.
+                // Published ports are open to other hosts, but not to isolated bridges.
                 assert!(lab.tcp(Some("other"), HOST4, 8050), "{policy}: published");
                 assert_eq!(
                     lab.tcp(Some("c3"), HOST4, 8050),
                     other_network,
                     "{policy}: published to the other"
                 );
-                // One that goes does not take the others' guard with it.
+                // DEL of one container does not remove the other containers' isolation.
                 let (call, confs, result) = calls.remove(1);
                 del_all(&call, &confs, &result);
                 assert_eq!(lab.tcp(Some("c3"), "10.88.0.2", 80), other_network, "{policy}: after a DEL");
@@ -310,13 +310,13 @@ fn bridges_are_kept_apart() {
     });
 }
 
-/// Every transport, family and mode of published ports, with loose and strict reverse path filters.
+/// Published ports with every transport, family and mode, with loose and strict reverse path filters.
 #[test]
 fn every_transport_and_mode_of_published_ports() {
     if !testkit::is_root() {
         return;
     }
-    // Mode, who is seen to call from outside, and whether the host's 127.0.0.1 and the container itself get an answer.
+    // Mode, whether the source of outside connections is masqueraded, and whether 127.0.0.1 and the container get an answer.
     let modes = [
         ("plain", json!({}), false, true),
         ("snat off", json!({"snat": false}), false, false),
@@ -350,7 +350,7 @@ fn every_transport_and_mode_of_published_ports() {
                         let server = lab.host.serve(Some("c1"), transport, at(any, 80));
                         assert!(lab.host.reaches(Some("other"), transport, at(host, 8080)), "{what}");
                         assert!(lab.host.reaches(None, transport, at(host, 8080)), "{what} from the host");
-                        // Without changing the source, the container would answer itself past the host.
+                        // Without source NAT, the container's answer to itself would bypass the host.
                         assert_eq!(
                             lab.host.reaches(Some("c1"), transport, at(host, 8080)),
                             local,
@@ -371,14 +371,14 @@ fn every_transport_and_mode_of_published_ports() {
     });
 }
 
-/// Conditions limit who gets to a port, in the words of iptables and of nft.
+/// Conditions limit the sources of a port, in iptables and in nft syntax.
 #[test]
 fn conditions_limit_a_port() {
     if !testkit::is_root() {
         return;
     }
     let lab = Lab::new();
-    // The other host has a second address, which the conditions tell from the first.
+    // The conditions tell the other host's two addresses apart.
     lab.host.sh("ip -n other addr add 198.51.100.2/32 dev lo; ip route add 198.51.100.2 via 192.0.2.2");
     let call = Call::new(&lab.host, &OURS, "c1");
     let base = add_all(&call, &[bridge("lab")]);
@@ -407,7 +407,7 @@ fn conditions_limit_a_port() {
     assert!(!lab.host.sh("nft list ruleset").contains("if-"));
 }
 
-/// A sender of UDP that never pauses is led to the new container, and to none when there is none.
+/// A UDP sender that never pauses reaches the new container, and no container after DEL.
 #[test]
 fn stale_udp_connections_are_forgotten() {
     if !testkit::is_root() || !testkit::has("conntrack") {
@@ -417,19 +417,19 @@ fn stale_udp_connections_are_forgotten() {
     let mut conf = publish("lab", 5353);
     conf["runtimeConfig"]["portMappings"][0]["protocol"] = json!("udp");
     let sent = |to: &str| {
-        // Always from the same port, so that it is one "connection".
+        // A fixed source port, so that conntrack sees one flow.
         let ask = "echo x | timeout 1 nc -u -p 4000 -w 1 192.0.2.1 5353";
         lab.host.sh(&format!("ip netns exec other sh -c '{ask}' || true"));
         lab.host.sh("conntrack -L -p udp 2>/dev/null | grep dport=5353 || true").contains(to)
     };
-    // Connections are tracked from the first rule on that asks for their state.
+    // The kernel tracks connections once a rule matches their state.
     lab.host.sh("nft 'table inet own { chain c { type filter hook prerouting priority 0; ct state new accept; }; }'
                  nft 'table inet own { chain d { type filter hook output priority 0; ct state new accept; }; }'");
-    // Nobody listens: the connection is the host's own.
+    // No container serves the port, so the flow ends at the host.
     let call = Call::new(&lab.host, &OURS, "c1");
     let base = add_all(&call, &[bridge("lab")]);
     assert!(sent("src=192.0.2.1 dst=192.0.2.2"));
-    // A DNS server elsewhere, by the same port: none of ours to forget.
+    // A flow to a DNS server elsewhere with the same port. It must stay tracked.
     lab.host.sh("echo x | timeout 1 nc -u -p 4001 -w 1 192.0.2.2 5353 || true");
     call.add(&with_prev(&conf, &base));
     let left = lab.host.sh("conntrack -L -p udp 2>/dev/null | grep dport=5353");

@@ -1,4 +1,4 @@
-//! The first containers of a fresh node, all at once: everything that is made once is made once, and nobody loses.
+//! The first containers of a fresh node, started at once: shared objects are created once, and every ADD succeeds.
 
 use std::{collections::BTreeMap, sync::Barrier};
 
@@ -27,7 +27,7 @@ fn chain(port: usize) -> Vec<Value> {
     chain
 }
 
-/// Returns what rules there are, each with the number of times that its chain has it, without the containers' own chain.
+/// Returns the rules with their number of occurrences in a chain, without the rules of the containers' own chains.
 fn rules(host: &Host) -> BTreeMap<String, u32> {
     let listed = host.json("nft -j list ruleset");
     let mut rules = BTreeMap::new();
@@ -45,7 +45,7 @@ fn sixteen_at_once_on_a_fresh_node() {
     }
     for round in 0..ROUNDS {
         let host = Host::new();
-        // Another table at the hook that drops: the way through it is made once too.
+        // A foreign table at the forward hook that drops: its exception is created once too.
         host.sh("nft 'table inet own { chain f { type filter hook forward priority 0; policy drop; }; }'");
         for index in 0..AT_ONCE {
             host.container(&format!("c{index}"));

@@ -1,4 +1,4 @@
-//! `netloom gc` beside containers that come and go.
+//! `netloom gc` during concurrent ADD and DEL.
 
 use std::{
     fs,
@@ -12,11 +12,11 @@ use testkit::Host;
 
 use crate::lab::{OURS, dual_stack};
 
-/// How long, in seconds, and with how many at once; `NETLOOM_GC_SECONDS` and `NETLOOM_GC_WORKERS` for longer runs.
+/// Duration in seconds, and number of workers. `NETLOOM_GC_SECONDS` and `NETLOOM_GC_WORKERS` override them for longer runs.
 const SECONDS: u64 = 6;
 const WORKERS: u64 = 16;
 
-/// Ends the collector's loop when the last worker has ended, however it did.
+/// A running worker. The collector's loop ends when the last one is dropped, even by a panic.
 struct Working<'a>(&'a AtomicUsize);
 
 impl Drop for Working<'_> {
@@ -29,8 +29,8 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// A container that was just added, and one that is being added, keep interface, addresses, rules and cache entry while GC runs in a
-/// loop; what is left when all are gone is nothing.
+/// While GC runs in a loop, containers keep their interface, addresses, rules and cache entry, even during their ADD. After
+/// the last DEL nothing is left behind.
 #[test]
 fn gc_takes_nothing_from_the_living() {
     if !testkit::is_root() {

@@ -1,4 +1,4 @@
-//! A device of the host is never lost: whatever becomes of the container, it comes back under its name, up as it was.
+//! A host device is never lost: it always returns from the container with its own name and its previous state.
 
 use serde_json::{Value, json};
 use testkit::Host;
@@ -26,7 +26,7 @@ fn device(host: &Host) -> Value {
     seen
 }
 
-/// Who is root in the container renames it, takes its mark away, sets it down: DEL brings it back.
+/// Root in the container renames the device, removes its alias or sets it down. DEL restores it.
 #[test]
 fn it_comes_back_whatever_the_container_did() {
     if !testkit::is_root() {
@@ -47,7 +47,7 @@ fn it_comes_back_whatever_the_container_did() {
         host.sh(&format!("ip netns exec c1 sh -c '{did}'"));
         call.del(&conf(), &result);
         if did.contains("altname") {
-            // Nobody can know then; it is down, as the reference leaves it.
+            // Without its alternative name the previous state is unknown. The device stays down, as with the reference plugin.
             host.sh("ip link set up0 up");
         }
         assert_eq!(device(&host), before, "{did}");
@@ -55,7 +55,7 @@ fn it_comes_back_whatever_the_container_did() {
     }
 }
 
-/// The namespace ends without DEL; the kernel gives hardware back under the name that it had there, or another.
+/// The namespace ends without DEL. The kernel returns hardware to the host with its name in the container, or another name.
 #[test]
 fn it_gets_its_name_back_when_the_namespace_ended() {
     if !testkit::is_root() {
@@ -69,13 +69,13 @@ fn it_gets_its_name_back_when_the_namespace_ended() {
         let before = device(&host);
         let call = Call::new(&host, &OURS, "c1");
         call.add(&conf());
-        // As the kernel does with hardware; a veth's end would go with its namespace.
+        // Like the kernel with hardware. A veth end would be removed with its namespace.
         host.sh(&format!(
             "ip -n c1 link set eth0 down; ip -n c1 link set eth0 name {back_as}; ip -n c1 link set {back_as} netns {}
              ip netns del c1",
             host.pid()
         ));
-        // Another container asks for it before anybody deletes the first.
+        // Another container requests the device before DEL of the first.
         host.container("c2");
         let second = Call::new(&host, &OURS, "c2");
         let result = second.add(&conf());
@@ -86,7 +86,7 @@ fn it_gets_its_name_back_when_the_namespace_ended() {
     }
 }
 
-/// GC finds it too, and DEL without any namespace.
+/// GC restores the device, and so does DEL without a namespace.
 #[test]
 fn it_gets_its_name_back_by_gc_and_by_del_alone() {
     if !testkit::is_root() {
@@ -105,7 +105,7 @@ fn it_gets_its_name_back_by_gc_and_by_del_alone() {
     }
 }
 
-/// Somebody took its name meanwhile: it comes back under another, and gets its own with the next DEL.
+/// Another link has the device's name: the device returns under another name, and the next DEL restores its own.
 #[test]
 fn a_taken_name_is_waited_for() {
     if !testkit::is_root() {
@@ -124,7 +124,7 @@ fn a_taken_name_is_waited_for() {
     assert_eq!(device(&host), before);
 }
 
-/// Added by one and deleted by the other, as when a node changes its plugins.
+/// The reference plugin adds and ours deletes, and the reverse, as on a node that changes its plugins.
 #[test]
 fn the_reference_and_ours_give_back_each_others() {
     let Some(peers) = testkit::peers().filter(|_| testkit::is_root()) else { return };
@@ -137,7 +137,7 @@ fn the_reference_and_ours_give_back_each_others() {
     }
 }
 
-/// Found by hardware address, and by the bus; a device that a program drives has no link to be moved.
+/// A device is found by hardware address and by bus ID. A device with a userspace driver has no link to move.
 #[test]
 fn it_is_found_by_address_and_by_bus() {
     if !testkit::is_root() {

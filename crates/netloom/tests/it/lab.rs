@@ -1,4 +1,4 @@
-//! Calls of plugins as a runtime makes them.
+//! Plugin calls as a runtime makes them.
 
 use std::{
     fs,

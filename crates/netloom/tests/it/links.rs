@@ -1,4 +1,4 @@
-//! Interface plugins by their traffic: who reaches whom over links that share another one.
+//! Reachability over interface plugins whose links share a parent link.
 
 use serde_json::{Value, json};
 use testkit::{Host, Transport};
@@ -8,7 +8,7 @@ use crate::{
     lab::{Call, OURS, with_prev},
 };
 
-/// A host on a segment with another one, `up0` and the other's `up1`, and containers.
+/// Returns a host whose `up0` is on one segment with another host's `up1`, with containers.
 fn a_host(containers: &[&str]) -> Host {
     let host = Host::new();
     for name in ["other"].iter().chain(containers) {
@@ -28,8 +28,8 @@ fn conf(kind: &str, more: &Value) -> Value {
     conf
 }
 
-/// Containers of macvlan reach the other host and, by mode, each other; both families at once when ADD returns, and
-/// whoever had an address before them is forgotten.
+/// macvlan containers reach the other host and, depending on the mode, each other. Both families work when ADD returns, and
+/// neighbours drop their entries for the address's previous owner.
 #[test]
 fn macvlans_reach_the_segment() {
     if !testkit::is_root() {
@@ -39,7 +39,7 @@ fn macvlans_reach_the_segment() {
         for (mode, each_other) in [("bridge", true), ("private", false), ("vepa", false)] {
             scope.spawn(move || {
                 let host = a_host(&["c1", "c2"]);
-                // Somebody had the address; the other host remembers its hardware address.
+                // The other host has a neighbour entry of the address's previous owner.
                 host.sh("ip -n other neigh replace 10.88.0.2 lladdr 02:00:00:00:00:66 dev up1 nud reachable
                          ip -n other neigh replace fd88::2 lladdr 02:00:00:00:00:66 dev up1 nud reachable");
                 let conf = conf("macvlan", &json!({"master": "up0", "mode": mode}));
@@ -71,8 +71,8 @@ fn macvlans_reach_the_segment() {
     });
 }
 
-/// Two who ask for the same address on one segment: the second one's ADD says so, and takes all back, whether it waits for
-/// a second or for a moment; after which the interface's own settings are as they were.
+/// Two containers request one address on a segment. The second ADD reports it and undoes its changes, whether it waits a
+/// second or less. The interface's settings are then as before.
 #[test]
 fn a_duplicate_address_is_found() {
     if !testkit::is_root() {
@@ -96,7 +96,7 @@ fn a_duplicate_address_is_found() {
         let set = host.sh("ip netns exec c1 sh -c 'cd /proc/sys/net/ipv6; cat conf/eth0/router_solicitation_delay neigh/eth0/retrans_time_ms'");
         assert_eq!(set, "1\n1000\n");
         call.check(&conf, &result);
-        // Somebody takes the address later, which the kernel tells of when the interface comes up again.
+        // Another host takes the address later. The kernel reports this when the interface comes up again.
         host.sh("ip -n other -6 addr add fd88::8/64 dev up1 nodad; ip -n c1 link set eth0 down; ip -n c1 link set eth0 up
                  timeout 10 sh -c 'until ip -n c1 -6 addr show dev eth0 | grep -q dadfailed; do sleep 0.05; done'");
         let (_, said) = call.call("CHECK", &with_prev(&conf, &result)).error();
@@ -106,7 +106,7 @@ fn a_duplicate_address_is_found() {
     }
 }
 
-/// A TAP link is whose it is to be, and there once.
+/// A TAP link has the configured owner, and a second ADD fails.
 #[test]
 fn a_tap_link_is_as_asked() {
     if !testkit::is_root() {

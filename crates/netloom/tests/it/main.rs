@@ -1,4 +1,4 @@
-//! The binary on real kernels' namespaces, with real peers.
+//! Tests of the binary in network namespaces of the real kernel, with real peers.
 #![expect(clippy::unwrap_used, reason = "a test is to fail where this fails")]
 
 mod attach;

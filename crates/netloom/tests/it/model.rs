@@ -1,5 +1,5 @@
-//! Any interleaving of 64 containers' ADD, DEL, CHECK and GC, by our plugins and by the Go reference plugins on one state:
-//! what must hold after each round, held against a model.
+//! Random interleavings of ADD, DEL, CHECK and GC of 64 containers, by our plugins and the reference plugins on one state.
+//! The state after each round must match a model.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use testkit::Host;
 
 use crate::lab::{Call, OURS, with_prev};
 
-/// What is done to a container in a round.
+/// The operation on a container in a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {
     Nothing,
@@ -25,7 +25,7 @@ enum Operation {
     Check,
 }
 
-/// What happens at once: each container's operation, whether the reference does it, and which network is collected.
+/// Concurrent operations: one per container, whether the reference plugins run it, and the network that GC runs on.
 #[derive(Debug, Clone)]
 struct Round {
     operations: Vec<(Operation, bool)>,
@@ -33,8 +33,8 @@ struct Round {
 }
 
 const CONTAINERS: usize = 64;
-/// Containers alternate between them. What is masqueraded or published the reference does in its own way and place, so that
-/// network is ours alone; on the other one both work.
+/// Containers alternate between the networks. The reference plugins keep masquerading and published ports elsewhere, so only
+/// our plugins work on `ours`. Both work on `shared`.
 const NETWORKS: [&str; 2] = ["shared", "ours"];
 
 fn rounds() -> impl Strategy<Value = Vec<Round>> {
@@ -72,10 +72,10 @@ fn chain(network: usize, container: usize) -> Vec<Value> {
     chain
 }
 
-/// The containers that are attached, and the last result of each.
+/// The attached containers with the last result of each.
 type Model = BTreeMap<usize, Value>;
 
-/// Does one container's operation, and gives what the model then says of it.
+/// Runs one container's operation and returns its new state in the model.
 fn operate(
     host: &Host,
     bin: &Path,
@@ -104,7 +104,7 @@ fn operate(
             }
             Ok(Some(result))
         }
-        // The interface is there: refused, and what is there stays.
+        // The interface exists: ADD must fail and leave the attachment alone.
         (Operation::Add, Some(was)) => match run("ADD", &confs[0]) {
             Ok(answer) => Err(format!("added twice: {answer}")),
             Err(_) => Ok(Some(was)),
@@ -119,7 +119,8 @@ fn operate(
         (Operation::Check, Some(was)) => {
             for conf in &confs {
                 match run("CHECK", &with_prev(conf, &was)) {
-                    // Of a bridge that several made at once the reference remembers an address that it had for a moment.
+                    // If several ADDs create a bridge at once, the reference plugin's result may list an address
+                    // that the bridge had briefly.
                     Err(error) if bin != &**OURS && error.contains("Mac doesn't match") => {}
                     other => drop(other?),
                 }
@@ -145,8 +146,8 @@ fn collect(host: &Host, network: usize, model: &Model) -> Result<(), String> {
     Ok(())
 }
 
-/// What must hold: the reservations are the attached containers' addresses, none of them twice; each has its veth pair and
-/// no other is there; in the ruleset are exactly the attached containers of the network that has rules.
+/// Checks the state. The reservations are the attached containers' addresses, without duplicates. Each container has one
+/// veth pair, and there are no others. The ruleset contains exactly the attached containers of the network with rules.
 fn holds(host: &Host, model: &Model) -> Result<(), String> {
     let address = |result: &Value| {
         result["ips"][0]["address"]
@@ -189,7 +190,7 @@ fn any_interleaving_leaves_what_the_model_says() {
             host.container(&format!("c{container}"));
         }
         let mut model = Model::new();
-        // Nothing is left when all are gone.
+        // After the last round nothing is left behind.
         let last = Round { operations: vec![(Operation::Del, false); CONTAINERS], collected: None };
         for round in rounds.iter().chain([&last]) {
             let (host, peers, before) = (&host, &peers, &model);
@@ -200,7 +201,7 @@ fn any_interleaving_leaves_what_the_model_says() {
                     .operations
                     .iter()
                     .enumerate()
-                    // A runtime lets nothing run on a network while it collects there.
+                    // A runtime runs no other operation on a network during GC.
                     .filter(|(container, _)| round.collected != Some(container % NETWORKS.len()))
                     .map(|(container, (operation, by_reference))| {
                         let bin: &Path = if *by_reference && container % 2 == 0 { peers } else { &OURS };

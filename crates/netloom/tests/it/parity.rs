@@ -1,6 +1,6 @@
-//! Side by side with the reference plugins 1.9.1 and 1.10.0: the same configuration, on a host each, must give the same
-//! result and the same host and container. Intended differences are listed in `parity-differences.json`, those from one
-//! version alone with that `version`.
+//! Comparison with the reference plugins 1.9.1 and 1.10.0: the same configuration, each on a host of its own, must give the
+//! same result and the same state of host and container. `parity-differences.json` lists the intended differences; those
+//! with a `version` apply to that version only.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -12,10 +12,10 @@ use crate::lab::{Answer, Call, OURS, with_prev};
 const CONFIGURATIONS: &str = include_str!("parity.json");
 const DIFFERENCES: &str = include_str!("parity-differences.json");
 
-/// What came of one configuration, flat: path to value.
+/// The flattened outcome of one configuration: path to value.
 pub(crate) type Seen = BTreeMap<String, String>;
 
-/// R91 and the plugins' own promises: results, addresses, routes, ports, VLANs and sysctls equal the reference's.
+/// R91 and the plugins' documentation: results, addresses, routes, ports, VLANs and sysctls equal the reference plugins'.
 #[test]
 fn the_same_configuration_gives_the_same_host_and_container() {
     if let Some(peers) = testkit::peers().filter(|_| testkit::is_root()) {
@@ -23,7 +23,7 @@ fn the_same_configuration_gives_the_same_host_and_container() {
     }
 }
 
-/// The same with a later version of the reference plugins.
+/// The same comparison with a later version of the reference plugins.
 #[test]
 fn the_same_configuration_gives_the_same_as_reference_1_10() {
     if let Some(peers) = testkit::peers_of("1.10.0").filter(|_| testkit::is_root()) {
@@ -35,7 +35,7 @@ fn the_same_configuration_gives_the_same_as_reference_1_10() {
 fn compare(peers: &Path, version: &str) {
     let mut configurations: Vec<Value> = serde_json::from_str(CONFIGURATIONS).unwrap();
     assert!(configurations.len() >= 150);
-    // For work on one of them, or on a kernel that can do only some.
+    // Selects configurations for development, or for a kernel that supports only some.
     let wanted = std::env::var("NETLOOM_PARITY").ok();
     if let Some(wanted) = &wanted {
         configurations.retain(|conf| wanted.split(' ').any(|part| conf.to_string().contains(part)));
@@ -55,7 +55,7 @@ fn compare(peers: &Path, version: &str) {
     differences.assert_as_meant(wanted.is_none());
 }
 
-/// What differs, and what is meant to.
+/// The found and the intended differences.
 pub(crate) struct Differences {
     meant: Vec<Value>,
     unused: Vec<usize>,
@@ -70,7 +70,7 @@ impl Differences {
         Self { unused: (0..meant.len()).collect(), meant, failures: Vec::new() }
     }
 
-    /// Notes what differs between two sides of one case.
+    /// Records the differences between the two sides of one case.
     pub(crate) fn compare(&mut self, case: &str, ours: &Seen, theirs: &Seen) {
         let paths: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
         for path in paths {
@@ -90,8 +90,8 @@ impl Differences {
         }
     }
 
-    /// Fails with what is not meant to differ, and (if all cases were run) with what does not differ although it is
-    /// meant to. What only some kernels can do is not missed on the others.
+    /// Fails if there are unintended differences or, after a run of all cases, if an intended difference did not occur. Does not
+    /// require the differences that only some kernels show.
     pub(crate) fn assert_as_meant(self, all: bool) {
         let failures = self.failures;
         assert!(failures.is_empty(), "{} differences\n{}", failures.len(), failures.join("\n"));
@@ -101,7 +101,7 @@ impl Differences {
     }
 }
 
-/// Returns whether a path begins with a pattern; `*` stands for one step.
+/// Returns whether a path begins with a pattern; `*` matches one step.
 fn matches(path: &str, pattern: &str) -> bool {
     let mut steps = path.split('/');
     pattern.split('/').all(|wanted| steps.next().is_some_and(|step| wanted == "*" || wanted == step))
@@ -112,7 +112,7 @@ fn seen(bin: &Path, conf: &Value) -> Seen {
     let object = conf.as_object_mut().unwrap();
     object.entry("cniVersion").or_insert("1.1.0".into());
     object.insert("name".into(), "parity".into());
-    // What stands under these is none of the configuration.
+    // These keys control the test and are not part of the configuration.
     let [on_host, in_container, args] = ["@host", "@container", "@args"]
         .map(|key| object.remove(key).and_then(|it| Some(it.as_str()?.to_owned())));
     let host = Host::new();
@@ -130,7 +130,7 @@ fn seen(bin: &Path, conf: &Value) -> Seen {
     let mut seen = Seen::new();
     let names = Names::of(&host);
     flatten("/add", &outcome(&added, &names), &mut seen);
-    // The reference leaves links behind when it fails; that ours does not is tested in `undo.rs`.
+    // The reference plugins leave links behind after a failure. `undo.rs` tests that ours do not.
     if added.ok {
         flatten("/host", &look(&host, None, &names), &mut seen);
         flatten("/inside", &look(&host, Some("c1"), &names), &mut seen);
@@ -145,11 +145,11 @@ fn seen(bin: &Path, conf: &Value) -> Seen {
     seen
 }
 
-/// Names that are random, and what stands for them here.
+/// Random names, and their replacements.
 pub(crate) struct Names(Vec<(String, String)>);
 
 impl Names {
-    /// Numbers the veth ends of the host by what they are for: a VLAN gateway's before a container's.
+    /// Numbers the host ends of veth pairs by purpose: a VLAN gateway's before a container's.
     pub(crate) fn of(host: &Host) -> Self {
         let links = host.ip(None, &["link"]).swap_remove(0);
         let mut names = Vec::new();
@@ -172,7 +172,7 @@ impl Names {
     }
 }
 
-/// A result with random names and hardware addresses taken out; of an error, that it is one.
+/// Returns a result without random names and hardware addresses. For an error, returns only that it is one.
 pub(crate) fn outcome(answer: &Answer, names: &Names) -> Value {
     if !answer.ok {
         return json!({"error": true});
@@ -185,8 +185,8 @@ pub(crate) fn outcome(answer: &Answer, names: &Names) -> Value {
     value
 }
 
-/// Takes out the hardware addresses that nobody asked for. Those that the cases ask for are known by five bytes of six:
-/// of thousands of random ones, one begins with the same two.
+/// Removes random hardware addresses. Configured ones are recognized by their first five bytes, since of thousands of random
+/// ones some share the first two.
 pub(crate) fn take_out_random_macs(result: &mut Value) {
     const ASKED: [&str; 3] = ["c2:11:00:00:00:", "c2:11:22:33:44:", "00:00:00:00:00:"];
     for interface in result["interfaces"].as_array_mut().into_iter().flatten() {
@@ -201,7 +201,7 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
     let asked = ["link", "addr", "route show table all root 0/0", "route show table all root ::/0"];
     let (seen, vlans, sysctls, nft) = host.inside(container, || {
         let seen = testkit::ip(&[], &asked);
-        // Only what filters VLANs has any.
+        // Only bridges that filter VLANs have any.
         let filters = seen[0].to_string().contains("vlan_filtering");
         let vlans = if filters { testkit::run("bridge", &["-j", "vlan", "show"]) } else { "[]".to_owned() };
         let sysctls = testkit::sysctls(&["ipv4/conf", "ipv6/conf", "ipv4/ip_forward"]);
@@ -248,7 +248,7 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
     ];
     testkit::remove(&mut links, &volatile);
     for link in addresses.as_array_mut().unwrap() {
-        // The rest is told of the links.
+        // The list of links contains the rest.
         link.as_object_mut().unwrap().retain(|key, _| ["ifname", "addr_info"].contains(&key.as_str()));
     }
     testkit::remove(&mut addresses, &["valid_life_time", "preferred_life_time", "tentative"]);
@@ -285,7 +285,7 @@ pub(crate) fn look(host: &Host, container: Option<&str>, names: &Names) -> Value
     value
 }
 
-/// Lists what the files of host-local say, line by line; but for our table beside them, which is hidden.
+/// Lists the lines of host-local's files, without Netloom's hidden index.
 fn reservations(host: &Host) -> Vec<String> {
     let networks = host.path("/var/lib/cni/networks");
     let mut lines = Vec::new();

@@ -1,4 +1,4 @@
-//! Published ports: who reaches them, and who may publish which.
+//! Published ports: their reachability, and conflicts between containers.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -26,7 +26,7 @@ impl Lab {
         );
         host.container("c1");
         let mut conf = dual_stack();
-        // Without it a container cannot come back to itself by its port of the bridge.
+        // Without hairpin mode a container cannot reach itself through its bridge port.
         conf["hairpinMode"] = json!(true);
         let result = Call::new(&host, &OURS, "c1").add(&conf);
         Self { host, conf, result }
@@ -37,7 +37,7 @@ impl Lab {
                "runtimeConfig": {"portMappings": mappings}, "prevResult": self.result})
     }
 
-    /// Serves a word on port 80 of the container, for one family, until dropped.
+    /// Serves port 80 of the container for one family, until the server is dropped.
     fn serve(&self, any: &str) -> Server {
         self.host.serve(Some("c1"), Transport::Tcp, SocketAddr::new(any.parse().unwrap(), 80))
     }
@@ -47,7 +47,7 @@ impl Lab {
     }
 }
 
-/// A published port answers another host, the host by its addresses and by 127.0.0.1, and the container itself.
+/// A published port answers another host, the host at its addresses and 127.0.0.1, and the container itself.
 #[test]
 fn a_published_port_is_reached_from_everywhere() {
     if !testkit::is_root() {
@@ -85,7 +85,7 @@ fn a_published_port_is_reached_from_everywhere() {
     before.assert_same(&lab.host.snapshot(), "after DEL");
 }
 
-/// A port on one address of the host is on no other, and comes before the same port on all of them.
+/// A port on one host address is closed on the others, and takes precedence over the same port on all addresses.
 #[test]
 fn a_host_address_limits_a_port() {
     if !testkit::is_root() {
@@ -106,12 +106,12 @@ fn a_host_address_limits_a_port() {
     assert!(lab.asks(Some("other"), "192.0.2.1", 8081));
     assert!(lab.asks(None, "127.0.0.1", 8082));
     assert!(!lab.asks(Some("other"), "192.0.2.1", 8082));
-    // 0.0.0.0 is for IPv4 alone.
+    // 0.0.0.0 applies to IPv4 only.
     let ports = lab.host.sh("nft list map ip6 netloom ports");
     assert!(!ports.contains("elements"), "{ports}");
 }
 
-/// UDP and SCTP pass by published ports as TCP does.
+/// Published ports forward UDP and SCTP like TCP.
 #[test]
 fn udp_and_sctp_ports() {
     if !testkit::is_root() {
@@ -133,8 +133,8 @@ fn udp_and_sctp_ports() {
     }
 }
 
-/// A sender that never pauses reaches the container as soon as ADD returns, and no longer once DEL has returned: the flows that
-/// were tracked before are removed, of every port and of both families, in one walk of the table however many ports there are.
+/// A sender that never pauses reaches the container once ADD returns, and no longer once DEL has returned. The plugin removes
+/// the flows of all ports and both families in one walk of the conntrack table, regardless of the number of ports.
 #[test]
 fn tracked_udp_flows_follow_the_mapping() {
     if !testkit::is_root() || !testkit::can_trace() {
@@ -193,7 +193,7 @@ fn tracked_udp_flows_follow_the_mapping() {
     lab.host.sh("conntrack -D -p udp --orig-port-dst 5301 2>/dev/null || true");
     netlink_sends("DEL", &conf);
     send();
-    // Six flows are removed either way.
+    // Both calls remove six flows.
     assert_eq!(netlink_sends("ADD", &many), three, "the table is walked once");
     netlink_sends("DEL", &many);
 }
@@ -245,24 +245,24 @@ fn a_port_in_use_names_its_container() {
     let (_, text) = second.call("ADD", &wanted).error();
     assert!(text.contains("8080/tcp is already published for container c1 (eth0)"), "{text}");
     before.assert_same(&lab.host.snapshot(), "after the refused ADD");
-    // The same container again, after a crash of its runtime, takes its own port over.
+    // After a crash of its runtime, the same container takes over its own port.
     first.add(&conf);
-    // DEL of the one who has not got it does not take it away.
+    // DEL of a container that does not own the port does not free it.
     second.del(&wanted, &result);
     first.check(&conf, &lab.result);
     first.del(&conf, &Value::Null);
     second.call("ADD", &wanted).result("ADD");
-    // GC, too, knows whose is whose.
+    // GC respects the owners too.
     wanted["cni.dev/valid-attachments"] = json!([{"containerID": "c2", "ifname": "eth0"}]);
     second.call("GC", &wanted).result("GC");
     second.check(&wanted, &result);
     wanted["cni.dev/valid-attachments"] = json!([]);
     second.call("GC", &wanted).result("GC");
-    // What holds nothing any more is gone, table and all.
+    // The tables are removed with their last element.
     assert!(!lab.host.sh("nft list tables").contains("netloom"));
 }
 
-/// Two containers may have one address for a moment: the old one's DEL leaves the new one's elements alone.
+/// Two containers may share an address briefly. DEL of the old one leaves the new one's elements alone.
 #[test]
 fn elements_that_changed_hands_stay() {
     if !testkit::is_root() {

@@ -1,5 +1,5 @@
-//! DEL returns before the kernel has done with everything, and is right all the same: whatever becomes of the child that
-//! waits, and whatever comes next.
+//! DEL returns before the kernel has finished the removal, and a child process waits for the rest. Whatever happens to the
+//! child or comes next, the result is the same.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use crate::{
     lab::{Call, OURS, dual_stack, with_prev},
 };
 
-/// A DEL whose child is killed, at each of the child's system calls, does the work itself.
+/// A DEL whose child is killed at one of its system calls does the child's work itself.
 #[test]
 fn a_child_may_die() {
     if !testkit::is_root() || !testkit::can_trace() {
@@ -47,7 +47,7 @@ fn a_child_may_die() {
     }
 }
 
-/// The same container and interface again, at once: the name is free, and so is everything else.
+/// ADD of the same container and interface right after DEL: the name and all other resources are free.
 #[test]
 fn an_add_may_follow_at_once() {
     if !testkit::is_root() {
@@ -73,7 +73,7 @@ fn an_add_may_follow_at_once() {
     assert!(!links.contains("veth"), "{links}");
 }
 
-/// The runtime takes the namespace down while DEL is at work.
+/// The runtime removes the namespace during DEL.
 #[test]
 fn the_namespace_may_go_meanwhile() {
     if !testkit::is_root() {
@@ -98,7 +98,7 @@ fn the_namespace_may_go_meanwhile() {
     assert!(!rules.contains("elements ="), "{rules}");
 }
 
-/// A control group of the test's own, ended with it.
+/// A control group that is removed with the test.
 struct Group(PathBuf);
 
 impl Group {
@@ -113,7 +113,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Whoever was killed has left it when the kernel says so.
+        // A killed process leaves the group when the kernel has reaped it.
         let deadline = Instant::now() + std::time::Duration::from_secs(5);
         while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
             std::thread::yield_now();
@@ -121,7 +121,7 @@ impl Drop for Group {
     }
 }
 
-/// A service manager kills the runtime with all that it started, the child that waits among them.
+/// A service manager kills the runtime with all its processes, including the waiting child.
 #[test]
 fn the_runtimes_group_may_be_killed() {
     if !testkit::is_root() {
@@ -152,7 +152,7 @@ fn the_runtimes_group_may_be_killed() {
             .env("CNI_PATH", &*OURS)
             .spawn()
             .unwrap();
-        // At some moment of it, another in each round.
+        // A different moment in each round.
         std::thread::sleep(std::time::Duration::from_micros(round * 300));
         fs::write(group.0.join("cgroup.kill"), "1").unwrap();
         runtime.wait().unwrap();
@@ -163,7 +163,7 @@ fn the_runtimes_group_may_be_killed() {
     assert_eq!(left, "");
 }
 
-/// Groups of links are other tools' too: none of theirs goes, and no link of a container stays in one.
+/// Foreign link groups: DEL removes none of their links, and leaves no container's link in a group.
 #[test]
 fn other_tools_groups_are_left_alone() {
     if !testkit::is_root() {
@@ -187,7 +187,7 @@ fn other_tools_groups_are_left_alone() {
     assert_eq!(host.sh("ip -br link | cut -d' ' -f1 | sort"), before);
 }
 
-/// `waitForRemoval` and `NETLOOM_WAIT=1` have everything waited for: there is no child.
+/// With `waitForRemoval` or `NETLOOM_WAIT=1` DEL itself waits and starts no child.
 #[test]
 fn del_waits_where_it_is_asked_to() {
     if !testkit::is_root() || !testkit::can_trace() {
@@ -196,7 +196,7 @@ fn del_waits_where_it_is_asked_to() {
     for case in cases().iter().filter(|case| case.name == "ptp") {
         let lab = Lab::new(case);
         let mut conf = case.chain[0].clone();
-        // The host's first removal finds out whether orphans are reaped.
+        // The first removal on the host finds out whether orphans are reaped.
         let result = lab.add(&case.chain);
         lab.del(&case.chain, result.last().unwrap()).unwrap();
         for (wait, children) in [(json!(false), true), (json!(true), false), (Value::Null, true)] {
@@ -226,7 +226,7 @@ impl NoReaper {
         let mut place = Self { init: String::new(), unshare };
         let children = format!("/proc/{0}/task/{0}/children", place.unshare.id());
         let deadline = Instant::now() + std::time::Duration::from_secs(10);
-        // Its own `/proc` is mounted once it is the program that it becomes.
+        // `/proc` of the namespace is mounted once PID 1 has executed its final program.
         while fs::read_to_string(format!("/proc/{}/comm", place.init)).ok().as_deref() != Some("sleep\n") {
             assert!(Instant::now() < deadline, "no PID namespace");
             fs::read_to_string(&children).unwrap().trim().clone_into(&mut place.init);
@@ -250,13 +250,13 @@ impl NoReaper {
 
 impl Drop for NoReaper {
     fn drop(&mut self) {
-        // PID 1 of the namespace goes with it.
+        // PID 1 of the namespace ends with `unshare`.
         drop(self.unshare.kill());
         drop(self.unshare.wait());
     }
 }
 
-/// Where PID 1 reaps nobody, plugins leave nothing to it: they wait themselves.
+/// If PID 1 does not reap orphans, plugins start no child and wait themselves.
 #[test]
 fn orphans_are_not_left_where_nobody_reaps_them() {
     if !testkit::is_root() {

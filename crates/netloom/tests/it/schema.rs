@@ -1,4 +1,4 @@
-//! The schemas that `netloom schema` prints: true of what the plugins take, of what the pages show, and of themselves.
+//! The schemas that `netloom schema` prints match what the plugins accept, the examples in the documentation, and their own.
 
 use std::{fs, path::Path, process::Command};
 
@@ -18,10 +18,10 @@ fn wrong(schema: &Value, instance: &Value) -> Vec<String> {
     validator.iter_errors(instance).map(|error| format!("{}: {error}", error.instance_path())).collect()
 }
 
-/// What the comparison with the reference attaches is no error to an editor; what is one there is in its configuration.
+/// The schema accepts the configurations of the parity tests, except those that are refused because of their text.
 #[test]
 fn configurations_that_work_fit() {
-    // Of the others, these are refused for what their text says.
+    // These are refused because of their text.
     const REFUSED: [&str; 4] = [
         r#""vlan":4095"#,
         r#""vlanId":4095"#,
@@ -46,7 +46,7 @@ fn configurations_that_work_fit() {
     assert!(seen >= 180, "{seen}");
 }
 
-/// Every list on the pages fits, and every page has one.
+/// Every list in the documentation is valid, and every plugin's page has one.
 #[test]
 fn the_pages_examples_fit() {
     let list = schema(&[]);
@@ -71,7 +71,7 @@ fn the_pages_examples_fit() {
     }
 }
 
-/// The example of every key fits what is said of the key.
+/// The example of every key is valid for that key.
 #[test]
 fn examples_fit_their_own_keys() {
     for plugin in PLUGINS {
@@ -83,7 +83,7 @@ fn examples_fit_their_own_keys() {
                 let path = format!("{path}.{key}");
                 for example in value["examples"].as_array().into_iter().flatten() {
                     let mut alone = value.clone();
-                    // It may lead to a definition of the whole.
+                    // The key may refer to a definition in the whole schema.
                     alone.as_object_mut().unwrap().remove("allOf");
                     assert!(wrong(&alone, example).is_empty(), "{plugin}{path}: {example}");
                 }
@@ -93,7 +93,7 @@ fn examples_fit_their_own_keys() {
     }
 }
 
-/// The values that a key can have are those that the plugin takes.
+/// The values that a schema lists are those that the plugin accepts.
 #[test]
 fn listed_values_are_those_that_are_taken() {
     if !testkit::is_root() {
@@ -110,7 +110,7 @@ fn listed_values_are_those_that_are_taken() {
                 let conf = json!({"cniVersion": "1.1.0", "name": "lab", "type": plugin, key: value, "master": "up0",
                     "ipam": {"type": "host-local", "subnet": "10.88.0.0/16"}});
                 let answer = Call::new(&host, &OURS, "none").call("STATUS", &conf);
-                // Firewalld does not run here, which is another error.
+                // firewalld is not running, which is a different error.
                 let refused = !answer.ok && [2, 7].contains(&answer.error().0);
                 assert_eq!(refused, value == "no such", "{conf}: {answer:?}");
                 tried += 1;

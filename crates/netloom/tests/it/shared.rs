@@ -1,4 +1,4 @@
-//! A node on which the Go reference plugins and ours work side by side on one state.
+//! A node on which the reference plugins and ours work on one state.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -16,7 +16,7 @@ fn left(host: &Host) -> String {
     host.sh("ip -br link | grep -c veth || true; ls /var/lib/cni/networks/lab | grep -c : || true; ls /var/lib/cni/networks/lab | grep -c ^10 || true")
 }
 
-/// What one adds the other checks and deletes, with and without what the first answered.
+/// One implementation checks and deletes what the other added, with and without the result of the ADD.
 #[test]
 fn one_deletes_what_the_other_added() {
     let Some(peers) = testkit::peers().filter(|_| testkit::is_root()) else { return };
@@ -39,7 +39,7 @@ fn one_deletes_what_the_other_added() {
     }
 }
 
-/// Both take addresses from one folder at the same time: 500 containers, 32 at once, no address twice, none left.
+/// Both allocate addresses from one store concurrently: 500 containers, 32 at once, no duplicate, and none left reserved.
 #[test]
 fn no_address_is_given_twice() {
     const CONTAINERS: usize = 500;
@@ -67,7 +67,7 @@ fn no_address_is_given_twice() {
                     return given;
                 }
                 given.extend(run("ADD", index));
-                // Some leave early, so that freed addresses are in play too.
+                // Some containers leave early, so that released addresses are allocated again.
                 if index.is_multiple_of(5) {
                     run("DEL", index);
                     given.truncate(given.len() - 2);
@@ -89,7 +89,7 @@ fn no_address_is_given_twice() {
     assert_eq!(host.sh("ls /var/lib/cni/networks/lab | grep -c -e : -e ^10 || true").trim(), "0");
 }
 
-/// Our runtime drives the Go plugins, and goes on with what the Go runtime's own files say.
+/// Our runtime calls the reference plugins and continues from the cache files of libcni.
 #[test]
 fn our_runtime_drives_their_plugins() {
     let Some(peers) = testkit::peers().filter(|_| testkit::is_root()) else { return };
@@ -109,7 +109,7 @@ fn our_runtime_drives_their_plugins() {
     assert_eq!(host.sh("ip netns exec c1 cat /proc/sys/net/core/somaxconn").trim(), "500");
     assert!(host.succeeds("ip netns exec c1 ping -c 1 -W 2 10.88.0.1"));
     tool("check");
-    // A file in the form of the Go runtime: keys in its order, and one key in another case, as ocicni has it.
+    // A cache file as libcni writes it: keys in its order, and one key in another case, as ocicni writes it.
     let path = host.sh("ls /var/lib/cni/results/*");
     let file = host.path(path.trim());
     let cached: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();

@@ -1,6 +1,6 @@
-//! An ADD that fails at any of its steps leaves host, container and disk as they were.
+//! An ADD that fails at any step leaves host, container and disk as they were.
 //!
-//! Runs in process, with `kernel::fault` making the n-th change fail: for n = 0, 1, … until the ADD gets through.
+//! The plugins run in process. `kernel::fault` fails the n-th change, for n = 0, 1, … until the ADD succeeds.
 
 use std::{
     os::unix::fs::symlink,
@@ -15,7 +15,7 @@ use testkit::Host;
 
 use crate::lab::dual_stack;
 
-/// A host, and a folder in which this test program is every plugin: delegated ones are called in process.
+/// A host, and a folder in which this test program is every plugin, so that delegated plugins are called in process.
 struct Lab {
     host: Host,
     bin: PathBuf,
@@ -63,7 +63,7 @@ impl Lab {
         (ok, serde_json::from_slice(&stdout).unwrap_or(Value::Null))
     }
 
-    /// Looks at the host, the inside of the container, and the reservations.
+    /// Returns the state of the host, the container and the reservations.
     fn state(&self) -> Value {
         let host = serde_json::to_value(&self.host.snapshot().0).unwrap();
         let mut inside = json!([]);
@@ -82,7 +82,7 @@ impl Lab {
                 files.push(file.path().display().to_string());
             }
         }
-        // Which address was given out last is remembered whatever becomes of it; the table comes with the folder.
+        // The last reserved address is kept after a failure. The index is created with the folder.
         let stays = |file: &str| {
             ["last_reserved_ip", "lock", ".netloom-index"].iter().any(|name| file.contains(name))
         };
@@ -91,7 +91,7 @@ impl Lab {
         json!({"host": host, "inside": inside, "files": files})
     }
 
-    /// Runs work on a thread that is in the host's namespace, and ends there.
+    /// Runs a closure on a temporary thread in the host's network namespace.
     fn on_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let netns = PathBuf::from(format!("/proc/{}/ns/net", self.host.pid()));
         std::thread::scope(|scope| {
@@ -106,7 +106,7 @@ impl Lab {
     }
 }
 
-/// Fails each step of an ADD in turn; gives how many steps there were.
+/// Fails each step of an ADD in turn and returns the number of steps.
 fn fail_each_step(lab: &Lab, conf: &Value, prev: &Value) -> u32 {
     let before = lab.state();
     for steps in 0.. {
@@ -115,7 +115,7 @@ fn fail_each_step(lab: &Lab, conf: &Value, prev: &Value) -> u32 {
         let got_through = inject::reset();
         if got_through {
             assert!(ok, "{answer}");
-            // What follows on this host finds it as this did.
+            // The next ADD on this host must find the same state.
             let (ok, answer) = lab.call("DEL", conf, &answer);
             assert!(ok, "{answer}");
             return steps;
@@ -136,7 +136,7 @@ fn fail_each_step(lab: &Lab, conf: &Value, prev: &Value) -> u32 {
     unreachable!()
 }
 
-/// The first container of a host: also the bridge is taken away again. What stays is the empty ruleset's tables.
+/// The first container of a host: a failed ADD removes the bridge too. Only the empty tables stay.
 #[test]
 fn the_first_add_is_undone_at_each_step() {
     if !testkit::is_root() {
@@ -152,7 +152,7 @@ fn the_first_add_is_undone_at_each_step() {
     assert!(steps >= 15, "{steps}");
 }
 
-/// A later container, with everything that a bridge can do.
+/// A later container, with all features of a bridge.
 #[test]
 fn a_later_add_is_undone_at_each_step() {
     if !testkit::is_root() {
@@ -175,7 +175,7 @@ fn a_later_add_is_undone_at_each_step() {
         conf["name"] = json!(format!("net{}", extra.to_string().len()));
         lab.host.container("c1");
         lab.on_host(|| {
-            // A first container makes what the network keeps.
+            // The first container creates what the network keeps.
             let (ok, result) = lab.call("ADD", &conf, &Value::Null);
             assert!(ok, "{result}");
             assert!(lab.call("DEL", &conf, &result).0);
@@ -186,7 +186,7 @@ fn a_later_add_is_undone_at_each_step() {
     }
 }
 
-/// A routed container, of both families.
+/// A routed container with both families.
 #[test]
 fn a_routed_add_is_undone_at_each_step() {
     if !testkit::is_root() {
@@ -197,7 +197,7 @@ fn a_routed_add_is_undone_at_each_step() {
     let mut conf = dual_stack();
     conf["type"] = json!("ptp");
     lab.on_host(|| {
-        // The tables are the host's; a first container makes them.
+        // The tables belong to the host. The first container creates them.
         let (ok, result) = lab.call("ADD", &conf, &Value::Null);
         assert!(ok, "{result}");
         assert!(lab.call("CHECK", &conf, &result).0);
@@ -221,7 +221,7 @@ fn a_published_port_is_undone_at_each_step() {
         let (ok, mut prev) = lab.call("ADD", &dual_stack(), &Value::Null);
         assert!(ok, "{prev}");
         prev["interfaces"][2]["sandbox"] = json!("c1");
-        // The tables are the host's; the first mapping makes them.
+        // The tables belong to the host. The first published port creates them.
         assert!(lab.call("ADD", &portmap, &prev).0);
         assert!(lab.call("DEL", &portmap, &prev).0);
         lab.host.sh("echo 0 >/proc/sys/net/ipv4/conf/br0/route_localnet");
@@ -230,7 +230,7 @@ fn a_published_port_is_undone_at_each_step() {
     });
 }
 
-/// What every other chained plugin does, behind a bridge.
+/// Every other chained plugin, behind a bridge.
 #[test]
 fn chained_plugins_are_undone_at_each_step() {
     if !testkit::is_root() {
@@ -275,14 +275,14 @@ fn chained_plugins_are_undone_at_each_step() {
                     let (ok, mut prev) = lab.call("ADD", &dual_stack(), &Value::Null);
                     assert!(ok, "{prev}");
                     prev["interfaces"][2]["sandbox"] = json!("c1");
-                    // Tables and chains are the host's, and the guard is the network's; the first container makes them.
+                    // Tables and chains belong to the host, and the guard to the network. The first container creates them.
                     let before = lab.state();
                     let (ok, result) = lab.call("ADD", &conf, &prev);
                     assert!(ok, "{result}");
                     let (ok, checked) = lab.call("CHECK", &conf, &prev);
                     assert!(ok, "{checked}");
                     assert!(lab.call("DEL", &conf, &prev).0);
-                    // What DEL leaves to the interface's end, which comes next.
+                    // DEL leaves these to the removal of the interface, which follows.
                     if conf["type"] == "bandwidth" {
                         lab.host.sh("tc qdisc del dev $(ls /sys/class/net | grep veth) root || true
                                      tc qdisc del dev $(ls /sys/class/net | grep veth) ingress || true");
@@ -302,7 +302,7 @@ fn chained_plugins_are_undone_at_each_step() {
     });
 }
 
-/// Interface plugins whose work is in the container alone; a device of the host is back as it was.
+/// Interface plugins that work in the container only. A host device returns in its previous state.
 #[test]
 fn single_links_are_undone_at_each_step() {
     if !testkit::is_root() {
@@ -319,7 +319,7 @@ fn single_links_are_undone_at_each_step() {
         (json!({"type": "host-device", "device": "up0", "ipam": dual}), 8),
         (json!({"type": "host-device", "device": "down0"}), 3),
     ];
-    // On another kernel only what this machine's own lacks.
+    // On another kernel, only the features that this machine's kernel lacks.
     let wanted = std::env::var("NETLOOM_KINDS").ok();
     std::thread::scope(|scope| {
         for (mut conf, least) in cases {
@@ -371,7 +371,7 @@ fn loopback_is_undone_at_each_step() {
     lab.on_host(|| assert_eq!(fail_each_step(&lab, &conf, &Value::Null), 1));
 }
 
-/// The folder of this test program is one in which delegated plugins are found to be linked.
+/// Delegated plugins in this test program's folder count as linked.
 #[test]
 fn delegated_plugins_are_called_in_process() {
     if !testkit::is_root() {
@@ -379,7 +379,7 @@ fn delegated_plugins_are_called_in_process() {
     }
     let lab = Lab::new();
     lab.host.container("c1");
-    // As a process this program would run all its tests, and answer with no result.
+    // As a process, this program would run all its tests and print no result.
     let (ok, result) = lab.on_host(|| lab.call("ADD", &dual_stack(), &Value::Null));
     assert!(ok && Path::new(&lab.data).join("lab/10.88.0.2").exists(), "{result}");
 }

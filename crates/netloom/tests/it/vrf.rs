@@ -1,4 +1,4 @@
-//! `vrf` beside the reference's, on a kernel that has VRFs: this machine's, or the one that `other_kernel.rs` starts.
+//! `vrf` compared with the reference plugin, on a kernel with VRFs: this machine's, or the one that `other_kernel.rs` starts.
 
 use std::path::Path;
 
@@ -65,7 +65,7 @@ fn seen(bin: &Path, conf: &Value) -> Seen {
         flatten(&format!("/del/{index}"), &deleted, &mut seen);
         inside(&mut seen, &format!("/after/{index}"));
     }
-    // Without anything left to do.
+    // A second DEL, with nothing left to remove.
     flatten("/del/again", &outcome(&first.call("DEL", conf), &Names::of(&host)), &mut seen);
     seen
 }
