@@ -202,9 +202,15 @@ fn a_cluster_goes_from_flannel<P: Place>() {
     assert!(!lab.hosts[2].succeeds("ip link show flannel.1"));
     assert!(!lab.hosts[2].succeeds("ip link show flannel-v6.1"));
     assert_eq!(prefixes(&lab.status(2)), SUBNETS);
-    let found = P::read(&lab);
-    let third = found.iter().find(|(subnets, _)| *subnets == SUBNETS).unwrap();
-    assert!(found.len() == 3 && third.1["BackendData"]["VtepMAC"] != MAC4, "{found:?}");
+    // A node is ready before its store has written what flannel's nodes read.
+    let published = |found: &Vec<(_, Value)>| {
+        let third = found.iter().find(|(subnets, _)| *subnets == SUBNETS);
+        found.len() == 3 && third.is_some_and(|(_, lease)| lease["BackendData"]["VtepMAC"] != MAC4)
+    };
+    let started = Instant::now();
+    while !published(&P::read(&lab)) {
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", P::read(&lab));
+    }
     reach(&lab);
     // flannel's plugin finds its file.
     for line in ["FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_SUBNET=10.244.99.1/24", "FLANNEL_MTU=1430"] {
