@@ -189,7 +189,7 @@ impl Unstable {
             fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
         }
         let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        let source = format!("deb [signed-by={keyring}] {} sid main\n", mirror());
+        let source = format!("deb [signed-by={keyring}] {} sid main\n", mirror()?);
         let list = unstable.dir.join("sources.list");
         fs::write(&list, source).map_err(|error| format!("{}: {error}", list.display()))?;
         run_with(unstable.apt_get().arg("update"))?;
@@ -234,7 +234,7 @@ impl Unstable {
 }
 
 /// Returns the first mirror of Debian that this machine's apt is configured for.
-fn mirror() -> String {
+fn mirror() -> Result<String, String> {
     let output = Command::new("apt-get")
         .args([
             "indextargets",
@@ -246,5 +246,8 @@ fn mirror() -> String {
         ])
         .output();
     let uris = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    uris.lines().next().map_or_else(|| "http://deb.debian.org/debian".to_owned(), str::to_owned)
+    uris.lines()
+        .next()
+        .map(str::to_owned)
+        .ok_or_else(|| "apt has no index of Debian on this machine: run `apt-get update` first".to_owned())
 }
