@@ -203,12 +203,13 @@ pub fn look(socket: &Socket, link: &Link) -> Result<(Option<Root>, bool)> {
         // at all of a discipline that it made itself, so the end is the acknowledgement.
         let message = Message::new(libc::RTM_GETQDISC, REQUEST | ECHO | ACK, &tcmsg(link, 0, parent, 0));
         let mut found = None;
-        let asked = socket.ask_for_any(
+        let asked = socket.ask_until(
             message,
             "look at the queues of",
             &format_args!("`{}`", link.name),
             |received| {
                 found = found.take().or_else(|| read_root(&received));
+                false
             },
         );
         match asked {

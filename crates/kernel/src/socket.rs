@@ -227,22 +227,9 @@ impl Socket {
         })
     }
 
-    /// Requests an object that the kernel may not report. The message requests an acknowledgement ([`ACK`]), which ends the
-    /// exchange.
-    pub(crate) fn ask_for_any(
-        &self,
-        message: Message,
-        doing: &'static str,
-        object: &dyn fmt::Display,
-        mut read: impl FnMut(Received<'_>),
-    ) -> Result<()> {
-        self.ask_until(message, doing, object, |received| {
-            read(received);
-            false
-        })
-    }
-
-    fn ask_until(
+    /// Requests an object, and reads until the refusal, the acknowledgement if the message requests one ([`ACK`]), or until `read` returns
+    /// true.
+    pub(crate) fn ask_until(
         &self,
         message: Message,
         doing: &'static str,

@@ -141,7 +141,7 @@ pub(crate) fn find(
 }
 
 /// Returns the cached attachment, of any network, that has the interface which a DEL for `container` on `list` would remove, if that is
-/// another attachment. A plugin's DEL removes the interface by its name, whoever created it.
+/// another attachment. A plugin's DEL removes the interface by its name, regardless of its owner.
 ///
 /// # Errors
 /// If the state cannot be read.

@@ -1,4 +1,4 @@
-//! Network namespaces that `run` and `demo` create, and the lock files by which `gc` finds the ones a killed process left.
+//! Network namespaces that `run` and `demo` create, and the lock files that show `gc` which ones a killed process left.
 
 use std::{
     fs::{self, File},
