@@ -230,28 +230,6 @@ fn read_root(received: &Received<'_>) -> Option<Root> {
     Some(Root { kind, bucket })
 }
 
-/// Returns the indices of the links that [`redirect`] targets.
-///
-/// # Errors
-/// If the kernel refuses the request.
-pub fn redirect_targets(socket: &Socket) -> Result<Vec<u32>> {
-    let mut targets = Vec::new();
-    // By the list of links, which is read anew if it changes; see `look`.
-    for link in link::list(socket)? {
-        let message = Message::new(RTM_GETTFILTER, REQUEST | DUMP, &tcmsg(&link, 0, INGRESS_HANDLE, 0));
-        let found =
-            socket.dump(&message, "list the filters of", &format_args!("`{}`", link.name), |received| {
-                let options = Attrs::after(received.payload, TCMSG).find(libc::TCA_OPTIONS)?;
-                let action = Attrs(Attrs(options).find(U32_ACT)?).next()?.1;
-                let mirred = Attrs(Attrs(action).find(ACT_OPTIONS)?).find(MIRRED_PARMS)?;
-                read_u32(mirred.get(24..)?)
-            });
-        // The link may be gone already.
-        targets.extend(crate::error::absent_is_none(found)?.unwrap_or_default());
-    }
-    Ok(targets)
-}
-
 pub(crate) fn read_bucket(options: &[u8]) -> Option<(u64, u32, u32)> {
     let parameters = Attrs(options).find(TBF_PARMS)?;
     let rate = match Attrs(options).find(TBF_RATE64) {

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use kernel::{
     Kind, Protocol, Socket, deferred,
-    link::{self, Change, Driver, Link, New},
+    link::{self, Driver, Link, New},
     qdisc::{self, Bucket, OtherSide, Part},
 };
 use netloom_plugin::{Attachment, Error, Plugin, Request, Sandbox, SpecVersion, Undo, result::v100::Success};
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::{
     cleanup,
     container_netns::ContainerNetns,
-    error::{Errors, Explain, check_failed, invalid},
+    error::{Explain, check_failed, invalid},
     interface,
     owner::Owner,
     prev_result::{host_end, prev_result},
@@ -266,35 +266,9 @@ impl Plugin for Bandwidth {
     }
 
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
-        let mut errors = Errors::default();
-        errors.note(cleanup::gc_links(request, valid));
-        // An ifb without alias belongs to the reference plugin or to an ADD that was killed. It is stale if no link redirects
-        // to it and its name is not that of a valid attachment.
-        let host = Socket::open(Protocol::Route).explain()?;
-        let network = request.config.name.as_str();
-        let known = |name: &String| {
-            valid.iter().any(|a| {
-                Owner { network, container: &a.container_id, ifname: &a.ifname }
-                    .limiting_links()
-                    .contains(name)
-            })
-        };
-        let mut unmarked = link::list(&host).explain()?;
-        unmarked.retain(|it| {
-            it.kind.as_deref() == Some("ifb")
-                && it.alias.is_none()
-                && it.name.len() == 15
-                && it.name.starts_with("bwp")
-                && !known(&it.name)
-        });
-        if !unmarked.is_empty() {
-            let in_use = qdisc::redirect_targets(&host).explain()?;
-            unmarked.retain(|ifb| !in_use.contains(&ifb.index));
-            for refused in link::remove_all(&host, &unmarked) {
-                errors.note(Err::<(), _>(refused).explain());
-            }
-        }
-        errors.into_result()
+        // An ifb without a mark whose group is not this network's is another network's or another program's: an ADD may have
+        // created it a moment ago.
+        cleanup::gc_links(request, valid)
     }
 }
 
@@ -317,14 +291,11 @@ fn create_ifb(host: &Socket, owner: &Owner<'_>, mtu: u32, undo: &mut Undo) -> Re
                 None => Ok(()),
             }
         })?;
-        let new = New { mtu: Some(mtu), queue: Some(0), up: true, ..New::of(&name, Driver::Ifb) };
+        let group = Some(owner.unmarked_group());
+        let new = New { mtu: Some(mtu), queue: Some(0), group, up: true, ..New::of(&name, Driver::Ifb) };
         link::create(host, &new).explain()?;
-        // Seen on a busy host: the first ifb disappears right after its creation. A second one stays.
-        if link::find(host, &name).explain()?.is_none() {
-            link::create(host, &new).explain()?;
-        }
         let ifb = link::require(host, &name).explain()?;
-        link::change(host, &ifb, &Change { alias: Some(&mark), ..Change::default() }).explain()?;
+        link::change(host, &ifb, &cleanup::marked(&mark)).explain()?;
         return Ok(ifb);
     }
     Err(invalid("no name is free for the ifb that limits what the container sends")

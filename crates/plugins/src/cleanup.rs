@@ -1,6 +1,9 @@
 //! Removal of an attachment's objects (DEL) and of stale ones (GC), for objects that several plugins create.
 
-use kernel::{Kind, Protocol, Socket, deferred, link};
+use kernel::{
+    Kind, Protocol, Socket, deferred,
+    link::{self, Change},
+};
 use netloom_plugin::{Attachment, Code, Error, Request, Sandbox};
 use ruleset::{masquerade, reference, spoof};
 
@@ -44,6 +47,13 @@ pub(crate) fn require_nftables() -> Result<(), Error> {
     })
 }
 
+/// Returns the change that marks a link which was created in its network's [`Owner::unmarked_group`].
+///
+/// A link can have a group from its creation, but no alias. If the ADD is killed between the two, GC finds the link by the group.
+pub(crate) fn marked(mark: &str) -> Change<'_> {
+    Change { alias: Some(mark), group: Some(0), ..Change::default() }
+}
+
 /// Removes host links of this network that belong to no valid attachment.
 pub(crate) fn gc_links(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
     let network = request.config.name.as_str();
@@ -54,7 +64,9 @@ pub(crate) fn gc_links(request: &Request, valid: &[Attachment]) -> Result<(), Er
     for link in link::list(&host).explain()? {
         match &link.alias {
             Some(mark) if is_stale(mark, network, valid) => stale.push(link),
-            None if link.group == group && link.kind.as_deref() == Some("veth") => unmarked.push(link),
+            None if link.group == group && matches!(link.kind.as_deref(), Some("veth" | "ifb")) => {
+                unmarked.push(link);
+            }
             _ => {}
         }
     }

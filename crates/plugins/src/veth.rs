@@ -7,7 +7,7 @@ use kernel::{
 };
 use netloom_plugin::{Code, Error, Sandbox, Undo};
 
-use crate::{container_netns::ContainerNetns, error::Explain, owner::Owner};
+use crate::{cleanup::marked, container_netns::ContainerNetns, error::Explain, owner::Owner};
 
 /// Properties of a new veth pair.
 #[derive(Debug, Clone, Copy)]
@@ -82,11 +82,8 @@ pub(crate) fn create(
 }
 
 /// Returns the change that sets the host end up and marks it.
-///
-/// Until then its group identifies the network: a link can have a group from its creation, but no alias. If the ADD is killed
-/// in between, GC finds the link by the group.
 pub(crate) fn up_and_marked(mark: &str) -> Change<'_> {
-    Change { up: Some(true), alias: Some(mark), group: Some(0), ..Change::default() }
+    Change { up: Some(true), ..marked(mark) }
 }
 
 /// Removes the veth pair by either end: the host end by its name and mark, the container end by its name.

@@ -182,6 +182,8 @@ pub struct New<'a> {
     pub mac: Option<Mac>,
     /// Length of the transmit queue in packets; `None` for the driver's choice.
     pub queue: Option<u32>,
+    /// Link group; `None` for the default group.
+    pub group: Option<u32>,
     /// Whether the link is created administratively up.
     pub up: bool,
 }
@@ -189,7 +191,17 @@ pub struct New<'a> {
 impl<'a> New<'a> {
     /// Returns parameters with only name and driver; the link is down.
     pub fn of(name: &'a str, driver: Driver) -> Self {
-        Self { name, driver, over: None, netns: None, mtu: None, mac: None, queue: None, up: false }
+        Self {
+            name,
+            driver,
+            over: None,
+            netns: None,
+            mtu: None,
+            mac: None,
+            queue: None,
+            group: None,
+            up: false,
+        }
     }
 }
 
@@ -204,9 +216,12 @@ pub fn create(socket: &Socket, new: &New<'_>) -> Result<()> {
     let fixed = ifinfo(0, 0, if new.up { up } else { 0 }, if new.up { up } else { 0 });
     let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | CREATE | EXCL, &fixed);
     message.text(libc::IFLA_IFNAME, new.name);
-    for (kind, value) in
-        [(libc::IFLA_LINK, new.over), (libc::IFLA_MTU, new.mtu), (libc::IFLA_TXQLEN, new.queue)]
-    {
+    for (kind, value) in [
+        (libc::IFLA_LINK, new.over),
+        (libc::IFLA_MTU, new.mtu),
+        (libc::IFLA_TXQLEN, new.queue),
+        (libc::IFLA_GROUP, new.group),
+    ] {
         if let Some(value) = value {
             message.u32(kind, value);
         }

@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 use testkit::Host;
 
-use crate::lab::{OURS, dual_stack};
+use crate::lab::{Call, OURS, dual_stack};
 
 /// Duration in seconds, and number of workers. `NETLOOM_GC_SECONDS` and `NETLOOM_GC_WORKERS` override them for longer runs.
 const SECONDS: u64 = 6;
@@ -88,4 +88,20 @@ fn gc_takes_nothing_from_the_living() {
     let left = host.sh("ip -br link | grep veth || true; ls /var/lib/cni/networks/lab | grep -e : -e ^10 || true; ls /var/lib/cni/results");
     assert_eq!(left, "");
     assert!(!host.sh("nft list ruleset").contains("elements ="));
+}
+
+/// An ADD on another network, ours or the reference plugin's, creates its ifb first and marks or uses it afterwards. GC in between
+/// leaves it alone.
+#[test]
+fn gc_leaves_an_ifb_that_may_be_in_creation() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.sh("ip link add bwp0123456789ab type ifb; ip link add bwpfedcba987654 group 7 type ifb");
+    let conf = serde_json::json!({"cniVersion": "1.1.0", "name": "lab", "type": "bandwidth",
+                                  "cni.dev/valid-attachments": []});
+    Call::new(&host, &OURS, "gc").call("GC", &conf).result("GC");
+    let left = host.sh("ip -br link show type ifb | grep -c ^bwp || true");
+    assert_eq!(left.trim(), "2");
 }
