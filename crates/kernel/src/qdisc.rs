@@ -6,9 +6,9 @@ use ipnet::IpNet;
 
 use crate::{
     error::Result,
-    link::{self, Link},
+    link::Link,
     message::{Attrs, Message, Received, read_text, read_u32},
-    socket::{ACK, CREATE, DUMP, EXCL, REQUEST, Socket},
+    socket::{ACK, CREATE, EXCL, REQUEST, Socket},
 };
 
 /// A token bucket.
@@ -291,7 +291,6 @@ const TCMSG: usize = 20;
 const ECHO: u16 = libc::NLM_F_ECHO as u16;
 const RTM_NEWTCLASS: u16 = 40;
 const RTM_NEWTFILTER: u16 = 44;
-const RTM_GETTFILTER: u16 = 46;
 const TC_H_ROOT: u32 = 0xffff_ffff;
 const TC_H_INGRESS: u32 = 0xffff_fff1;
 const INGRESS_HANDLE: u32 = 0xffff_0000;

@@ -105,28 +105,31 @@ pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
     }
 }
 
-/// Enables forwarding for an address's family in the calling thread's namespace, which must be the socket's too. The current
-/// state is queried over the socket, which is faster than opening the setting.
+/// Enables forwarding for an address's family in the calling thread's namespace, which must be the socket's too.
 ///
 /// # Errors
 /// If the kernel refuses the request.
-#[doc(alias = "RTM_GETNETCONF")]
 pub fn ensure_forwarding(socket: &Socket, address: IpAddr) -> Result<()> {
-    let (family, setting) = match address {
-        IpAddr::V4(_) => (libc::AF_INET as u8, Setting::Ipv4Forward),
-        IpAddr::V6(_) => (libc::AF_INET6 as u8, Setting::Ipv6Forward),
-    };
-    let mut message = Message::new(RTM_GETNETCONF, REQUEST, &[family, 0, 0, 0]);
+    if is_forwarding(socket, address) { Ok(()) } else { ensure(forwarding_of(address), "1") }
+}
+
+/// Returns the setting that enables forwarding for an address's family.
+pub fn forwarding_of(address: IpAddr) -> Setting<'static> {
+    if address.is_ipv4() { Setting::Ipv4Forward } else { Setting::Ipv6Forward }
+}
+
+/// Returns whether the socket's namespace forwards packets of an address's family. False if IPv6 is disabled, where the kernel
+/// refuses the request, which is faster than opening the setting.
+#[doc(alias = "RTM_GETNETCONF")]
+pub fn is_forwarding(socket: &Socket, address: IpAddr) -> bool {
+    let mut message = Message::new(RTM_GETNETCONF, REQUEST, &[crate::addr::family(address), 0, 0, 0]);
     message.u32(NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL);
     let mut forwards = None;
     let read = |received: Received<'_>| {
         forwards = Attrs::after(received.payload, 4).find(NETCONFA_FORWARDING).and_then(read_u32);
     };
-    // If IPv6 is disabled the kernel refuses the request, and nothing needs to be set.
-    match socket.ask(message, "read", &"whether the host forwards", read) {
-        Ok(()) if forwards.is_some_and(|forwards| forwards != 0) => Ok(()),
-        _ => ensure(setting, "1"),
-    }
+    socket.ask(message, "read", &"whether the host forwards", read).is_ok()
+        && forwards.is_some_and(|forwards| forwards != 0)
 }
 
 /// Writes a setting of a new link without reading it first. Succeeds if the kernel does not have the setting.

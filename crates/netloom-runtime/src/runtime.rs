@@ -161,13 +161,21 @@ impl<E: Executor> Runtime<E> {
         }
     }
 
+    /// Returns whether the list's version has STATUS. For older versions [`Self::status`] succeeds without calling a plugin.
+    ///
+    /// # Errors
+    /// If the version is invalid.
+    pub fn has_status(&self, list: &NetworkList) -> Result<bool, Error> {
+        Ok(semver_of(list)? >= SemVer::from(SpecVersion::V1_1_0))
+    }
+
     /// Calls STATUS of every plugin. Versions before 1.1.0 do not have STATUS and count as ready.
     ///
     /// # Errors
     /// If a plugin is not ready; the error is that of the first one.
     pub fn status(&self, list: &NetworkList) -> Result<(), Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
-        if semver_of(list)? < SemVer::from(SpecVersion::V1_1_0) {
+        if !self.has_status(list)? {
             return Ok(());
         }
         for plugin in &list.plugins {

@@ -10,6 +10,7 @@ mod icmp_echo;
 mod install;
 mod list;
 mod networks;
+mod probe;
 mod run;
 mod temporary_netns;
 
@@ -64,8 +65,10 @@ enum Command {
     )]
     Add(cnitool::Attach),
     /// Check that an attachment still matches the result of `add`
-    #[command(after_help = "Examples:\n  netloom check lab /run/netns/c1\n  netloom check lab 4f1d0c9a")]
-    Check(cnitool::Attach),
+    #[command(
+        after_help = "Examples:\n  netloom check lab /run/netns/c1\n  netloom check lab 4f1d0c9a\n  netloom check lab web --deep"
+    )]
+    Check(cnitool::Check),
     /// Detach a container or network namespace from a network
     #[command(after_help = "Examples:\n  netloom del lab /run/netns/c1\n  netloom del lab 4f1d0c9a --force")]
     Del(cnitool::Detach),

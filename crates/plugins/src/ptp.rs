@@ -141,6 +141,7 @@ impl Plugin for Ptp {
         let outside = veth::host_end(&host, &container, &inside)?
             .ok_or_else(|| check_failed(format!("the host end of `{}` is not on this host", inside.name)))?;
         for ip in &prev.ips {
+            veth::require_forwarding(&host, ip.address.addr())?;
             let towards = route::link_towards(&host, ip.address.addr()).explain()?;
             if towards != Some(outside.index) {
                 return Err(check_failed(format!(

@@ -1,13 +1,20 @@
 //! veth pairs between a container and the host. They are created in the container and identified by their owner.
 
+use std::net::IpAddr;
+
 use kernel::{
     Kind, Protocol, Socket, deferred,
     link::{self, Change, Handle, Link, Mac, Veth},
-    netns,
+    netns, sysctl,
 };
 use netloom_plugin::{Code, Error, Sandbox, Undo};
 
-use crate::{cleanup::marked, container_netns::ContainerNetns, error::Explain, owner::Owner};
+use crate::{
+    cleanup::marked,
+    container_netns::ContainerNetns,
+    error::{Explain, check_failed},
+    owner::Owner,
+};
 
 /// Properties of a new veth pair.
 #[derive(Debug, Clone, Copy)]
@@ -126,4 +133,18 @@ pub(crate) fn host_end(
         return Ok(None);
     }
     Ok(link::find_index(host, peer).explain()?.filter(|end| end.peer == Some(inside.index)))
+}
+
+/// Fails if the host does not forward packets of an address's family, as ADD made it do (CHECK).
+pub(crate) fn require_forwarding(host: &Socket, address: IpAddr) -> Result<(), Error> {
+    if sysctl::is_forwarding(host, address) {
+        return Ok(());
+    }
+    let (family, key) = match address {
+        IpAddr::V4(_) => ("IPv4", "net.ipv4.ip_forward"),
+        IpAddr::V6(_) => ("IPv6", "net.ipv6.conf.all.forwarding"),
+    };
+    Err(check_failed(format!("the host does not forward {family} packets: {key} is 0")).details(format!(
+        "set it with `sysctl -w {key}=1`, and find out what turned it off: a file in /etc/sysctl.d or another program"
+    )))
 }

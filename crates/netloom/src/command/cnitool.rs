@@ -11,10 +11,10 @@ use netloom_runtime::{
     Container, Error, Runtime,
     cache::Entry,
     load,
-    types::{NetworkList, Object, json},
+    types::{CniResult, NetworkList, Object, SpecVersion, capability::PortMapping, json},
 };
 
-use super::{Failure, Outcome, Places, find::Target, gc, install, note, say};
+use super::{Failure, Outcome, Places, find::Target, gc, install, note, probe::Probe, say};
 
 /// Arguments of `del`.
 #[derive(Debug, Clone, Args)]
@@ -24,6 +24,16 @@ pub(crate) struct Detach {
     /// Delete the attachment even if another runtime created it
     #[arg(long)]
     force: bool,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Check {
+    #[command(flatten)]
+    attach: Attach,
+    /// Also send packets: to and from the gateway, out of the host, of full size, and to each published port
+    #[arg(long)]
+    deep: bool,
 }
 
 /// Arguments that name an attachment.
@@ -79,12 +89,37 @@ pub(crate) fn add(places: &Places, options: &Attach) -> Outcome {
     Ok(())
 }
 
-pub(crate) fn check(places: &Places, options: &Attach) -> Outcome {
-    let (runtime, list, mut container) = prepare(places, options)?;
-    if let Some(found) = find_attachment(&runtime, &list, options, &container)? {
+pub(crate) fn check(places: &Places, options: &Check) -> Outcome {
+    let (runtime, list, mut container) = prepare(places, &options.attach)?;
+    if let Some(found) = find_attachment(&runtime, &list, &options.attach, &container)? {
         found.apply(&mut container);
     }
-    Ok(runtime.check(&list, &container)?)
+    let checked = runtime.check(&list, &container).map_err(Failure::from);
+    if !options.deep {
+        return checked;
+    }
+    // What CHECK finds is the first fault to report; the probes may show its cause.
+    let probed = probe(&runtime, &list, &container);
+    checked.and(probed)
+}
+
+fn probe(runtime: &Runtime, list: &NetworkList, container: &Container) -> Outcome {
+    let is_it = |entry: &Entry| {
+        entry.network == list.name && entry.container_id == container.id && entry.ifname == container.ifname
+    };
+    let result = |entry: Entry| {
+        let result = CniResult::from_object(&entry.result?, SpecVersion::V0_1_0).ok()?.into_current();
+        Some((result, entry.capability_args))
+    };
+    let cached = runtime.attachments()?.into_iter().find(is_it).and_then(result);
+    let (result, capability_args) = cached.ok_or_else(|| {
+        Failure::new(format!("no result of `{}` on network `{}` is cached", container.id, list.name))
+            .hint("`--deep` takes addresses and ports from the cached result: see `netloom list`")
+    })?;
+    let ports = capability_args.get("portMappings").cloned().unwrap_or_default();
+    let ports: Vec<PortMapping> = serde_json::from_value(ports).unwrap_or_default();
+    let netns = Path::new(&container.netns);
+    Probe { list, netns, ifname: &container.ifname, result: &result, ports: &ports }.run()
 }
 
 pub(crate) fn del(places: &Places, options: &Detach) -> Outcome {
@@ -129,13 +164,22 @@ pub(crate) fn status(places: &Places, options: &Network) -> Outcome {
     for problem in install::foreign_plugins(&netloom_invoke::split_path(&places.bin_path)) {
         note(format!("netloom: {problem}"));
     }
-    Ok(places.runtime().status(&list)?)
+    let runtime = places.runtime();
+    if !runtime.has_status(&list)? {
+        runtime.validate(&list)?;
+        note(format!(
+            "netloom: network `{}` has version {}, and STATUS exists since 1.1.0: only the existence and the versions of its \
+             plugins were checked",
+            list.name, list.cni_version
+        ));
+        return Ok(());
+    }
+    Ok(runtime.status(&list)?)
 }
 
 pub(crate) fn version(places: &Places, options: &VersionOf) -> Outcome {
     let Some(network) = &options.network else {
-        let versions: Vec<&str> =
-            netloom_runtime::types::SpecVersion::ALL.iter().map(|version| version.as_str()).collect();
+        let versions: Vec<&str> = SpecVersion::ALL.iter().map(|version| version.as_str()).collect();
         say(format!(
             "netloom {}\nCNI protocol versions supported: {}",
             env!("CARGO_PKG_VERSION"),
@@ -166,7 +210,7 @@ enum CnitoolVerb {
     /// Attach a network namespace to a network
     Add(Attach),
     /// Check that an attachment still matches the result of add
-    Check(Attach),
+    Check(Check),
     /// Detach a network namespace from a network
     Del(Detach),
     /// Remove attachments of namespaces that no longer exist

@@ -10,6 +10,7 @@ mod cli;
 mod clients;
 mod counts;
 mod crash;
+mod deep;
 mod del;
 mod dhcp;
 mod existing_links;

@@ -7,7 +7,7 @@ use kernel::{
     Kind, Socket,
     addr::{self, Detection},
     bridge::Vlan,
-    link::{self, Change, QuickLink, Veth},
+    link::{self, Change, Link, QuickLink, Veth},
     sysctl::{self, Setting},
 };
 use netloom_plugin::{Error, Undo, result::v100::Success};
@@ -18,8 +18,9 @@ use super::{
     port::set_vlans,
 };
 use crate::{
-    error::{Explain, invalid},
+    error::{Explain, check_failed, invalid},
     owner::Owner,
+    veth,
 };
 
 /// Adds the gateway addresses to the bridge, or to the host's interface in the VLAN, and enables forwarding. Returns the
@@ -53,6 +54,27 @@ pub(super) fn set_up(
         sysctl::ensure_forwarding(host, gateway).explain()?;
     }
     Ok(vlan_link)
+}
+
+/// Checks that the host still has the gateway addresses and forwards (CHECK).
+pub(super) fn check(host: &Socket, bridge: &Link, conf: &Conf, prev: &Success) -> Result<(), Error> {
+    let access = conf.vlans.as_ref().and_then(|vlans| vlans.access);
+    let vlan_link = access.map(|vlan| link::require(host, &vlan_link_name(&bridge.name, vlan)).explain());
+    let vlan_link = vlan_link.transpose()?;
+    let link = vlan_link.as_ref().unwrap_or(bridge);
+    let there = addr::list(host, link).explain()?;
+    for ip in &prev.ips {
+        let Some(gateway) = ip.gateway else { continue };
+        if !there.iter().any(|address| address.net.addr() == gateway) {
+            return Err(check_failed(format!("gateway {gateway} is no address of `{}`", link.name)));
+        }
+        veth::require_forwarding(host, gateway)?;
+    }
+    Ok(())
+}
+
+fn vlan_link_name(bridge: &str, vlan: u16) -> String {
+    format!("{bridge}.{vlan}")
 }
 
 /// Removes a gateway address that this ADD added, unless another container's port depends on it by now.
@@ -110,7 +132,7 @@ fn ensure_vlan_link(
     vlan: u16,
     undo: &mut Undo,
 ) -> Result<QuickLink, Error> {
-    let name = format!("{}.{vlan}", bridge.name);
+    let name = vlan_link_name(&bridge.name, vlan);
     if name.len() > 15 {
         return Err(invalid(format!("interface name {name:?} is longer than 15 characters"))
             .details("the gateway of a VLAN needs an interface BRIDGE.VLAN: use a shorter `bridge`"));

@@ -128,6 +128,9 @@ pub(super) fn check(request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
     if outside.master != Some(bridge.index) {
         return Err(check_failed(format!("`{}` is no port of bridge `{}`", outside.name, bridge.name)));
     }
+    if conf.gateway && conf.ipam.is_some() {
+        gateway::check(&host, &bridge, &conf, &prev)?;
+    }
     check_rules(&conf, &owner, &outside.name, &inside, &prev)?;
     container.compare(&inside, &prev)
 }
