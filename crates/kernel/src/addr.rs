@@ -81,6 +81,15 @@ pub fn list(socket: &Socket, link: &dyn Named) -> Result<Vec<Address>> {
     })
 }
 
+/// Lists the addresses of all links, of both families.
+///
+/// # Errors
+/// If the kernel refuses the request.
+pub fn list_all(socket: &Socket) -> Result<Vec<Address>> {
+    let message = Message::new(libc::RTM_GETADDR, REQUEST | DUMP, &[0; IFADDR]);
+    socket.dump(&message, "list", &"addresses", |received| read(&received))
+}
+
 pub(crate) fn read(received: &Received<'_>) -> Option<Address> {
     if received.kind != libc::RTM_NEWADDR {
         return None;

@@ -14,6 +14,7 @@ pub mod bridge;
 pub mod conntrack;
 pub mod decode;
 pub mod deferred;
+pub mod echo;
 mod error;
 pub mod events;
 mod family;

@@ -315,13 +315,14 @@ fn remove_by_group(socket: &Socket, links: &[Link]) -> Result<Vec<Error>> {
         .into_iter()
         .find(|group| !taken.contains(group))
         .ok_or_else(|| Error::new("find a group for", "links to remove", Errno::BUSY))?;
-    let mut refused = socket.change_all(links.iter().map(|link| {
+    let refused = socket.change_all(links.iter().map(|link| {
         let mut message = Message::new(libc::RTM_SETLINK, REQUEST, &ifinfo(0, link.index, 0, 0));
         message.u32(libc::IFLA_GROUP, group);
         Request { message, doing: "remove link", object: format!("`{}`", link.name) }
     }));
     // These requests set a group, so `change_all` does not know that an absent link is no failure.
-    refused.retain(|error| error.kind() != Kind::NotFound);
+    let refused = refused.into_iter().map(|(_, error)| error).filter(|error| error.kind() != Kind::NotFound);
+    let refused = refused.collect();
     let mut message = Message::new(libc::RTM_DELLINK, REQUEST, &ifinfo(0, 0, 0, 0));
     message.u32(libc::IFLA_GROUP, group);
     absent_is_none(socket.change(message, "remove", &format_args!("{} links", links.len())))?;

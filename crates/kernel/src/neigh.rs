@@ -94,7 +94,7 @@ pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTr
         message.ip(NDA_DST, *ip);
         Request { message, doing: "ask who has", object: ip.to_string() }
     }));
-    if let Some(error) = refused.into_iter().next() {
+    if let Some((_, error)) = refused.into_iter().next() {
         return Err(error);
     }
     let outcome = events.wait(limit, "wait for", "neighbours of the segment", |received| {
@@ -115,9 +115,10 @@ pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTr
     }
 }
 
-/// Changes many entries, in as few sends as the socket's receive buffer allows, and returns the refusals.
+/// Changes many entries, in as few sends as the socket's receive buffer allows, and returns the refusals, each with
+/// its place in `fates`.
 #[doc(alias = "RTM_NEWNEIGH")]
-pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
+pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<(usize, Error)> {
     socket.change_all(fates.iter().map(|fate| match *fate {
         Fate::Neighbour(link, ip, mac) => {
             let mut message = put(family(ip), link, PERMANENT, 0);

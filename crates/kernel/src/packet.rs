@@ -3,11 +3,13 @@
 use std::{
     mem::size_of,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::io::Errno;
 
 use crate::{
+    echo::readable,
     error::{Error, Result, checked},
     link::Link,
 };
@@ -79,18 +81,20 @@ impl Capture {
         bound(link, address(link, libc::ETH_P_ALL as u16), &mut of_protocol(protocol)).map(Self)
     }
 
+    /// Waits until a packet was captured. Returns false after `limit`.
+    ///
+    /// # Errors
+    /// If the wait is interrupted by a signal.
+    pub fn wait(&self, limit: Duration) -> std::io::Result<bool> {
+        readable(&self.0, limit)
+    }
+
     /// Returns a captured packet that begins with its IP header, or `None` if there is none.
     ///
     /// # Errors
     /// If the link is down or gone.
     pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>> {
         received(&self.0, buffer)
-    }
-}
-
-impl AsFd for Capture {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }
 

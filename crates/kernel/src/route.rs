@@ -9,7 +9,7 @@ use crate::{
     addr::family,
     error::{Error, Result, absent_is_none},
     message::{Attrs, Message, Received, read_ip, read_u32},
-    socket::{CREATE, DUMP, REQUEST, Request, Socket},
+    socket::{CREATE, DUMP, EXCL, REQUEST, Request, Socket},
 };
 
 /// The scope of routes to other networks (`RT_SCOPE_UNIVERSE`).
@@ -148,15 +148,19 @@ pub fn remove_exact(socket: &Socket, route: &Route) -> Result<()> {
 /// A change of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
+    /// Adds the route. Refused if there is one to the same destination with the same metric.
+    Add(Route),
     /// Adds the route, and replaces another one to the same destination with the same metric.
     Put(Route),
     /// Removes exactly this route.
     Remove(Route),
 }
 
-/// Changes many routes, in as few sends as the socket's receive buffer allows, and returns the refusals.
-pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<Error> {
+/// Changes many routes, in as few sends as the socket's receive buffer allows, and returns the refusals, each with
+/// its place in `fates`.
+pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<(usize, Error)> {
     let changes = fates.iter().map(|fate| match fate {
+        Fate::Add(route) => request(libc::RTM_NEWROUTE, CREATE | EXCL, "add route", route),
         Fate::Put(route) => request(libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route),
         Fate::Remove(route) => request(libc::RTM_DELROUTE, 0, "remove route", route),
     });

@@ -170,12 +170,12 @@ impl Socket {
         answered.map_err(Refusal::from).and(outcome).map_err(|refusal| refusal.into_error(doing, object))
     }
 
-    /// Sends many changes, each of which may fail, in as few sends as the socket's receive buffer allows. Returns the refusals.
-    /// The removal of an absent object is no refusal.
-    pub(crate) fn change_all(&self, changes: impl Iterator<Item = Request>) -> Vec<Error> {
+    /// Sends many changes, each of which may fail, in as few sends as the socket's receive buffer allows. Returns the refusals,
+    /// each with the number of its change. The removal of an absent object is no refusal.
+    pub(crate) fn change_all(&self, changes: impl Iterator<Item = Request>) -> Vec<(usize, Error)> {
         const AT_ONCE: usize = 100;
         let mut changes = changes.peekable();
-        let mut refused = Vec::new();
+        let (mut refused, mut done) = (Vec::new(), 0);
         while changes.peek().is_some() {
             let (mut messages, whats) = split(changes.by_ref().take(AT_ONCE));
             for message in &mut messages {
@@ -185,7 +185,10 @@ impl Socket {
             let failed = |errno| Error::new("send changes over", "the socket", errno);
             let first = match self.send(&mut messages) {
                 Ok(first) => first,
-                Err(errno) => return vec![failed(errno)],
+                Err(errno) => {
+                    refused.push((done, failed(errno)));
+                    return refused;
+                }
             };
             let mut left = messages.len();
             while left > 0 {
@@ -199,16 +202,17 @@ impl Socket {
                         let (doing, object) = &whats[index];
                         let error = refusal.into_error(doing, object.clone());
                         if !(error.kind() == Kind::NotFound && are_removals[index]) {
-                            refused.push(error);
+                            refused.push((done + index, error));
                         }
                     }
                     false
                 });
                 if let Err(errno) = outcome {
-                    refused.push(failed(errno));
+                    refused.push((done, failed(errno)));
                     return refused;
                 }
             }
+            done += whats.len();
         }
         refused
     }

@@ -6,7 +6,6 @@ mod demo;
 mod find;
 mod gc;
 mod generate;
-mod icmp_echo;
 mod install;
 mod list;
 mod networks;

@@ -72,6 +72,35 @@ pub fn read(socket: &Socket) -> kernel::Result<Actual> {
     Ok(actual)
 }
 
+/// Lists this host's networks that overlap prefixes of pods, with their links' names: those of other programs, such as a bridge of
+/// containers. A route to a block inside one would take over its traffic. Left out are the daemon's own devices, networks inside `own`
+/// blocks, and single addresses, which the host ends of pods' links have.
+///
+/// # Errors
+/// If a netlink request fails.
+pub fn networks_among(
+    socket: &Socket,
+    pods: &[IpNet],
+    own: &[IpNet],
+) -> kernel::Result<BTreeMap<IpNet, String>> {
+    let overlaps = |net: &IpNet| pods.iter().any(|pods| pods.contains(net) || net.contains(pods));
+    let mut networks = BTreeMap::new();
+    for address in addr::list_all(socket)? {
+        let net = address.net.trunc();
+        if net.prefix_len() == net.max_prefix_len()
+            || !overlaps(&net)
+            || own.iter().any(|own| own.contains(&net))
+        {
+            continue;
+        }
+        let Some(link) = link::find_index(socket, address.link)? else { continue };
+        if ![DEVICE4, DEVICE6, GPE, BESIDE].contains(&link.name.as_str()) {
+            networks.insert(net, link.name);
+        }
+    }
+    Ok(networks)
+}
+
 /// Finds how this host is connected: by its configured addresses, or else by its default routes.
 ///
 /// # Errors

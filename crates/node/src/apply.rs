@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use kernel::{
     Socket, addr,
     addr::Detection,
-    link::{self, Change, Driver, IpvlanMode, Link, MacvlanMode, New},
+    link::{self, Driver, IpvlanMode, Link, Mac, MacvlanMode, New},
     neigh::{self, Forward},
     offload, route,
     sysctl::{self, Setting},
@@ -20,6 +20,7 @@ use crate::{
     config::Underlay,
     desired::{Desired, Device, Kind, Route, Target, Uplinks},
     record::hop_of,
+    refusals::{Change, Object, Refusals},
 };
 
 /// The result of a pass.
@@ -29,8 +30,10 @@ pub struct Done {
     pub changes: usize,
     /// The indices of the daemon's devices.
     pub devices: BTreeSet<u32>,
-    /// The changes that the kernel refused.
+    /// The refused changes of objects that are no peer's.
     pub refused: Vec<String>,
+    /// The number of all refused changes.
+    pub refused_count: usize,
 }
 
 impl Done {
@@ -45,28 +48,61 @@ impl Done {
         }
     }
 
-    fn note_all(&mut self, count: usize, refused: Vec<kernel::Error>) {
-        self.changes += count.saturating_sub(refused.len());
-        self.refused.extend(refused.iter().map(ToString::to_string));
+    /// Counts the changes, and sorts the refusals into those of peers' objects and others.
+    fn note_all<T: Copy>(
+        &mut self,
+        changes: &[(Option<(Object, Change)>, T)],
+        refused: Vec<(usize, kernel::Error)>,
+        known: &mut Known,
+    ) {
+        self.changes += changes.len().saturating_sub(refused.len());
+        self.refused_count += refused.len();
+        for (index, error) in refused {
+            match changes.get(index).and_then(|(of_peer, _)| *of_peer) {
+                Some((object, change)) => known.refusals.note(object, change, &error),
+                None => self.refused.push(error.to_string()),
+            }
+        }
     }
 }
+
+/// What is known from earlier passes.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// The changes for peers that the kernel refused.
+    pub(crate) refusals: Refusals,
+    /// The routes that were this daemon's: a program that replaced one has changed an object of the daemon's.
+    routes: BTreeSet<RouteKey>,
+}
+
+/// Destination, metric and table.
+type RouteKey = (IpNet, u32, u32);
 
 /// The alias of the daemon's devices.
 const ALIAS: &str = "netloomd";
 
 /// Brings devices, neighbours and routes to the desired state.
-pub fn apply(socket: &Socket, desired: &Desired, actual: &Actual) -> Done {
+pub(crate) fn apply(socket: &Socket, desired: &Desired, actual: &Actual, known: &mut Known) -> Done {
     let mut done = Done::default();
+    let mut pending = BTreeSet::new();
     let mut devices: BTreeMap<&str, u32> = BTreeMap::new();
     for device in &desired.devices {
         let current = actual.devices.get(device.name);
         if let Some((link, entries_of)) = ensure_device(socket, device, current, &mut done) {
             devices.insert(device.name, link.index);
-            change_entries(socket, desired, device.name, link.index, entries_of, &mut done);
+            change_entries(
+                socket,
+                desired,
+                (device.name, link.index),
+                entries_of,
+                (known, &mut pending),
+                &mut done,
+            );
         }
     }
     done.devices = devices.values().copied().collect();
-    change_routes(socket, desired, actual, &devices, &mut done);
+    change_routes(socket, desired, actual, &devices, (known, &mut pending), &mut done);
+    known.refusals.retain(|object| pending.contains(object));
     // Devices are removed last, when no route leads to them any more.
     for (name, current) in &actual.devices {
         if desired.devices.iter().all(|device| device.name != *name) {
@@ -109,12 +145,12 @@ fn ensure_device<'a>(
         Some(current) => current.link.clone(),
         None => done.note(link::require(socket, device.name))?,
     };
-    let change = Change {
+    let change = link::Change {
         up: Some(true).filter(|_| !link.up),
         mtu: Some(device.mtu).filter(|mtu| link.mtu != *mtu),
         mac: device.mac.filter(|mac| link.mac != Some(*mac)),
         alias: Some(ALIAS).filter(|alias| link.alias.as_deref() != Some(*alias)),
-        ..Change::default()
+        ..link::Change::default()
     };
     if change.up.is_some() || change.mtu.is_some() || change.mac.is_some() || change.alias.is_some() {
         done.note(link::change(socket, &link, &change))?;
@@ -209,12 +245,15 @@ fn settings(device: &Device) -> Vec<(Setting<'_>, &'static str)> {
     settings
 }
 
+/// What is known, and the objects of peers that need a change in this pass.
+type Peers<'a> = (&'a mut Known, &'a mut BTreeSet<Object>);
+
 fn change_entries(
     socket: &Socket,
     desired: &Desired,
-    device: &str,
-    link: u32,
-    known: Option<&actual::Device>,
+    (device, link): (&str, u32),
+    current: Option<&actual::Device>,
+    (known, pending): Peers<'_>,
     done: &mut Done,
 ) {
     let wanted = desired.remotes.iter().filter(|(of, _, _)| *of == device);
@@ -224,18 +263,25 @@ fn change_entries(
     let forwards: BTreeSet<Forward> =
         wanted.iter().map(|(mac, to)| Forward { link, mac: *mac, to: *to }).collect();
     let (no_hops, no_forwards) = (BTreeMap::new(), BTreeSet::new());
-    let neighbours = known.map_or(&no_hops, |current| &current.neighbours);
-    let forwarded = known.map_or(&no_forwards, |current| &current.forwards);
-    let mut fates = Vec::new();
+    let neighbours = current.map_or(&no_hops, |current| &current.neighbours);
+    let forwarded = current.map_or(&no_forwards, |current| &current.forwards);
+    let mut changes = Vec::new();
+    let mut of_peer = |mac: Mac, fate| {
+        let (object, change) = (Object::Remote(link, mac), Change::Remote(fate));
+        pending.insert(object);
+        (!known.refusals.is_paused(object, change)).then_some((Some((object, change)), fate))
+    };
     // A stale entry of a hardware address is removed before the new one is added: there is one remote host at a time.
-    fates.extend(forwarded.difference(&forwards).map(|forward| neigh::Fate::NoForward(*forward)));
-    fates.extend(forwards.difference(forwarded).map(|forward| neigh::Fate::Forward(*forward)));
+    changes.extend(forwarded.difference(&forwards).map(|forward| (None, neigh::Fate::NoForward(*forward))));
+    let new = forwards.difference(forwarded);
+    changes.extend(new.filter_map(|forward| of_peer(forward.mac, neigh::Fate::Forward(*forward))));
     let new = hops.iter().filter(|(ip, mac)| neighbours.get(ip) != Some(mac));
-    fates.extend(new.map(|(ip, mac)| neigh::Fate::Neighbour(link, *ip, *mac)));
+    changes.extend(new.filter_map(|(ip, mac)| of_peer(*mac, neigh::Fate::Neighbour(link, *ip, *mac))));
     let gone = neighbours.keys().filter(|ip| !hops.contains_key(ip));
-    fates.extend(gone.map(|ip| neigh::Fate::NoNeighbour(link, *ip)));
+    changes.extend(gone.map(|ip| (None, neigh::Fate::NoNeighbour(link, *ip))));
+    let fates: Vec<neigh::Fate> = changes.iter().map(|(_, fate)| *fate).collect();
     let refused = neigh::change_all(socket, &fates);
-    done.note_all(fates.len(), refused);
+    done.note_all(&changes, refused, known);
 }
 
 fn change_routes(
@@ -243,19 +289,40 @@ fn change_routes(
     desired: &Desired,
     actual: &Actual,
     devices: &BTreeMap<&str, u32>,
+    (known, pending): Peers<'_>,
     done: &mut Done,
 ) {
     let all = desired.routes.values().chain(&desired.exported);
     let wanted: Vec<route::Route> = all.filter_map(|route| kernel_route(route, devices)).collect();
     let key = |route: &route::Route| (route.dst, route.priority, route.table);
-    let wanted_keys: BTreeSet<_> = wanted.iter().map(key).collect();
+    let wanted_keys: BTreeSet<RouteKey> = wanted.iter().map(key).collect();
     let current: BTreeMap<_, &route::Route> = actual.routes.iter().map(|route| (key(route), route)).collect();
-    let new = wanted.iter().filter(|route| current.get(&key(route)).is_none_or(|other| !same(other, route)));
-    let mut fates: Vec<route::Fate> = new.map(|route| route::Fate::Put(*route)).collect();
+    known.routes.retain(|key| wanted_keys.contains(key));
+    known.routes.extend(current.keys());
+    let mut changes = Vec::new();
+    for route in &wanted {
+        let there = current.get(&key(route));
+        if there.is_some_and(|other| same(other, route)) {
+            continue;
+        }
+        // A route of another program is not replaced.
+        let replaces = desired.takes_over_routes || known.routes.contains(&key(route));
+        let fate = if replaces { route::Fate::Put(*route) } else { route::Fate::Add(*route) };
+        if route.blackhole {
+            changes.push((None, fate));
+            continue;
+        }
+        let (object, change) = (Object::Route(route.dst), Change::Route(fate));
+        pending.insert(object);
+        if !known.refusals.is_paused(object, change) {
+            changes.push((Some((object, change)), fate));
+        }
+    }
     let gone = actual.routes.iter().filter(|route| !wanted_keys.contains(&key(route)));
-    fates.extend(gone.map(|route| route::Fate::Remove(*route)));
+    changes.extend(gone.map(|route| (None, route::Fate::Remove(*route))));
+    let fates: Vec<route::Fate> = changes.iter().map(|(_, fate)| *fate).collect();
     let refused = route::change_all(socket, &fates);
-    done.note_all(fates.len(), refused);
+    done.note_all(&changes, refused, known);
 }
 
 /// Compares routes, except for the scope and the source that the kernel fills in itself.
@@ -341,7 +408,8 @@ pub fn remove(socket: &Socket, actual: &Actual) -> Done {
     let mut done = Done::default();
     let fates: Vec<route::Fate> = actual.routes.iter().map(|route| route::Fate::Remove(*route)).collect();
     let refused = route::change_all(socket, &fates);
-    done.note_all(fates.len(), refused);
+    done.changes += fates.len().saturating_sub(refused.len());
+    done.refused.extend(refused.iter().map(|(_, error)| error.to_string()));
     for device in actual.devices.values() {
         if done.note(link::remove(socket, &device.link)).is_some() {
             done.changes += 1;

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -12,6 +12,7 @@ use tracing::warn;
 use crate::{
     config::Config,
     file,
+    ownership::{Claims, Honoured},
     record::Record,
     store::{Contents, Update},
 };
@@ -42,10 +43,16 @@ pub(crate) struct ClusterView {
     has_leases: bool,
     /// The last records of nodes that are gone but still own blocks.
     pub(crate) former: BTreeMap<String, Record>,
+    /// The owner of each block that was honoured last.
+    held: BTreeMap<IpNet, String>,
+    /// Why claims were not honoured last, by node.
+    problems: BTreeMap<String, Vec<String>>,
     /// Owners of blocks that have no record, and since when.
     absent_owners: BTreeMap<String, Instant>,
 }
 
+/// The number of characters of a refused record's name that are shown.
+const LONGEST_NAME: usize = 253;
 /// The file in the state directory that holds the last view.
 pub(crate) const FILE: &str = "view.json";
 
@@ -54,7 +61,7 @@ impl ClusterView {
     pub(crate) fn update(&mut self, update: Update, config: &Config) {
         match update {
             Update::All(contents) => self.replace(contents, config),
-            Update::Node(name, Some(text)) => self.put(name, &text, config),
+            Update::Node(name, Some(text)) => self.put(name, &text),
             Update::Node(name, None) => {
                 self.refused.remove(&name);
                 self.is_gone(name, config);
@@ -86,7 +93,7 @@ impl ClusterView {
         }
         self.refused.clear();
         for (name, text) in contents.nodes {
-            self.put(name, &text, config);
+            self.put(name, &text);
         }
         self.has_leases = contents.alive.is_some();
         let alive = contents.alive;
@@ -131,24 +138,33 @@ impl ClusterView {
         self.has_leases && self.nodes.contains_key(name) && !self.silent.contains_key(name)
     }
 
-    /// Returns the nodes' records as this node acts on them: without the blocks of silent nodes that belong to others by now.
-    pub(crate) fn effective_nodes(&self) -> BTreeMap<String, Record> {
-        let mut nodes = self.nodes.clone();
-        for name in self.silent.keys() {
-            if let Some(node) = nodes.get_mut(name) {
-                node.blocks.retain(|block| self.blocks.get(block).is_none_or(|owner| owner == name));
+    /// Decides which claims of the other nodes' records this node honours.
+    pub(crate) fn honour(
+        &mut self,
+        own: &Record,
+        pods: &[IpNet],
+        host: &BTreeMap<IpNet, String>,
+    ) -> Honoured {
+        let silent = self.silent.keys().map(String::as_str).collect();
+        let (nodes, registered, held) = (&self.nodes, &self.blocks, &self.held);
+        let claims = Claims { own, nodes, registered, held, silent: &silent, pods, host };
+        let honoured = claims.decide();
+        for (name, problems) in &honoured.problems {
+            if self.problems.get(name) != Some(problems) {
+                warn!("node `{name}`: {}", problems.join("; "));
             }
         }
-        nodes
+        if honoured.owners != self.held {
+            self.held.clone_from(&honoured.owners);
+        }
+        self.problems.clone_from(&honoured.problems);
+        honoured
     }
 
-    /// Returns whether an owner of blocks has been absent or silent for two leases beyond its own, so that it is considered dead.
-    pub(crate) fn is_gone_for_good(&self, name: &str, config: &Config) -> bool {
-        self.live
-            && self.lost.is_none()
-            && [&self.absent_owners, &self.silent]
-                .iter()
-                .any(|since| since.get(name).is_some_and(|since| since.elapsed() >= 2 * config.lease))
+    /// Returns for how long an owner of blocks has been absent or silent, if it is.
+    pub(crate) fn silent_for(&self, name: &str) -> Option<Duration> {
+        let since = [&self.absent_owners, &self.silent].into_iter().filter_map(|since| since.get(name));
+        since.map(Instant::elapsed).max()
     }
 
     /// Removes nodes that have been missing for longer than a lease.
@@ -161,16 +177,18 @@ impl ClusterView {
     }
 
     /// Stores a node's record. If the record is refused, the node's last valid one stays in use.
-    fn put(&mut self, name: String, text: &[u8], config: &Config) {
-        match Record::parse(&name, text, &config.pods()) {
+    fn put(&mut self, name: String, text: &[u8]) {
+        match Record::parse(&name, text) {
             Ok(record) => {
                 self.refused.remove(&name);
                 self.missing.remove(&name);
                 self.nodes.insert(name, record);
             }
             Err(error) => {
-                warn!("the record of node `{name}` is refused: {error}");
-                self.refused.insert(name, error.to_string());
+                // A name can be as long as the store permits.
+                let shown: String = name.chars().take(LONGEST_NAME).collect();
+                warn!("the record of node `{shown}` is refused: {error}");
+                self.refused.insert(shown, error.to_string());
             }
         }
     }

@@ -6,6 +6,7 @@
 mod answers;
 mod blocks;
 mod event;
+mod inquiries;
 mod memory;
 mod network_files;
 mod reconcile;

@@ -7,8 +7,6 @@ mod model;
 mod path;
 mod peers;
 
-use std::collections::BTreeMap;
-
 use ipnet::IpNet;
 use ruleset::cluster::Cluster;
 
@@ -38,13 +36,13 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
             tunnel_port: config.port,
             nodes: nodes.values().flat_map(|node| node.addresses.iter().copied()).collect(),
         }),
+        takes_over_routes: config.flannel.is_some(),
         attach: config.networks.iter().map(|network| attach::attach(inputs, network, &devices)).collect(),
         devices,
         ..Desired::default()
     };
-    let owners = owners(inputs);
     for (name, node) in nodes.iter().filter(|(name, _)| **name != own.name) {
-        let peer = peers::add(&mut desired, inputs, node, &owners);
+        let peer = peers::add(&mut desired, inputs, node);
         desired.peers.insert(name.clone(), peer);
     }
     // Packets to addresses of no node must not leave via the default route.
@@ -60,17 +58,4 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         .map(|(dst, table)| Route { table, ..Route::new(dst, Target::Blackhole, None, None) })
         .collect();
     desired
-}
-
-/// Returns the owner of each block. Of several nodes that claim one, this node wins, then the first by name.
-fn owners<'a>(inputs: &Inputs<'a>) -> BTreeMap<IpNet, &'a str> {
-    let own = inputs.own;
-    let mut owners: BTreeMap<IpNet, &str> =
-        own.blocks.iter().map(|block| (*block, own.name.as_str())).collect();
-    for (name, node) in inputs.nodes {
-        for block in &node.blocks {
-            owners.entry(*block).or_insert(name);
-        }
-    }
-    owners
 }

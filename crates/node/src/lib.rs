@@ -1,6 +1,7 @@
 //! The node daemon's library: keeps this host's routes and tunnels to the other nodes in line with the cluster.
 //!
-//! [`store`] reports which nodes exist, [`desired`] computes what the kernel should hold (a pure function), [`actual`] reads what it
+//! [`store`] reports which nodes exist, [`ownership`] decides whose blocks they are, [`desired`] computes
+//! what the kernel should hold (both are pure functions), [`actual`] reads what it
 //! holds, and [`apply`] makes the difference. [`blocks`] are the prefixes that a node owns, [`conflist`] publishes them to the
 //! container runtime. [`daemon`] is the reconcile loop, `serve` shows its status.
 //!
@@ -18,13 +19,17 @@ pub mod daemon;
 pub mod desired;
 mod file;
 mod flannel;
+mod folder_watch;
 mod metrics;
 mod name;
+pub mod ownership;
 mod probe;
 pub mod record;
+mod refusals;
 mod serve;
 mod start_error;
 pub mod status;
 pub mod store;
+pub mod takeover;
 
 pub use start_error::StartError;

@@ -40,6 +40,8 @@ pub(crate) fn render(status: &Status) -> String {
     flag(&mut registry, "store_connected", "Whether the store can be reached", status.store.connected.into());
     let refused = i64::try_from(status.store.refused.len()).unwrap_or(i64::MAX);
     flag(&mut registry, "records_refused", "Refused node records", refused);
+    let claims = i64::try_from(status.store.refused_claims).unwrap_or(i64::MAX);
+    flag(&mut registry, "claims_refused", "Claims in node records that this node does not honour", claims);
     let notes = i64::try_from(status.notes.len()).unwrap_or(i64::MAX);
     flag(&mut registry, "notes", "Conditions that an operator should know although the node is ready", notes);
     let mtus: Family<NetworkLabel, Gauge> = Family::default();
@@ -87,6 +89,7 @@ impl prometheus_client::collector::Collector for Counters {
             ("comparisons", "Comparisons of desired and actual state", self.0.comparisons),
             ("changes", "Objects created, changed or removed", self.0.changes),
             ("repairs", "Changes that restored objects after foreign changes", self.0.repairs),
+            ("watches_reopened", "Watches of the host that ended and were opened again", self.0.reopened),
             ("refusals", "Changes that the kernel refused", self.0.refusals),
         ];
         for (name, help, value) in counters {

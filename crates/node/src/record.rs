@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::IpNet;
@@ -40,6 +40,10 @@ pub struct Record {
     /// Networks in which the node has no address left and finds no free block. The other nodes then release unused blocks.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub short: BTreeSet<String>,
+    /// Nodes whose leases ended long ago and on whose hosts nothing answers this node. Published while a node is short of addresses, which
+    /// may take their blocks only if two nodes say so.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unreachable: BTreeSet<String>,
     /// Random identity of the node, created at the daemon's first start on a host and kept in its state directory.
     #[serde(default)]
     pub incarnation: String,
@@ -82,6 +86,9 @@ impl std::fmt::Display for Tunnel {
     }
 }
 
+/// The longest record in bytes: thousands of blocks.
+const LONGEST: usize = 1 << 17;
+
 /// The reason a record is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
@@ -96,11 +103,11 @@ pub enum Invalid {
         "`{0}` is not a node name: 1 to 253 letters, digits, `-` and `.`, starting with a letter or digit"
     )]
     NotAName(String),
-    /// A block is outside the cluster's prefixes.
-    #[error("block {0} is outside the pods' prefixes")]
-    Outside(IpNet),
-    /// A hardware address is malformed.
-    #[error("`{0}` is not a hardware address")]
+    /// The text is longer than any record.
+    #[error("a record of {0} bytes; the longest one has {LONGEST}")]
+    TooLong(usize),
+    /// A hardware address is malformed, zero or a group's.
+    #[error("`{0}` is not a hardware address of a device")]
     Mac(String),
     /// An address cannot be a host's.
     #[error("{0} is not a host address")]
@@ -108,11 +115,15 @@ pub enum Invalid {
 }
 
 impl Record {
-    /// Parses the record stored under a name. A record with any invalid field is refused as a whole.
+    /// Parses the record stored under a name. A record with any invalid field is refused as a whole. Whether the node may have
+    /// the blocks that it claims is decided elsewhere ([`crate::ownership`]).
     ///
     /// # Errors
-    /// If the text is not a record, names another node, or has addresses outside the pods' prefixes.
-    pub fn parse(name: &str, text: &[u8], pods: &[IpNet]) -> Result<Self, Invalid> {
+    /// If the text is not a record, names another node, or has addresses that no host can have.
+    pub fn parse(name: &str, text: &[u8]) -> Result<Self, Invalid> {
+        if text.len() > LONGEST {
+            return Err(Invalid::TooLong(text.len()));
+        }
         let mut record: Self =
             serde_json::from_slice(text).map_err(|error| Invalid::Text(error.to_string()))?;
         if !is_name(name) {
@@ -123,20 +134,24 @@ impl Record {
         }
         for block in &mut record.blocks {
             *block = block.trunc();
-            if !pods.iter().any(|net| net.contains(&*block)) {
-                return Err(Invalid::Outside(*block));
-            }
         }
         for ip in &record.addresses {
             let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-            if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || link_local {
+            if *ip == Ipv4Addr::BROADCAST
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_loopback()
+                || link_local
+            {
                 return Err(Invalid::Address(*ip));
             }
         }
         for mac in [&record.mac, &record.mac6].into_iter().flatten() {
-            if mac.parse::<Mac>().is_err() {
-                return Err(Invalid::Mac(mac.clone()));
+            // The lowest bit of the first octet marks groups, broadcast included.
+            if mac.parse::<Mac>().is_ok_and(|mac| mac.0[0] & 1 == 0 && mac.0 != [0; 6]) {
+                continue;
             }
+            return Err(Invalid::Mac(mac.clone()));
         }
         record.blocks.sort();
         record.blocks.dedup();

@@ -91,6 +91,8 @@ pub struct Store {
     pub connected: bool,
     /// Why it cannot be reached.
     pub problem: Option<String>,
+    /// The number of claims in records that this node does not honour; the peers' problems name them.
+    pub refused_claims: usize,
     /// The refused records, each with the reason.
     pub refused: Vec<String>,
 }
@@ -107,6 +109,8 @@ pub struct Counters {
     pub repairs: u64,
     /// Changes that the kernel refused.
     pub refusals: u64,
+    /// Watches of the host that ended and were opened again.
+    pub reopened: u64,
     /// The longest pass, its changes included, in microseconds.
     pub longest_micros: u64,
 }

@@ -73,6 +73,7 @@ fn record(name: &str, addresses: &[&str], blocks: &[&str]) -> Record {
         mac6: None,
         flannel: false,
         short: BTreeSet::new(),
+        unreachable: BTreeSet::new(),
         incarnation: String::new(),
         instance: String::new(),
     }
@@ -176,19 +177,30 @@ fn paths() {
 /// A record with any invalid field is refused as a whole, with the reason.
 #[test]
 fn records_are_checked_whole() {
-    let pods = [net("10.244.0.0/16")];
     let good = r#"{"name":"n1","addresses":["192.0.2.1"],"blocks":["10.244.1.0/24"],"unknown":1}"#;
-    assert_eq!(Record::parse("n1", good.as_bytes(), &pods).unwrap().blocks, [net("10.244.1.0/24")]);
+    assert_eq!(Record::parse("n1", good.as_bytes()).unwrap().blocks, [net("10.244.1.0/24")]);
     for (name, text, says) in [
         ("n2", good, "names another node"),
         ("../x", good, "not a node name"),
         ("n1", "{", "not a node record"),
-        ("n1", r#"{"name":"n1","addresses":["192.0.2.1"],"blocks":["10.0.0.0/8"]}"#, "outside"),
+        (
+            "n1",
+            r#"{"name":"n1","addresses":["192.0.2.1"],"blocks":[],"mac":"01:00:5e:00:00:01"}"#,
+            "hardware address",
+        ),
+        (
+            "n1",
+            r#"{"name":"n1","addresses":["192.0.2.1"],"blocks":[],"mac6":"00:00:00:00:00:00"}"#,
+            "hardware address",
+        ),
+        ("n1", &format!(r#"{{"name":"n1","x":"{}"}}"#, "y".repeat(1 << 17)), "a record of 131"),
         ("n1", r#"{"name":"n1","addresses":["224.0.0.1"],"blocks":[]}"#, "not a host address"),
+        ("n1", r#"{"name":"n1","addresses":["255.255.255.255"],"blocks":[]}"#, "not a host address"),
+        ("n1", r#"{"name":"n1","addresses":["0.0.0.0"],"blocks":[]}"#, "not a host address"),
         ("n1", r#"{"name":"n1","addresses":["fe80::1"],"blocks":[]}"#, "not a host address"),
         ("n1", r#"{"name":"n1","addresses":["x"],"blocks":[]}"#, "not a node record"),
     ] {
-        let error = Record::parse(name, text.as_bytes(), &pods).unwrap_err().to_string();
+        let error = Record::parse(name, text.as_bytes()).unwrap_err().to_string();
         assert!(error.contains(says), "{text}: {error}");
     }
 }

@@ -11,14 +11,14 @@ use std::{
 };
 
 use clap::Args;
-use kernel::{Netns, Protocol, Socket, link};
+use kernel::{Netns, Protocol, Socket, echo::ping, link};
 use netloom_runtime::{
     Container, Runtime,
     types::{NetworkList, result::v100::Success},
 };
 use serde_json::json;
 
-use super::{Failure, Outcome, Places, icmp_echo::ping, networks, say, temporary_netns::TemporaryNetns};
+use super::{Failure, Outcome, Places, networks, say, temporary_netns::TemporaryNetns};
 
 /// Options of `netloom demo`, which has none.
 #[derive(Debug, Clone, Args)]

@@ -9,6 +9,7 @@ use std::{
 
 use kernel::{
     Netns, Protocol, Socket,
+    echo::{Echo, SMALLEST},
     link::{self, Link},
     neigh,
     packet::Capture,
@@ -19,11 +20,7 @@ use netloom_runtime::types::{
 };
 use rustix::{io::Errno, net::ipproto};
 
-use super::{
-    Failure, Outcome,
-    icmp_echo::{Echo, SMALLEST, readable},
-    say,
-};
+use super::{Failure, Outcome, say};
 
 /// Time limit for each reply.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -333,7 +330,7 @@ fn arrival(capture: &Capture, limit: Duration, mut fits: impl FnMut(&[u8]) -> bo
     let started = Instant::now();
     let mut buffer = [0; 128];
     while let Some(left) = limit.checked_sub(started.elapsed()) {
-        if !readable(capture, left)? {
+        if !capture.wait(left)? {
             return Ok(false);
         }
         while let Some(packet) = capture.receive(&mut buffer)? {

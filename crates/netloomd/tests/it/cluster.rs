@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::lab::{Kind, Lab, NETLOOMD, Plan, Wire, netloom, write};
 
@@ -312,7 +312,7 @@ fn etcd_may_be_down() {
     lab.all_reach_all(&pods);
     assert_eq!(dump(&lab, 0), before);
     // A node that is down: its lease ends, which its peers show; the routes stay.
-    let is_silent = |status: &serde_json::Value| {
+    let is_silent = |status: &Value| {
         let peers = status["peers"].as_array().unwrap();
         peers.iter().any(|it| it["name"] == "host3" && it["silentSeconds"].is_u64())
     };
@@ -340,7 +340,7 @@ fn etcd_may_be_down() {
     lab.all_reach_all_again(&pods);
 }
 
-/// Garbage, strangers' names and blocks, and blocks that two claim are refused or told, and change nothing for others.
+/// Damaged records are refused, and claims of addresses that others have. Neither changes anything for other nodes.
 #[test]
 fn wrong_records_are_refused() {
     if !testkit::is_root() {
@@ -349,17 +349,18 @@ fn wrong_records_are_refused() {
     let mut lab = Lab::new(Wire::OneSegment, false, "overlay", 1500);
     let before = dump(&lab, 0);
     let nodes = lab.store_dir().join("nodes");
-    let own: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(nodes.join("host2.json")).unwrap()).unwrap();
+    let own: Value = serde_json::from_str(&fs::read_to_string(nodes.join("host2.json")).unwrap()).unwrap();
     let block = own["blocks"][0].clone();
     let records = [
         ("garbage", "no JSON at all".to_owned(), "not a node record"),
         ("other-name", json!({"name": "x", "addresses": [], "blocks": []}).to_string(), "names another node"),
         (
-            "outside",
-            json!({"name": "outside", "addresses": ["192.0.2.9"], "blocks": ["10.1.0.0/24"]}).to_string(),
-            "outside",
+            "multicast",
+            json!({"name": "multicast", "addresses": ["192.0.2.9"], "blocks": [], "mac": "01:00:5e:00:00:01"})
+                .to_string(),
+            "not a hardware address of a device",
         ),
+        ("long", json!({"name": "long", "addresses": ["1".repeat(200_000)], "blocks": []}).to_string(), "bytes"),
         (
             "nobody",
             json!({"name": "nobody", "addresses": ["127.0.0.1"], "blocks": []}).to_string(),
@@ -383,17 +384,43 @@ fn wrong_records_are_refused() {
         status["store"]["refused"].as_array().unwrap().len() == records.len() + 1
     });
     assert_eq!(dump(&lab, 0), before);
-    // A node claims another node's block: the block stays with its owner.
-    let thief = json!({"name": "thief", "addresses": ["192.0.2.9"], "blocks": [block], "tunnel": {"vni": 4242, "port": 4789}});
-    write(&nodes.join("thief.json"), &thief.to_string());
-    lab.wait(0, "aware of the claim", |status| {
-        let peers = status["peers"].as_array().unwrap();
-        peers
-            .iter()
-            .any(|it| it["name"] == "thief" && it["problem"].as_str().unwrap_or_default().contains("host2"))
-    });
+    lab.start(2);
+    lab.wait(0, "repaired", |status| status["store"]["refused"].as_array().unwrap().len() == records.len());
+    // Records with claims of addresses that others have: each claim is refused alone, and nothing changes for others.
+    lab.hosts[0].sh(
+        "ip route add 10.244.200.0/24 via 192.0.2.2; ip link add docker0 type bridge; ip addr add 10.244.201.1/24 dev docker0",
+    );
+    let before = dump(&lab, 0);
+    let pod = block.as_str().unwrap().replace(".0/24", ".7/32");
+    let own_mac = lab.hosts[0].json("ip -j link show netloom4")[0]["address"].clone();
+    let thieves = [
+        ("block-thief", json!([block]), Value::Null, "belongs to host2"),
+        ("pod-thief", json!([pod]), Value::Null, "of host2"),
+        ("outsider", json!(["10.1.0.0/24"]), Value::Null, "outside the pods' prefixes"),
+        ("bridge-thief", json!(["10.244.201.0/24"]), Value::Null, "`docker0` of this host"),
+        ("route-thief", json!(["10.244.200.0/24"]), Value::Null, "ip route del 10.244.200.0/24"),
+        ("mac-thief", json!(["10.244.202.0/24"]), own_mac, "is that of node host1"),
+    ];
+    for (index, (name, blocks, mac, says)) in thieves.iter().enumerate() {
+        let mut thief = json!({"name": name, "addresses": [format!("192.0.2.{}", 90 + index)], "blocks": blocks,
+                               "tunnel": {"vni": 4242, "port": 4789}});
+        if !mac.is_null() {
+            thief["mac"] = mac.clone();
+        }
+        write(&nodes.join(format!("{name}.json")), &thief.to_string());
+        lab.wait(0, says, |status| {
+            let peers = status["peers"].as_array().unwrap();
+            peers
+                .iter()
+                .any(|it| it["name"] == *name && it["problem"].as_str().unwrap_or_default().contains(says))
+        });
+    }
+    let status = lab.status(0);
+    assert_eq!((&status["ready"], &status["store"]["refusedClaims"]), (&json!(true), &json!(5)), "{status}");
+    assert_eq!(status["counters"]["refusals"], 1, "a refused change is not tried again: {status}");
     let routes = lab.hosts[0].sh("ip route show proto 95 | sort");
     assert!(before.starts_with(&routes), "{routes}");
+    assert!(lab.hosts[0].sh("ip route show 10.244.200.0/24").contains("via 192.0.2.2"));
 }
 
 /// Thousands of nodes that join at once are one transaction of the ruleset, and all of them get their routes.

@@ -67,6 +67,37 @@ fn repairs_do_not_wait_for_a_stalled_store() {
     lab.wait(0, "connected again", |status| status["store"]["connected"] == true);
 }
 
+/// A folder that is removed and created again is watched again, and events that overflow the kernel's queue are not missed.
+#[test]
+fn watches_that_end_are_opened_again() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, ..Plan::default() });
+    let used = |status: &Value| {
+        status["blocks"].as_array().unwrap().iter().filter_map(|it| it["used"].as_u64()).sum::<u64>()
+    };
+    let folder = "/var/lib/cni/networks/netloom";
+    lab.hosts[0].sh(&format!("mv {folder} {folder}.old; mkdir {folder}"));
+    lab.wait(0, "watching again", |status| status["counters"]["reopened"] == 1);
+    assert_eq!(used(&lab.status(0)), 0);
+    // Without the watch, the daemon would notice at its next audit.
+    lab.pod(0, "late");
+    let started = Instant::now();
+    lab.wait(0, "aware of the pod", |status| used(status) > 0);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    // While the daemon stands still, more routes change than the kernel queues events for.
+    let daemon = lab.daemon_pid(0);
+    lab.hosts[0].sh(&format!(
+        "kill -STOP {daemon}
+         seq 1 20000 | sed 's/.*/route add 198.18.0.0\\/32 dev lo proto 95 metric &/' | ip -batch -
+         ip route flush proto 95; kill -CONT {daemon}"
+    ));
+    let repaired = lab.until(0, "ip route show proto 95 | grep -q netloom4");
+    assert!(repaired < Duration::from_secs(2), "{repaired:?}");
+    lab.wait(0, "ready", |status| status["ready"] == true);
+}
+
 /// A daemon that cannot read the reservations does not know how full its blocks are: it says so and claims nothing.
 #[test]
 fn unreadable_reservations_claim_no_block() {
@@ -173,14 +204,24 @@ fn a_full_pool_is_reported_and_a_dead_nodes_block_is_taken() {
         assert!(started.elapsed().as_secs() < 10);
     }
     lab.all_reach_all_again(&pods);
-    // A dead node loses its block.
+    // A node whose daemon is dead and whose record is lost keeps its block while its host answers.
     let theirs = lab.status(1)["blocks"][0]["prefix"].clone();
     lab.kill(1);
     fs::remove_file(&record).unwrap();
+    lab.logged(2, "the host of `host2`, whose lease ended long ago, answers");
+    // The host is asked again while it answers, and so is the other living node.
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(20) {
+        assert_eq!(lab.status(2)["blocks"], serde_json::json!([]));
+    }
+    // A dead host loses its block.
+    lab.hosts[1]
+        .sh("nft 'table inet cut { chain i { type filter hook prerouting priority -400; policy drop; }; }'");
     lab.wait(2, "with the dead node's block", |status| {
         status["ready"] == true && status["blocks"][0]["prefix"] == theirs
     });
     lab.pod(2, "a3");
+    lab.hosts[1].sh("nft delete table inet cut");
     // Its daemon comes back and reports that the block belongs to another node.
     lab.start(1);
     lab.wait(1, "aware that its block belongs to another node", |status| {

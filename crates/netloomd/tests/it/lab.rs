@@ -296,6 +296,19 @@ impl Lab {
         })
     }
 
+    /// Waits until a daemon has logged a text.
+    pub(crate) fn logged(&self, index: usize, text: &str) {
+        let started = Instant::now();
+        loop {
+            let log = fs::read_to_string(self.log(index)).unwrap_or_default();
+            if log.contains(text) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "host{} did not log {text:?}:\n{log}", index + 1);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits until a shell command succeeds on a host.
     pub(crate) fn until(&self, index: usize, line: &str) -> Duration {
         let started = Instant::now();

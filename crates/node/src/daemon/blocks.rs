@@ -15,6 +15,7 @@ use crate::{
     config::Network,
     conflist, status,
     store::Command,
+    takeover,
 };
 
 /// How long a block rests if another node needs it: by then, a pod that is starting has its address.
@@ -248,16 +249,14 @@ impl Daemon {
         Ok(block)
     }
 
-    /// Finds a block of a node that is considered dead: its lease ended long ago, and its daemon, which may only be cut off from
-    /// the store, does not answer probes.
+    /// Finds a block that may be taken over ([`takeover::may_take`]).
     fn abandoned(&self, network: &Network, v4: bool) -> Option<(IpNet, String)> {
-        let answers = |name: &str| self.probes.seen(name).is_some_and(|seen| seen.answered);
         let mut abandoned = self.view.blocks.iter().filter(|(block, owner)| {
             network.has(block)
                 && block.addr().is_ipv4() == v4
+                && **owner != self.own.name
                 && !self.requests.is_pending(**block)
-                && self.view.is_gone_for_good(owner, &self.config)
-                && !answers(owner)
+                && takeover::may_take(&self.facts(owner))
         });
         abandoned.next().map(|(block, owner)| (*block, owner.clone()))
     }

@@ -1,6 +1,7 @@
 //! The loop itself: gathers events, and compares and applies once for all of them.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     sync::{
         PoisonError,
@@ -18,7 +19,9 @@ use super::{event::Event, state::Daemon};
 use crate::{
     actual, apply, blocks,
     desired::{self, Desired, Inputs, PeerPath, Uplinks},
+    ownership::Honoured,
     record::Record,
+    refusals::Object,
     store::Update,
 };
 
@@ -30,6 +33,8 @@ const MAX_GATHER: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The pause before a failed pass is repeated.
 const RETRY: Duration = Duration::from_secs(1);
+/// The number of refused changes that are reported.
+const SHOWN: usize = 3;
 /// The interval of passes without any event.
 const AUDIT: Duration = Duration::from_mins(1);
 
@@ -73,6 +78,18 @@ impl Daemon {
         match event {
             Event::Stop | Event::Kernel => {}
             Event::Pods(network) => drop(self.sought.insert(network, Instant::now())),
+            Event::Watching(watched, Ok(())) => {
+                if self.deaf.remove(&watched).is_some() {
+                    info!("{watched}: watched again");
+                }
+            }
+            Event::Watching(watched, Err(why)) => {
+                self.status.counters.reopened += 1;
+                warn!("{watched}: the watch ended and is opened again: {why}");
+                let stays = self.deaf.contains_key(&watched);
+                self.deaf.insert(watched, (why, stays));
+            }
+            Event::Asked(name, answered) => self.asked(&name, answered),
             Event::Probed(block, answer) => self.probed(block, answer),
             Event::Answer(answer) => self.answered(answer),
             Event::Checksums(node) => {
@@ -138,13 +155,20 @@ impl Daemon {
         // With another daemon of this identity, the store is not changed, but repairs go on.
         let is_unique = conflict.is_none();
         problems.extend(conflict);
+        if is_unique {
+            self.inquire(&uplinks);
+        }
         let mut of_networks = if is_unique { self.manage_blocks() } else { Vec::new() };
         // Before the assigned blocks are known, this host's own blocks may look like a peer's, whose routes would replace its own.
         if self.view.live && self.assigned.is_none() && self.requests.is_assigning() {
             return of_networks;
         }
         self.probe_segment(&uplinks);
-        let mut nodes = self.view.effective_nodes();
+        let honoured = match self.honour(&socket) {
+            Ok(honoured) => honoured,
+            Err(error) => return vec![error.to_string()],
+        };
+        let mut nodes = honoured.nodes;
         nodes.insert(self.own.name.clone(), self.own.clone());
         let wanted = desired::desired(&Inputs {
             config: &self.config,
@@ -156,6 +180,8 @@ impl Daemon {
         let began = Instant::now();
         problems.extend(self.apply(&socket, &wanted, &uplinks, by_kernel_alone));
         self.took = began.elapsed();
+        self.refused_claims = honoured.problems.values().map(Vec::len).sum();
+        problems.extend(self.blame(honoured.problems, &honoured.owners));
         let longest = &mut self.status.counters.longest_micros;
         *longest = (*longest).max(u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX));
         // The record is published after this host accepts the packets that peers then send.
@@ -167,6 +193,10 @@ impl Daemon {
             of_networks.extend(self.replace_flannel(&socket, &wanted));
         }
         problems.extend(of_networks);
+        let stay = self.deaf.iter().filter(|(_, (_, stays))| *stays);
+        problems.extend(stay.map(|(watched, (why, _))| {
+            format!("cannot watch {watched}: {why}; changes are noticed only once a second")
+        }));
         if self.view.live {
             self.view.remember(&self.config.state_dir);
         }
@@ -176,6 +206,40 @@ impl Daemon {
         self.probes.set(others.chain(self.view.former.values().map(|node| (node, None))));
         self.last = Some(wanted);
         problems
+    }
+
+    /// Decides which blocks of the other nodes this node honours.
+    fn honour(&mut self, socket: &Socket) -> kernel::Result<Honoured> {
+        let routed = self.config.networks.iter().filter(|network| network.mode.routes());
+        let routed: Vec<IpNet> = routed.flat_map(|network| network.pods.iter().copied()).collect();
+        let host = actual::networks_among(socket, &routed, &self.own.blocks)?;
+        Ok(self.view.honour(&self.own, &self.config.pods(), &host))
+    }
+
+    /// Collects the problems of peers: their refused claims, and the changes that the kernel refused. Returns the refusals that
+    /// concern no peer.
+    fn blame(
+        &mut self,
+        claims: BTreeMap<String, Vec<String>>,
+        owners: &BTreeMap<IpNet, String>,
+    ) -> Vec<String> {
+        self.peer_problems = claims;
+        let mut others = Vec::new();
+        for (object, text) in self.known.refusals.iter() {
+            let has_mac = |node: &&Record, mac| [node.mac(true), node.mac(false)].contains(&mac);
+            let peer = match object {
+                Object::Route(block) => owners.get(&block),
+                Object::Remote(_, mac) => {
+                    self.view.nodes.values().find(|node| has_mac(node, mac)).map(|node| &node.name)
+                }
+            };
+            match peer {
+                Some(peer) => self.peer_problems.entry(peer.clone()).or_default().push(text.to_owned()),
+                None => others.push(text.to_owned()),
+            }
+        }
+        others.truncate(SHOWN);
+        others
     }
 
     /// Returns a node's own address at the other end of a tunnel: that of its first block that is reached over one.
@@ -208,7 +272,7 @@ impl Daemon {
                     None => cluster::remove(&netfilter).map(|()| false),
                 }
             });
-        let done = apply::apply(socket, wanted, &current);
+        let done = apply::apply(socket, wanted, &current, &mut self.known);
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&done.devices);
         for set in [apply::forward, apply::accept_ipvlans] {
             if let Err(error) = set(wanted, uplinks) {
@@ -218,20 +282,20 @@ impl Daemon {
         let mut changes = done.changes;
         match rules {
             Ok(changed) => changes += usize::from(changed),
-            Err(error) => problems.push(format!("ruleset: {error:?}")),
+            Err(error) => problems.push(format!("cannot change the ruleset: {error}")),
         }
         let counters = &mut self.status.counters;
         counters.comparisons += 1;
         counters.changes += changes as u64;
-        counters.refusals += done.refused.len() as u64;
+        counters.refusals += done.refused_count as u64;
         if by_kernel_alone && changes > 0 && self.last.as_ref() == Some(wanted) {
             counters.repairs += changes as u64;
             info!(changes, "repaired foreign changes");
         }
-        for refusal in done.refused.iter().take(3) {
+        for refusal in done.refused.iter().take(SHOWN) {
             warn!("{refusal}");
         }
-        problems.extend(done.refused.into_iter().take(3));
+        problems.extend(done.refused.into_iter().take(SHOWN));
         problems
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 use tracing::{error, info, warn};
 
 use super::state::Daemon;
-use crate::{conflist, status};
+use crate::{conflist, desired::Desired, status};
 
 impl Daemon {
     /// Returns the conditions that an operator should know although the node is ready.
@@ -32,6 +32,40 @@ impl Daemon {
         notes
     }
 
+    /// Returns what is wrong with a peer: its record, the path to it, or its lease.
+    fn problem_of(&self, name: &str, of_path: Option<&String>) -> Option<String> {
+        let of_record = self.peer_problems.get(name).into_iter().flatten();
+        let problems: Vec<&str> = of_record.chain(of_path).map(String::as_str).collect();
+        if !problems.is_empty() {
+            return Some(problems.join("; "));
+        }
+        self.view.silent.contains_key(name).then(|| {
+            "its daemon does not renew its lease: it is down, or cut off from the store; its routes stay"
+                .to_owned()
+        })
+    }
+
+    /// Returns the peers for the status.
+    fn peers(&self, desired: &Desired) -> Vec<status::Peer> {
+        let peers = desired.peers.iter().filter_map(|(name, peer)| {
+            let node = self.view.nodes.get(name)?;
+            let paths: BTreeSet<&str> = peer.paths.values().map(|path| path.as_str()).collect();
+            let paths: Vec<&str> = paths.into_iter().collect();
+            Some(status::Peer {
+                name: name.clone(),
+                addresses: node.addresses.clone(),
+                blocks: node.blocks.clone(),
+                path: Some(paths.join(" ")).filter(|paths| !paths.is_empty()),
+                silent_seconds: self.view.silent.get(name).map(|since| since.elapsed().as_secs()),
+                problem: self.problem_of(name, peer.problem.as_ref()),
+                // Filled in when the status is read.
+                answers: None,
+                rtt_us: None,
+            })
+        });
+        peers.collect()
+    }
+
     /// Logs what has changed, and updates the status.
     pub(super) fn show(&mut self, problems: Vec<String>) {
         let ready = self.view.whole && problems.is_empty();
@@ -50,8 +84,10 @@ impl Daemon {
         let notes = self.notes();
         notes.iter().filter(|it| !self.status.notes.contains(it)).for_each(|note| warn!("{note}"));
         let blocks = self.config.networks.iter().flat_map(|network| self.filled(network)).collect();
+        let peers = self.last.as_ref().map(|desired| self.peers(desired));
         let status = &mut self.status;
         status.ready = ready;
+        status.peers = peers.unwrap_or_default();
         status.problems = problems;
         status.notes = notes;
         status.addresses.clone_from(&self.own.addresses);
@@ -60,6 +96,7 @@ impl Daemon {
             kind: self.config.store.kind().into(),
             connected: self.view.live && self.view.lost.is_none(),
             problem: self.view.lost.clone(),
+            refused_claims: self.refused_claims,
             refused: self.view.refused.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
         };
         if let Some(desired) = &self.last {
@@ -71,27 +108,6 @@ impl Daemon {
                     mtu: attach.as_ref().map_or(0, |attach| attach.mtu),
                 })
                 .collect();
-            let peers = desired.peers.iter().filter_map(|(name, peer)| {
-                let node = self.view.nodes.get(name)?;
-                let paths: BTreeSet<&str> = peer.paths.values().map(|path| path.as_str()).collect();
-                let paths: Vec<&str> = paths.into_iter().collect();
-                Some(status::Peer {
-                    name: name.clone(),
-                    addresses: node.addresses.clone(),
-                    blocks: node.blocks.clone(),
-                    path: Some(paths.join(" ")).filter(|paths| !paths.is_empty()),
-                    silent_seconds: self.view.silent.get(name).map(|since| since.elapsed().as_secs()),
-                    problem: peer.problem.clone().or_else(|| {
-                        self.view.silent.contains_key(name).then(|| {
-                            "its daemon does not renew its lease: it is down, or cut off from the store; its routes stay".to_owned()
-                        })
-                    }),
-                    // Filled in when the status is read.
-                    answers: None,
-                    rtt_us: None,
-                })
-            });
-            status.peers = peers.collect();
         }
         if let Ok(mut shown) = self.shared.lock() {
             shown.clone_from(status);

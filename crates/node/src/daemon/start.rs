@@ -15,6 +15,7 @@ use kernel::sysctl;
 
 use super::{event::Event, memory, requests::Requests, state::Daemon, watch_host};
 use crate::{
+    apply::Known,
     cluster_view::ClusterView,
     config::Config,
     probe::Probes,
@@ -40,8 +41,7 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
     stop(sender.clone());
     let devices = watch_host::Devices::default();
     watch_host::watch_kernel(sender.clone(), Arc::clone(&devices));
-    watch_host::watch_reservations(&config, &sender)
-        .map_err(StartError::io("watch the reservations of pods' addresses"))?;
+    watch_host::watch_reservations(&config, &sender);
     let probes = start_probes(&config, sender.clone())?;
     let shared = status::Shared::default();
     serve::start(&config, &shared, &probes)?;
@@ -54,6 +54,7 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
         mac6: None,
         flannel: false,
         short: BTreeSet::new(),
+        unreachable: BTreeSet::new(),
         incarnation,
         instance: memory::random_id()?,
     };
@@ -67,6 +68,11 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
         unpublished: None,
         assigned: None,
         wrong_checksums: None,
+        known: Known::default(),
+        inquiries: BTreeMap::new(),
+        deaf: BTreeMap::new(),
+        peer_problems: BTreeMap::new(),
+        refused_claims: 0,
         resting: BTreeMap::new(),
         lost: BTreeMap::new(),
         sought: BTreeMap::new(),

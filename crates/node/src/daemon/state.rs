@@ -9,14 +9,20 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{event::Event, requests::Requests, watch_host::Devices};
+use super::{
+    event::{Event, Watched},
+    requests::Requests,
+    watch_host::Devices,
+};
 use crate::{
+    apply::Known,
     cluster_view::ClusterView,
     config::Config,
     desired::Desired,
     probe::Probes,
     record::Record,
     status::{self, Status},
+    takeover::Inquiry,
 };
 
 /// The state of the reconcile loop. Other files of this folder implement its parts.
@@ -52,6 +58,16 @@ pub(super) struct Daemon {
     pub(super) sender: Sender<Event>,
     /// The duration of the last pass.
     pub(super) took: Duration,
+    /// The watches that ended and are not open again yet, with the reason, and whether opening them has failed.
+    pub(super) deaf: BTreeMap<Watched, (String, bool)>,
+    /// What is known of owners of blocks that may be dead, by name.
+    pub(super) inquiries: BTreeMap<String, Inquiry>,
+    /// What earlier passes found out about the kernel's objects.
+    pub(super) known: Known,
+    /// What is wrong with peers' records, by node: refused claims, and changes that the kernel refused.
+    pub(super) peer_problems: BTreeMap<String, Vec<String>>,
+    /// The number of refused claims.
+    pub(super) refused_claims: usize,
     /// The desired state of the last pass.
     pub(super) last: Option<Desired>,
     pub(super) status: Status,

@@ -1,78 +1,123 @@
 //! Threads that watch the host and send events.
+//!
+//! A watch that ends is opened again, and the daemon compares everything then: no end is silent.
 
 use std::{
     collections::BTreeSet,
-    io,
-    mem::MaybeUninit,
-    sync::{Arc, Mutex, PoisonError, mpsc::Sender},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{SendError, Sender},
+    },
+    time::Duration,
 };
 
 use kernel::events::Events;
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    fs::inotify,
+    fs::inotify::WatchFlags,
 };
-use tracing::warn;
 
-use super::event::Event;
-use crate::{actual, config::Config};
+use super::event::{Event, Watched};
+use crate::{actual, config::Config, folder_watch::FolderWatch};
 
 /// The indices of the daemon's own devices.
 pub(super) type Devices = Arc<Mutex<BTreeSet<u32>>>;
 
+/// The pause before a watch is opened again.
+const REOPEN: Duration = Duration::from_secs(1);
+
 /// Watches the host's network and ruleset, except for foreign neighbours and routes.
 pub(super) fn watch_kernel(sender: Sender<Event>, devices: Devices) {
-    std::thread::spawn(move || {
-        let network = match Events::of_network() {
-            Ok(network) => network,
-            Err(error) => {
-                return warn!("foreign changes are repaired only once a minute: {error}");
-            }
-        };
+    keep_watching(sender, Watched::Kernel, move |sender| {
+        let network = Events::of_network()?;
         // A kernel without nftables has no ruleset to watch.
         let rules = Events::of_ruleset().ok();
+        sender.send(Event::Watching(Watched::Kernel, Ok(())))?;
         loop {
             let mut fds = vec![PollFd::new(&network, PollFlags::IN)];
             fds.extend(rules.iter().map(|rules| PollFd::new(rules, PollFlags::IN)));
-            if poll(&mut fds, None).is_err() {
-                continue;
-            }
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other.map_err(std::io::Error::from)?,
+            };
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             let mut matters = false;
             if ready[0] {
                 let own = devices.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                matters |= network.matters(actual::PROTOCOL, &own).unwrap_or(true);
+                matters |= network.matters(actual::PROTOCOL, &own)?;
             }
             if let Some(rules) = rules.as_ref().filter(|_| ready[1..].contains(&true)) {
-                drop(rules.drain());
+                rules.drain()?;
                 matters = true;
             }
-            if matters && sender.send(Event::Kernel).is_err() {
-                return;
+            if matters {
+                sender.send(Event::Kernel)?;
             }
         }
     });
 }
 
 /// Watches each network's reservations: a plugin that reserves or releases an address opens and closes their lock file.
-pub(super) fn watch_reservations(config: &Config, sender: &Sender<Event>) -> io::Result<()> {
+pub(super) fn watch_reservations(config: &Config, sender: &Sender<Event>) {
     for network in &config.networks {
-        let dir = config.data_dir.join(&network.name);
-        std::fs::create_dir_all(&dir)?;
-        let listener = inotify::init(inotify::CreateFlags::CLOEXEC)?;
-        inotify::add_watch(&listener, &dir, inotify::WatchFlags::CLOSE)?;
-        let (sender, network) = (sender.clone(), network.name.clone());
-        std::thread::spawn(move || {
-            let mut buffer = [MaybeUninit::uninit(); 4096];
-            let mut events = inotify::Reader::new(listener, &mut buffer);
-            while let Ok(event) = events.next() {
-                // Reading the directory, as this daemon does, causes events too.
-                let is_lock = event.file_name().is_some_and(|name| name == c"lock");
-                if is_lock && sender.send(Event::Pods(network.clone())).is_err() {
-                    return;
-                }
-            }
-        });
+        let folders = vec![config.data_dir.join(&network.name)];
+        watch_folder(sender.clone(), network.name.clone(), folders);
     }
-    Ok(())
+}
+
+fn watch_folder(sender: Sender<Event>, network: String, folders: Vec<PathBuf>) {
+    let watched = Watched::Reservations(network.clone());
+    keep_watching(sender, watched.clone(), move |sender| {
+        let watch = FolderWatch::open(&folders, WatchFlags::CLOSE)?;
+        sender.send(Event::Watching(watched.clone(), Ok(())))?;
+        loop {
+            // Reading the directory, as this daemon does, causes events too.
+            if watch.wait(None, |name| name.as_os_str() == "lock")? {
+                sender.send(Event::Pods(network.clone()))?;
+            }
+        }
+    });
+}
+
+/// The reason a watch ended.
+enum Ended {
+    /// The daemon ends.
+    Unwanted,
+    Broken(String),
+}
+
+impl From<SendError<Event>> for Ended {
+    fn from(_: SendError<Event>) -> Self {
+        Self::Unwanted
+    }
+}
+
+impl From<kernel::Error> for Ended {
+    fn from(error: kernel::Error) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Ended {
+    fn from(error: std::io::Error) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+/// Starts a thread that watches, and watches again whenever that ends.
+fn keep_watching(
+    sender: Sender<Event>,
+    watched: Watched,
+    watch: impl Fn(&Sender<Event>) -> Result<std::convert::Infallible, Ended> + Send + 'static,
+) {
+    std::thread::spawn(move || {
+        loop {
+            let Err(Ended::Broken(why)) = watch(&sender) else { return };
+            if sender.send(Event::Watching(watched.clone(), Err(why))).is_err() {
+                return;
+            }
+            std::thread::sleep(REOPEN);
+        }
+    });
 }

@@ -12,7 +12,7 @@ pub struct Inputs<'a> {
     pub config: &'a Config,
     /// This node's record.
     pub own: &'a Record,
-    /// All nodes' records by name, this node's included.
+    /// All nodes' records by name, this node's included, with the blocks that are honoured ([`crate::ownership`]).
     pub nodes: &'a BTreeMap<String, Record>,
     /// How this host is connected.
     pub uplinks: &'a Uplinks,

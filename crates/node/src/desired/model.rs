@@ -51,7 +51,7 @@ impl Uplinks {
     }
 
     /// Returns the uplink on a network's segment.
-    pub(super) fn of_network(&self, network: &Network) -> Option<&Uplink> {
+    pub(crate) fn of_network(&self, network: &Network) -> Option<&Uplink> {
         network.families().find_map(|v4| self.of(v4))
     }
 }
@@ -224,6 +224,8 @@ pub struct Desired {
     pub remotes: BTreeSet<(&'static str, Mac, IpAddr)>,
     /// The routes, by destination.
     pub routes: BTreeMap<IpNet, Route>,
+    /// Whether routes of other programs to the same destinations are replaced: flannel's, which this daemon takes the place of.
+    pub takes_over_routes: bool,
     /// This node's blocks in the export table.
     pub exported: Vec<Route>,
     /// The ruleset, or `None` if pods' packets do not pass through the host.

@@ -17,12 +17,7 @@ use crate::{
 };
 
 /// Adds the routes to a peer's blocks, and returns its paths.
-pub(super) fn add(
-    desired: &mut Desired,
-    inputs: &Inputs<'_>,
-    node: &Record,
-    owners: &BTreeMap<IpNet, &str>,
-) -> Peer {
+pub(super) fn add(desired: &mut Desired, inputs: &Inputs<'_>, node: &Record) -> Peer {
     let &Inputs { config, uplinks, .. } = inputs;
     let mut problems = Vec::new();
     let mut paths = BTreeMap::new();
@@ -36,10 +31,6 @@ pub(super) fn add(
     }
     for block in &node.blocks {
         let Some(network) = config.network_of(block) else { continue };
-        if let Some(owner) = owners.get(block).filter(|owner| **owner != node.name) {
-            problems.push(format!("the node claims block {block}, which belongs to {owner}"));
-            continue;
-        }
         let v4 = block.addr().is_ipv4();
         let route = match paths.get(&network.name) {
             None | Some(PeerPath::Learnt | PeerPath::Segment) => continue,

@@ -11,41 +11,33 @@ use std::{
 };
 
 use ipnet::IpNet;
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    fs::inotify,
-};
+use rustix::fs::inotify::WatchFlags;
 
 use super::{
     api::{Store, StoreError},
     update::{Contents, OnUpdate, Update},
 };
-use crate::{block_name, file, record::Record};
+use crate::{block_name, file, folder_watch::FolderWatch, record::Record};
 
 pub(super) struct Folder {
     dir: PathBuf,
 }
 
+/// The pause before a watch that ended is opened again.
+const REOPEN: Duration = Duration::from_secs(1);
 /// The interval at which the directory is read even without a notification, which NFS does not send.
 const POLL: Duration = Duration::from_secs(10);
 
 impl Folder {
     pub(super) fn open(dir: &Path, on_update: OnUpdate) -> Result<Self, StoreError> {
         let parts = ["nodes", "blocks"].map(|part| dir.join(part));
-        for part in &parts {
-            fs::create_dir_all(part).map_err(error("create directory", part))?;
-        }
-        let listener = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
-            .map_err(|errno| error("watch directory", dir)(errno.into()))?;
-        for part in &parts {
-            let changes = inotify::WatchFlags::MOVED_TO
-                | inotify::WatchFlags::MOVED_FROM
-                | inotify::WatchFlags::DELETE
-                | inotify::WatchFlags::CREATE
-                | inotify::WatchFlags::CLOSE_WRITE;
-            inotify::add_watch(&listener, part, changes)
-                .map_err(|errno| error("watch directory", part)(errno.into()))?;
-        }
+        let changes = WatchFlags::MOVED_TO
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::DELETE
+            | WatchFlags::CREATE
+            | WatchFlags::CLOSE_WRITE;
+        let mut watch =
+            Some(FolderWatch::open(&parts, changes).map_err(|why| error("watch directory", dir)(why))?);
         let folder = dir.to_owned();
         std::thread::spawn(move || {
             let mut last = None;
@@ -66,10 +58,12 @@ impl Folder {
                 {
                     return;
                 }
-                let limit = Timespec::try_from(POLL).ok();
-                let _ = poll(&mut [PollFd::new(&listener, PollFlags::IN)], limit.as_ref());
-                let mut buffer = [0; 4096];
-                while rustix::io::read(&listener, &mut buffer).is_ok_and(|length| length > 0) {}
+                // A directory that was replaced is watched again.
+                watch = watch.filter(|watch| watch.wait(Some(POLL), |_| true).is_ok());
+                watch = watch.or_else(|| FolderWatch::open(&parts, changes).ok());
+                if watch.is_none() {
+                    std::thread::sleep(REOPEN);
+                }
             }
         });
         Ok(Self { dir: dir.to_owned() })

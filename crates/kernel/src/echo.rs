@@ -1,4 +1,4 @@
-//! ICMP echo requests (RFC 792, RFC 4443), so that `demo` and `check --deep` do not depend on `ping`.
+//! ICMP echo requests (RFC 792, RFC 4443), so that nothing depends on `ping`.
 
 use std::{
     io,
@@ -14,7 +14,7 @@ use rustix::{
 };
 
 /// Size in bytes of the smallest request with its IP header.
-pub(crate) const SMALLEST: usize = IPV6_HEADER + ICMP_HEADER + TOKEN;
+pub const SMALLEST: usize = IPV6_HEADER + ICMP_HEADER + TOKEN;
 
 const IPV6_HEADER: usize = 40;
 const ICMP_HEADER: usize = 8;
@@ -23,7 +23,7 @@ const TOKEN: usize = 8;
 /// An echo request to one address. Its content distinguishes it from all others, also after NAT has changed addresses and the
 /// identifier.
 #[derive(Debug)]
-pub(crate) struct Echo {
+pub struct Echo {
     fd: OwnedFd,
     to: IpAddr,
     token: [u8; TOKEN],
@@ -34,7 +34,7 @@ impl Echo {
     ///
     /// # Errors
     /// If the process lacks the capability, or the kernel has no IPv6.
-    pub(crate) fn open(to: IpAddr) -> io::Result<Self> {
+    pub fn open(to: IpAddr) -> io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let (family, protocol) = match to {
             IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
@@ -50,7 +50,7 @@ impl Echo {
     ///
     /// # Errors
     /// If there is no route, or the packet is too large.
-    pub(crate) fn send(&self, size: usize) -> io::Result<()> {
+    pub fn send(&self, size: usize) -> io::Result<()> {
         let (kind, header) = if self.to.is_ipv4() { (8, 20) } else { (128, IPV6_HEADER) };
         let [_, _, high, low] = std::process::id().to_be_bytes();
         let mut packet = vec![kind, 0, 0, 0, high, low, 0, 1];
@@ -69,7 +69,7 @@ impl Echo {
     ///
     /// # Errors
     /// If no reply arrives within `limit`.
-    pub(crate) fn wait(&self, limit: Duration) -> io::Result<()> {
+    pub fn wait(&self, limit: Duration) -> io::Result<()> {
         let reply = if self.to.is_ipv4() { 0 } else { 129 };
         let started = Instant::now();
         // The payload beyond the token does not matter.
@@ -90,7 +90,7 @@ impl Echo {
     }
 
     /// Returns the source address of a captured packet, if it is this request.
-    pub(crate) fn source_of(&self, packet: &[u8]) -> Option<IpAddr> {
+    pub fn source_of(&self, packet: &[u8]) -> Option<IpAddr> {
         let (kind, skip, source): (u8, usize, IpAddr) = match packet.first()? >> 4 {
             4 => (8, header_length(packet), Ipv4Addr::from(*packet.get(12..)?.first_chunk::<4>()?).into()),
             6 => (128, IPV6_HEADER, Ipv6Addr::from(*packet.get(8..)?.first_chunk::<16>()?).into()),
@@ -108,7 +108,7 @@ impl Echo {
 ///
 /// # Errors
 /// If the request cannot be sent, or no reply arrives within `limit`.
-pub(crate) fn ping(to: IpAddr, limit: Duration) -> io::Result<()> {
+pub fn ping(to: IpAddr, limit: Duration) -> io::Result<()> {
     let echo = Echo::open(to)?;
     echo.send(SMALLEST)?;
     echo.wait(limit)
