@@ -43,7 +43,8 @@ impl Events {
         Socket::open_listening(Protocol::Route, GROUP_IPV6_ADDRESS).map(Self)
     }
 
-    /// Listens for changes of links, and of addresses, routes and neighbours of both families.
+    /// Listens for changes of links, and of addresses, routes, neighbours and settings (forwarding, `rp_filter`, proxy ARP) of both
+    /// families.
     ///
     /// # Errors
     /// If the socket cannot be opened.
@@ -79,7 +80,7 @@ impl Events {
     }
 
     /// Reads pending events and returns whether any of them may matter to a caller that maintains routes of `protocol` and the
-    /// neighbours of `links`. All events of links and addresses matter. Events of routes matter if they concern this protocol,
+    /// neighbours of `links`. All events of links, addresses and settings matter. Events of routes matter if they concern this protocol,
     /// a default route or a replacement, and events of neighbours if they concern these links. Returns true if events were
     /// lost.
     ///
@@ -194,8 +195,16 @@ const GROUP_NEIGH: u32 = 1 << 2;
 const GROUP_IPV4_ADDRESS: u32 = 1 << 4;
 const GROUP_IPV4_ROUTE: u32 = 1 << 6;
 const GROUP_IPV6_ROUTE: u32 = 1 << 10;
-const GROUPS_OF_NETWORK: u32 =
-    GROUP_LINK | GROUP_NEIGH | GROUP_IPV4_ADDRESS | GROUP_IPV4_ROUTE | GROUP_IPV6_ADDRESS | GROUP_IPV6_ROUTE;
+const GROUPS_OF_NETWORK: u32 = GROUP_LINK
+    | GROUP_NEIGH
+    | GROUP_IPV4_ADDRESS
+    | GROUP_IPV4_ROUTE
+    | GROUP_IPV6_ADDRESS
+    | GROUP_IPV6_ROUTE
+    | GROUP_IPV4_NETCONF
+    | GROUP_IPV6_NETCONF;
+const GROUP_IPV4_NETCONF: u32 = 1 << 23;
+const GROUP_IPV6_NETCONF: u32 = 1 << 24;
 const GROUP_NFTABLES: u32 = 1 << 6;
 const GROUP_IPV6_ADDRESS: u32 = 1 << 8;
 

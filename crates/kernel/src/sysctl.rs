@@ -41,7 +41,8 @@ pub enum Setting<'a> {
 }
 
 impl Setting<'_> {
-    fn path(self) -> PathBuf {
+    /// Returns the setting's file.
+    pub fn path(self) -> PathBuf {
         let tail: [&str; 4] = match self {
             Self::Ipv4Forward => ["ipv4", "ip_forward", "", ""],
             Self::Ipv6Forward => ["ipv6", "conf", "all", "forwarding"],
@@ -91,17 +92,17 @@ pub fn write(setting: Setting<'_>, value: &str) -> Result<()> {
         .map_err(|error| Error::from_io("write", path.display(), &error))
 }
 
-/// Writes a setting unless it has the value or the kernel does not have the setting.
+/// Writes a setting unless it has the value or the kernel does not have the setting. Returns whether it was written.
 ///
 /// # Errors
 /// If it exists and cannot be read or written.
-pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
+pub fn ensure(setting: Setting<'_>, value: &str) -> Result<bool> {
     match read(setting)? {
         Some(current) if current != value => match write(setting, value) {
-            Err(error) if error.kind() == Kind::NotFound => Ok(()),
-            other => other,
+            Err(error) if error.kind() == Kind::NotFound => Ok(false),
+            other => other.map(|()| true),
         },
-        _ => Ok(()),
+        _ => Ok(false),
     }
 }
 
@@ -110,7 +111,7 @@ pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
 /// # Errors
 /// If the kernel refuses the request.
 pub fn ensure_forwarding(socket: &Socket, address: IpAddr) -> Result<()> {
-    if is_forwarding(socket, address) { Ok(()) } else { ensure(forwarding_of(address), "1") }
+    if is_forwarding(socket, address) { Ok(()) } else { ensure(forwarding_of(address), "1").map(drop) }
 }
 
 /// Returns the setting that enables forwarding for an address's family.

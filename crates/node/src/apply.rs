@@ -11,16 +11,16 @@ use kernel::{
     addr::Detection,
     link::{self, Driver, IpvlanMode, Link, Mac, MacvlanMode, New},
     neigh::{self, Forward},
-    offload, route,
-    sysctl::{self, Setting},
+    offload, route, sysctl,
 };
 
 use crate::{
     actual::{self, Actual, PROTOCOL},
     config::Underlay,
-    desired::{Desired, Device, Kind, Route, Target, Uplinks},
+    desired::{Desired, Device, Kind, Route, Target},
     record::hop_of,
     refusals::{Change, Object, Refusals},
+    settings::{self, Settings},
 };
 
 /// The result of a pass.
@@ -71,6 +71,8 @@ impl Done {
 pub(crate) struct Known {
     /// The changes for peers that the kernel refused.
     pub(crate) refusals: Refusals,
+    /// The settings, and how often other programs have changed them.
+    pub(crate) settings: Settings,
     /// The routes that were this daemon's: a program that replaced one has changed an object of the daemon's.
     routes: BTreeSet<RouteKey>,
 }
@@ -137,7 +139,7 @@ fn ensure_device<'a>(
         let new = New { mtu: Some(device.mtu), mac: device.mac, ..new(device) };
         done.note(link::create(socket, &new))?;
         done.changes += 1;
-        for (setting, value) in settings(device) {
+        for (setting, value) in settings::of_device(device) {
             done.note(sysctl::set(setting, value));
         }
     }
@@ -208,41 +210,6 @@ fn matches(link: &Link, device: &Device) -> bool {
             same && link.peer == Some(over)
         }
     }
-}
-
-/// Returns the settings of a new device, which are written before it is set up.
-fn settings(device: &Device) -> Vec<(Setting<'_>, &'static str)> {
-    let name = device.name;
-    let mut settings =
-        vec![(Setting::Ipv6(name, "disable_ipv6"), "0"), (Setting::Ipv6(name, "accept_ra"), "0")];
-    settings.extend(match device.kind {
-        // Replies to pods' packets may take another path, so the reverse-path filter is loose. No other host is on the link that
-        // could have the same address, so duplicate detection is off.
-        Kind::Tunnel { .. } => {
-            vec![(Setting::Ipv4(name, "rp_filter"), "2"), (Setting::Ipv6(name, "accept_dad"), "0")]
-        }
-        // There are no neighbours, so the device needs no link-local address.
-        Kind::Gpe { .. } => {
-            vec![(Setting::Ipv4(name, "rp_filter"), "2"), (Setting::Ipv6(name, "addr_gen_mode"), "1")]
-        }
-        // The device answers ARP for the host's addresses only to this host's pods, to which its routes lead (`arp_filter`); others
-        // get answers from the uplink. A macvlan's link-local address is derived from its hardware address, whatever the host's
-        // default; an ipvlan has a configured one, and sends ARP requests from its own address, because it does not receive
-        // replies to the host's.
-        Kind::Beside { underlay, .. } => {
-            let (announce, generated) = match underlay {
-                Underlay::Macvlan => ("0", "0"),
-                Underlay::Ipvlan => ("2", "1"),
-            };
-            vec![
-                (Setting::Ipv4(name, "arp_filter"), "1"),
-                (Setting::Ipv4(name, "arp_announce"), announce),
-                (Setting::Ipv6(name, "addr_gen_mode"), generated),
-                (Setting::Ipv6(name, "accept_dad"), "0"),
-            ]
-        }
-    });
-    settings
 }
 
 /// What is known, and the objects of peers that need a change in this pass.
@@ -362,46 +329,6 @@ fn kernel_route(route: &Route, devices: &BTreeMap<&str, u32>) -> Option<route::R
 const LINK: u8 = 253;
 /// The link of IPv6 blackhole routes: the kernel reports `lo`.
 const LOOPBACK: u32 = 1;
-
-/// Enables forwarding, while keeping a default route from router advertisements.
-///
-/// # Errors
-/// If a setting cannot be read or written.
-pub fn forward(desired: &Desired, uplinks: &Uplinks) -> kernel::Result<()> {
-    let pods = desired.ruleset.iter().flat_map(|ruleset| &ruleset.pods);
-    let families: BTreeSet<bool> = pods.map(|net| net.addr().is_ipv4()).collect();
-    if families.contains(&true) {
-        sysctl::ensure(Setting::Ipv4Forward, "1")?;
-    }
-    if families.contains(&false) {
-        let accept = uplinks.v6.as_ref().map(|uplink| Setting::Ipv6(&uplink.name, "accept_ra"));
-        if let Some(accept) = accept
-            && sysctl::read(accept)?.as_deref() == Some("1")
-        {
-            sysctl::ensure(accept, "2")?;
-        }
-        sysctl::ensure(Setting::Ipv6Forward, "1")?;
-    }
-    Ok(())
-}
-
-/// Makes the uplink's strict reverse-path filter loose (`rp_filter`, RFC 3704) if the host's pods are ipvlans: their packets to the
-/// host arrive on the uplink, but the route back is via another link.
-///
-/// # Errors
-/// If a setting cannot be read or written.
-pub fn accept_ipvlans(desired: &Desired, uplinks: &Uplinks) -> kernel::Result<()> {
-    let is_ipvlan = |device: &Device| matches!(device.kind, Kind::Beside { underlay: Underlay::Ipvlan, .. });
-    let Some(uplink) = uplinks.v4.as_ref().filter(|_| desired.devices.iter().any(is_ipvlan)) else {
-        return Ok(());
-    };
-    // The kernel applies the greater of the two: 0 is no filter, 1 a strict one, 2 a loose one.
-    let of = |link| sysctl::read(Setting::Ipv4(link, "rp_filter"));
-    if of("all")?.max(of(&uplink.name)?).as_deref() == Some("1") {
-        sysctl::ensure(Setting::Ipv4(&uplink.name, "rp_filter"), "2")?;
-    }
-    Ok(())
-}
 
 /// Removes the daemon's objects.
 pub fn remove(socket: &Socket, actual: &Actual) -> Done {

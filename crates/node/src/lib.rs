@@ -27,6 +27,7 @@ mod probe;
 pub mod record;
 mod refusals;
 mod serve;
+mod settings;
 mod start_error;
 pub mod status;
 pub mod store;

@@ -85,7 +85,7 @@ pub(crate) fn ask(addresses: &[IpAddr], blocks: &[IpNet], segment: Option<u32>) 
         // There may be no route to a block any more.
         let pods = of_blocks.iter().map(|ip| scope.spawn(|| echo::ping(*ip, ANSWER).is_ok()));
         let asked: Vec<_> = hosts.chain(pods).collect();
-        asked.into_iter().map(|asked| asked.join().unwrap_or(true)).any(|answered| answered)
+        asked.into_iter().any(|asked| asked.join().unwrap_or(true))
     });
     answered
         || segment.is_some_and(|link| {

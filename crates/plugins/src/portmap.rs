@@ -297,7 +297,7 @@ fn route_from_localhost(mappings: &[Mapping]) -> Result<(), Error> {
     let host = Socket::open(Netlink::Route).explain()?;
     let Some(index) = route::link_towards(&host, ip).explain()? else { return Ok(()) };
     let Some(link) = link::find_index(&host, index).explain()? else { return Ok(()) };
-    sysctl::ensure(Setting::Ipv4(&link.name, "route_localnet"), "1").explain()
+    sysctl::ensure(Setting::Ipv4(&link.name, "route_localnet"), "1").map(drop).explain()
 }
 
 fn taken(error: RulesetError, mappings: &[Mapping]) -> Error {

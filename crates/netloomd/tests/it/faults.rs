@@ -98,6 +98,49 @@ fn watches_that_end_are_opened_again() {
     lab.wait(0, "ready", |status| status["ready"] == true);
 }
 
+/// Settings, files and the uplink: what other programs change or remove is back within a second. A setting that another program keeps
+/// changing is left to it, and named.
+#[test]
+fn settings_files_and_the_uplink_are_repaired_within_a_second() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, ..Plan::default() });
+    let pods = [(0, "a1".to_owned(), lab.pod(0, "a1")), (1, "a2".to_owned(), lab.pod(1, "a2"))];
+    let value = |path: &str, value: &str| format!("test $(cat /proc/sys/net/{path}) = {value}");
+    let harm = [
+        ("echo 0 >/proc/sys/net/ipv4/ip_forward", value("ipv4/ip_forward", "1")),
+        ("echo 0 >/proc/sys/net/ipv6/conf/all/forwarding", value("ipv6/conf/all/forwarding", "1")),
+        ("echo 1 >/proc/sys/net/ipv4/conf/netloom4/rp_filter", value("ipv4/conf/netloom4/rp_filter", "2")),
+        ("rm /run/net.d/10-netloom.conflist", "test -s /run/net.d/10-netloom.conflist".to_owned()),
+        ("echo {} >/run/net.d/10-netloom.conflist", "grep -q ptp /run/net.d/10-netloom.conflist".to_owned()),
+    ];
+    for (harm, is_repaired) in &harm {
+        lab.hosts[0].sh(harm);
+        let took = lab.until(0, is_repaired);
+        println!("{harm}: {took:?}");
+        assert!(took < Duration::from_secs(1), "{harm}: {took:?}");
+    }
+    lab.all_reach_all(&pods);
+    let save = "ip -4 route save default >/run/default4; ip -6 route save default >/run/default6";
+    lab.hosts[0].sh(&format!("{save}; ip route del default; ip -6 route del default"));
+    lab.wait(0, "without a way out", |status| status["ready"] == false);
+    lab.hosts[0].sh("ip -4 route restore </run/default4; ip -6 route restore </run/default6");
+    let took = lab.wait(0, "ready again", |status| status["ready"] == true);
+    assert!(took < Duration::from_secs(1), "the default route is back: {took:?}");
+    lab.all_reach_all(&pods);
+    // A second and a third time, then it is a fight.
+    for _ in 0..2 {
+        lab.hosts[0].sh("echo 0 >/proc/sys/net/ipv4/ip_forward");
+        lab.until(0, &value("ipv4/ip_forward", "1"));
+    }
+    lab.hosts[0].sh("echo 0 >/proc/sys/net/ipv4/ip_forward");
+    lab.wait(0, "naming the setting", |status| {
+        problems(status).contains("another program keeps setting /proc/sys/net/ipv4/ip_forward to 0")
+    });
+    assert!(lab.hosts[0].succeeds(&value("ipv4/ip_forward", "0")));
+}
+
 /// A daemon that cannot read the reservations does not know how full its blocks are: it says so and claims nothing.
 #[test]
 fn unreadable_reservations_claim_no_block() {

@@ -15,6 +15,8 @@ pub enum Event {
     Answer(Answer),
     /// The host's network or ruleset has changed.
     Kernel,
+    /// A network configuration of the container runtime has changed.
+    Files,
     /// A plugin has reserved or released an address of this network.
     Pods(String),
     /// The addresses of a block on the hosts' segment that other hosts answered for.
@@ -34,6 +36,8 @@ pub enum Event {
 pub enum Watched {
     /// The host's network and ruleset.
     Kernel,
+    /// The folder of the container runtime's network configurations.
+    NetworkFiles,
     /// The reservations of a network's addresses.
     Reservations(String),
 }
@@ -42,6 +46,7 @@ impl std::fmt::Display for Watched {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Kernel => write!(out, "the host's network"),
+            Self::NetworkFiles => write!(out, "the container runtime's network configurations"),
             Self::Reservations(network) => write!(out, "the reservations of network {network}"),
         }
     }

@@ -76,7 +76,7 @@ impl Daemon {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Stop | Event::Kernel => {}
+            Event::Stop | Event::Kernel | Event::Files => {}
             Event::Pods(network) => drop(self.sought.insert(network, Instant::now())),
             Event::Watching(watched, Ok(())) => {
                 if self.deaf.remove(&watched).is_some() {
@@ -274,12 +274,9 @@ impl Daemon {
             });
         let done = apply::apply(socket, wanted, &current, &mut self.known);
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&done.devices);
-        for set in [apply::forward, apply::accept_ipvlans] {
-            if let Err(error) = set(wanted, uplinks) {
-                problems.push(error.to_string());
-            }
-        }
-        let mut changes = done.changes;
+        let (set, refused) = self.known.settings.keep(wanted, uplinks);
+        problems.extend(refused);
+        let mut changes = done.changes + set;
         match rules {
             Ok(changed) => changes += usize::from(changed),
             Err(error) => problems.push(format!("cannot change the ruleset: {error}")),

@@ -42,6 +42,7 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
     let devices = watch_host::Devices::default();
     watch_host::watch_kernel(sender.clone(), Arc::clone(&devices));
     watch_host::watch_reservations(&config, &sender);
+    watch_host::watch_network_files(&config, sender.clone());
     let probes = start_probes(&config, sender.clone())?;
     let shared = status::Shared::default();
     serve::start(&config, &shared, &probes)?;

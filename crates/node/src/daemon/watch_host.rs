@@ -62,11 +62,27 @@ pub(super) fn watch_kernel(sender: Sender<Event>, devices: Devices) {
 pub(super) fn watch_reservations(config: &Config, sender: &Sender<Event>) {
     for network in &config.networks {
         let folders = vec![config.data_dir.join(&network.name)];
-        watch_folder(sender.clone(), network.name.clone(), folders);
+        watch_reservations_of(sender.clone(), network.name.clone(), folders);
     }
 }
 
-fn watch_folder(sender: Sender<Event>, network: String, folders: Vec<PathBuf>) {
+/// Watches the folder of the container runtime's network configurations, in which the daemon keeps its own.
+pub(super) fn watch_network_files(config: &Config, sender: Sender<Event>) {
+    let folders = vec![config.conf_dir.clone()];
+    let changes =
+        WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE;
+    keep_watching(sender, Watched::NetworkFiles, move |sender| {
+        let watch = FolderWatch::open(&folders, changes)?;
+        sender.send(Event::Watching(Watched::NetworkFiles, Ok(())))?;
+        loop {
+            if watch.wait(None, |_| true)? {
+                sender.send(Event::Files)?;
+            }
+        }
+    });
+}
+
+fn watch_reservations_of(sender: Sender<Event>, network: String, folders: Vec<PathBuf>) {
     let watched = Watched::Reservations(network.clone());
     keep_watching(sender, watched.clone(), move |sender| {
         let watch = FolderWatch::open(&folders, WatchFlags::CLOSE)?;
