@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -12,8 +12,9 @@ use rustix::{fs::OFlags, io::Errno};
 use crate::{
     error::{Error, Kind, Result},
     file::open,
-    inject,
+    inject, link,
     message::{Attrs, Message, Received, read_u32},
+    route,
     socket::{REQUEST, Socket},
 };
 
@@ -22,6 +23,9 @@ const RTM_GETNETCONF: u16 = 82;
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
 const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
+
+/// `linux/rtnetlink.h`: routes from router advertisements.
+const RTPROT_RA: u8 = 9;
 
 /// A setting that plugins use. Interface names may contain dots, so the parts are separate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +110,7 @@ pub fn ensure(setting: Setting<'_>, value: &str) -> Result<()> {
 }
 
 /// Enables forwarding for an address's family in the calling thread's namespace, which must be the socket's too. The current
-/// state is queried over the socket, which is faster than opening the setting.
+/// state is queried over the socket, which is faster than opening the setting. Routes from router advertisements stay.
 ///
 /// # Errors
 /// If the kernel refuses the request.
@@ -124,9 +128,24 @@ pub fn ensure_forwarding(socket: &Socket, address: IpAddr) -> Result<()> {
     };
     // If IPv6 is disabled the kernel refuses the request, and nothing needs to be set.
     match socket.ask(message, "read", &"whether the host forwards", read) {
-        Ok(()) if forwards.is_some_and(|forwards| forwards != 0) => Ok(()),
-        _ => ensure(setting, "1"),
+        Ok(()) if forwards.is_some_and(|forwards| forwards != 0) => return Ok(()),
+        Ok(()) if address.is_ipv6() => keep_accepting_advertisements(socket)?,
+        _ => {}
     }
+    ensure(setting, "1")
+}
+
+/// Sets `accept_ra` to 2 on links that have it at 1 and a route from a router advertisement. With 1 a host that begins to forward
+/// loses these routes and ignores further advertisements (`rt6_purge_dflt_routers`, `ipv6_accept_ra`).
+fn keep_accepting_advertisements(socket: &Socket) -> Result<()> {
+    for advertised in route::list_of(socket, Ipv6Addr::UNSPECIFIED.into(), RTPROT_RA)? {
+        let Some(link) = link::find_index(socket, advertised.link)? else { continue };
+        let accept = Setting::Ipv6(&link.name, "accept_ra");
+        if read(accept)?.as_deref() == Some("1") {
+            set(accept, "2")?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes a setting of a new link without reading it first. Succeeds if the kernel does not have the setting.
