@@ -94,6 +94,31 @@ fn del_with_what_is_left_of_a_namespace() {
     }
 }
 
+/// After a reboot without DEL the range is free (containernetworking/plugins#252), the same container starts again
+/// (containerd/nerdctl#665), and a requested address is available (podman-container-tools/podman#3759).
+#[test]
+fn addresses_are_free_after_a_reboot() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let mut conf = plugin("bridge", &json!({"ipam": {"type": "host-local", "subnet": "10.88.0.0/29"}}));
+    let add = |conf: &Value, name: &str| {
+        host.container(name);
+        Call::new(&host, &OURS, name).call("ADD", conf)
+    };
+    for name in ["c1", "c2", "c3", "c4", "c5"] {
+        add(&conf, name).result(name);
+    }
+    assert_eq!(add(&conf, "c6").error().0, 11, "the range is exhausted");
+    host.sh("for name in c1 c2 c3 c4 c5 c6; do ip netns del $name; done; ip link del cni0
+             echo 00000000-0000-4000-8000-000000000000 >/run/boot; mount --bind /run/boot /proc/sys/kernel/random/boot_id");
+    add(&conf, "c1").result("the same container");
+    conf["runtimeConfig"] = json!({"ips": ["10.88.0.4/29"]});
+    let result = add(&conf, "new").result("a requested address");
+    assert_eq!(result["ips"][0]["address"], "10.88.0.4/29");
+}
+
 /// An interface with the requested name stays as it is, and the ADD leaves nothing (containernetworking/cni#112).
 #[test]
 fn an_interface_of_the_container_stays() {
