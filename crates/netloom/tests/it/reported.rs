@@ -219,6 +219,30 @@ fn published_ports_survive_a_flush_of_iptables() {
     assert!(lab.tcp(Some("other"), "192.0.2.1", 8080), "after the flush");
 }
 
+/// Conditions exclude a set of addresses, in the syntax of nft (containernetworking/plugins#1115).
+#[test]
+fn conditions_exclude_a_set() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.host.sh("ip addr add 192.0.2.3/24 dev up0");
+    let call = Call::new(&lab.host, &OURS, "c1");
+    let mut ports = published(8080, "tcp");
+    ports["backend"] = json!("nftables");
+    ports["conditionsV4"] = json!(["ip", "daddr", "!=", "{ 127.0.0.0/8, 192.0.2.3 }"]);
+    let bridge = plugin("bridge", &json!({"isDefaultGateway": true, "ipam": host_local()}));
+    let result = add_all(&call, &[bridge, ports.clone()]);
+    let _server = lab.host.serve(Some("c1"), Transport::Tcp, at("0.0.0.0", 80));
+    for (from, address, reached) in
+        [(Some("other"), "192.0.2.1", true), (Some("other"), "192.0.2.3", false), (None, "127.0.0.1", false)]
+    {
+        assert_eq!(lab.tcp(from, address, 8080), reached, "{from:?} to {address}");
+    }
+    call.check(&ports, &result);
+    call.del(&ports, &result);
+}
+
 /// Sends a datagram from a socket of another host and returns whether an answer came.
 fn answers(socket: &UdpSocket, port: u16) -> bool {
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
