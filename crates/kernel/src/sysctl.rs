@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -12,8 +12,9 @@ use rustix::{fs::OFlags, io::Errno};
 use crate::{
     error::{Error, Kind, Result},
     file::open,
-    inject,
+    inject, link,
     message::{Attrs, Message, Received, read_u32},
+    route,
     socket::{REQUEST, Socket},
 };
 
@@ -22,6 +23,9 @@ const RTM_GETNETCONF: u16 = 82;
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
 const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
+
+/// `linux/rtnetlink.h`: routes from router advertisements.
+const RTPROT_RA: u8 = 9;
 
 /// A setting that plugins use. Interface names may contain dots, so the parts are separate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,12 +110,19 @@ pub fn ensure(setting: Setting<'_>, value: &str) -> Result<bool> {
     }
 }
 
-/// Enables forwarding for an address's family in the calling thread's namespace, which must be the socket's too.
+/// Enables forwarding for an address's family in the calling thread's namespace, which must be the socket's too. Routes from router
+/// advertisements stay.
 ///
 /// # Errors
 /// If the kernel refuses the request.
 pub fn ensure_forwarding(socket: &Socket, address: IpAddr) -> Result<()> {
-    if is_forwarding(socket, address) { Ok(()) } else { ensure(forwarding_of(address), "1").map(drop) }
+    if is_forwarding(socket, address) {
+        return Ok(());
+    }
+    if address.is_ipv6() {
+        keep_accepting_advertisements(socket)?;
+    }
+    ensure(forwarding_of(address), "1").map(drop)
 }
 
 /// Returns the setting that enables forwarding for an address's family.
@@ -131,6 +142,21 @@ pub fn is_forwarding(socket: &Socket, address: IpAddr) -> bool {
     };
     socket.ask(message, "read", &"whether the host forwards", read).is_ok()
         && forwards.is_some_and(|forwards| forwards != 0)
+}
+
+/// Sets `accept_ra` to 2 on links that have it at 1 and a route from a router advertisement. With 1 a host that begins to forward
+/// loses these routes and ignores further advertisements (`rt6_purge_dflt_routers`, `ipv6_accept_ra`).
+fn keep_accepting_advertisements(socket: &Socket) -> Result<()> {
+    // A kernel without IPv6 refuses the request.
+    let routes = route::list_of(socket, Ipv6Addr::UNSPECIFIED.into(), RTPROT_RA).unwrap_or_default();
+    for advertised in routes {
+        let Some(link) = link::find_index(socket, advertised.link)? else { continue };
+        let accept = Setting::Ipv6(&link.name, "accept_ra");
+        if read(accept)?.as_deref() == Some("1") {
+            set(accept, "2")?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes a setting of a new link without reading it first. Succeeds if the kernel does not have the setting.

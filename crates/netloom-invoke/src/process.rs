@@ -106,11 +106,20 @@ pub struct Outcome {
     pub stderr: String,
 }
 
+/// Explains an ENOENT of execve(2): the plugin was found, so what does not exist is the program that the kernel starts for it.
+fn missing_part(source: &io::Error) -> &'static str {
+    if source.kind() == io::ErrorKind::NotFound {
+        ": if the file exists, its dynamic loader or the interpreter in its first line does not"
+    } else {
+        ""
+    }
+}
+
 /// The reason a call did not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
     /// The program did not start.
-    #[error("cannot run {}: {source}", program.display())]
+    #[error("cannot run {}: {source}{}", program.display(), missing_part(source))]
     Start {
         /// The plugin's executable file.
         program: PathBuf,

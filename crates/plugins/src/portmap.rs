@@ -209,7 +209,7 @@ fn terms(written: &Written) -> Result<Terms, Error> {
         Condition::parse(words, family).map_err(|rest| {
             Error::new(Code::UnsupportedField, format!("`{key}`: {rest:?} is not supported")).details(
                 "supported are -s, -d, -i and -m mark --mark, each also with `!`, or in the syntax of nft ip saddr, \
-                 ip daddr, ip6 saddr, ip6 daddr, iifname and meta mark, each also with `!=`",
+                 ip daddr, ip6 saddr, ip6 daddr, iifname and meta mark, each also with `!=` and a set after that",
             )
         })
     };

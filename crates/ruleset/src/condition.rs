@@ -52,14 +52,17 @@ impl Condition {
     /// The words that were not understood.
     pub fn parse(words: &[String], family: IpFamily) -> Result<Vec<Self>, String> {
         // The list has one word an entry, or several words in one entry.
-        let text = words.join(" ");
+        let mut text = words.join(" ");
+        if text.contains('{') {
+            text = text.replace('{', " { ").replace('}', " } ").replace(',', " ");
+        }
         let words: Vec<&str> = text.split_whitespace().collect();
         let mut rest = &words[..];
         let mut conditions = Vec::new();
         while !rest.is_empty() {
-            let (condition, after) =
+            let (found, after) =
                 of_iptables(rest, family).or_else(|| of_nft(rest, family)).ok_or_else(|| rest.join(" "))?;
-            conditions.extend(condition);
+            conditions.extend(found);
             rest = after;
         }
         Ok(conditions)
@@ -94,7 +97,7 @@ pub(crate) fn chain(conditions: &[Condition]) -> String {
     format!("{}{hash:016x}", chains::CONDITION)
 }
 
-type Parsed<'a, 'b> = Option<(Option<Condition>, &'a [&'b str])>;
+type Parsed<'a, 'b> = Option<(Vec<Condition>, &'a [&'b str])>;
 
 /// `! -s 10.0.0.0/8`, `-i eth0`, `-m mark --mark 0x1/0x1`; the older `-s ! 10.0.0.0/8` too.
 fn of_iptables<'a, 'b>(words: &'a [&'b str], family: IpFamily) -> Parsed<'a, 'b> {
@@ -104,8 +107,8 @@ fn of_iptables<'a, 'b>(words: &'a [&'b str], family: IpFamily) -> Parsed<'a, 'b>
     };
     let (option, within, value, rest) = match words {
         // The name of a match, or a comment: neither restricts the packet.
-        ["-m" | "--match", "mark" | "comment", rest @ ..] if !before => return Some((None, rest)),
-        ["--comment", _, rest @ ..] if !before => return Some((None, rest)),
+        ["-m" | "--match", "mark" | "comment", rest @ ..] if !before => return Some((Vec::new(), rest)),
+        ["--comment", _, rest @ ..] if !before => return Some((Vec::new(), rest)),
         [option, "!", value, rest @ ..] if !before => (*option, true, *value, rest),
         [option, value, rest @ ..] => (*option, before, *value, rest),
         _ => return None,
@@ -117,10 +120,10 @@ fn of_iptables<'a, 'b>(words: &'a [&'b str], family: IpFamily) -> Parsed<'a, 'b>
         "--mark" => What::Mark,
         _ => return None,
     };
-    Some((Some(condition(what, within, value)?), rest))
+    Some((vec![condition(what, within, value)?], rest))
 }
 
-/// `ip saddr != 10.0.0.0/8`, `iifname "eth0"`, `meta mark 0x1`.
+/// `ip saddr != 10.0.0.0/8`, `ip daddr != { 127.0.0.0/8, 192.0.2.1 }`, `iifname "eth0"`, `meta mark 0x1`.
 fn of_nft<'a, 'b>(words: &'a [&'b str], family: IpFamily) -> Parsed<'a, 'b> {
     let (what, rest) = match words {
         ["ip", "saddr", rest @ ..] if family == IpFamily::V4 => (What::Source(family), rest),
@@ -136,8 +139,17 @@ fn of_nft<'a, 'b>(words: &'a [&'b str], family: IpFamily) -> Parsed<'a, 'b> {
         ["==", rest @ ..] => (false, rest),
         _ => (false, rest),
     };
-    let (value, rest) = rest.split_first()?;
-    Some((Some(condition(what, inverted, value.trim_matches('"'))?), rest))
+    let (values, rest) = match rest {
+        // A packet must differ from each element, so each is a condition. Without `!=` one of them would have to be met.
+        ["{", set @ ..] if inverted => {
+            let end = set.iter().position(|word| *word == "}").filter(|end| *end > 0)?;
+            (&set[..end], &set[end + 1..])
+        }
+        _ => rest.split_at_checked(1)?,
+    };
+    let conditions: Option<Vec<Condition>> =
+        values.iter().map(|value| condition(what, inverted, value.trim_matches('"'))).collect();
+    Some((conditions?, rest))
 }
 
 fn condition(what: What, inverted: bool, text: &str) -> Option<Condition> {
@@ -176,6 +188,31 @@ mod tests {
     use kernel::IpFamily;
 
     use super::{Condition, chain};
+
+    fn parse(words: &[&str]) -> Result<Vec<Condition>, String> {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        Condition::parse(&words, IpFamily::V4)
+    }
+
+    /// A negated set is one condition for each element, however it is divided into words. Other sets are not understood.
+    #[test]
+    fn negated_sets() {
+        let one_by_one = parse(&["ip daddr != 127.0.0.0/8 ip daddr != 192.0.2.1 iifname up0"]).unwrap();
+        for words in [
+            &["ip", "daddr", "!=", "{ 127.0.0.0/8, 192.0.2.1 }", "iifname", "up0"][..],
+            &["ip daddr != {127.0.0.0/8,192.0.2.1} iifname up0"],
+        ] {
+            assert_eq!(parse(words).unwrap(), one_by_one, "{words:?}");
+        }
+        for words in [
+            "ip daddr { 192.0.2.1 }",
+            "ip daddr != { }",
+            "ip daddr != { 192.0.2.1",
+            "ip daddr != 192.0.2.1 }",
+        ] {
+            assert!(parse(&[words]).is_err(), "{words}");
+        }
+    }
 
     /// Conditions keep the chain names of earlier versions, whose chains may still be in the kernel.
     #[test]

@@ -26,6 +26,7 @@ mod other_kernel;
 mod parity;
 mod ports;
 mod removal;
+mod reported;
 mod run;
 mod schema;
 mod security;
