@@ -1,37 +1,27 @@
 //! `netloom run`: runs a command in a new network namespace that is attached to a network.
 
+mod child;
 mod dns;
 mod ports;
+mod signals;
 
-use std::{
-    fs,
-    io::Write as _,
-    os::unix::process::ExitStatusExt,
-    path::{Path, PathBuf},
-    process::{Child, ExitCode, ExitStatus},
-    thread,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use kernel::Netns;
 use netloom_runtime::{
     Container, load,
-    types::{CniResult, NetworkList, Object, PluginConfig, address::parse_ip},
+    types::{NetworkList, Object, PluginConfig, address::parse_ip},
 };
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
-    iterator::Signals,
-};
 
-use self::ports::{Mapping, Publish};
+use self::{
+    ports::{Mapping, Publish},
+    signals::Caught,
+};
 use super::{Failure, Outcome, Places, networks::Source, note, temporary_netns::TemporaryNetns};
 
-/// Exit codes, as those of `docker run`: this program failed, the command cannot be executed, the command does not exist.
+/// Exit code if this program fails and not the command, as that of `docker run`.
 pub(crate) const OWN_FAILURE: u8 = 125;
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
 
 /// Options of `netloom run`.
 #[derive(Debug, Clone, Args)]
@@ -72,8 +62,8 @@ pub(crate) fn run(places: &Places, options: &Options) -> Outcome<ExitCode> {
             places.own_runtime()?
         }
     };
-    // From here on signals are forwarded to the command, and this process lives on to clean up.
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    // From here on this process lives until it has cleaned up.
+    let signals = Caught::new()?;
     let temporary = TemporaryNetns::create(places, "run")?;
     let (mappings, choosing) = ports::choose(places, &runtime, &options.publish)?;
     let mut container = Container::new(&temporary.id, temporary.path());
@@ -90,31 +80,17 @@ pub(crate) fn run(places: &Places, options: &Options) -> Outcome<ExitCode> {
     for mapping in mappings.iter().filter(|mapping| mapping.chosen) {
         note(format!("netloom: published {mapping}"));
     }
-    let ended = start(options, &temporary, &result).and_then(|mut child| {
-        let handle = signals.handle();
-        let pid = Pid::from_child(&child);
-        let forward = thread::spawn(move || {
-            for signal in signals.forever() {
-                // The terminal sends SIGINT to the command itself.
-                if signal == SIGTERM || signal == SIGHUP {
-                    kill_process(pid, Signal::TERM).ok();
-                }
-            }
-        });
-        let status = child.wait();
-        handle.close();
-        drop(forward.join());
-        status.map_err(Failure::from)
-    });
-    let detached = runtime.del(&list, &container);
-    // The first error is the one to report.
+    let resolv_conf = dns::resolv_conf(&options.dns, &result);
+    let ended = child::run(&options.command, &temporary.netns, resolv_conf.as_deref(), signals);
+    let detached = runtime.del(&list, &container).map_err(Failure::from);
+    // The first error is the one to report, and a command that failed has its exit code.
     match (ended, detached) {
-        (Ok(status), detached) => detached.map(|()| exit_code(status)).map_err(Failure::from),
-        (Err(failure), detached) => {
-            if let Err(error) = detached {
-                note(format!("netloom: cannot detach the command's namespace: {error}"));
+        (Ok(0), Err(failure)) => Err(failure),
+        (ended, detached) => {
+            if let Err(failure) = detached {
+                note(format!("netloom: cannot detach the command's namespace: {}", failure.message));
             }
-            Err(failure)
+            ended.map(ExitCode::from)
         }
     }
 }
@@ -133,40 +109,6 @@ fn require_port_mappings(list: &NetworkList, options: &Options) -> Outcome {
     .hint(r#"add the plugin portmap to the network: {"type": "portmap", "capabilities": {"portMappings": true}}"#))
 }
 
-/// Starts the command from a new thread, which enters the namespace and then ends.
-fn start(options: &Options, temporary: &TemporaryNetns, result: &CniResult) -> Outcome<Child> {
-    let resolv_conf = dns::resolv_conf(&options.dns, result);
-    thread::scope(|scope| {
-        let spawned = scope.spawn(|| spawn(&options.command, &temporary.netns, resolv_conf.as_deref()));
-        spawned.join().unwrap_or_else(|_| Err(Failure::new("the thread that starts the command panicked")))
-    })
-}
-
-fn spawn(command: &[String], netns: &Netns, resolv_conf: Option<&str>) -> Outcome<Child> {
-    netns.enter()?;
-    // /sys shows the network namespace in which it was mounted, so the command needs a mount namespace with its own.
-    kernel::netns::unshare_mounts()?;
-    kernel::netns::mount_sys()?;
-    if let Some(text) = resolv_conf
-        && Path::new("/etc/resolv.conf").exists()
-    {
-        let path = std::env::temp_dir().join(format!("netloom-resolv-{}", std::process::id()));
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
-        let mounted = file
-            .write_all(text.as_bytes())
-            .map_err(Failure::from)
-            .and_then(|()| Ok(kernel::netns::mount_file(&path, Path::new("/etc/resolv.conf"))?));
-        // The mount keeps the file alive without its name.
-        fs::remove_file(&path)?;
-        mounted?;
-    }
-    let (program, arguments) = command.split_first().ok_or_else(|| Failure::new("no command was given"))?;
-    std::process::Command::new(program).args(arguments).spawn().map_err(|error| {
-        let code = if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
-        Failure::new(format!("cannot run `{program}`: {error}")).or_code(code)
-    })
-}
-
 fn capability_args(options: &Options, mappings: &[Mapping]) -> Object {
     let mut offered = Object::new();
     if !mappings.is_empty() {
@@ -177,10 +119,4 @@ fn capability_args(options: &Options, mappings: &[Mapping]) -> Object {
         offered.insert("dns".into(), json!({ "servers": options.dns }));
     }
     offered
-}
-
-/// Returns the command's exit code, or 128 plus the signal's number as shells do.
-fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
-    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

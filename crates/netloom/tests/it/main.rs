@@ -26,6 +26,8 @@ mod parity;
 mod ports;
 mod removal;
 mod run;
+mod run_ports;
+mod run_signals;
 mod schema;
 mod security;
 mod shared;

@@ -2,62 +2,20 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
-    net::SocketAddr,
     os::unix::fs::PermissionsExt,
-    process::{Child, ChildStdout, Command, Output, Stdio},
+    process::{Command, Output},
 };
 
 use serde_json::json;
-use testkit::{Host, Transport};
+use testkit::Host;
 
 use crate::lab::{NETLOOM, OURS, dual_stack};
 
-/// A `netloom run` whose command has started. The command prints `ready` first, and should end with its standard input.
-struct Running {
-    child: Child,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Running {
-    fn new(host: &Host, options: &[&str], command: &str) -> Self {
-        let mut netloom = Command::new(NETLOOM);
-        netloom.arg("run").args(options).args(["--", "sh", "-c", &format!("echo ready; {command}")]);
-        netloom.env("CNI_PATH", &*OURS).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = host.spawn(&mut netloom);
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut running = Self { child, stdout };
-        let line = running.line();
-        assert_eq!(line, "ready\n", "{}", running.end().1);
-        running
-    }
-
-    /// Reads a line of the command's output.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        line
-    }
-
-    /// Returns the name of the command's namespace.
-    fn netns(&self) -> String {
-        format!("netloom-run-{}", self.child.id())
-    }
-
-    /// Closes the command's input and waits. Returns the exit code, and what was written to standard error.
-    fn end(mut self) -> (Option<i32>, String) {
-        drop(self.child.stdin.take());
-        let mut stderr = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-        (self.child.wait().unwrap().code(), stderr)
-    }
-}
-
-fn netloom(host: &Host, args: &[&str]) -> Output {
+pub(crate) fn netloom(host: &Host, args: &[&str]) -> Output {
     host.command(NETLOOM).args(args).env("CNI_PATH", &*OURS).output().unwrap()
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
@@ -231,59 +189,4 @@ fn a_namespace_has_several_names() {
     }
     drop(process.kill());
     drop(process.wait());
-}
-
-/// Without a port of the host a free one is chosen: not one on which a program listens, nor one that an attachment has published.
-#[test]
-fn free_ports_are_chosen() {
-    if !testkit::is_root() {
-        return;
-    }
-    let host = Host::new();
-    host.sh("echo 40000 40003 >/proc/sys/net/ipv4/ip_local_port_range");
-    let listen = |address: &str| host.serve(None, Transport::Tcp, address.parse::<SocketAddr>().unwrap());
-    let _listeners = [listen("127.0.0.1:40000"), listen("[::1]:40001")];
-    let other = Running::new(&host, &["-p", "127.0.0.1:40002:80"], "exec cat");
-    let chosen = Running::new(&host, &["-p", "80"], "exec cat");
-    let server = host.serve(Some(&chosen.netns()), Transport::Tcp, ([0, 0, 0, 0], 80).into());
-    assert!(host.reaches(None, Transport::Tcp, ([127, 0, 0, 1], 40003).into()));
-    drop(server);
-    let full = text(&netloom(&host, &["run", "-p", "80", "--", "true"]));
-    assert!(full.contains("ports 40000 to 40003 is free"), "{full}");
-    // Another protocol and another address have ports of their own.
-    let udp = text(&netloom(&host, &["run", "-p", "40003-40004:80/udp", "--", "true"]));
-    assert!(udp.contains("netloom: published 0.0.0.0:40003 -> 80/udp\n"), "{udp}");
-    let elsewhere = text(&netloom(&host, &["run", "-p", "127.0.0.2::80", "--", "true"]));
-    assert!(elsewhere.contains("netloom: published 127.0.0.2:4000"), "{elsewhere}");
-    let (code, stderr) = chosen.end();
-    assert!(code == Some(0) && stderr.contains("netloom: published 0.0.0.0:40003 -> 80/tcp\n"), "{stderr}");
-    assert_eq!(other.end().0, Some(0));
-}
-
-/// Ranges publish ports in order, and a port of the host is given once.
-#[test]
-fn ranges_of_ports() {
-    if !testkit::is_root() {
-        return;
-    }
-    let host = Host::new();
-    let options = ["-p", "8000-8001:80-81", "-p", "8000-8002:90", "-p", "[::1]:7000-7001:70"];
-    let run = Running::new(&host, &options, "exec cat");
-    let ports = host.sh("nft list map ip netloom ports");
-    for mapping in ["8000 comment", ". 80,", "8001 comment", ". 81,", "8002 comment", ". 90 }"] {
-        assert!(ports.contains(mapping), "{mapping}: {ports}");
-    }
-    let (code, stderr) = run.end();
-    assert_eq!(code, Some(0), "{stderr}");
-    assert!(
-        stderr.contains("published 0.0.0.0:8002 -> 90/tcp\nnetloom: published [::1]:7000 -> 70/tcp\n"),
-        "{stderr}"
-    );
-    let twice = text(&netloom(&host, &["run", "-p", "8000:80", "-p", "8000:81", "--", "true"]));
-    assert!(
-        twice.contains("cannot publish both 0.0.0.0:8000 -> 80/tcp and 0.0.0.0:8000 -> 81/tcp"),
-        "{twice}"
-    );
-    let wrong = text(&netloom(&host, &["run", "-p", "80x:80", "--", "true"]));
-    assert!(wrong.contains("the port of the host `80x` is not a number from 1 to 65535"), "{wrong}");
 }
