@@ -161,7 +161,8 @@ impl Netns {
             })
             .and_then(|()| Self::open(path));
         if made.is_err() {
-            Self::remove(path)?;
+            // The first error is the one to report.
+            drop(Self::remove(path));
         }
         made
     }

@@ -18,7 +18,10 @@ use self::{
     ports::{Mapping, Publish},
     signals::Caught,
 };
-use super::{Failure, Outcome, Places, networks::Source, note, temporary_netns::TemporaryNetns};
+use super::{
+    Failure, Outcome, Places, networks::Source, note, temporary_netns::TemporaryNetns,
+    unprivileged::require_capabilities,
+};
 
 /// Exit code if this program fails and not the command, as that of `docker run`.
 pub(crate) const OWN_FAILURE: u8 = 125;
@@ -47,11 +50,14 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(places: &Places, options: &Options) -> Outcome<ExitCode> {
+    require_capabilities("run")?;
     let (list, source) = match &options.config {
         Some(file) => (load::file(file)?, Source::Configured),
         None => places.network(options.network.as_deref())?,
     };
     require_port_mappings(&list, options)?;
+    places.prepare()?;
+    let list = places.with_own_reservations(list)?;
     let runtime = match source {
         Source::Configured => places.runtime_with_own_plugins()?,
         Source::Embedded => {

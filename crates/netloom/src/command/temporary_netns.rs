@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use kernel::{
@@ -25,8 +25,6 @@ pub(crate) struct TemporaryNetns {
     _lock: File,
 }
 
-const NETNS_DIR: &str = "/run/netns";
-
 impl TemporaryNetns {
     /// Creates a namespace with its loopback interface up.
     pub(crate) fn create(places: &Places, name: &str) -> Outcome<Self> {
@@ -46,7 +44,7 @@ impl TemporaryNetns {
                 break lock;
             }
         };
-        let netns = Netns::create(&Path::new(NETNS_DIR).join(&id))
+        let netns = Netns::create(&places.netns_dir().join(&id))
             .inspect_err(|_| drop(fs::remove_file(&lock_file)))?;
         let temporary = Self { id, netns, lock_file, _lock: lock };
         let socket = temporary.netns.run(|| Socket::open(Protocol::Route))??;
@@ -77,7 +75,7 @@ pub(crate) fn remove_dead(places: &Places) -> Outcome {
             continue;
         }
         if let Some(id) = path.file_name() {
-            Netns::remove(&Path::new(NETNS_DIR).join(id))?;
+            Netns::remove(&places.netns_dir().join(id))?;
         }
         fs::remove_file(&path)?;
     }

@@ -28,6 +28,7 @@ mod removal;
 mod run;
 mod run_ports;
 mod run_signals;
+mod run_unprivileged;
 mod schema;
 mod security;
 mod shared;

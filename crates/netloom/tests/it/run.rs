@@ -19,7 +19,7 @@ pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-fn write_network(host: &Host) {
+pub(crate) fn write_network(host: &Host) {
     host.sh("rm -rf /etc/cni/net.d; mkdir -p /etc/cni/net.d");
     let list = json!({"cniVersion": "1.1.0", "name": "lab", "plugins": [dual_stack()]});
     fs::write(host.path("/etc/cni/net.d/10-lab.conflist"), list.to_string()).unwrap();
@@ -45,6 +45,57 @@ fn a_failed_add_is_followed_by_del() {
         .unwrap();
     assert!(!output.status.success(), "{}", text(&output));
     assert!(!host.path("/run/made").exists(), "DEL was not called: {}", text(&output));
+}
+
+/// If the DEL after a failed ADD fails too, the error of the ADD comes first, with its hint.
+#[test]
+fn the_first_error_is_not_hidden() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.sh("mkdir -p /run/bin");
+    let plugin = |name: &str, script: &str| {
+        let path = host.path(&format!("/run/bin/{name}"));
+        fs::write(&path, format!("#!/bin/sh\ncat >/dev/null\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let fail = |what: &str| {
+        format!(
+            r#"{{ echo '{{"cniVersion":"1.0.0","code":100,"msg":"{what} failed","details":"mend {what}"}}'; exit 1; }}"#
+        )
+    };
+    let result = r#"echo '{"cniVersion":"1.0.0"}'"#;
+    plugin("fine", &format!("[ $CNI_COMMAND = ADD ] && {result}"));
+    plugin("bad", &format!("[ $CNI_COMMAND = ADD ] && {}; {}", fail("attaching"), fail("detaching")));
+    plugin("stuck", &format!("[ $CNI_COMMAND = ADD ] && {result} && exit; {}", fail("detaching")));
+    let run = |plugins: &[&str], command: &str| {
+        let plugins: Vec<_> = plugins.iter().map(|name| json!({"type": name})).collect();
+        let list = json!({"cniVersion": "1.0.0", "name": "bad", "plugins": plugins});
+        fs::write(host.path("/run/bad.conflist"), list.to_string()).unwrap();
+        let arguments =
+            ["--bin-path", "/run/bin", "run", "--config", "/run/bad.conflist", "--", "sh", "-c", command];
+        let output = host.command(NETLOOM).args(arguments).output().unwrap();
+        (output.status.code(), text(&output))
+    };
+    for plugins in [&["bad"][..], &["fine", "bad"]] {
+        let (code, shown) = run(plugins, "true");
+        assert_eq!(code, Some(125), "{shown}");
+        let last = shown.rsplit("netloom: ").next().unwrap();
+        assert!(
+            last.starts_with("plugin type=\"bad\" failed (add): attaching failed"),
+            "{plugins:?}: {shown}"
+        );
+        assert!(
+            last.ends_with("\n  mend attaching\n") && shown.contains("detaching failed"),
+            "{plugins:?}: {shown}"
+        );
+    }
+    // The exit code of a command that failed is not hidden either; that of one that succeeded is this program's.
+    for (command, expected) in [("exit 7", 7), ("true", 125)] {
+        let (code, shown) = run(&["stuck"], command);
+        assert!(code == Some(expected) && shown.contains("detaching failed"), "{code:?}: {shown}");
+    }
 }
 
 /// Publishing a port on a network without portmap is refused, and the error names the plugin to add.
