@@ -59,7 +59,7 @@ pub(crate) struct Places {
 enum Command {
     /// Run a command in a new network namespace attached to a network
     #[command(
-        after_help = "Examples:\n  netloom run -- ping -c 1 1.1.1.1\n  netloom run -p 8080:80 -- busybox httpd -f -p 80\n  netloom run --network lab -- sh"
+        after_help = "Examples:\n  netloom run -- ping -c 1 1.1.1.1\n  netloom run -p 8080:80 -- busybox httpd -f -p 80\n  netloom run -p 80 -p 127.0.0.1:5300-5302:53-55/udp -- dnsmasq -d\n  netloom run --network lab sh\n  unshare -Urnm netloom run sh"
     )]
     Run(run::Options),
     /// Attach a network namespace to a network

@@ -3,6 +3,7 @@
 mod child;
 mod dns;
 mod ports;
+mod relay;
 mod signals;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 
 use self::{
     ports::{Mapping, Publish},
+    relay::Relays,
     signals::Caught,
 };
 use super::{
@@ -72,6 +74,7 @@ pub(crate) fn run(places: &Places, options: &Options) -> Outcome<ExitCode> {
     let signals = Caught::new()?;
     let temporary = TemporaryNetns::create(places, "run")?;
     let (mappings, choosing) = ports::choose(places, &runtime, &options.publish)?;
+    let relays = Relays::listen(&mappings)?;
     let mut container = Container::new(&temporary.id, temporary.path());
     container.capability_args = capability_args(options, &mappings);
     // The namespace is new, so that DEL cannot remove another attachment's interface. A plugin that failed may have
@@ -86,8 +89,11 @@ pub(crate) fn run(places: &Places, options: &Options) -> Outcome<ExitCode> {
     for mapping in mappings.iter().filter(|mapping| mapping.chosen) {
         note(format!("netloom: published {mapping}"));
     }
+    let addresses: Vec<_> = result.clone().into_current().ips.iter().map(|ip| ip.address.addr()).collect();
+    relays.start(&addresses);
     let resolv_conf = dns::resolv_conf(&options.dns, &result);
     let ended = child::run(&options.command, &temporary.netns, resolv_conf.as_deref(), signals);
+    drop(relays);
     let detached = runtime.del(&list, &container).map_err(Failure::from);
     // The first error is the one to report, and a command that failed has its exit code.
     match (ended, detached) {

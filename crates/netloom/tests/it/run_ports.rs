@@ -1,6 +1,6 @@
 //! `netloom run -p`: ports of the host that it chooses, ranges, and the host's own address.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use testkit::{Host, Transport};
 
@@ -62,4 +62,41 @@ fn ranges_of_ports() {
     );
     let wrong = text(&netloom(&host, &["run", "-p", "80x:80", "--", "true"]));
     assert!(wrong.contains("the port of the host `80x` is not a number from 1 to 65535"), "{wrong}");
+}
+
+/// A published port answers on `::1` as well, whichever family the server in the container has. It closes with the command.
+#[test]
+fn the_ipv6_loopback_is_published() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let at = SocketAddr::from((Ipv6Addr::LOCALHOST, 8080));
+    for publish in ["[::1]:8080:80", "8080:80", "[::]:8080:80"] {
+        let run = Running::new(&host, &["-p", publish], "exec cat");
+        for any in [SocketAddr::from((Ipv6Addr::UNSPECIFIED, 80)), (Ipv4Addr::UNSPECIFIED, 80).into()] {
+            let server = host.serve(Some(&run.netns()), Transport::Tcp, any);
+            for _ in 0..3 {
+                assert!(host.reaches(None, Transport::Tcp, at), "{publish} with a server on {any}");
+            }
+            assert_eq!(server.callers().len(), 3);
+        }
+        let (code, stderr) = run.end();
+        assert_eq!(code, Some(0), "{stderr}");
+        assert!(!host.reaches(None, Transport::Tcp, at), "{publish} after the end");
+    }
+    // A program of the host keeps its port.
+    let own = host.serve(None, Transport::Tcp, at);
+    let refused = netloom(&host, &["run", "-p", "[::1]:8080:80", "--", "true"]);
+    assert_eq!(refused.status.code(), Some(125));
+    assert!(
+        text(&refused).contains("cannot listen on [::1]:8080: Address already in use"),
+        "{}",
+        text(&refused)
+    );
+    let run = Running::new(&host, &["-p", "8080:80"], "exec cat");
+    assert!(host.reaches(None, Transport::Tcp, at));
+    let (code, stderr) = run.end();
+    assert!(code == Some(0) && stderr.contains("[::1]:8080 is not published"), "{stderr}");
+    assert_eq!(own.callers().len(), 1);
 }
