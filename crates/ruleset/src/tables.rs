@@ -97,7 +97,7 @@ impl Nat {
     ///
     /// From `::1` the kernel routes no packet to another link (`ip6_route_output` has no `route_localnet`), so the destination of
     /// such a packet must stay: a program of the host answers it, or the kernel refuses it.
-    fn to_this_host(&self, chain: &str) -> Vec<Expr<'static>> {
+    fn local_destination(&self, chain: &str) -> Vec<Expr<'static>> {
         let (offset, _, length) = self.addresses();
         let source = Expr::Payload { base: NETWORK, offset, length, to: Reg(0) };
         let not_from_loopback = [source, Expr::NotEqual(Reg(0), &LOOPBACK6)];
@@ -217,7 +217,7 @@ pub(crate) fn ensure_set(table: Table<'_>, set: &Set, there: &mut Vec<String>, b
         batch.add_rule(table, chain, Place::Last, &[Expr::Goto(PUBLISHED)], "");
     }
     for caller in callers {
-        let to_host = if PUBLISHING.contains(caller) { nat.to_this_host(caller) } else { Vec::new() };
+        let to_host = if PUBLISHING.contains(caller) { nat.local_destination(caller) } else { Vec::new() };
         batch.add_rule(table, caller, Place::First, &[to_host, call.clone()].concat(), "");
     }
 }
@@ -255,7 +255,7 @@ fn nat_chains(batch: &mut Batch, nat: &Nat) {
     let comments = ["from outside to the host", "from the host to itself"];
     for ((name, number), from) in PUBLISHING.into_iter().zip([0, 3]).zip(comments) {
         batch.create_chain(table, name, Some(hook("nat", number, -100)), from);
-        add(batch, name, &[nat.to_this_host(name), vec![Expr::Jump(PUBLISHED)]].concat());
+        add(batch, name, &[nat.local_destination(name), vec![Expr::Jump(PUBLISHED)]].concat());
     }
 
     // To itself by a published port, and from the host's loopback: the answer must come back this way.

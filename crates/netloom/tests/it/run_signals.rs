@@ -221,3 +221,59 @@ fn clean_up_is_not_interrupted() {
     assert!(!host.path("/run/made").exists(), "{shown}");
     assert_eq!(host.sh("ls /run/netns"), "");
 }
+
+/// A signal during the ADD ends the run before the command starts, with the exit code of the signal.
+#[test]
+fn a_signal_comes_before_the_command() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.sh("mkdir -p /run/bin; mkfifo /run/adding /run/go-on");
+    let script = "#!/bin/sh\ncat >/dev/null\ncase $CNI_COMMAND in
+        ADD) echo now >/run/adding; cat /run/go-on; echo '{\"cniVersion\": \"1.0.0\"}';;
+        DEL) touch /run/deleted;; esac\n";
+    fs::write(host.path("/run/bin/slow"), script).unwrap();
+    fs::set_permissions(host.path("/run/bin/slow"), fs::Permissions::from_mode(0o755)).unwrap();
+    let list = json!({"cniVersion": "1.0.0", "name": "slow", "plugins": [{"type": "slow"}]});
+    fs::write(host.path("/run/slow.conflist"), list.to_string()).unwrap();
+    let mut command = Command::new(NETLOOM);
+    command.args([
+        "--bin-path",
+        "/run/bin",
+        "run",
+        "--config",
+        "/run/slow.conflist",
+        "touch",
+        "/run/started",
+    ]);
+    let mut terminal = host.terminal(&command);
+    assert_eq!(host.sh("cat /run/adding"), "now\n");
+    terminal.type_text("\x03");
+    terminal.wait_for("^C");
+    host.sh("echo >/run/go-on");
+    let (code, shown) = terminal.end();
+    assert_eq!(code, Some(130), "{shown}");
+    assert!(host.path("/run/deleted").exists() && !host.path("/run/started").exists(), "{shown}");
+}
+
+/// A signal ends `netloom demo` after its clean-up.
+#[test]
+fn the_demo_cleans_up_after_a_signal() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let mut demo =
+        host.spawn(Command::new(NETLOOM).arg("demo").stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("ADD a")));
+    kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
+    let shown: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(shown.last().unwrap().contains("unchanged"), "{shown:?}");
+    assert_eq!(demo.wait().unwrap().code(), Some(130), "{shown:?}");
+    assert_eq!(
+        host.sh("ls /run/netns /var/lib/cni/results; ip -br link | grep veth || true"),
+        "/run/netns:\n\n/var/lib/cni/results:\n"
+    );
+}

@@ -81,5 +81,10 @@ fn a_user_namespace_is_a_host_of_its_own() {
     assert!(shown.contains("are not writable, using /run/user/netloom-"), "{shown}");
     let demo = nobody(&host, &["unshare", "-Urnm", netloom, "demo"]);
     assert!(demo.status.success() && text(&demo).contains("nothing is left"), "{}", text(&demo));
+    // As in a container: the kernel mounts no /sys where parts of it are hidden.
+    host.sh("mount -t tmpfs none /sys/class");
+    let hidden = nobody(&host, &["unshare", "-Urnm", netloom, "run", "echo", "runs"]);
+    assert!(hidden.status.success() && text(&hidden).contains("runs\n"), "{}", text(&hidden));
+    assert!(text(&hidden).contains("cannot mount /sys"), "{}", text(&hidden));
     assert_eq!(host.sh("find /var/lib /run/netns -mindepth 1"), "");
 }

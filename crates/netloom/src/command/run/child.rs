@@ -9,14 +9,14 @@ use std::{
     thread,
 };
 
-use kernel::Netns;
+use kernel::{Kind, Netns};
 use rustix::{
     io::Errno,
     process::{Pid, Signal, WaitId, WaitIdOptions, getpgrp, getpid, kill_process, waitid},
 };
 
 use super::{
-    super::{Failure, Outcome},
+    super::{Failure, Outcome, note},
     signals::Caught,
 };
 
@@ -52,7 +52,13 @@ fn spawn(command: &[String], netns: &Netns, resolv_conf: Option<&str>) -> Outcom
     netns.enter()?;
     // /sys shows the network namespace in which it was mounted, so the command needs a mount namespace with its own.
     kernel::netns::unshare_mounts()?;
-    kernel::netns::mount_sys()?;
+    match kernel::netns::mount_sys() {
+        // In a user namespace the kernel refuses if parts of /sys are hidden, as in most containers.
+        Err(error) if error.kind() == Kind::Denied => {
+            note(format!("netloom: {error}: the command sees the links of the host there"));
+        }
+        other => other?,
+    }
     if let Some(text) = resolv_conf
         && Path::new("/etc/resolv.conf").exists()
     {
