@@ -156,6 +156,34 @@ fn a_terminal_sends_its_signals_once() {
     assert_eq!(terminal.end().0, Some(3));
 }
 
+/// A terminal's signals are not forwarded: a command that has left the terminal's session gets only those of other processes.
+#[test]
+fn the_terminals_signals_are_not_forwarded() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    let traps =
+        ["INT", "WINCH", "USR1", "USR2"].map(|name| format!("trap 'echo got {name}' {name}; ")).concat();
+    let script = format!("{traps} echo ready; while :; do sleep 0.01; done");
+    let mut command = Command::new(NETLOOM);
+    command.args(["run", "--", "setsid", "bash", "-c", &script]);
+    let mut terminal = host.terminal(&command);
+    terminal.wait_for("ready\r\n");
+    terminal.type_text("\x03");
+    let mut shown = terminal.wait_for("^C");
+    terminal.resize(33, 77);
+    // The order of signals that arrive together is that of their numbers, so after both of these the others would be there.
+    let pid = Pid::from_raw(terminal.pid().cast_signed()).unwrap();
+    for (signal, text) in [(Signal::USR1, "got USR1"), (Signal::USR2, "got USR2")] {
+        kill_process(pid, signal).unwrap();
+        shown += &terminal.wait_for(text);
+    }
+    assert!(!shown.contains("got INT") && !shown.contains("got WINCH"), "{shown}");
+    kill_process(pid, Signal::HUP).unwrap();
+    assert_eq!(terminal.end().0, Some(129));
+}
+
 /// ^Z stops command and program as one job, and `fg` goes on with both.
 #[test]
 fn a_shell_controls_the_job() {
