@@ -41,7 +41,7 @@ const SERVER_PORT: u16 = 8000;
 
 pub(crate) fn demo(places: &Places, _: &Options) -> Outcome {
     require_capabilities("demo")?;
-    places.prepare()?;
+    let _folder = places.prepare()?;
     let list = places.with_own_reservations(networks::embedded()?)?;
     let runtime = places.own_runtime()?;
     for signal in [SIGHUP, SIGINT, SIGTERM] {

@@ -58,7 +58,7 @@ pub(crate) fn run(places: &Places, options: &Options) -> Outcome<ExitCode> {
         None => places.network(options.network.as_deref())?,
     };
     require_port_mappings(&list, options)?;
-    places.prepare()?;
+    let _folder = places.prepare()?;
     let list = places.with_own_reservations(list)?;
     let runtime = match source {
         Source::Configured => places.runtime_with_own_plugins()?,

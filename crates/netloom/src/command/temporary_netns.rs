@@ -44,8 +44,10 @@ impl TemporaryNetns {
                 break lock;
             }
         };
-        let netns = Netns::create(&places.netns_dir().join(&id))
-            .inspect_err(|_| drop(fs::remove_file(&lock_file)))?;
+        let netns = Netns::create(&places.netns_dir().join(&id)).map_err(|error| {
+            drop(fs::remove_file(&lock_file));
+            places.explain(error)
+        })?;
         let temporary = Self { id, netns, lock_file, _lock: lock };
         let socket = temporary.netns.run(|| Socket::open(Protocol::Route))??;
         let lo = link::require(&socket, "lo")?;
@@ -82,6 +84,7 @@ pub(crate) fn remove_dead(places: &Places) -> Outcome {
     Ok(())
 }
 
-fn lock_dir(places: &Places) -> PathBuf {
+/// Returns the folder of the lock files.
+pub(crate) fn lock_dir(places: &Places) -> PathBuf {
     places.state_dir.join("netloom/run")
 }

@@ -5,18 +5,22 @@
 //! bridge, and therefore the reservations of addresses.
 
 use std::{
-    fs,
-    io::ErrorKind,
+    fs::{self, File},
+    io::{self, ErrorKind},
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use kernel::{
-    Netns, Protocol, Socket,
+    Kind, Netns, Protocol, Socket,
     link::{self, Change},
 };
+use netloom_invoke::FileId;
 use netloom_runtime::types::NetworkList;
-use rustix::fs::{Access, access};
+use rustix::{
+    fs::{Access, Mode, OFlags, access},
+    io::Errno,
+};
 use serde_json::Value;
 
 use super::{Failure, Outcome, Places, note};
@@ -93,29 +97,34 @@ impl Places {
         if self.is_private { self.state_dir.join("netns") } else { SYSTEM_NETNS.into() }
     }
 
-    /// Creates the private folder, if there is one, and sets up the loopback of its namespace, which nobody else does.
-    pub(crate) fn prepare(&self) -> Outcome {
+    /// Creates the private folder, if there is one, and sets up the loopback of its namespace, which nobody else does. The caller
+    /// keeps the returned value as long as it uses the folder.
+    pub(crate) fn prepare(&self) -> Outcome<Option<InUse>> {
         if !self.is_private {
-            return Ok(());
-        }
-        let dir = &self.state_dir;
-        note(format!("netloom: {SYSTEM_STATE} and {SYSTEM_NETNS} are not writable, using {}", dir.display()));
-        match fs::DirBuilder::new().mode(0o700).create(dir) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(Failure::new(format!("cannot create folder {}: {error}", dir.display()))
-                    .hint("set XDG_RUNTIME_DIR or --state-dir to a writable folder"));
-            }
-            _ => {}
-        }
-        // In a folder for everybody, another user may have created it.
-        let found = fs::symlink_metadata(dir)?;
-        if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
-            return Err(Failure::new(format!("{} is not a folder of this user", dir.display()))
-                .hint("set XDG_RUNTIME_DIR or --state-dir to another folder"));
+            return Ok(None);
         }
         let socket = Socket::open(Protocol::Route)?;
         let lo = link::require(&socket, "lo")?;
-        Ok(link::change(&socket, &lo, &Change { up: Some(true), ..Change::default() })?)
+        link::change(&socket, &lo, &Change { up: Some(true), ..Change::default() })
+            .map_err(|error| self.explain(error))?;
+        let dir = &self.state_dir;
+        note(format!("netloom: {SYSTEM_STATE} and {SYSTEM_NETNS} are not writable, using {}", dir.display()));
+        let in_use = InUse::create(dir).map_err(|error| {
+            Failure::new(format!("cannot create folder {}: {error}", dir.display()))
+                .hint("set XDG_RUNTIME_DIR or --state-dir to a writable folder of this user")
+        })?;
+        Ok(Some(in_use))
+    }
+
+    /// Adds what to try if the kernel refuses something that a user namespace without the other namespaces may not do.
+    pub(crate) fn explain(&self, error: kernel::Error) -> Failure {
+        let is_refused = self.is_private && error.kind() == Kind::Denied;
+        let failure = Failure::from(error);
+        if is_refused {
+            failure.hint("create all namespaces together: `unshare -Urnm netloom ...`")
+        } else {
+            failure
+        }
     }
 
     /// Returns the network with its host-local reservations in the private folder, if there is one.
@@ -136,6 +145,51 @@ impl Places {
         NetworkList::parse(text.as_bytes())
             .or_else(|_| NetworkList::parse_single(text.as_bytes()))
             .map_err(|error| invalid(&error))
+    }
+}
+
+/// A private folder that this process uses. The last of its users removes it, unless it holds attachments.
+#[derive(Debug)]
+pub(crate) struct InUse {
+    dir: PathBuf,
+    lock: File,
+}
+
+impl InUse {
+    fn create(dir: &Path) -> io::Result<Self> {
+        loop {
+            match fs::DirBuilder::new().mode(0o700).create(dir) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let lock = match rustix::fs::open(dir, flags, Mode::empty()) {
+                // The last user has just removed it.
+                Err(Errno::NOENT) => continue,
+                other => File::from(other?),
+            };
+            // In a folder for everybody, another user may have created it.
+            if lock.metadata()?.uid() != rustix::process::geteuid().as_raw() {
+                return Err(io::Error::new(ErrorKind::PermissionDenied, "it belongs to another user"));
+            }
+            lock.lock_shared()?;
+            if FileId::of(dir) == Some(FileId::of_file(&lock)?) {
+                return Ok(Self { dir: dir.to_owned(), lock });
+            }
+        }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let holds_nothing = |name: &str| {
+            fs::read_dir(self.dir.join(name)).map_or(true, |mut entries| entries.next().is_none())
+        };
+        // What is not empty is for `netloom gc`.
+        if self.lock.try_lock().is_ok() && ["results", "netloom/run", "netns"].into_iter().all(holds_nothing)
+        {
+            drop(fs::remove_dir_all(&self.dir));
+        }
     }
 }
 

@@ -73,7 +73,7 @@ fn a_user_namespace_is_a_host_of_its_own() {
         grep -m1 listening <&3
         socat -u TCP:127.0.0.1:8080 -
         $netloom run -- sh -c 'socat -u TCP:10.89.64.1:8080 -; ip -4 -br addr show dev eth0'
-        kill $!; wait $!; echo code $?; ls /run/user/netloom-*/netns";
+        kill $!; wait $!; echo code $?";
     let output = nobody(&host, &["unshare", "-Urnm", "sh", "-c", script]);
     let shown = text(&output);
     assert!(shown.contains("served\nserved\neth0") && shown.contains("code 143\n"), "{shown}");
@@ -81,6 +81,12 @@ fn a_user_namespace_is_a_host_of_its_own() {
     assert!(shown.contains("are not writable, using /run/user/netloom-"), "{shown}");
     let demo = nobody(&host, &["unshare", "-Urnm", netloom, "demo"]);
     assert!(demo.status.success() && text(&demo).contains("nothing is left"), "{}", text(&demo));
+    // Without the other namespaces the error says which ones to create.
+    for namespaces in ["-Ur", "-Urn"] {
+        let refused = text(&nobody(&host, &["unshare", namespaces, netloom, "run", "true"]));
+        assert!(refused.contains("`unshare -Urnm netloom ...`"), "{namespaces}: {refused}");
+    }
+    assert_eq!(host.sh("ls /run/user"), "started\n", "the last command removes the folder");
     // As in a container: the kernel mounts no /sys where parts of it are hidden.
     host.sh("mount -t tmpfs none /sys/class");
     let hidden = nobody(&host, &["unshare", "-Urnm", netloom, "run", "echo", "runs"]);

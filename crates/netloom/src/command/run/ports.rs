@@ -19,7 +19,7 @@ use ruleset::portmap::Protocol;
 use rustix::net::{AddressFamily, SocketType, ipproto};
 use serde_json::{Value, json};
 
-use super::super::{Failure, Outcome, Places};
+use super::super::{Failure, Outcome, Places, temporary_netns::lock_dir};
 
 /// Ports to publish, as one `--publish` names them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,8 +210,9 @@ pub(crate) fn choose(
     if wanted.iter().all(|publish| matches!(publish.host, HostPorts::These(_))) {
         return Ok((mappings, None));
     }
-    let lock = File::open(&places.state_dir).and_then(|dir| dir.lock().map(|()| dir)).map_err(|error| {
-        Failure::new(format!("cannot lock {}: {error}", places.state_dir.display()))
+    let dir = lock_dir(places);
+    let lock = File::open(&dir).and_then(|dir| dir.lock().map(|()| dir)).map_err(|error| {
+        Failure::new(format!("cannot lock {}: {error}", dir.display()))
             .hint("name the ports of the host: `-p HOST:CONTAINER`")
     })?;
     let published: Vec<Mapping> =
