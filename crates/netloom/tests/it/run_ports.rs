@@ -89,14 +89,47 @@ fn the_ipv6_loopback_is_published() {
     let own = host.serve(None, Transport::Tcp, at);
     let refused = netloom(&host, &["run", "-p", "[::1]:8080:80", "--", "true"]);
     assert_eq!(refused.status.code(), Some(125));
-    assert!(
-        text(&refused).contains("cannot listen on [::1]:8080: Address already in use"),
-        "{}",
-        text(&refused)
-    );
+    assert!(text(&refused).contains("cannot publish [::1]:8080 -> 80/tcp: a program"), "{}", text(&refused));
     let run = Running::new(&host, &["-p", "8080:80"], "exec cat");
     assert!(host.reaches(None, Transport::Tcp, at));
     let (code, stderr) = run.end();
     assert!(code == Some(0) && stderr.contains("[::1]:8080 is not published"), "{stderr}");
     assert_eq!(own.callers().len(), 1);
+}
+
+/// A program of the host does not lose its callers to a container: its port is refused, on all addresses and on its own.
+#[test]
+fn a_port_of_the_host_is_refused() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.sh("ip addr add 192.0.2.1/32 dev lo");
+    for (listens, transport, publish) in [
+        ("127.0.0.1:8080", Transport::Tcp, "8080:80"),
+        ("0.0.0.0:8080", Transport::Tcp, "192.0.2.1:8079-8081:79-81"),
+        ("[::]:8080", Transport::Tcp, "8080:80"),
+        ("127.0.0.1:8080", Transport::Udp, "127.0.0.1:8080:80/udp"),
+    ] {
+        let server = host.serve(None, transport, listens.parse().unwrap());
+        let output = netloom(&host, &["run", "-p", publish, "--", "true"]);
+        let shown = text(&output);
+        assert_eq!(output.status.code(), Some(125), "{listens} and {publish}: {shown}");
+        assert!(
+            shown.contains(":8080 -> 80/") && shown.contains("sport = 8080"),
+            "{listens} and {publish}: {shown}"
+        );
+        drop(server);
+    }
+    let server = host.serve(None, Transport::Tcp, "127.0.0.1:8080".parse().unwrap());
+    for publish in ["8080:80/udp", "192.0.2.1:8080:80", "8081:80"] {
+        let output = netloom(&host, &["run", "-p", publish, "--", "true"]);
+        assert!(output.status.success(), "{publish}: {}", text(&output));
+    }
+    drop(server);
+    // A port of another container is refused with the name of that one.
+    let other = Running::new(&host, &["-p", "8080:80"], "exec cat");
+    let refused = text(&netloom(&host, &["run", "-p", "8080:80", "--", "true"]));
+    assert!(refused.contains(&format!("already published for container {}", other.netns())), "{refused}");
+    assert_eq!(other.end().0, Some(0));
 }

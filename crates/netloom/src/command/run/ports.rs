@@ -160,17 +160,26 @@ impl Mapping {
             && shares(self.ip, other.ip)
     }
 
-    /// Returns whether a program of this host listens on the port, or sends from it.
-    fn is_in_use(&self) -> bool {
+    /// Returns whether a program of this host listens on the port of this address, or sends from it.
+    fn is_in_use(&self, ip: IpAddr) -> bool {
+        let refused = bind(self.protocol, SocketAddr::new(ip, self.host)).err();
+        refused.is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    }
+
+    fn is_free(&self) -> bool {
         let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-        let addresses = match &self.ip {
-            Some(ip) => std::slice::from_ref(ip),
-            None => &any[..],
-        };
-        addresses.iter().any(|ip| {
-            let refused = bind(self.protocol, SocketAddr::new(*ip, self.host)).err();
-            refused.is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse)
-        })
+        let addresses = self.ip.as_ref().map_or(&any[..], std::slice::from_ref);
+        !addresses.iter().any(|ip| self.is_in_use(*ip))
+    }
+
+    /// Refuses a port of a program of this host, which would lose its callers. A program on `::1` alone keeps them.
+    fn require_unused(&self) -> Outcome {
+        if !self.is_in_use(self.ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into())) {
+            return Ok(());
+        }
+        Err(Failure::new(format!("cannot publish {self}: a program of this host uses the port")).hint(
+            format!("find it with `ss -lntup sport = {}`, or choose another port of the host", self.host),
+        ))
     }
 }
 
@@ -204,6 +213,7 @@ pub(crate) fn choose(
     for publish in wanted {
         for mapping in publish.fixed() {
             require_once(&mapping, &mappings)?;
+            mapping.require_unused()?;
             mappings.push(mapping);
         }
     }
@@ -257,8 +267,7 @@ impl Publish {
                 .iter()
                 .map(|host| Mapping { chosen: true, ..self.mapping(*host, container) })
                 .find(|mapping| {
-                    !published.iter().chain(&*mappings).any(|other| other.meets(mapping))
-                        && !mapping.is_in_use()
+                    !published.iter().chain(&*mappings).any(|other| other.meets(mapping)) && mapping.is_free()
                 });
             mappings.push(free.ok_or_else(|| self.none_free(container))?);
         }
