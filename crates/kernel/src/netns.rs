@@ -161,7 +161,9 @@ impl Netns {
             })
             .and_then(|()| Self::open(path));
         if made.is_err() {
-            Self::remove(path)?;
+            // The first error is the one to report. Who may not mount may not unmount, but owns the file.
+            drop(Self::remove(path));
+            drop(fs::remove_file(path));
         }
         made
     }

@@ -135,10 +135,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns the error object if a plugin failed or the specification does not allow a name, an ID or a version.
+    /// Returns the error object if a plugin failed or the specification does not allow a name, an ID or a version. Of several
+    /// errors it is the first one's: an ADD that failed comes before the DELs after it.
     pub fn plugin_error(&self) -> Option<&CniError> {
         match self {
             Self::Plugin { source, .. } | Self::Invalid(source) => Some(source),
+            Self::Several(errors) => errors.first()?.plugin_error(),
             _ => None,
         }
     }

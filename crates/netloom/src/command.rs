@@ -12,6 +12,7 @@ mod networks;
 mod probe;
 mod run;
 mod temporary_netns;
+mod unprivileged;
 
 use std::{error::Error as _, io::Write as _, path::PathBuf, process::ExitCode};
 
@@ -49,13 +50,16 @@ pub(crate) struct Places {
     /// Folder with the cached results of attachments, shared with other runtimes
     #[arg(long, global = true, env = "NETLOOM_STATE", value_name = "DIR", default_value = "/var/lib/cni")]
     state_dir: PathBuf,
+    /// Whether `state_dir` is a folder of this user in a user namespace.
+    #[arg(skip)]
+    is_private: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a command in a new network namespace attached to a network
     #[command(
-        after_help = "Examples:\n  netloom run -- ping -c 1 1.1.1.1\n  netloom run -p 8080:80 -- busybox httpd -f -p 80\n  netloom run --network lab -- sh"
+        after_help = "Examples:\n  netloom run -- ping -c 1 1.1.1.1\n  netloom run -p 8080:80 -- busybox httpd -f -p 80\n  netloom run -p 80 -p 127.0.0.1:5300-5302:53-55/udp -- dnsmasq -d\n  netloom run --network lab sh\n  unshare -Urnm netloom run sh"
     )]
     Run(run::Options),
     /// Attach a network namespace to a network
@@ -138,12 +142,17 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let mut error = error;
-        // The details are printed on a line of their own.
-        let hint = match &mut error {
-            Error::Plugin { source, .. } | Error::Invalid(source) => std::mem::take(&mut source.details),
-            _ => String::new(),
-        };
+        let hint = take_details(&mut error);
         Self { message: error.to_string(), hint, code: None }
+    }
+}
+
+/// Removes the details, which are printed on a line of their own. Of several errors the first is the cause of the others.
+fn take_details(error: &mut Error) -> String {
+    match error {
+        Error::Plugin { source, .. } | Error::Invalid(source) => std::mem::take(&mut source.details),
+        Error::Several(errors) => errors.first_mut().map(take_details).unwrap_or_default(),
+        _ => String::new(),
     }
 }
 
@@ -166,6 +175,7 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
         return finish(cnitool::main().map(|()| ExitCode::SUCCESS));
     }
     let Cli { places, command } = Cli::parse();
+    let places = places.settle();
     let done = |outcome: Outcome| outcome.map(|()| ExitCode::SUCCESS);
     finish(match command {
         Command::Run(options) => {

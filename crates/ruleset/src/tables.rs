@@ -93,6 +93,19 @@ impl Nat {
         [Expr::Map { map, key: Reg(0), to: address }, Expr::Dnat { family: self.family, address, port }]
     }
 
+    /// Matches packets to an address of this host in a chain of [`PUBLISHING`].
+    ///
+    /// From `::1` the kernel routes no packet to another link (`ip6_route_output` has no `route_localnet`), so the destination of
+    /// such a packet must stay: a program of the host answers it, or the kernel refuses it.
+    fn local_destination(&self, chain: &str) -> Vec<Expr<'static>> {
+        let (offset, _, length) = self.addresses();
+        let source = Expr::Payload { base: NETWORK, offset, length, to: Reg(0) };
+        let not_from_loopback = [source, Expr::NotEqual(Reg(0), &LOOPBACK6)];
+        let is_lost = self.family == V6.family && chain == OUTPUT;
+        let from: &[Expr<'static>] = if is_lost { &not_from_loopback } else { &[] };
+        [from, &TO_THIS_HOST[..]].concat()
+    }
+
     /// Returns offset and length of the source and of the destination in the network header.
     fn addresses(&self) -> (u32, u32, u32) {
         if self.family == V4.family { (12, 16, 4) } else { (8, 24, 16) }
@@ -186,7 +199,6 @@ pub(crate) fn ensure_set(table: Table<'_>, set: &Set, there: &mut Vec<String>, b
     let (_, destination, length) = nat.addresses();
     let words = u8::try_from(length / 4).unwrap_or(1);
     let to = |to| Expr::Payload { base: NETWORK, offset: destination, length, to };
-    let local_to = |call: Expr<'static>| [&TO_THIS_HOST[..], &[call]].concat();
     let (comment, rule, callers, call): (_, _, &[&str], _) = if set == &nat.ports_on {
         let key = [to(Reg(0)), Expr::Protocol(Reg(words)), destination_port(Reg(words + 1))];
         let rule = [&key[..], &nat.translate(nat.ports_on.name)[..]].concat();
@@ -194,7 +206,7 @@ pub(crate) fn ensure_set(table: Table<'_>, set: &Set, there: &mut Vec<String>, b
     } else if set == &nat.conditional {
         let rule = vec![Expr::Protocol(Reg(0)), destination_port(Reg(1)), Expr::VerdictMap(Reg(0), set.name)];
         // Not to come back: what does not fulfil its port's conditions must not meet the port behind them.
-        ("ports with conditions go by these", rule, &PUBLISHING, local_to(Expr::Goto(chain)))
+        ("ports with conditions go by these", rule, &PUBLISHING, vec![Expr::Goto(chain)])
     } else {
         let rule = vec![to(Reg(0)), Expr::InSet(Reg(0), set.name), Expr::Masquerade];
         ("masqAll: whoever calls these containers", rule, &["postrouting"], vec![Expr::Jump(chain)])
@@ -205,7 +217,8 @@ pub(crate) fn ensure_set(table: Table<'_>, set: &Set, there: &mut Vec<String>, b
         batch.add_rule(table, chain, Place::Last, &[Expr::Goto(PUBLISHED)], "");
     }
     for caller in callers {
-        batch.add_rule(table, caller, Place::First, &call, "");
+        let to_host = if PUBLISHING.contains(caller) { nat.local_destination(caller) } else { Vec::new() };
+        batch.add_rule(table, caller, Place::First, &[to_host, call.clone()].concat(), "");
     }
 }
 
@@ -217,7 +230,9 @@ const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 pub(crate) const PUBLISHED: &str = "published";
 /// The chains that send to [`PUBLISHED`] what is for the host itself (an address of kind `local`).
-const PUBLISHING: [&str; 2] = ["prerouting", "output"];
+const PUBLISHING: [&str; 2] = ["prerouting", OUTPUT];
+const OUTPUT: &str = "output";
+const LOOPBACK6: [u8; 16] = std::net::Ipv6Addr::LOCALHOST.octets();
 const TO_THIS_HOST: [Expr<'_>; 2] = [Expr::DestinationKind(Reg(0)), Expr::Equal(Reg(0), &2u32.to_ne_bytes())];
 
 fn hook(kind: &'static str, number: u32, priority: i32) -> Hook {
@@ -240,7 +255,7 @@ fn nat_chains(batch: &mut Batch, nat: &Nat) {
     let comments = ["from outside to the host", "from the host to itself"];
     for ((name, number), from) in PUBLISHING.into_iter().zip([0, 3]).zip(comments) {
         batch.create_chain(table, name, Some(hook("nat", number, -100)), from);
-        add(batch, name, &[&TO_THIS_HOST[..], &[Expr::Jump(PUBLISHED)]].concat());
+        add(batch, name, &[nat.local_destination(name), vec![Expr::Jump(PUBLISHED)]].concat());
     }
 
     // To itself by a published port, and from the host's loopback: the answer must come back this way.

@@ -10,11 +10,13 @@
 mod look;
 mod machine;
 mod talk;
+mod terminal;
 mod trace;
 
 pub use look::{ip, run, sysctls};
 pub use machine::on_other_kernel;
 pub use talk::{Server, Transport};
+pub use terminal::Terminal;
 pub use trace::{Fate, Syscall, Traced, can_trace};
 
 use std::{

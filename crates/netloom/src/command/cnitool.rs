@@ -14,7 +14,9 @@ use netloom_runtime::{
     types::{CniResult, NetworkList, Object, SpecVersion, capability::PortMapping, json},
 };
 
-use super::{Failure, Outcome, Places, find::Target, gc, install, note, probe::Probe, say};
+use super::{
+    Failure, Outcome, Places, find::Target, gc, install, note, probe::Probe, say, unprivileged::refused,
+};
 
 /// Arguments of `del`.
 #[derive(Debug, Clone, Args)]
@@ -85,7 +87,7 @@ pub(crate) struct VersionOf {
 
 pub(crate) fn add(places: &Places, options: &Attach) -> Outcome {
     let (runtime, list, container) = prepare(places, options)?;
-    say(runtime.add(&list, &container)?.to_json());
+    say(runtime.add(&list, &container).map_err(|error| refused("add", error))?.to_json());
     Ok(())
 }
 
@@ -227,6 +229,7 @@ pub(crate) fn main() -> Outcome {
         conf_dir: variable("NETCONFPATH").unwrap_or_else(|| "/etc/cni/net.d".into()).into(),
         bin_path: variable("CNI_PATH").unwrap_or_default(),
         state_dir: variable("NETLOOM_STATE").unwrap_or_else(|| "/var/lib/cni".into()).into(),
+        is_private: false,
     };
     match verb {
         CnitoolVerb::Add(options) => add(&places, &options),

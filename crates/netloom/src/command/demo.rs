@@ -6,6 +6,10 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -17,21 +21,32 @@ use netloom_runtime::{
     types::{NetworkList, result::v100::Success},
 };
 use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::{Failure, Outcome, Places, networks, say, temporary_netns::TemporaryNetns};
+use super::{
+    Failure, Outcome, Places, networks, say, temporary_netns::TemporaryNetns,
+    unprivileged::require_capabilities,
+};
 
 /// Options of `netloom demo`, which has none.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {}
 
+/// The signal that asked this process to end, or 0.
+static ENDING: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 /// Time limit for each answer.
 const LIMIT: Duration = Duration::from_secs(3);
 /// The port on which the demo's server listens in its container.
 const SERVER_PORT: u16 = 8000;
 
 pub(crate) fn demo(places: &Places, _: &Options) -> Outcome {
-    let list = networks::embedded()?;
+    require_capabilities("demo")?;
+    let _folder = places.prepare()?;
+    let list = places.with_own_reservations(networks::embedded()?)?;
     let runtime = places.own_runtime()?;
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        signal_hook::flag::register_usize(signal, Arc::clone(&ENDING), usize::try_from(signal).unwrap_or(0))?;
+    }
     let before = HostObjects::collect(&list)?;
     say("Attaching two containers on this host to the embedded network, with this binary's plugins only.\n");
     if filters_forwarded_packets() {
@@ -40,7 +55,7 @@ pub(crate) fn demo(places: &Places, _: &Options) -> Outcome {
         );
     }
     let shown = show(places, &runtime, &list);
-    let proof = step("nothing is left", || {
+    let proof = final_step("nothing is left", || {
         remove_bridge(&before)?;
         let after = HostObjects::collect(&list)?;
         after.require_same(&before)?;
@@ -56,6 +71,7 @@ pub(crate) fn demo(places: &Places, _: &Options) -> Outcome {
     });
     shown?;
     proof?;
+    stop_if_asked()?;
     say("\nDone. Run a command of your own on this network: `netloom run -- COMMAND`");
     Ok(())
 }
@@ -149,8 +165,9 @@ fn published(a: &Netns, b: &Netns, port: u16, host_address: Option<IpAddr>) -> O
         }
     }
     // A connection that sends nothing ends the server.
-    drop(a.run(|| TcpStream::connect((Ipv4Addr::LOCALHOST, SERVER_PORT)))?);
-    drop(server.join());
+    if a.run(|| TcpStream::connect((Ipv4Addr::LOCALHOST, SERVER_PORT))).is_ok() {
+        drop(server.join());
+    }
     outcome
 }
 
@@ -173,7 +190,7 @@ struct Cleanup<'a> {
 impl Cleanup<'_> {
     fn run(self) -> Outcome {
         for (name, container) in ["a", "b"].into_iter().zip(self.containers) {
-            step(&format!("DEL {name}"), || {
+            final_step(&format!("DEL {name}"), || {
                 Ok(((), self.runtime.del(self.list, container).map(|()| "detached".into())?))
             })?;
         }
@@ -190,8 +207,22 @@ impl Drop for Cleanup<'_> {
     }
 }
 
-/// Performs one step and prints its outcome and duration.
+/// Performs one step and prints its outcome and duration, unless a signal has asked this process to end.
 fn step<T>(what: &str, work: impl FnOnce() -> Outcome<(T, String)>) -> Outcome<T> {
+    stop_if_asked()?;
+    final_step(what, work)
+}
+
+fn stop_if_asked() -> Outcome {
+    match ENDING.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        signal => Err(Failure::new(format!("ended by signal {signal}"))
+            .or_code(u8::try_from(128 + signal).unwrap_or(1))),
+    }
+}
+
+/// Performs one step of the clean-up, which no signal skips.
+fn final_step<T>(what: &str, work: impl FnOnce() -> Outcome<(T, String)>) -> Outcome<T> {
     let started = Instant::now();
     let outcome = work();
     let took = format!("{:.1} ms", started.elapsed().as_secs_f64() * 1000.0);
@@ -242,8 +273,9 @@ impl HostObjects {
             }
         };
         let bridge = list.plugins.iter().find_map(|plugin| plugin.object().get("bridge")?.as_str());
-        // The embedded network uses host-local's default folder.
-        let dir = Path::new("/var/lib/cni/networks").join(&list.name);
+        let ipam = list.plugins.iter().find_map(|plugin| plugin.object().get("ipam"));
+        let dir = ipam.and_then(|ipam| ipam.get("dataDir")?.as_str()).unwrap_or("/var/lib/cni/networks");
+        let dir = Path::new(dir).join(&list.name);
         let reservations = fs::read_dir(dir).into_iter().flatten().flatten();
         let reservations = reservations
             .filter_map(|entry| entry.file_name().into_string().ok())

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use kernel::{
@@ -25,8 +25,6 @@ pub(crate) struct TemporaryNetns {
     _lock: File,
 }
 
-const NETNS_DIR: &str = "/run/netns";
-
 impl TemporaryNetns {
     /// Creates a namespace with its loopback interface up.
     pub(crate) fn create(places: &Places, name: &str) -> Outcome<Self> {
@@ -46,8 +44,10 @@ impl TemporaryNetns {
                 break lock;
             }
         };
-        let netns = Netns::create(&Path::new(NETNS_DIR).join(&id))
-            .inspect_err(|_| drop(fs::remove_file(&lock_file)))?;
+        let netns = Netns::create(&places.netns_dir().join(&id)).map_err(|error| {
+            drop(fs::remove_file(&lock_file));
+            places.explain(error)
+        })?;
         let temporary = Self { id, netns, lock_file, _lock: lock };
         let socket = temporary.netns.run(|| Socket::open(Protocol::Route))??;
         let lo = link::require(&socket, "lo")?;
@@ -77,13 +77,14 @@ pub(crate) fn remove_dead(places: &Places) -> Outcome {
             continue;
         }
         if let Some(id) = path.file_name() {
-            Netns::remove(&Path::new(NETNS_DIR).join(id))?;
+            Netns::remove(&places.netns_dir().join(id))?;
         }
         fs::remove_file(&path)?;
     }
     Ok(())
 }
 
-fn lock_dir(places: &Places) -> PathBuf {
+/// Returns the folder of the lock files.
+pub(crate) fn lock_dir(places: &Places) -> PathBuf {
     places.state_dir.join("netloom/run")
 }

@@ -1,6 +1,10 @@
 //! Published ports: their reachability, and conflicts between containers.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    io::ErrorKind,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use testkit::{Host, Server, Transport};
@@ -109,6 +113,39 @@ fn a_host_address_limits_a_port() {
     // 0.0.0.0 applies to IPv4 only.
     let ports = lab.host.sh("nft list map ip6 netloom ports");
     assert!(!ports.contains("elements"), "{ports}");
+}
+
+/// The kernel routes nothing from ::1 to a container. A connection to a published port of ::1 is refused at once, or answered by
+/// the host's own server, and is not translated into packets that are lost.
+#[test]
+fn a_published_port_of_the_ipv6_loopback_is_refused_at_once() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    let call = Call::new(&lab.host, &OURS, "c1");
+    let _server = lab.serve("::");
+    let mapping =
+        |host: &str| json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": host}]);
+    let mut conditional = lab.portmap(mapping(""));
+    conditional["conditionsV6"] = json!(["-s", "::/0"]);
+    for conf in
+        [lab.portmap(mapping("")), lab.portmap(mapping("::")), lab.portmap(mapping("::1")), conditional]
+    {
+        call.add(&conf);
+        call.check(&conf, &lab.result);
+        let connect =
+            || TcpStream::connect_timeout(&(Ipv6Addr::LOCALHOST, 8080).into(), Duration::from_secs(1));
+        let refused = lab.host.inside(None, connect).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{conf}");
+        let own = lab.host.serve(None, Transport::Tcp, (Ipv6Addr::LOCALHOST, 8080).into());
+        assert!(lab.asks(None, "::1", 8080), "{conf}");
+        assert_eq!(own.callers(), [Ipv6Addr::LOCALHOST], "{conf}");
+        if conf["runtimeConfig"]["portMappings"][0]["hostIP"] != "::1" {
+            assert!(lab.asks(None, "2001:db8::1", 8080), "from another address of the host: {conf}");
+        }
+        call.del(&conf, &lab.result);
+    }
 }
 
 /// Published ports forward UDP and SCTP like TCP.

@@ -1,21 +1,25 @@
 //! `netloom run` on networks that fail, and `del` beside other runtimes' attachments.
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Output};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Output},
+};
 
 use serde_json::json;
 use testkit::Host;
 
 use crate::lab::{NETLOOM, OURS, dual_stack};
 
-fn netloom(host: &Host, args: &[&str]) -> Output {
+pub(crate) fn netloom(host: &Host, args: &[&str]) -> Output {
     host.command(NETLOOM).args(args).env("CNI_PATH", &*OURS).output().unwrap()
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-fn write_network(host: &Host) {
+pub(crate) fn write_network(host: &Host) {
     host.sh("rm -rf /etc/cni/net.d; mkdir -p /etc/cni/net.d");
     let list = json!({"cniVersion": "1.1.0", "name": "lab", "plugins": [dual_stack()]});
     fs::write(host.path("/etc/cni/net.d/10-lab.conflist"), list.to_string()).unwrap();
@@ -41,6 +45,57 @@ fn a_failed_add_is_followed_by_del() {
         .unwrap();
     assert!(!output.status.success(), "{}", text(&output));
     assert!(!host.path("/run/made").exists(), "DEL was not called: {}", text(&output));
+}
+
+/// If the DEL after a failed ADD fails too, the error of the ADD comes first, with its hint.
+#[test]
+fn the_first_error_is_not_hidden() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.sh("mkdir -p /run/bin");
+    let plugin = |name: &str, script: &str| {
+        let path = host.path(&format!("/run/bin/{name}"));
+        fs::write(&path, format!("#!/bin/sh\ncat >/dev/null\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let fail = |what: &str| {
+        format!(
+            r#"{{ echo '{{"cniVersion":"1.0.0","code":100,"msg":"{what} failed","details":"mend {what}"}}'; exit 1; }}"#
+        )
+    };
+    let result = r#"echo '{"cniVersion":"1.0.0"}'"#;
+    plugin("fine", &format!("[ $CNI_COMMAND = ADD ] && {result}"));
+    plugin("bad", &format!("[ $CNI_COMMAND = ADD ] && {}; {}", fail("attaching"), fail("detaching")));
+    plugin("stuck", &format!("[ $CNI_COMMAND = ADD ] && {result} && exit; {}", fail("detaching")));
+    let run = |plugins: &[&str], command: &str| {
+        let plugins: Vec<_> = plugins.iter().map(|name| json!({"type": name})).collect();
+        let list = json!({"cniVersion": "1.0.0", "name": "bad", "plugins": plugins});
+        fs::write(host.path("/run/bad.conflist"), list.to_string()).unwrap();
+        let arguments =
+            ["--bin-path", "/run/bin", "run", "--config", "/run/bad.conflist", "--", "sh", "-c", command];
+        let output = host.command(NETLOOM).args(arguments).output().unwrap();
+        (output.status.code(), text(&output))
+    };
+    for plugins in [&["bad"][..], &["fine", "bad"]] {
+        let (code, shown) = run(plugins, "true");
+        assert_eq!(code, Some(125), "{shown}");
+        let last = shown.rsplit("netloom: ").next().unwrap();
+        assert!(
+            last.starts_with("plugin type=\"bad\" failed (add): attaching failed"),
+            "{plugins:?}: {shown}"
+        );
+        assert!(
+            last.ends_with("\n  mend attaching\n") && shown.contains("detaching failed"),
+            "{plugins:?}: {shown}"
+        );
+    }
+    // The exit code of a command that failed is not hidden either; that of one that succeeded is this program's.
+    for (command, expected) in [("exit 7", 7), ("true", 125)] {
+        let (code, shown) = run(&["stuck"], command);
+        assert!(code == Some(expected) && shown.contains("detaching failed"), "{code:?}: {shown}");
+    }
 }
 
 /// Publishing a port on a network without portmap is refused, and the error names the plugin to add.
@@ -168,8 +223,7 @@ fn a_namespace_has_several_names() {
     let host = Host::new();
     write_network(&host);
     host.container("c1");
-    let mut process =
-        host.spawn(std::process::Command::new("ip").args(["netns", "exec", "c1", "sleep", "infinity"]));
+    let mut process = host.spawn(Command::new("ip").args(["netns", "exec", "c1", "sleep", "infinity"]));
     let pid = process.id().to_string();
     let path = format!("/proc/{pid}/ns/net");
     // The program that enters the namespace is there before the one that it becomes.
