@@ -10,6 +10,7 @@ mod icmp_echo;
 mod install;
 mod list;
 mod networks;
+mod problems;
 mod run;
 mod temporary_netns;
 
@@ -79,7 +80,10 @@ enum Command {
     Gc(gc::Options),
     /// Print the specification versions that the plugins of a network support
     Version(cnitool::VersionOf),
-    /// List networks and attachments
+    /// List networks and attachments, and what is wrong with the configuration
+    ///
+    /// Warn of invalid files, of several files with one network name, of plugins that a network uses and no folder of --bin-path
+    /// has, and of plugin files that `netloom install` did not write: on standard error, or with --json in `problems`.
     #[command(after_help = "Examples:\n  netloom list\n  netloom list 4f1d0c9a --json")]
     List(list::Options),
     /// List the nodes of the cluster as this node's daemon (netloomd) sees them
@@ -191,12 +195,17 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
 
 /// Writes a line to standard output. Ignores a closed pipe, as `head` leaves one.
 pub(crate) fn say(line: impl AsRef<str>) {
-    drop(writeln!(std::io::stdout(), "{}", line.as_ref()));
+    drop(writeln!(std::io::stdout(), "{}", kernel::printable_lines(line.as_ref())));
+}
+
+/// Writes JSON to standard output.
+pub(crate) fn say_json(json: impl AsRef<str>) {
+    drop(writeln!(std::io::stdout(), "{}", kernel::printable_json(json.as_ref())));
 }
 
 /// Writes a line to standard error.
 pub(crate) fn note(line: impl AsRef<str>) {
-    drop(writeln!(std::io::stderr(), "{}", line.as_ref()));
+    drop(writeln!(std::io::stderr(), "{}", kernel::printable_lines(line.as_ref())));
 }
 
 fn finish(outcome: Outcome<ExitCode>) -> ExitCode {

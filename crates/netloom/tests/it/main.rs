@@ -20,6 +20,7 @@ mod host_device;
 mod install;
 mod lab;
 mod links;
+mod list;
 mod model;
 mod other_kernel;
 mod parity;
