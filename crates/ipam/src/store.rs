@@ -133,6 +133,35 @@ impl Store {
     }
 }
 
+/// A reserved address, with the owner as its file names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reservation {
+    /// The address.
+    pub ip: IpAddr,
+    /// The container.
+    pub container: String,
+    /// The interface in it, or `None` in an older file.
+    pub ifname: Option<String>,
+}
+
+impl Store {
+    /// Lists the reservations without the lock, for a person to read. Changes nothing.
+    ///
+    /// # Errors
+    /// If the folder exists and cannot be read.
+    pub fn reservations(&self) -> Result<Vec<Reservation>> {
+        if !self.dir.is_dir() {
+            return Ok(Vec::new());
+        }
+        let read = |(ip, path): (IpAddr, PathBuf)| {
+            let content = fs::read_to_string(path).ok()?;
+            let (container, ifname) = owner_in(&content);
+            Some(Reservation { ip, container: container.to_owned(), ifname: ifname.map(str::to_owned) })
+        };
+        Ok(files(&self.dir)?.into_iter().filter_map(read).collect())
+    }
+}
+
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         self.indexed(Index::commit);

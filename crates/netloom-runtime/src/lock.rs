@@ -42,12 +42,25 @@ pub(crate) fn whole_network(state: &Path, name: &str) -> Result<Guard, Error> {
     take(state, &format!("network-{name}"), File::lock)
 }
 
+/// Does as [`whole_network`], but creates no file: returns `None` if no operation on the network ever took its lock.
+pub(crate) fn whole_network_if_used(state: &Path, name: &str) -> Result<Option<Guard>, Error> {
+    let files = [turn(name), format!("network-{name}")];
+    if !files.iter().all(|file| folder(state).join(file).exists()) {
+        return Ok(None);
+    }
+    whole_network(state, name).map(Some)
+}
+
+fn folder(state: &Path) -> PathBuf {
+    state.join("netloom/locks")
+}
+
 fn turn(name: &str) -> String {
     format!("turn-network-{name}")
 }
 
 fn take(state: &Path, name: &str, lock: fn(&File) -> io::Result<()>) -> Result<Guard, Error> {
-    let dir = state.join("netloom/locks");
+    let dir = folder(state);
     let path = dir.join(name);
     let error = |source| Error::Io { doing: "lock", path: path.clone(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(error)?;

@@ -32,6 +32,15 @@ pub struct Runtime<E = Processes> {
     pub executor: E,
 }
 
+/// What a GC of a network keeps, and which cached attachments it removes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stale {
+    /// The attachments that stay.
+    pub valid: Vec<Attachment>,
+    /// The cached attachments that are removed with DEL.
+    pub entries: Vec<cache::Entry>,
+}
+
 /// The folder in which Go's libcni caches its results.
 const STATE: &str = "/var/lib/cni";
 
@@ -187,20 +196,53 @@ impl<E: Executor> Runtime<E> {
     /// # Errors
     /// [`Error::Unknown`] if a cache file that may belong to the network cannot be read; nothing is removed then. Otherwise all
     /// errors of DEL and GC. An error does not stop the call, and a later call can remove what remains.
-    pub fn gc(
+    pub fn gc(&self, list: &NetworkList, is_alive: impl FnMut(&cache::Entry) -> bool) -> Result<(), Error> {
+        self.gc_after(list, is_alive, |_| ())
+    }
+
+    /// Calls `before` with what is stale and then removes it as [`Self::gc`] does, both under the network's lock.
+    ///
+    /// # Errors
+    /// The errors of [`Self::gc`].
+    pub fn gc_after(
         &self,
         list: &NetworkList,
-        mut is_alive: impl FnMut(&cache::Entry) -> bool,
+        is_alive: impl FnMut(&cache::Entry) -> bool,
+        before: impl FnOnce(&Stale),
     ) -> Result<(), Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
         let _alone = lock::whole_network(&self.state, &list.name)?;
-        let (alive, dead): (Vec<_>, Vec<_>) =
+        let stale = self.partition(list, is_alive)?;
+        before(&stale);
+        self.gc_locked(list, &stale.valid, stale.entries)
+    }
+
+    /// Returns what [`Self::gc`] would find stale, without a change. Waits for operations on the network.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] if a cache file that may belong to the network cannot be read.
+    pub fn stale(
+        &self,
+        list: &NetworkList,
+        is_alive: impl FnMut(&cache::Entry) -> bool,
+    ) -> Result<Stale, Error> {
+        NetworkName::parse(&list.name).map_err(Error::Invalid)?;
+        let _alone = lock::whole_network_if_used(&self.state, &list.name)?;
+        self.partition(list, is_alive)
+    }
+
+    fn partition(
+        &self,
+        list: &NetworkList,
+        mut is_alive: impl FnMut(&cache::Entry) -> bool,
+    ) -> Result<Stale, Error> {
+        let (alive, entries): (Vec<_>, Vec<_>) =
             cache::all_of(&self.state, &list.name)?.into_iter().partition(|entry| is_alive(entry));
-        let valid: Vec<Attachment> = alive
+        let valid = alive
             .into_iter()
             .map(|entry| Attachment { container_id: entry.container_id, ifname: entry.ifname })
             .collect();
-        self.gc_locked(list, &valid, dead)
+        Ok(Stale { valid, entries })
     }
 
     /// Removes everything of a network that belongs to no attachment in `valid`, for a runtime that keeps its own list.
@@ -237,10 +279,7 @@ impl<E: Executor> Runtime<E> {
         }
         let mut errors = Vec::new();
         for entry in dead {
-            let then = NetworkList::parse(&entry.config)
-                .or_else(|_| NetworkList::parse_single(&entry.config))
-                .ok()
-                .filter(|then| !then.plugins.is_empty() && then.name == list.name);
+            let then = entry.network_list();
             let container = Container {
                 id: entry.container_id,
                 netns: entry.netns,

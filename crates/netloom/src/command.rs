@@ -72,11 +72,16 @@ enum Command {
     Del(cnitool::Detach),
     /// Check whether the plugins of a network are ready for `add`
     Status(cnitool::Network),
-    /// Remove attachments of containers that no longer exist
+    /// Remove attachments of containers that no longer exist, and print each removed thing
     ///
     /// Keep each attachment that any runtime has cached in --state-dir and whose namespace exists or is unknown. Remove
     /// all other links, addresses, published ports and rules of the network. An attachment without a cached result,
     /// created for example by calling a plugin by hand, counts as stale.
+    ///
+    /// A line is printed for each attachment, link, address, published port, rule and file that existed before and is gone
+    /// afterwards, and for each network namespace of a killed `netloom run`. Plugins cannot report what they remove: DHCP leases
+    /// and the objects of foreign plugins are not printed.
+    #[command(after_help = "Examples:\n  netloom gc --dry-run\n  netloom gc lab")]
     Gc(gc::Options),
     /// Print the specification versions that the plugins of a network support
     Version(cnitool::VersionOf),

@@ -8,9 +8,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use hmac_sha512::Hash as Sha512;
 use netloom_runtime::{
-    Container, Error, Runtime,
-    cache::Entry,
-    load,
+    Container, Error, Runtime, load,
     types::{NetworkList, Object, json},
 };
 
@@ -188,7 +186,7 @@ pub(crate) fn main() -> Outcome {
         CnitoolVerb::Add(options) => add(&places, &options),
         CnitoolVerb::Check(options) => check(&places, &options),
         CnitoolVerb::Del(options) => del(&places, &options),
-        CnitoolVerb::Gc(options) => gc::gc(&places, &gc::Options { network: Some(options.network) }),
+        CnitoolVerb::Gc(options) => gc::quietly(&places, options.network),
         CnitoolVerb::Status(options) => status(&places, &options),
     }
 }
@@ -206,12 +204,7 @@ fn list_for_del(places: &Places, options: &Attach) -> Outcome<NetworkList> {
         other => return Ok(other?),
     };
     let cached = places.runtime().attachments()?.into_iter().filter(|entry| entry.network == options.network);
-    let parse = |entry: Entry| {
-        let list =
-            NetworkList::parse(&entry.config).or_else(|_| NetworkList::parse_single(&entry.config)).ok()?;
-        (list.name == options.network && !list.plugins.is_empty()).then_some(list)
-    };
-    let list = cached.filter_map(parse).next_back().ok_or(error)?;
+    let list = cached.filter_map(|entry| entry.network_list()).next_back().ok_or(error)?;
     note(format!(
         "netloom: network `{}` has no file in {}: using the configuration of its last cached attachment",
         options.network,

@@ -15,6 +15,7 @@ mod dhcp;
 mod existing_links;
 mod firewall;
 mod first;
+mod gc;
 mod gc_race;
 mod host_device;
 mod install;
