@@ -14,7 +14,10 @@ use std::{
     time::SystemTime,
 };
 
-use kernel::file::{create_whole, open};
+use kernel::{
+    file::{create_whole, open},
+    waiting::{self, Lock},
+};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
@@ -116,7 +119,7 @@ impl Store {
             other => other,
         }
         .map_err(error("open lock file", &path))?;
-        lock.lock().map_err(error("lock", &path))?;
+        waiting::lock(&lock, &path, Lock::Exclusive).map_err(|errno| error("lock", &path)(errno.into()))?;
         let index = Index::open(&self.dir).and_then(|found| match found {
             Ok(index) => Ok(index),
             Err(outdated) => reindex(&self.dir, &outdated),

@@ -37,6 +37,7 @@ pub mod rule;
 mod socket;
 pub mod sysctl;
 pub mod tun;
+pub mod waiting;
 pub mod xtables;
 
 pub use error::{Error, Kind, Result};

@@ -25,7 +25,8 @@ mod runtime;
 
 pub use container::Container;
 pub use error::Error;
-pub use netloom_invoke::{Call, Environment, Executor, Outcome, Processes, Verb};
+pub use lock::{LockFile, LockKind};
+pub use netloom_invoke::{Call, Environment, Executor, LoggedProcesses, Outcome, Processes, Verb};
 pub use netloom_types as types;
 pub use runtime::{Runtime, Stale};
 

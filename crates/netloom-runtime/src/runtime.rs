@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     Container, Error,
     cache::{self, Cached},
-    lock,
+    lock::{self, LockFile},
 };
 
 /// A runtime: runs the plugins of networks.
@@ -30,6 +30,8 @@ pub struct Runtime<E = Processes> {
     pub timeout: Option<Duration>,
     /// The executor of plugins.
     pub executor: E,
+    /// The function that takes the locks. Defaults to one that waits silently; a command line may name what it waits for.
+    pub lock_file: LockFile,
 }
 
 /// What a GC of a network keeps, and which cached attachments it removes.
@@ -47,7 +49,7 @@ const STATE: &str = "/var/lib/cni";
 impl Runtime {
     /// Creates a runtime that searches plugins in `paths`, with libcni's folder and no time limit.
     pub fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths, state: STATE.into(), timeout: None, executor: Processes }
+        Self { paths, state: STATE.into(), timeout: None, executor: Processes, lock_file: lock::lock_file }
     }
 }
 
@@ -211,7 +213,7 @@ impl<E: Executor> Runtime<E> {
         before: impl FnOnce(&Stale),
     ) -> Result<(), Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
-        let _alone = lock::whole_network(&self.state, &list.name)?;
+        let _alone = self.locks().whole_network(&list.name)?;
         let stale = self.partition(list, is_alive)?;
         before(&stale);
         self.gc_locked(list, &stale.valid, stale.entries)
@@ -227,7 +229,7 @@ impl<E: Executor> Runtime<E> {
         is_alive: impl FnMut(&cache::Entry) -> bool,
     ) -> Result<Stale, Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
-        let _alone = lock::whole_network_if_used(&self.state, &list.name)?;
+        let _alone = self.locks().whole_network_if_used(&list.name)?;
         self.partition(list, is_alive)
     }
 
@@ -257,7 +259,7 @@ impl<E: Executor> Runtime<E> {
     /// The errors of [`Self::gc`].
     pub fn gc_except(&self, list: &NetworkList, valid: &[Attachment]) -> Result<(), Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
-        let _alone = lock::whole_network(&self.state, &list.name)?;
+        let _alone = self.locks().whole_network(&list.name)?;
         let is_valid = |entry: &cache::Entry| {
             valid.iter().any(|a| a.container_id == entry.container_id && a.ifname == entry.ifname)
         };
@@ -288,7 +290,7 @@ impl<E: Executor> Runtime<E> {
                 capability_args: entry.capability_args,
             };
             let deleted = require_valid(list, &container)
-                .and_then(|()| lock::container(&self.state, &container.id))
+                .and_then(|()| self.locks().container(&container.id))
                 .and_then(|_order| self.del_unlocked(then.as_ref().unwrap_or(list), &container));
             errors.extend(deleted.err());
         }
@@ -362,9 +364,13 @@ impl<E: Executor> Runtime<E> {
         cache::entries(&self.state)
     }
 
+    fn locks(&self) -> lock::Locks<'_> {
+        lock::Locks { state: &self.state, lock_file: self.lock_file }
+    }
+
     fn lock(&self, list: &NetworkList, container: &Container) -> Result<(lock::Guard, lock::Guard), Error> {
         // The fixed order prevents a deadlock.
-        Ok((lock::network(&self.state, &list.name)?, lock::container(&self.state, &container.id)?))
+        Ok((self.locks().network(&list.name)?, self.locks().container(&container.id)?))
     }
 
     fn remembered(&self, list: &NetworkList, container: &Container) -> Result<(PathBuf, Cached), Error> {

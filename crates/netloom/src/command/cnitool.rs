@@ -8,11 +8,11 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use hmac_sha512::Hash as Sha512;
 use netloom_runtime::{
-    Container, Error, Runtime, load,
+    Container, Error, load,
     types::{NetworkList, Object, json},
 };
 
-use super::{Failure, Outcome, Places, find::Target, gc, install, note, say};
+use super::{Failure, Outcome, Places, find::Target, gc, install, networks::Runtime, note, say};
 
 /// Arguments of `del`.
 #[derive(Debug, Clone, Args)]

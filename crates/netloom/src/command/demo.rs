@@ -13,12 +13,18 @@ use std::{
 use clap::Args;
 use kernel::{Netns, Protocol, Socket, link};
 use netloom_runtime::{
-    Container, Runtime,
+    Container,
     types::{NetworkList, result::v100::Success},
 };
 use serde_json::json;
 
-use super::{Failure, Outcome, Places, icmp_echo::ping, networks, say, temporary_netns::TemporaryNetns};
+use super::{
+    Failure, Outcome, Places,
+    icmp_echo::ping,
+    networks::{self, Runtime},
+    say,
+    temporary_netns::TemporaryNetns,
+};
 
 /// Options of `netloom demo`, which has none.
 #[derive(Debug, Clone, Args)]

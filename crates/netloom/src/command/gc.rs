@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Args;
 use kernel::{Netns, netns::is_gone, printable};
 use netloom_runtime::{
-    Runtime, Stale,
+    Stale,
     cache::Entry,
     load,
     types::{Attachment, NetworkList, PluginConfig, SemVer, SpecVersion},
@@ -13,7 +13,9 @@ use netloom_runtime::{
 use plugins::stale::{self, Which};
 
 use super::{
-    Failure, Outcome, Places, networks, note, say,
+    Failure, Outcome, Places,
+    networks::{self, Runtime},
+    note, say,
     temporary_netns::{self, Dead},
 };
 

@@ -33,3 +33,4 @@ mod security;
 mod shared;
 mod undo;
 mod vrf;
+mod waiting;
