@@ -165,8 +165,8 @@ const BUSY_LIMIT: Duration = Duration::from_secs(5);
 /// [`Outcome::stderr`] empty.
 #[derive(Debug, Clone, Copy)]
 pub struct LoggedProcesses {
-    /// Receives a line without its end.
-    pub log: fn(&str),
+    /// Receives the plugin's executable file and a line without its end.
+    pub log: fn(&Path, &str),
 }
 
 impl Executor for Processes {
@@ -181,13 +181,13 @@ impl Executor for LoggedProcesses {
     }
 }
 
-fn execute(call: &Call<'_>, log: Option<fn(&str)>) -> Result<Outcome, ExecError> {
+fn execute(call: &Call<'_>, log: Option<fn(&Path, &str)>) -> Result<Outcome, ExecError> {
     let started = Instant::now();
     let deadline = call.timeout.map(|limit| started + limit);
     let child = start(call, deadline.map_or(started + BUSY_LIMIT, |at| at.min(started + BUSY_LIMIT)))
         .map_err(|source| ExecError::Start { program: call.program.to_owned(), source })?;
     let pipe = |source: io::Error| ExecError::Pipe { program: call.program.to_owned(), source };
-    let mut running = Running::new(child, call.stdin, log).map_err(pipe)?;
+    let mut running = Running::new(child, call, log).map_err(pipe)?;
     if !running.pump(deadline).map_err(pipe)? {
         running.end().map_err(pipe)?;
         return Err(ExecError::Timeout {
@@ -246,14 +246,15 @@ struct Running<'a> {
     group: Pid,
     /// The plugin's pidfd. It becomes readable when the plugin has ended, even if other processes still hold its pipes.
     ended: OwnedFd,
+    program: &'a Path,
     input: &'a [u8],
     stdout: Vec<u8>,
     stderr: Vec<u8>,
-    log: Option<fn(&str)>,
+    log: Option<fn(&Path, &str)>,
 }
 
 impl<'a> Running<'a> {
-    fn new(child: Child, input: &'a [u8], log: Option<fn(&str)>) -> io::Result<Self> {
+    fn new(child: Child, call: &Call<'a>, log: Option<fn(&Path, &str)>) -> io::Result<Self> {
         let group = Pid::from_child(&child);
         let ended = pidfd_open(group, PidfdFlags::empty())?;
         let (stdout, stderr) = (Vec::new(), Vec::new());
@@ -267,7 +268,7 @@ impl<'a> Running<'a> {
         {
             rustix::io::ioctl_fionbio(fd, true)?;
         }
-        Ok(Self { child, group, ended, input, stdout, stderr, log })
+        Ok(Self { child, group, ended, program: call.program, input: call.stdin, stdout, stderr, log })
     }
 
     /// Writes input and reads output until the plugin has ended and its pipes are empty. Returns false at the deadline.
@@ -307,7 +308,7 @@ impl<'a> Running<'a> {
             None => return,
         };
         let lines: Vec<u8> = self.stderr.drain(..end).collect();
-        String::from_utf8_lossy(&lines).lines().for_each(log);
+        String::from_utf8_lossy(&lines).lines().for_each(|line| log(self.program, line));
     }
 
     fn feed(&mut self) -> io::Result<()> {

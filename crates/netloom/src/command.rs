@@ -17,6 +17,7 @@ mod temporary_netns;
 use std::{error::Error as _, io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
+use kernel::printable;
 use netloom_runtime::Error;
 
 /// Container networking by the CNI standard: all plugins, a runtime and a command line in one binary
@@ -116,7 +117,8 @@ enum Command {
 /// An error message and a hint, which is empty if there is nothing to try.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    message: String,
+    /// The messages of one or several errors, each a line.
+    messages: Vec<String>,
     hint: String,
     /// Exit code of the process; 1 if the command has no other.
     code: Option<u8>,
@@ -127,7 +129,18 @@ pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: String::new(), code: None }
+        Self { messages: vec![message.into()], hint: String::new(), code: None }
+    }
+
+    /// Combines failures. Returns `Ok` if there are none.
+    pub(crate) fn all(failures: Vec<Self>) -> Outcome {
+        let messages: Vec<String> = failures.into_iter().flat_map(|failure| failure.messages).collect();
+        if messages.is_empty() { Ok(()) } else { Err(Self { messages, hint: String::new(), code: None }) }
+    }
+
+    /// The messages in one line.
+    pub(crate) fn message(&self) -> String {
+        self.messages.join("; ")
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -150,13 +163,17 @@ impl From<Error> for Failure {
             Error::Plugin { source, .. } | Error::Invalid(source) => std::mem::take(&mut source.details),
             _ => String::new(),
         };
-        Self { message: error.to_string(), hint, code: None }
+        let messages = match error {
+            Error::Several(errors) => errors.iter().map(ToString::to_string).collect(),
+            error => vec![error.to_string()],
+        };
+        Self { messages, hint, code: None }
     }
 }
 
 impl From<kernel::Error> for Failure {
     fn from(error: kernel::Error) -> Self {
-        Self { message: error.to_string(), hint: error.hint().unwrap_or_default().to_owned(), code: None }
+        Self::new(error.to_string()).hint(error.hint().unwrap_or_default())
     }
 }
 
@@ -172,7 +189,7 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
     if as_cnitool {
         return finish(cnitool::main().map(|()| ExitCode::SUCCESS));
     }
-    let Cli { places, command } = Cli::parse();
+    let Cli { places, command } = parse();
     let done = |outcome: Outcome| outcome.map(|()| ExitCode::SUCCESS);
     finish(match command {
         Command::Run(options) => {
@@ -198,9 +215,14 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
     })
 }
 
-/// Writes a line to standard output. Ignores a closed pipe, as `head` leaves one.
+/// Writes a line to standard output. Escapes what a terminal would execute. Ignores a closed pipe, as `head` leaves one.
 pub(crate) fn say(line: impl AsRef<str>) {
-    drop(writeln!(std::io::stdout(), "{}", kernel::printable_lines(line.as_ref())));
+    drop(writeln!(std::io::stdout(), "{}", printable(line.as_ref())));
+}
+
+/// Writes lines to standard output, such as a table, in whose items line breaks are escaped already.
+pub(crate) fn say_lines(lines: impl AsRef<str>) {
+    drop(writeln!(std::io::stdout(), "{}", kernel::printable_lines(lines.as_ref())));
 }
 
 /// Writes JSON to standard output.
@@ -210,17 +232,30 @@ pub(crate) fn say_json(json: impl AsRef<str>) {
 
 /// Writes a line to standard error.
 pub(crate) fn note(line: impl AsRef<str>) {
-    drop(writeln!(std::io::stderr(), "{}", kernel::printable_lines(line.as_ref())));
+    drop(writeln!(std::io::stderr(), "{}", printable(line.as_ref())));
+}
+
+/// Parses the command line. An error repeats the arguments, which a script may have from anywhere.
+fn parse<T: Parser>() -> T {
+    T::try_parse().unwrap_or_else(|error| {
+        let text = error.render().to_string();
+        let shown = kernel::printable_lines(&text);
+        if !error.use_stderr() || shown == text {
+            error.exit();
+        }
+        drop(write!(std::io::stderr(), "{shown}"));
+        std::process::exit(error.exit_code())
+    })
 }
 
 fn finish(outcome: Outcome<ExitCode>) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(failure) => {
-            note(format!("netloom: {}", failure.message));
-            if !failure.hint.is_empty() {
-                note(format!("  {}", failure.hint));
+            for (index, message) in failure.messages.iter().enumerate() {
+                note(format!("{}{message}", if index == 0 { "netloom: " } else { "" }));
             }
+            failure.hint.lines().for_each(|line| note(format!("  {line}")));
             ExitCode::from(failure.code.unwrap_or(1))
         }
     }

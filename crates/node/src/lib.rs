@@ -27,4 +27,5 @@ mod start_error;
 pub mod status;
 pub mod store;
 
+pub use kernel::{printable, printable_json, printable_lines};
 pub use start_error::StartError;

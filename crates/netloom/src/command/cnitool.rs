@@ -12,7 +12,9 @@ use netloom_runtime::{
     types::{NetworkList, Object, json},
 };
 
-use super::{Failure, Outcome, Places, find::Target, gc, install, networks::Runtime, note, say};
+use super::{
+    Failure, Outcome, Places, find::Target, gc, install, networks::Runtime, note, parse, say, say_json,
+};
 
 /// Arguments of `del`.
 #[derive(Debug, Clone, Args)]
@@ -73,7 +75,7 @@ pub(crate) struct VersionOf {
 
 pub(crate) fn add(places: &Places, options: &Attach) -> Outcome {
     let (runtime, list, container) = prepare(places, options)?;
-    say(runtime.add(&list, &container)?.to_json());
+    say_json(runtime.add(&list, &container)?.to_json());
     Ok(())
 }
 
@@ -134,11 +136,8 @@ pub(crate) fn version(places: &Places, options: &VersionOf) -> Outcome {
     let Some(network) = &options.network else {
         let versions: Vec<&str> =
             netloom_runtime::types::SpecVersion::ALL.iter().map(|version| version.as_str()).collect();
-        say(format!(
-            "netloom {}\nCNI protocol versions supported: {}",
-            env!("CARGO_PKG_VERSION"),
-            versions.join(", ")
-        ));
+        say(format!("netloom {}", env!("CARGO_PKG_VERSION")));
+        say(format!("CNI protocol versions supported: {}", versions.join(", ")));
         return Ok(());
     };
     let list = load::network(&places.conf_dir, network)?;
@@ -175,7 +174,7 @@ enum CnitoolVerb {
 
 /// Runs as cnitool: reads configurations from NETCONFPATH and plugins from CNI_PATH, which has no default.
 pub(crate) fn main() -> Outcome {
-    let Cnitool { verb } = Cnitool::parse();
+    let Cnitool { verb } = parse();
     let variable = |key: &str| std::env::var(key).ok().filter(|value| !value.is_empty());
     let places = Places {
         conf_dir: variable("NETCONFPATH").unwrap_or_else(|| "/etc/cni/net.d".into()).into(),

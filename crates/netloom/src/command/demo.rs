@@ -22,7 +22,7 @@ use super::{
     Failure, Outcome, Places,
     icmp_echo::ping,
     networks::{self, Runtime},
-    say,
+    say_lines as say,
     temporary_netns::TemporaryNetns,
 };
 
@@ -207,7 +207,7 @@ fn step<T>(what: &str, work: impl FnOnce() -> Outcome<(T, String)>) -> Outcome<T
             Ok(value)
         }
         Err(failure) => {
-            say(format!("  FAIL  {took:>9}  {what:<32}  {}", failure.message));
+            say(format!("  FAIL  {took:>9}  {what:<32}  {}", failure.message()));
             Err(failure)
         }
     }

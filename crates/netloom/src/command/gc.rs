@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
-use kernel::{Netns, netns::is_gone, printable};
+use kernel::{Netns, netns::is_gone};
 use netloom_runtime::{
     Stale,
     cache::Entry,
@@ -31,9 +31,7 @@ pub(crate) struct Options {
 
 pub(crate) fn gc(places: &Places, options: &Options) -> Outcome {
     let (removed, outcome) = collect(places, options)?;
-    for item in &removed {
-        say(printable(item));
-    }
+    removed.iter().for_each(say);
     if removed.is_empty() && outcome.is_ok() {
         say("nothing to remove");
     } else if options.dry_run {
@@ -60,17 +58,16 @@ fn collect(places: &Places, options: &Options) -> Outcome<(Vec<String>, Outcome)
         } else {
             collector.gc(&list, &mut removed)
         };
-        failures.extend(done.err().map(|failure| failure.message));
+        failures.extend(done.err());
     }
     for dead in collector.dead {
         let item = format!("network namespace {}", dead.netns.display());
         match if options.dry_run { Ok(()) } else { dead.remove() } {
             Ok(()) => removed.push(item),
-            Err(failure) => failures.push(failure.message),
+            Err(failure) => failures.push(failure),
         }
     }
-    let outcome = if failures.is_empty() { Ok(()) } else { Err(Failure::new(failures.join("\n"))) };
-    Ok((removed, outcome))
+    Ok((removed, Failure::all(failures)))
 }
 
 /// Returns the network of that name, or all, also the embedded one.

@@ -12,7 +12,7 @@ use netloom_runtime::{
 };
 use serde_json::{Value, json};
 
-use super::{Outcome, Places, find::Target, note, problems, say, say_json};
+use super::{Outcome, Places, find::Target, note, problems, say, say_json, say_lines};
 
 /// Options of `netloom list`.
 #[derive(Debug, Clone, Args)]
@@ -46,21 +46,21 @@ pub(crate) fn list(places: &Places, options: &Options) -> Outcome {
         return Ok(());
     }
     for problem in problems {
-        note(format!("netloom: {}", printable(&problem)));
+        note(format!("netloom: {problem}"));
     }
     if networks.is_empty() {
         say(format!(
             "No networks in {}. `netloom run` and `netloom demo` use the embedded network.",
-            printable(&places.conf_dir.display().to_string())
+            places.conf_dir.display()
         ));
     } else {
-        say(network_table(&networks).trim_fmt());
+        say_lines(network_table(&networks).trim_fmt());
     }
     say("");
     if attachments.is_empty() {
         say("No attachments.");
     } else {
-        say(attachment_table(attachments).trim_fmt());
+        say_lines(attachment_table(attachments).trim_fmt());
     }
     Ok(())
 }

@@ -37,7 +37,7 @@ impl Places {
             paths: netloom_invoke::split_path(&self.bin_path),
             state: self.state_dir.clone(),
             timeout: None,
-            executor: LoggedProcesses { log: |line| note(kernel::printable(line)) },
+            executor: LoggedProcesses { log },
             lock_file: |file, path, kind| {
                 let kind = match kind {
                     LockKind::Shared => Lock::Shared,
@@ -103,6 +103,12 @@ impl Places {
         }
         Ok(dir)
     }
+}
+
+/// Shows a line of a plugin's log behind the plugin's name.
+fn log(program: &Path, line: &str) {
+    let plugin = program.file_name().unwrap_or_default().to_string_lossy();
+    note(format!("{plugin}: {}", line.strip_prefix("netloom: ").unwrap_or(line)));
 }
 
 /// The origin of a network.

@@ -17,8 +17,10 @@ pub(crate) fn problems(places: &Places, networks: &[Loaded]) -> Vec<String> {
     let mut problems = install::foreign_plugins(&paths);
     problems.extend(networks.iter().filter_map(|(_, list)| Some(list.as_ref().err()?.to_string())));
     problems.extend(shadowed(&places.conf_dir, networks));
-    let missing = |(_, list): &Loaded| missing_plugins(list.as_ref().ok()?, places);
-    problems.extend(networks.iter().filter_map(missing));
+    for list in networks.iter().filter_map(|(_, list)| list.as_ref().ok()) {
+        // Files with the same network often use the same plugins.
+        problems.extend(missing_plugins(list, places).filter(|problem| !problems.contains(problem)));
+    }
     problems
 }
 

@@ -26,6 +26,7 @@ mod model;
 mod other_kernel;
 mod parity;
 mod ports;
+mod printable;
 mod removal;
 mod run;
 mod schema;

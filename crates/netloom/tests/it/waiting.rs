@@ -81,14 +81,18 @@ fn a_long_wait_names_the_holder() {
         "add",
     );
     let locks = [
-        ("/var/lib/cni/netloom/locks/network-lab", netloom(&["gc", "lab"])),
-        ("/var/lib/cni/netloom/locks/turn-network-lab", netloom(&["check", "lab", "/run/netns/c1"])),
-        ("/var/lib/cni/networks/lab/lock", netloom(&["check", "lab", "/run/netns/c1"])),
-        ("/var/lib/cni/networks/lab/lock", netloom(&["del", "lab", "/run/netns/c1"])),
+        ("/var/lib/cni/netloom/locks/network-lab", "netloom", netloom(&["gc", "lab"])),
+        (
+            "/var/lib/cni/netloom/locks/turn-network-lab",
+            "netloom",
+            netloom(&["check", "lab", "/run/netns/c1"]),
+        ),
+        ("/var/lib/cni/networks/lab/lock", "bridge", netloom(&["check", "lab", "/run/netns/c1"])),
+        ("/var/lib/cni/networks/lab/lock", "bridge", netloom(&["del", "lab", "/run/netns/c1"])),
     ];
-    for (path, mut command) in locks {
+    for (path, waiting, mut command) in locks {
         let said = said_while_locked(&host, path, &mut command);
-        assert_eq!(said, format!("netloom: waiting for the lock {path}, {holder}\n"));
+        assert_eq!(said, format!("{waiting}: waiting for the lock {path}, {holder}\n"));
     }
 }
 
