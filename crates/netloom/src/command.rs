@@ -12,6 +12,7 @@ mod list;
 mod networks;
 mod problems;
 mod run;
+mod runtimes;
 mod temporary_netns;
 
 use std::{error::Error as _, io::Write as _, path::PathBuf, process::ExitCode};
@@ -97,8 +98,10 @@ enum Command {
     /// Attach two temporary containers, test their connectivity and remove them
     Demo(demo::Options),
     /// Install this binary and its plugins where runtimes look for them
+    ///
+    /// Afterwards, say which container runtimes of this host use the installed plugins, and for the others what to do.
     #[command(
-        after_help = "Examples:\n  netloom install --with-default-network\n  netloom install --force --bin-dir /usr/lib/cni"
+        after_help = "Examples:\n  netloom install --with-default-network\n  netloom install --for containerd --for podman\n  netloom install --force --bin-dir /usr/lib/cni"
     )]
     Install(install::InstallOptions),
     /// Remove the binary and its plugins, and restore the plugins they replaced
