@@ -53,6 +53,10 @@ fn collect(places: &Places, options: &Options) -> Outcome<(Vec<String>, Outcome)
     let collector = Collector { runtime, dead: temporary_netns::dead(places) };
     let (mut removed, mut failures) = (Vec::new(), Vec::new());
     for list in lists {
+        if list.disable_gc {
+            note(format!("netloom: network `{}` is skipped: its configuration sets `disableGC`", list.name));
+            continue;
+        }
         let done = if options.dry_run {
             collector.preview(&list).map(|items| removed.extend(items))
         } else {
@@ -101,9 +105,6 @@ impl Collector {
     }
 
     fn preview(&self, list: &NetworkList) -> Outcome<Vec<String>> {
-        if list.disable_gc {
-            return Ok(Vec::new());
-        }
         self.removable(list, &self.runtime.stale(list, |entry| self.is_alive(entry))?)
     }
 
@@ -117,7 +118,7 @@ impl Collector {
         let done = self.runtime.gc_after(list, is_alive, |stale| {
             found = Some((stale.clone(), self.removable(list, stale)));
         });
-        if let Some((stale, before)) = found.filter(|_| !list.disable_gc) {
+        if let Some((stale, before)) = found {
             let left = self.removable(list, &stale)?;
             removed.extend(before?.into_iter().filter(|item| !left.contains(item)));
         }

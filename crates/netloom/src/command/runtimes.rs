@@ -154,7 +154,7 @@ fn podman(root: &Path) -> Result<Plugins, String> {
     for dir in ["/usr/share/containers", "/etc/containers"] {
         paths.push(Path::new(dir).join("containers.conf"));
         let drop_ins = Path::new(dir).join("containers.conf.d");
-        paths.extend(list(root, &drop_ins, |name| name.ends_with(".conf"))?);
+        paths.extend(list(root, &drop_ins, |name| ending(name) == "conf")?);
     }
     let mut dirs: Vec<String> = PODMAN_DIRS.map(str::to_owned).to_vec();
     // podman writes its choice there if the configuration has none.
@@ -183,7 +183,7 @@ fn is_append(item: &Value) -> bool {
 
 /// Nomad's configuration is HCL or JSON. The one key is searched for, without a parser for the rest.
 fn nomad(root: &Path) -> Result<Plugins, String> {
-    let is_config = |name: &str| name.ends_with(".hcl") || name.ends_with(".json");
+    let is_config = |name: &str| ["hcl", "json"].contains(&ending(name));
     let mut dirs = DEFAULT_DIR.to_owned();
     for path in list(root, Path::new("/etc/nomad.d"), is_config)? {
         let text = read(root, &path)?.unwrap_or_default();
@@ -258,6 +258,10 @@ fn list(root: &Path, dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<Vec
     let mut names: Vec<String> = names.filter(|name| !name.starts_with('.') && is_wanted(name)).collect();
     names.sort_unstable();
     Ok(names.into_iter().map(|name| dir.join(name)).filter(|path| within(root, path).is_file()).collect())
+}
+
+fn ending(name: &str) -> &str {
+    name.rsplit_once('.').map_or("", |(_, ending)| ending)
 }
 
 /// Lists the files that an import names, which may have one `*` in the file name.
