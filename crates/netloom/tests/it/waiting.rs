@@ -96,6 +96,23 @@ fn a_long_wait_names_the_holder() {
     }
 }
 
+/// A command of iptables-legacy that holds its lock, as one with many rules does, is named too.
+#[test]
+fn iptables_lock_names_the_holder() {
+    if !testkit::is_root() || !testkit::has("iptables-legacy") {
+        return;
+    }
+    let host = lab();
+    let list = json!({"cniVersion": "1.1.0", "name": "lab", "plugins": [dual_stack(), {"type": "firewall"}]});
+    fs::write(host.path("/etc/cni/net.d/10-lab.conflist"), list.to_string()).unwrap();
+    host.sh("iptables-legacy -P FORWARD DROP");
+    let mut command = Command::new(OURS.join("netloom"));
+    let said = said_while_locked(&host, "/run/xtables.lock", command.args(["add", "lab", "/run/netns/c1"]));
+    let own = fs::read_to_string("/proc/self/comm").unwrap();
+    let holder = format!("held by {} (PID {})", own.trim(), std::process::id());
+    assert_eq!(said, format!("firewall: waiting for the lock /run/xtables.lock, {holder}\n"));
+}
+
 /// A DHCP server may take its time. The plugin says that it waits, for which process and where.
 #[test]
 fn a_slow_lease_is_explained() {
