@@ -131,6 +131,27 @@ fn older_networks_have_no_gc() {
     assert!(removed.len() > 6, "{removed:#?}");
 }
 
+/// What the reference plugins created before a migration is printed too, with either of their backends.
+#[test]
+fn what_the_reference_plugins_made_is_printed() {
+    let Some(peers) = testkit::peers().filter(|_| testkit::is_root()) else { return };
+    for (backend, expected) in [
+        ("iptables", "iptables chains of the reference plugins for container by-hand"),
+        ("nftables", "of the reference plugins"),
+    ] {
+        let host = lab("1.1.0");
+        let call = Call { id: "by-hand".into(), ..Call::new(&host, &peers, "c2") };
+        let mut conf = dual_stack();
+        conf["cniVersion"] = "1.0.0".into();
+        conf["ipMasqBackend"] = backend.into();
+        call.add(&conf);
+        let removed = collect(&host);
+        assert!(removed.iter().any(|line| line.contains(expected)), "{backend}: {removed:#?}");
+        assert!(removed.iter().any(|line| line.contains("address 10.88.0.3 (eth0 of container by-hand)")));
+        assert!(!removed.iter().any(|line| line.contains("container c1")), "{backend}: {removed:#?}");
+    }
+}
+
 /// The namespace of a killed `run` and its attachment are printed.
 #[test]
 fn a_killed_run_is_printed() {
