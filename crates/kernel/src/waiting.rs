@@ -24,10 +24,10 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 /// The number of holders that a message names.
 const NAMED: usize = 3;
 
-/// Who else may hold a lock.
+/// The locks of other processes that a lock allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lock {
-    /// Others that share it.
+    /// Other shared ones.
     Shared,
     /// None.
     Exclusive,

@@ -65,9 +65,10 @@ fn collect(places: &Places, options: &Options) -> Outcome<(Vec<String>, Outcome)
         failures.extend(done.err());
     }
     for dead in collector.dead {
-        let item = format!("network namespace {}", dead.netns.display());
+        // A process may have been killed before it created its namespace, or after it removed it.
+        let item = dead.netns.exists().then(|| format!("network namespace {}", dead.netns.display()));
         match if options.dry_run { Ok(()) } else { dead.remove() } {
-            Ok(()) => removed.push(item),
+            Ok(()) => removed.extend(item),
             Err(failure) => failures.push(failure),
         }
     }
