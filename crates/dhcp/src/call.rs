@@ -7,6 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kernel::waiting::{PATIENCE, note, process};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::sockopt::socket_peercred,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{lease::Lease, v4, v6};
@@ -84,7 +89,20 @@ const LONGEST: u64 = 1 << 20;
 pub fn ask(socket: &Path, call: &Call) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
     write(&mut stream, call)?;
+    note_wait(&stream, socket);
     read(&stream)
+}
+
+/// Waits for an answer as long as a person is patient, and then says what the wait is for.
+fn note_wait(stream: &UnixStream, socket: &Path) {
+    let limit = Timespec::try_from(PATIENCE).ok();
+    if poll(&mut [PollFd::new(stream, PollFlags::IN)], limit.as_ref()) == Ok(0) {
+        // The service manager, process 1, opens the socket but does not answer.
+        let daemon = socket_peercred(stream).ok().map(|peer| peer.pid).filter(|pid| !pid.is_init());
+        let daemon = daemon.and_then(|pid| process(pid.as_raw_nonzero().get().cast_unsigned()));
+        let from = daemon.map(|name| format!(" from {name}")).unwrap_or_default();
+        note(&format!("waiting for a DHCP lease{from} on {}", socket.display()));
+    }
 }
 
 pub(crate) fn write(stream: &mut UnixStream, what: &impl Serialize) -> io::Result<()> {

@@ -13,4 +13,4 @@ pub mod store;
 pub use cooldown::Cooldown;
 pub use pick::Candidates;
 pub use range::{Range, RangeError, RangeSet};
-pub use store::{Locked, Owner, Store, StoreError};
+pub use store::{Locked, Owner, Reservation, Store, StoreError};

@@ -14,7 +14,10 @@ use std::{
     time::SystemTime,
 };
 
-use kernel::file::{create_whole, open};
+use kernel::{
+    file::{create_whole, open},
+    waiting::{self, Lock},
+};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
@@ -116,7 +119,7 @@ impl Store {
             other => other,
         }
         .map_err(error("open lock file", &path))?;
-        lock.lock().map_err(error("lock", &path))?;
+        waiting::lock(&lock, &path, Lock::Exclusive).map_err(|errno| error("lock", &path)(errno.into()))?;
         let index = Index::open(&self.dir).and_then(|found| match found {
             Ok(index) => Ok(index),
             Err(outdated) => reindex(&self.dir, &outdated),
@@ -130,6 +133,35 @@ impl Store {
     /// As [`Self::lock`].
     pub fn lock_existing(&self) -> Result<Option<Locked<'_>>> {
         if self.dir.is_dir() { self.lock().map(Some) } else { Ok(None) }
+    }
+}
+
+/// A reserved address, with the owner as its file names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reservation {
+    /// The address.
+    pub ip: IpAddr,
+    /// The container.
+    pub container: String,
+    /// The interface in it, or `None` in an older file.
+    pub ifname: Option<String>,
+}
+
+impl Store {
+    /// Lists the reservations without the lock, for a person to read. Changes nothing.
+    ///
+    /// # Errors
+    /// If the folder exists and cannot be read.
+    pub fn reservations(&self) -> Result<Vec<Reservation>> {
+        if !self.dir.is_dir() {
+            return Ok(Vec::new());
+        }
+        let read = |(ip, path): (IpAddr, PathBuf)| {
+            let content = fs::read_to_string(path).ok()?;
+            let (container, ifname) = owner_in(&content);
+            Some(Reservation { ip, container: container.to_owned(), ifname: ifname.map(str::to_owned) })
+        };
+        Ok(files(&self.dir)?.into_iter().filter_map(read).collect())
     }
 }
 

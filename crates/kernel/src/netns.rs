@@ -20,6 +20,7 @@ use crate::{
     inject, ioctl,
     message::{Attrs, Message, read_u32},
     socket::{REQUEST, Socket},
+    waiting::{self, Lock},
 };
 
 /// An open network namespace.
@@ -120,8 +121,7 @@ impl Netns {
         // A lock belongs to an open file description, so the file is opened again.
         let fd =
             rustix::fs::open(&self.path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(error)?;
-        rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, rustix::fs::FlockOperation::LockExclusive))
-            .map_err(error)?;
+        rustix::io::retry_on_intr(|| waiting::lock(&fd, &self.path, Lock::Exclusive)).map_err(error)?;
         Ok(fd)
     }
 

@@ -36,6 +36,16 @@ pub enum Family {
 }
 
 impl Family {
+    /// Returns the name that `nft` has for the family.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Ip => "ip",
+            Self::Bridge => "bridge",
+            Self::Ip6 => "ip6",
+        }
+    }
+
     fn number(self) -> u8 {
         match self {
             Self::Inet => 1,

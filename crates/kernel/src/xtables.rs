@@ -10,10 +10,10 @@ use std::{
     collections::BTreeMap,
     fs,
     os::fd::{AsRawFd, OwnedFd},
+    path::Path,
 };
 
 use rustix::{
-    fs::{FlockOperation, flock},
     io::Errno,
     net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with},
 };
@@ -23,6 +23,7 @@ pub use entry::{Rule, Target};
 use crate::{
     error::{Error, Result, checked},
     inject,
+    waiting::{self, Lock},
 };
 
 /// The family of a table.
@@ -349,7 +350,7 @@ fn lock() -> Result<fs::File> {
     const LOCK: &str = "/run/xtables.lock";
     let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(LOCK);
     let file = file.map_err(|error| Error::from_io("open", LOCK, &error))?;
-    rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
+    rustix::io::retry_on_intr(|| waiting::lock(&file, Path::new(LOCK), Lock::Exclusive))
         .map_err(|errno| Error::new("lock", LOCK, errno))?;
     Ok(file)
 }

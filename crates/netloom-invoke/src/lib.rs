@@ -8,4 +8,6 @@ mod find;
 mod process;
 
 pub use find::{FileId, FindError, find_in_path, is_this_program, split_path};
-pub use process::{Call, Environment, ExecError, Executor, Outcome, Processes, Verb, error_of};
+pub use process::{
+    Call, Environment, ExecError, Executor, LoggedProcesses, Outcome, Processes, Verb, error_of,
+};

@@ -170,29 +170,48 @@ const MOST_OUTPUT: usize = 16 << 20;
 /// Time limit for a program that another process holds open for writing.
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
 
+/// An executor as [`Processes`] that passes on each line of a plugin's log when the plugin writes it, and leaves
+/// [`Outcome::stderr`] empty.
+#[derive(Debug, Clone, Copy)]
+pub struct LoggedProcesses {
+    /// Receives the plugin's executable file and a line without its end.
+    pub log: fn(&Path, &str),
+}
+
 impl Executor for Processes {
     fn execute(&self, call: &Call<'_>) -> Result<Outcome, ExecError> {
-        let started = Instant::now();
-        let deadline = call.timeout.map(|limit| started + limit);
-        let child = start(call, deadline.map_or(started + BUSY_LIMIT, |at| at.min(started + BUSY_LIMIT)))
-            .map_err(|source| ExecError::Start { program: call.program.to_owned(), source })?;
-        let pipe = |source: io::Error| ExecError::Pipe { program: call.program.to_owned(), source };
-        let mut running = Running::new(child, call.stdin).map_err(pipe)?;
-        if !running.pump(deadline).map_err(pipe)? {
-            running.end().map_err(pipe)?;
-            return Err(ExecError::Timeout {
-                program: call.program.to_owned(),
-                limit: call.timeout.unwrap_or_default(),
-                stderr: String::from_utf8_lossy(&running.stderr).trim().to_owned(),
-            });
-        }
-        let status = running.child.wait().map_err(pipe)?;
-        Ok(Outcome {
-            status,
-            stdout: running.stdout,
-            stderr: String::from_utf8_lossy(&running.stderr).into_owned(),
-        })
+        execute(call, None)
     }
+}
+
+impl Executor for LoggedProcesses {
+    fn execute(&self, call: &Call<'_>) -> Result<Outcome, ExecError> {
+        execute(call, Some(self.log))
+    }
+}
+
+fn execute(call: &Call<'_>, log: Option<fn(&Path, &str)>) -> Result<Outcome, ExecError> {
+    let started = Instant::now();
+    let deadline = call.timeout.map(|limit| started + limit);
+    let child = start(call, deadline.map_or(started + BUSY_LIMIT, |at| at.min(started + BUSY_LIMIT)))
+        .map_err(|source| ExecError::Start { program: call.program.to_owned(), source })?;
+    let pipe = |source: io::Error| ExecError::Pipe { program: call.program.to_owned(), source };
+    let mut running = Running::new(child, call, log).map_err(pipe)?;
+    if !running.pump(deadline).map_err(pipe)? {
+        running.end().map_err(pipe)?;
+        return Err(ExecError::Timeout {
+            program: call.program.to_owned(),
+            limit: call.timeout.unwrap_or_default(),
+            stderr: String::from_utf8_lossy(&running.stderr).trim().to_owned(),
+        });
+    }
+    let status = running.child.wait().map_err(pipe)?;
+    running.pass_on(true);
+    Ok(Outcome {
+        status,
+        stdout: running.stdout,
+        stderr: String::from_utf8_lossy(&running.stderr).into_owned(),
+    })
 }
 
 fn start(call: &Call<'_>, busy_until: Instant) -> io::Result<Child> {
@@ -236,13 +255,15 @@ struct Running<'a> {
     group: Pid,
     /// The plugin's pidfd. It becomes readable when the plugin has ended, even if other processes still hold its pipes.
     ended: OwnedFd,
+    program: &'a Path,
     input: &'a [u8],
     stdout: Vec<u8>,
     stderr: Vec<u8>,
+    log: Option<fn(&Path, &str)>,
 }
 
 impl<'a> Running<'a> {
-    fn new(child: Child, input: &'a [u8]) -> io::Result<Self> {
+    fn new(child: Child, call: &Call<'a>, log: Option<fn(&Path, &str)>) -> io::Result<Self> {
         let group = Pid::from_child(&child);
         let ended = pidfd_open(group, PidfdFlags::empty())?;
         let (stdout, stderr) = (Vec::new(), Vec::new());
@@ -256,7 +277,7 @@ impl<'a> Running<'a> {
         {
             rustix::io::ioctl_fionbio(fd, true)?;
         }
-        Ok(Self { child, group, ended, input, stdout, stderr })
+        Ok(Self { child, group, ended, program: call.program, input: call.stdin, stdout, stderr, log })
     }
 
     /// Writes input and reads output until the plugin has ended and its pipes are empty. Returns false at the deadline.
@@ -266,6 +287,7 @@ impl<'a> Running<'a> {
             self.feed()?;
             let open_out = drain(&mut self.child.stdout, &mut self.stdout)?;
             let open_err = drain(&mut self.child.stderr, &mut self.stderr)?;
+            self.pass_on(false);
             // A child that outlives the plugin may hold the pipes, so the plugin's end counts, not that of the pipes.
             if gone || !(open_out || open_err) {
                 return Ok(true);
@@ -284,6 +306,18 @@ impl<'a> Running<'a> {
             wait_for(&mut fds, left)?;
             gone = !fds[0].revents().is_empty();
         }
+    }
+
+    /// Passes on the complete lines of the log, and at the end the rest.
+    fn pass_on(&mut self, at_end: bool) {
+        let Some(log) = self.log else { return };
+        let end = match self.stderr.iter().rposition(|byte| *byte == b'\n') {
+            _ if at_end => self.stderr.len(),
+            Some(last) => last + 1,
+            None => return,
+        };
+        let lines: Vec<u8> = self.stderr.drain(..end).collect();
+        String::from_utf8_lossy(&lines).lines().for_each(|line| log(self.program, line));
     }
 
     fn feed(&mut self) -> io::Result<()> {

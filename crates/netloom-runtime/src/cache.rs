@@ -36,6 +36,16 @@ pub struct Entry {
     pub result: Option<Object>,
 }
 
+impl Entry {
+    /// Returns the network as it was configured at ADD, or `None` if the file does not contain a usable configuration of it.
+    pub fn network_list(&self) -> Option<NetworkList> {
+        NetworkList::parse(&self.config)
+            .or_else(|_| NetworkList::parse_single(&self.config))
+            .ok()
+            .filter(|list| !list.plugins.is_empty() && list.name == self.network)
+    }
+}
+
 const KIND: &str = "cniCacheV1";
 
 #[derive(Deserialize)]

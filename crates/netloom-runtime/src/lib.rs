@@ -25,9 +25,10 @@ mod runtime;
 
 pub use container::Container;
 pub use error::Error;
-pub use netloom_invoke::{Call, Environment, Executor, Outcome, Processes, Verb};
+pub use lock::{LockFile, LockKind};
+pub use netloom_invoke::{Call, Environment, Executor, LoggedProcesses, Outcome, Processes, Verb};
 pub use netloom_types as types;
-pub use runtime::Runtime;
+pub use runtime::{Runtime, Stale};
 
 /// Flags that refuse a symbolic link, which could redirect a write out of the state folder.
 const NO_LINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();

@@ -70,7 +70,7 @@ pub fn network(dir: &Path, name: &str) -> Result<NetworkList, Error> {
             Ok(list) if list.name == name => return Ok(list),
             Ok(_) => {}
             // The network's own file is invalid. A later file with the same network name must not replace it.
-            Err(error) if names(path, name) => return Err(error),
+            Err(error) if name_in(path).is_some_and(|found| found == name) => return Err(error),
             Err(error) => skipped.push(error.to_string()),
         }
     }
@@ -93,12 +93,10 @@ pub fn networks(dir: &Path) -> Result<Vec<Loaded>, Error> {
     Ok(files.into_iter().map(load).collect())
 }
 
-/// Returns whether an invalid file still contains this network's name.
-fn names(path: &Path, name: &str) -> bool {
-    read(path)
-        .ok()
-        .and_then(|bytes| json::parse_object(&bytes).ok())
-        .is_some_and(|object| json::lookup(&object, "name").and_then(serde_json::Value::as_str) == Some(name))
+/// Returns the network's name in a file that may be invalid otherwise, or `None` if the file contains none.
+pub fn name_in(path: &Path) -> Option<String> {
+    let object = json::parse_object(&read(path).ok()?).ok()?;
+    json::lookup(&object, "name").and_then(serde_json::Value::as_str).map(str::to_owned)
 }
 
 fn with_plugin_files(path: &Path, mut list: NetworkList) -> Result<NetworkList, Error> {

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     Container, Error,
     cache::{self, Cached},
-    lock,
+    lock::{self, LockFile},
 };
 
 /// A runtime: runs the plugins of networks.
@@ -30,6 +30,17 @@ pub struct Runtime<E = Processes> {
     pub timeout: Option<Duration>,
     /// The executor of plugins.
     pub executor: E,
+    /// The function that takes the locks. Defaults to one that waits silently; a command line may name what it waits for.
+    pub lock_file: LockFile,
+}
+
+/// What a GC of a network keeps, and which cached attachments it removes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stale {
+    /// The attachments that stay.
+    pub valid: Vec<Attachment>,
+    /// The cached attachments that are removed with DEL.
+    pub entries: Vec<cache::Entry>,
 }
 
 /// The folder in which Go's libcni caches its results.
@@ -38,7 +49,7 @@ const STATE: &str = "/var/lib/cni";
 impl Runtime {
     /// Creates a runtime that searches plugins in `paths`, with libcni's folder and no time limit.
     pub fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths, state: STATE.into(), timeout: None, executor: Processes }
+        Self { paths, state: STATE.into(), timeout: None, executor: Processes, lock_file: lock::lock_file }
     }
 }
 
@@ -195,20 +206,53 @@ impl<E: Executor> Runtime<E> {
     /// # Errors
     /// [`Error::Unknown`] if a cache file that may belong to the network cannot be read; nothing is removed then. Otherwise all
     /// errors of DEL and GC. An error does not stop the call, and a later call can remove what remains.
-    pub fn gc(
+    pub fn gc(&self, list: &NetworkList, is_alive: impl FnMut(&cache::Entry) -> bool) -> Result<(), Error> {
+        self.gc_after(list, is_alive, |_| ())
+    }
+
+    /// Calls `before` with what is stale and then removes it as [`Self::gc`] does, both under the network's lock.
+    ///
+    /// # Errors
+    /// The errors of [`Self::gc`].
+    pub fn gc_after(
+        &self,
+        list: &NetworkList,
+        is_alive: impl FnMut(&cache::Entry) -> bool,
+        before: impl FnOnce(&Stale),
+    ) -> Result<(), Error> {
+        NetworkName::parse(&list.name).map_err(Error::Invalid)?;
+        let _alone = self.locks().whole_network(&list.name)?;
+        let stale = self.partition(list, is_alive)?;
+        before(&stale);
+        self.gc_locked(list, &stale.valid, stale.entries)
+    }
+
+    /// Returns what [`Self::gc`] would find stale, without a change. Waits for operations on the network.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] if a cache file that may belong to the network cannot be read.
+    pub fn stale(
+        &self,
+        list: &NetworkList,
+        is_alive: impl FnMut(&cache::Entry) -> bool,
+    ) -> Result<Stale, Error> {
+        NetworkName::parse(&list.name).map_err(Error::Invalid)?;
+        let _alone = self.locks().whole_network_if_used(&list.name)?;
+        self.partition(list, is_alive)
+    }
+
+    fn partition(
         &self,
         list: &NetworkList,
         mut is_alive: impl FnMut(&cache::Entry) -> bool,
-    ) -> Result<(), Error> {
-        NetworkName::parse(&list.name).map_err(Error::Invalid)?;
-        let _alone = lock::whole_network(&self.state, &list.name)?;
-        let (alive, dead): (Vec<_>, Vec<_>) =
+    ) -> Result<Stale, Error> {
+        let (alive, entries): (Vec<_>, Vec<_>) =
             cache::all_of(&self.state, &list.name)?.into_iter().partition(|entry| is_alive(entry));
-        let valid: Vec<Attachment> = alive
+        let valid = alive
             .into_iter()
             .map(|entry| Attachment { container_id: entry.container_id, ifname: entry.ifname })
             .collect();
-        self.gc_locked(list, &valid, dead)
+        Ok(Stale { valid, entries })
     }
 
     /// Removes everything of a network that belongs to no attachment in `valid`, for a runtime that keeps its own list.
@@ -223,7 +267,7 @@ impl<E: Executor> Runtime<E> {
     /// The errors of [`Self::gc`].
     pub fn gc_except(&self, list: &NetworkList, valid: &[Attachment]) -> Result<(), Error> {
         NetworkName::parse(&list.name).map_err(Error::Invalid)?;
-        let _alone = lock::whole_network(&self.state, &list.name)?;
+        let _alone = self.locks().whole_network(&list.name)?;
         let is_valid = |entry: &cache::Entry| {
             valid.iter().any(|a| a.container_id == entry.container_id && a.ifname == entry.ifname)
         };
@@ -245,10 +289,7 @@ impl<E: Executor> Runtime<E> {
         }
         let mut errors = Vec::new();
         for entry in dead {
-            let then = NetworkList::parse(&entry.config)
-                .or_else(|_| NetworkList::parse_single(&entry.config))
-                .ok()
-                .filter(|then| !then.plugins.is_empty() && then.name == list.name);
+            let then = entry.network_list();
             let container = Container {
                 id: entry.container_id,
                 netns: entry.netns,
@@ -257,7 +298,7 @@ impl<E: Executor> Runtime<E> {
                 capability_args: entry.capability_args,
             };
             let deleted = require_valid(list, &container)
-                .and_then(|()| lock::container(&self.state, &container.id))
+                .and_then(|()| self.locks().container(&container.id))
                 .and_then(|_order| self.del_unlocked(then.as_ref().unwrap_or(list), &container));
             errors.extend(deleted.err());
         }
@@ -331,9 +372,13 @@ impl<E: Executor> Runtime<E> {
         cache::entries(&self.state)
     }
 
+    fn locks(&self) -> lock::Locks<'_> {
+        lock::Locks { state: &self.state, lock_file: self.lock_file }
+    }
+
     fn lock(&self, list: &NetworkList, container: &Container) -> Result<(lock::Guard, lock::Guard), Error> {
         // The fixed order prevents a deadlock.
-        Ok((lock::network(&self.state, &list.name)?, lock::container(&self.state, &container.id)?))
+        Ok((self.locks().network(&list.name)?, self.locks().container(&container.id)?))
     }
 
     fn remembered(&self, list: &NetworkList, container: &Container) -> Result<(PathBuf, Cached), Error> {

@@ -10,13 +10,16 @@ mod install;
 mod list;
 mod networks;
 mod probe;
+mod problems;
 mod run;
+mod runtimes;
 mod temporary_netns;
 mod unprivileged;
 
 use std::{error::Error as _, io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
+use kernel::printable;
 use netloom_runtime::Error;
 
 /// Container networking by the CNI standard: all plugins, a runtime and a command line in one binary
@@ -77,15 +80,23 @@ enum Command {
     Del(cnitool::Detach),
     /// Check whether the plugins of a network are ready for `add`
     Status(cnitool::Network),
-    /// Remove attachments of containers that no longer exist
+    /// Remove attachments of containers that no longer exist, and print each removed thing
     ///
     /// Keep each attachment that any runtime has cached in --state-dir and whose namespace exists or is unknown. Remove
     /// all other links, addresses, published ports and rules of the network. An attachment without a cached result,
     /// created for example by calling a plugin by hand, counts as stale.
+    ///
+    /// A line is printed for each attachment, link, address, published port, rule and file that existed before and is gone
+    /// afterwards, and for each network namespace of a killed `netloom run`. Plugins cannot report what they remove: DHCP leases
+    /// and the objects of foreign plugins are not printed.
+    #[command(after_help = "Examples:\n  netloom gc --dry-run\n  netloom gc lab")]
     Gc(gc::Options),
     /// Print the specification versions that the plugins of a network support
     Version(cnitool::VersionOf),
-    /// List networks and attachments
+    /// List networks and attachments, and what is wrong with the configuration
+    ///
+    /// Warn of invalid files, of several files with one network name, of plugins that a network uses and no folder of --bin-path
+    /// has, and of plugin files that `netloom install` did not write: on standard error, or with --json in `problems`.
     #[command(after_help = "Examples:\n  netloom list\n  netloom list 4f1d0c9a --json")]
     List(list::Options),
     /// List the nodes of the cluster as this node's daemon (netloomd) sees them
@@ -93,8 +104,10 @@ enum Command {
     /// Attach two temporary containers, test their connectivity and remove them
     Demo(demo::Options),
     /// Install this binary and its plugins where runtimes look for them
+    ///
+    /// Afterwards, say which container runtimes of this host use the installed plugins, and for the others what to do.
     #[command(
-        after_help = "Examples:\n  netloom install --with-default-network\n  netloom install --force --bin-dir /usr/lib/cni"
+        after_help = "Examples:\n  netloom install --with-default-network\n  netloom install --for containerd --for podman\n  netloom install --force --bin-dir /usr/lib/cni"
     )]
     Install(install::InstallOptions),
     /// Remove the binary and its plugins, and restore the plugins they replaced
@@ -113,7 +126,8 @@ enum Command {
 /// An error message and a hint, which is empty if there is nothing to try.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    message: String,
+    /// The messages of one or several errors, each a line.
+    messages: Vec<String>,
     hint: String,
     /// Exit code of the process; 1 if the command has no other.
     code: Option<u8>,
@@ -124,7 +138,18 @@ pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: String::new(), code: None }
+        Self { messages: vec![message.into()], hint: String::new(), code: None }
+    }
+
+    /// Combines failures. Returns `Ok` if there are none.
+    pub(crate) fn all(failures: Vec<Self>) -> Outcome {
+        let messages: Vec<String> = failures.into_iter().flat_map(|failure| failure.messages).collect();
+        if messages.is_empty() { Ok(()) } else { Err(Self { messages, hint: String::new(), code: None }) }
+    }
+
+    /// The messages in one line.
+    pub(crate) fn message(&self) -> String {
+        self.messages.join("; ")
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -143,7 +168,11 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let mut error = error;
         let hint = take_details(&mut error);
-        Self { message: error.to_string(), hint, code: None }
+        let messages = match error {
+            Error::Several(errors) => errors.iter().map(ToString::to_string).collect(),
+            error => vec![error.to_string()],
+        };
+        Self { messages, hint, code: None }
     }
 }
 
@@ -158,7 +187,7 @@ fn take_details(error: &mut Error) -> String {
 
 impl From<kernel::Error> for Failure {
     fn from(error: kernel::Error) -> Self {
-        Self { message: error.to_string(), hint: error.hint().unwrap_or_default().to_owned(), code: None }
+        Self::new(error.to_string()).hint(error.hint().unwrap_or_default())
     }
 }
 
@@ -174,7 +203,7 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
     if as_cnitool {
         return finish(cnitool::main().map(|()| ExitCode::SUCCESS));
     }
-    let Cli { places, command } = Cli::parse();
+    let Cli { places, command } = parse();
     let places = places.settle();
     let done = |outcome: Outcome| outcome.map(|()| ExitCode::SUCCESS);
     finish(match command {
@@ -201,24 +230,47 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
     })
 }
 
-/// Writes a line to standard output. Ignores a closed pipe, as `head` leaves one.
+/// Writes a line to standard output. Escapes what a terminal would execute. Ignores a closed pipe, as `head` leaves one.
 pub(crate) fn say(line: impl AsRef<str>) {
-    drop(writeln!(std::io::stdout(), "{}", line.as_ref()));
+    drop(writeln!(std::io::stdout(), "{}", printable(line.as_ref())));
+}
+
+/// Writes lines to standard output, such as a table, in whose items line breaks are escaped already.
+pub(crate) fn say_lines(lines: impl AsRef<str>) {
+    drop(writeln!(std::io::stdout(), "{}", kernel::printable_lines(lines.as_ref())));
+}
+
+/// Writes JSON to standard output.
+pub(crate) fn say_json(json: impl AsRef<str>) {
+    drop(writeln!(std::io::stdout(), "{}", kernel::printable_json(json.as_ref())));
 }
 
 /// Writes a line to standard error.
 pub(crate) fn note(line: impl AsRef<str>) {
-    drop(writeln!(std::io::stderr(), "{}", line.as_ref()));
+    drop(writeln!(std::io::stderr(), "{}", printable(line.as_ref())));
+}
+
+/// Parses the command line. An error repeats the arguments, which a script may have from anywhere.
+fn parse<T: Parser>() -> T {
+    T::try_parse().unwrap_or_else(|error| {
+        let text = error.render().to_string();
+        let shown = kernel::printable_lines(&text);
+        if !error.use_stderr() || shown == text {
+            error.exit();
+        }
+        drop(write!(std::io::stderr(), "{shown}"));
+        std::process::exit(error.exit_code())
+    })
 }
 
 fn finish(outcome: Outcome<ExitCode>) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(failure) => {
-            note(format!("netloom: {}", failure.message));
-            if !failure.hint.is_empty() {
-                note(format!("  {}", failure.hint));
+            for (index, message) in failure.messages.iter().enumerate() {
+                note(format!("{}{message}", if index == 0 { "netloom: " } else { "" }));
             }
+            failure.hint.lines().for_each(|line| note(format!("  {line}")));
             ExitCode::from(failure.code.unwrap_or(1))
         }
     }

@@ -46,7 +46,7 @@ pub(crate) fn main() -> ExitCode {
         broadcast: flags.broadcast,
     };
     // The reader of the log may have closed the pipe.
-    let mut log = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));
+    let mut log = |line: &str| drop(writeln!(std::io::stderr(), "{}", kernel::printable(line)));
     match dhcp::daemon::run(&options, &mut log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

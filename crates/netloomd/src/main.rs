@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 use node::{
     config::{Config, DEFAULT, Written},
     daemon::{self, Event},
+    printable, printable_lines,
 };
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -51,15 +52,35 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Logging may not have been started yet.
-            drop(writeln!(std::io::stderr(), "netloomd: {error}"));
+            // Logging may not have been started yet. The error in a file has several lines.
+            let mut lines = error.lines();
+            say_error("netloomd: ", lines.next().unwrap_or_default());
+            lines.for_each(|line| say_error("  ", line));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Writes a line to standard error.
+fn say_error(start: &str, line: &str) {
+    drop(writeln!(std::io::stderr(), "{start}{}", printable(line)));
+}
+
+/// Parses the command line. An error repeats the arguments, which a script may have from anywhere.
+fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| {
+        let text = error.render().to_string();
+        let shown = printable_lines(&text);
+        if !error.use_stderr() || shown == text {
+            error.exit();
+        }
+        drop(write!(std::io::stderr(), "{shown}"));
+        std::process::exit(error.exit_code())
+    })
 }
 
 fn run(cli: Cli) -> Result<(), String> {
@@ -73,11 +94,13 @@ fn run(cli: Cli) -> Result<(), String> {
         Command::Check => writeln!(
             std::io::stdout(),
             "node {}, {}, store {}: the configuration is valid",
-            config.node,
+            printable(&config.node),
             config
                 .networks
                 .iter()
-                .map(|network| format!("network {} in mode {}", network.name, network.mode.as_str()))
+                .map(|network| {
+                    format!("network {} in mode {}", printable(&network.name), network.mode.as_str())
+                })
                 .collect::<Vec<_>>()
                 .join(", "),
             config.store.kind()

@@ -33,4 +33,5 @@ pub mod status;
 pub mod store;
 pub mod takeover;
 
+pub use kernel::{printable, printable_json, printable_lines};
 pub use start_error::StartError;

@@ -29,7 +29,8 @@ use crate::{
 #[derive(Debug)]
 pub struct HostLocal;
 
-const DATA_DIR: &str = "/var/lib/cni/networks";
+/// Default folder of reservations.
+pub(crate) const DATA_DIR: &str = "/var/lib/cni/networks";
 
 /// The value of `ipam` as written.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

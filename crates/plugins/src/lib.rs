@@ -15,6 +15,7 @@
 //! | `runtime_args` | what a runtime passes beside the configuration: `runtimeConfig`, `args`, `CNI_ARGS` |
 //! | `owner` | names and marks that identify the attachment a kernel object belongs to |
 //! | `cleanup` | removal of an attachment's objects (DEL) and of stale ones (GC) |
+//! | `stale` | the list of what GC removes, which changes nothing |
 //! | `wait_for_removal` | the key `waitForRemoval`, which every plugin accepts |
 //! | `error` | lower layers' errors as CNI errors |
 //! | `schema` | JSON Schemas of the configurations |
@@ -40,6 +41,7 @@ pub mod vlan;
 pub mod vrf;
 
 pub mod schema;
+pub mod stale;
 
 mod cleanup;
 mod common_config;

@@ -117,6 +117,16 @@ pub(crate) fn is_stale(mark: &str, network: &str, valid: &[Attachment]) -> bool 
     !valid.iter().any(|a| attachment.starts_with(&attachment_hash(&a.container_id, &a.ifname)))
 }
 
+/// Returns the attachment that a mark names for people to read. A long name may be cut.
+pub(crate) fn named_in(mark: &str) -> String {
+    let mut words = mark.splitn(4, ' ').skip(1);
+    match (words.next(), words.next(), words.next()) {
+        (Some(ifname), Some(container), Some(_)) => format!("{ifname} of container {container}"),
+        (Some(_), None, None) => "the whole network".to_owned(),
+        _ => "an unknown attachment".to_owned(),
+    }
+}
+
 /// Takes the place of the attachment's hash in the mark of a whole network.
 const WHOLE_NETWORK: &str = "network";
 

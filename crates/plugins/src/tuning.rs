@@ -3,7 +3,10 @@
 mod allowed;
 mod saved;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use kernel::{
     link::{self, Change, Link, Mac},
@@ -256,10 +259,8 @@ impl Plugin for Tuning {
     fn gc(&self, request: &Request, valid: &[Attachment]) -> Result<(), Error> {
         let written: Written = request.read()?;
         let mut errors = Errors::default();
-        for (file, saved) in saved::list(&data_dir(&written))? {
-            let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let is_valid = valid.iter().any(|a| name == saved::file_name(&a.container_id, &a.ifname));
-            if saved.is_of(request.config.name.as_str()) && !is_valid || saved::is_abandoned(&file) {
+        for file in saved_files(&written.data_dir, request.config.name.as_str())? {
+            if !valid.iter().any(|a| is_saved_file(&file, a)) {
                 errors.note(saved::remove(&file));
             }
         }
@@ -267,8 +268,25 @@ impl Plugin for Tuning {
     }
 }
 
+/// Lists the files with saved properties of a network's interfaces, and those that a killed ADD left of any network.
+pub(crate) fn saved_files(data_dir: &str, network: &str) -> Result<Vec<PathBuf>, Error> {
+    let mut files = saved::list(&folder(data_dir))?;
+    files.retain(|(file, saved)| saved.is_of(network) || saved::is_abandoned(file));
+    Ok(files.into_iter().map(|(file, _)| file).collect())
+}
+
+/// Returns whether a file has the saved properties of an attachment's interface.
+pub(crate) fn is_saved_file(file: &Path, attachment: &Attachment) -> bool {
+    let name = saved::file_name(&attachment.container_id, &attachment.ifname);
+    file.file_name().is_some_and(|file| file == name.as_str())
+}
+
 fn data_dir(written: &Written) -> PathBuf {
-    PathBuf::from(if written.data_dir.is_empty() { saved::DIR } else { &written.data_dir })
+    folder(&written.data_dir)
+}
+
+fn folder(data_dir: &str) -> PathBuf {
+    PathBuf::from(if data_dir.is_empty() { saved::DIR } else { data_dir })
 }
 
 fn saved_file(request: &Request, sandbox: &Sandbox) -> Result<PathBuf, Error> {

@@ -312,7 +312,7 @@ fn remove_if_empty(socket: &Socket, table: Table<'static>) -> Result<(), Ruleset
 }
 
 /// Reads the generation. Returns `None` if the kernel lacks nftables, so there is nothing to remove.
-fn generation(socket: &Socket) -> Result<Option<u32>, RulesetError> {
+pub(crate) fn generation(socket: &Socket) -> Result<Option<u32>, RulesetError> {
     match nft::generation(socket) {
         Err(error) if matches!(error.kind(), Kind::Invalid | Kind::Unsupported) => Ok(None),
         other => Ok(other.map(Some)?),

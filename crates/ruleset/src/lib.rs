@@ -14,6 +14,7 @@ mod elements;
 mod error;
 pub mod firewall;
 pub mod forward_hook;
+mod list;
 pub mod masquerade;
 pub mod portmap;
 pub mod reference;
@@ -22,6 +23,7 @@ mod tables;
 
 pub use elements::{owners, retain};
 pub use error::RulesetError;
+pub use list::{Listed, list};
 
 /// Returns an address in network byte order.
 fn octets(ip: std::net::IpAddr) -> Vec<u8> {

@@ -1,6 +1,9 @@
 //! Published ports: packets to a port of the host are forwarded to a port of a container.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use kernel::{
     IpFamily, Socket,
@@ -72,6 +75,17 @@ pub struct Mapping {
     pub container: IpAddr,
     /// The container's port.
     pub container_port: u16,
+}
+
+impl fmt::Display for Mapping {
+    /// Writes `8080/tcp to 10.88.0.2:80`, or `192.0.2.1:8080/tcp to …` if only one address of the host has the port.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host {
+            Some(host) => write!(out, "{}", SocketAddr::new(host, self.host_port))?,
+            None => write!(out, "{}", self.host_port)?,
+        }
+        write!(out, "/{} to {}", self.protocol.as_str(), SocketAddr::new(self.container, self.container_port))
+    }
 }
 
 /// The traffic to a published port whose source address becomes the host's.
@@ -205,7 +219,7 @@ fn create_chain(batch: &mut Batch, table: Table<'_>, name: &str, conditions: &[C
 }
 
 /// Parses an element, or returns `None` if it is not a published port.
-fn mapping_of(set: &Set, element: &Element) -> Option<Mapping> {
+pub(crate) fn mapping_of(set: &Set, element: &Element) -> Option<Mapping> {
     let v4 = [Nat::of(Ipv4Addr::LOCALHOST.into()).ports, Nat::of(Ipv4Addr::LOCALHOST.into()).ports_on];
     if !set.name.starts_with("ports") {
         return None;

@@ -67,6 +67,15 @@ pub fn remove_masquerade(socket: &Socket, stale: &dyn Fn(&str) -> bool) -> Resul
     remove_rules(socket, MASQUERADE, MASQUERADE_CHAIN, &|rule| rule.comment.as_deref().is_some_and(stale))
 }
 
+/// Lists the comments of the masquerade rules of the reference's nftables backend.
+///
+/// # Errors
+/// If the kernel refuses the request.
+pub fn masquerade_comments(socket: &Socket) -> Result<Vec<String>, RulesetError> {
+    let rules = nft::rules(socket, MASQUERADE, MASQUERADE_CHAIN)?;
+    Ok(rules.into_iter().filter_map(|rule| rule.comment).collect())
+}
+
 /// Removes the rules of the chain `CNI-FORWARD` that accept these addresses.
 ///
 /// # Errors

@@ -7,9 +7,10 @@ use std::{
 };
 
 use clap::Args;
+use kernel::printable;
 use serde_json::Value;
 
-use super::{Failure, Outcome, list::table, note, say};
+use super::{Failure, Outcome, list::table, note, say, say_json, say_lines};
 
 /// Options of `netloom cluster`.
 #[derive(Debug, Clone, Args)]
@@ -28,12 +29,13 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
             .hint("run as root, check `systemctl status netloomd`, or set --socket to the daemon's socket")
     })?;
     if options.json {
-        say(serde_json::to_string_pretty(&status).unwrap_or_default());
+        say_json(serde_json::to_string_pretty(&status).unwrap_or_default());
         return Ok(());
     }
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let shown = |value: &Value| printable(&text(value)).into_owned();
     let list =
-        |value: &Value| value.as_array().into_iter().flatten().map(text).collect::<Vec<_>>().join("\n");
+        |value: &Value| value.as_array().into_iter().flatten().map(shown).collect::<Vec<_>>().join("\n");
     let ready = if status["ready"] == true { "ready" } else { "not ready" };
     let store = if status["store"]["connected"] == true { "connected" } else { "disconnected" };
     say(format!("{}: {ready}, store {} {store}", text(&status["node"]), text(&status["store"]["kind"])));
@@ -60,9 +62,9 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
             (Value::Bool(false), _) => "no".to_owned(),
             _ => "?".to_owned(),
         };
-        let or_none = |value: &Value, none: &str| value.as_str().unwrap_or(none).to_owned();
+        let or_none = |value: &Value, none: &str| printable(value.as_str().unwrap_or(none)).into_owned();
         table.add_row([
-            text(&peer["name"]),
+            shown(&peer["name"]),
             or_none(&peer["path"], "none"),
             answers,
             list(&peer["addresses"]),
@@ -70,7 +72,8 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
             or_none(&peer["problem"], ""),
         ]);
     }
-    say(format!("\n{}", table.trim_fmt()));
+    say("");
+    say_lines(table.trim_fmt());
     for problem in [&status["problems"], &status["notes"], &status["store"]["refused"]] {
         problem.as_array().into_iter().flatten().for_each(|problem| note(text(problem)));
     }

@@ -8,14 +8,15 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use hmac_sha512::Hash as Sha512;
 use netloom_runtime::{
-    Container, Error, Runtime,
+    Container, Error,
     cache::Entry,
     load,
     types::{CniResult, NetworkList, Object, SpecVersion, capability::PortMapping, json},
 };
 
 use super::{
-    Failure, Outcome, Places, find::Target, gc, install, note, probe::Probe, say, unprivileged::refused,
+    Failure, Outcome, Places, find::Target, gc, install, networks::Runtime, note, parse, probe::Probe, say,
+    say_json, unprivileged::refused,
 };
 
 /// Arguments of `del`.
@@ -87,7 +88,7 @@ pub(crate) struct VersionOf {
 
 pub(crate) fn add(places: &Places, options: &Attach) -> Outcome {
     let (runtime, list, container) = prepare(places, options)?;
-    say(runtime.add(&list, &container).map_err(|error| refused("add", error))?.to_json());
+    say_json(runtime.add(&list, &container).map_err(|error| refused("add", error))?.to_json());
     Ok(())
 }
 
@@ -182,11 +183,8 @@ pub(crate) fn status(places: &Places, options: &Network) -> Outcome {
 pub(crate) fn version(places: &Places, options: &VersionOf) -> Outcome {
     let Some(network) = &options.network else {
         let versions: Vec<&str> = SpecVersion::ALL.iter().map(|version| version.as_str()).collect();
-        say(format!(
-            "netloom {}\nCNI protocol versions supported: {}",
-            env!("CARGO_PKG_VERSION"),
-            versions.join(", ")
-        ));
+        say(format!("netloom {}", env!("CARGO_PKG_VERSION")));
+        say(format!("CNI protocol versions supported: {}", versions.join(", ")));
         return Ok(());
     };
     let list = load::network(&places.conf_dir, network)?;
@@ -223,7 +221,7 @@ enum CnitoolVerb {
 
 /// Runs as cnitool: reads configurations from NETCONFPATH and plugins from CNI_PATH, which has no default.
 pub(crate) fn main() -> Outcome {
-    let Cnitool { verb } = Cnitool::parse();
+    let Cnitool { verb } = parse();
     let variable = |key: &str| std::env::var(key).ok().filter(|value| !value.is_empty());
     let places = Places {
         conf_dir: variable("NETCONFPATH").unwrap_or_else(|| "/etc/cni/net.d".into()).into(),
@@ -235,7 +233,7 @@ pub(crate) fn main() -> Outcome {
         CnitoolVerb::Add(options) => add(&places, &options),
         CnitoolVerb::Check(options) => check(&places, &options),
         CnitoolVerb::Del(options) => del(&places, &options),
-        CnitoolVerb::Gc(options) => gc::gc(&places, &gc::Options { network: Some(options.network) }),
+        CnitoolVerb::Gc(options) => gc::quietly(&places, options.network),
         CnitoolVerb::Status(options) => status(&places, &options),
     }
 }
@@ -253,12 +251,7 @@ fn list_for_del(places: &Places, options: &Attach) -> Outcome<NetworkList> {
         other => return Ok(other?),
     };
     let cached = places.runtime().attachments()?.into_iter().filter(|entry| entry.network == options.network);
-    let parse = |entry: Entry| {
-        let list =
-            NetworkList::parse(&entry.config).or_else(|_| NetworkList::parse_single(&entry.config)).ok()?;
-        (list.name == options.network && !list.plugins.is_empty()).then_some(list)
-    };
-    let list = cached.filter_map(parse).next_back().ok_or(error)?;
+    let list = cached.filter_map(|entry| entry.network_list()).next_back().ok_or(error)?;
     note(format!(
         "netloom: network `{}` has no file in {}: using the configuration of its last cached attachment",
         options.network,

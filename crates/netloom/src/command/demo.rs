@@ -17,14 +17,17 @@ use std::{
 use clap::Args;
 use kernel::{Netns, Protocol, Socket, echo::ping, link};
 use netloom_runtime::{
-    Container, Runtime,
+    Container,
     types::{NetworkList, result::v100::Success},
 };
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::{
-    Failure, Outcome, Places, networks, say, temporary_netns::TemporaryNetns,
+    Failure, Outcome, Places,
+    networks::{self, Runtime},
+    say_lines as say,
+    temporary_netns::TemporaryNetns,
     unprivileged::require_capabilities,
 };
 
@@ -232,7 +235,7 @@ fn final_step<T>(what: &str, work: impl FnOnce() -> Outcome<(T, String)>) -> Out
             Ok(value)
         }
         Err(failure) => {
-            say(format!("  FAIL  {took:>9}  {what:<32}  {}", failure.message));
+            say(format!("  FAIL  {took:>9}  {what:<32}  {}", failure.message()));
             Err(failure)
         }
     }

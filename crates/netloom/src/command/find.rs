@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use netloom_invoke::FileId;
 use netloom_runtime::{
-    Container, Runtime,
+    Container,
     cache::Entry,
     types::{NetworkList, Object},
 };
 
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, networks::Runtime};
 
 /// The shortest prefix of a container ID that is accepted.
 const SHORTEST_PREFIX: usize = 4;

@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf};
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-use super::{Cli, Failure, Outcome, say};
+use super::{Cli, Failure, Outcome, say_json};
 
 /// Options of `netloom completions`.
 #[derive(Debug, Clone, Copy, Args)]
@@ -40,7 +40,7 @@ pub(crate) fn schema(options: &Schema) -> Outcome {
                 .hint(format!("choose one of {}", names.join(", ")))
         })?,
     };
-    say(format!("{schema:#}"));
+    say_json(format!("{schema:#}"));
     Ok(())
 }
 

@@ -15,14 +15,25 @@ use std::{
 use clap::Args;
 use netloom_invoke::FileId;
 
-use super::{Failure, Outcome, networks, say};
+use super::{
+    Failure, Outcome, networks, note,
+    runtimes::{self, ContainerRuntime, Plugins, within},
+    say,
+};
 
 /// Options of `netloom install`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct InstallOptions {
     /// Folder for the binary and the plugins
-    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    #[arg(long, value_name = "DIR", default_value = runtimes::DEFAULT_DIR, conflicts_with = "runtimes")]
     bin_dir: PathBuf,
+    /// Install to the folder in which this container runtime looks for plugins by its configuration: the first that exists. May
+    /// be repeated
+    #[arg(long = "for", value_name = "RUNTIME", value_enum)]
+    runtimes: Vec<ContainerRuntime>,
+    /// Root of the file system with the configurations and the folders.
+    #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
+    root: PathBuf,
     /// Write the embedded network to --conf-dir, unless the file exists
     #[arg(long)]
     with_default_network: bool,
@@ -45,7 +56,93 @@ const BACKUP_DIR: &str = ".netloom-replaced";
 const NETWORK_FILE: &str = "87-netloom.conflist";
 
 pub(crate) fn install(conf_dir: &Path, options: &InstallOptions) -> Outcome {
-    let dir = &options.bin_dir;
+    let dirs = chosen_dirs(options)?;
+    for dir in &dirs {
+        install_in(&within(&options.root, dir), options.force)?;
+    }
+    if options.with_default_network {
+        write_network(&within(&options.root, conf_dir))?;
+    }
+    report_runtimes(&options.root, &dirs);
+    Ok(())
+}
+
+/// Returns the folders to install to. A runtime looks in several folders for a plugin and takes the first: a folder that comes
+/// before all others that exist is used whatever they hold.
+fn chosen_dirs(options: &InstallOptions) -> Outcome<Vec<PathBuf>> {
+    if options.runtimes.is_empty() {
+        return Ok(vec![options.bin_dir.clone()]);
+    }
+    let mut chosen: Vec<PathBuf> = Vec::new();
+    for runtime in &options.runtimes {
+        let hint = "correct the file, or name the folder with --bin-dir";
+        let dirs = match runtime.plugins(&options.root).map_err(|error| Failure::new(error).hint(hint))? {
+            Plugins::In(dirs) => dirs,
+            Plugins::Netavark(file) => {
+                return Err(Failure::new(format!(
+                    "{} calls netavark, not CNI plugins, by {}",
+                    runtime.name(),
+                    file.display()
+                ))
+                .hint("set `network_backend = \"cni\"` in [network] of containers.conf, or leave out this --for"));
+            }
+        };
+        let existing = dirs.iter().find(|dir| within(&options.root, dir).is_dir());
+        let dir = existing.or(dirs.first()).cloned().ok_or_else(|| {
+            Failure::new(format!("{} has no folder of plugins in its configuration", runtime.name()))
+                .hint(hint)
+        })?;
+        if !chosen.contains(&dir) {
+            chosen.push(dir);
+        }
+    }
+    Ok(chosen)
+}
+
+/// Says for each container runtime of this host whether it uses the plugins in `dirs`.
+fn report_runtimes(root: &Path, dirs: &[PathBuf]) {
+    for runtime in ContainerRuntime::found(root) {
+        match runtime.plugins(root) {
+            Ok(Plugins::In(searched)) => say(verdict(root, dirs, runtime, &searched)),
+            Ok(Plugins::Netavark(file)) => {
+                say(format!("{} calls netavark, not CNI plugins, by {}", runtime.name(), file.display()));
+            }
+            Err(error) => {
+                note(format!("netloom: where {} looks for plugins is unknown: {error}", runtime.name()))
+            }
+        }
+    }
+}
+
+fn verdict(root: &Path, dirs: &[PathBuf], runtime: ContainerRuntime, searched: &[PathBuf]) -> String {
+    let name = runtime.name();
+    let also = format!("`netloom install --for {}`", runtime.program());
+    if !searched.iter().any(|dir| dirs.contains(dir)) {
+        let searched: Vec<String> = searched.iter().map(|dir| dir.display().to_string()).collect();
+        return format!(
+            "{name} does not use these plugins: it looks in {}; type {also} to install there",
+            searched.join(", ")
+        );
+    }
+    let first_with = |plugin: &str| searched.iter().find(|dir| within(root, dir).join(plugin).is_file());
+    let elsewhere =
+        names().filter_map(|plugin| Some((plugin, first_with(plugin).filter(|dir| !dirs.contains(dir))?)));
+    let elsewhere: Vec<(&str, &PathBuf)> = elsewhere.collect();
+    match elsewhere.first() {
+        None => format!("{name} uses these plugins"),
+        Some((_, dir)) => {
+            let plugins: Vec<&str> = elsewhere.iter().map(|(plugin, _)| *plugin).collect();
+            format!(
+                "{name} looks in {} first and uses the plugins there: {}; type `netloom install --for {} --force` to replace them",
+                dir.display(),
+                plugins.join(", "),
+                runtime.program()
+            )
+        }
+    }
+}
+
+fn install_in(dir: &Path, force: bool) -> Outcome {
     fs::create_dir_all(dir).map_err(|error| failure("create folder", dir, &error))?;
     let binary = dir.join(BINARY);
     let program = std::env::current_exe()?;
@@ -57,7 +154,7 @@ pub(crate) fn install(conf_dir: &Path, options: &InstallOptions) -> Outcome {
             fs::symlink_metadata(&path).is_ok() && !is_ours(&path)
         })
         .collect();
-    if !foreign.is_empty() && !options.force {
+    if !foreign.is_empty() && !force {
         return Err(Failure::new(format!(
             "{} has plugins that are not Netloom's: {}",
             dir.display(),
@@ -89,9 +186,6 @@ pub(crate) fn install(conf_dir: &Path, options: &InstallOptions) -> Outcome {
         used.div_ceil(1_000_000),
         if reflinks { ", shared by reflinks" } else { "" }
     ));
-    if options.with_default_network {
-        write_network(conf_dir)?;
-    }
     Ok(())
 }
 

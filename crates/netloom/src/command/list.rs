@@ -1,17 +1,18 @@
-//! `netloom list`: configured networks, attachments, and plugin files that are not Netloom's.
+//! `netloom list`: configured networks, attachments, and what is wrong with them.
 
 use std::path::Path;
 
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
-use kernel::Netns;
+use kernel::{Netns, printable};
 use netloom_runtime::{
-    cache, load,
-    types::{CniResult, RuntimeConfig, SpecVersion, json},
+    cache,
+    load::{self, Loaded},
+    types::{CniResult, Object, PluginConfig, SpecVersion, capability::PortMapping, json},
 };
 use serde_json::{Value, json};
 
-use super::{Outcome, Places, find::Target, install, note, say};
+use super::{Outcome, Places, find::Target, note, problems, say, say_json, say_lines};
 
 /// Options of `netloom list`.
 #[derive(Debug, Clone, Args)]
@@ -35,62 +36,17 @@ struct Row {
 
 pub(crate) fn list(places: &Places, options: &Options) -> Outcome {
     let networks = load::networks(&places.conf_dir)?;
-    let target = options.container.as_deref().map(Target::new);
-    let attachments: Vec<Row> = places
-        .runtime()
-        .attachments()?
-        .into_iter()
-        .filter(|entry| {
-            target
-                .as_ref()
-                .is_none_or(|target| target.matches(&entry.container_id, &entry.netns, &entry.args))
-        })
-        .map(row)
-        .collect();
-    for problem in install::foreign_plugins(&netloom_invoke::split_path(&places.bin_path)) {
-        note(format!("netloom: {problem}"));
-    }
+    let attachments = attachments(places, options)?;
+    let problems = problems::problems(places, &networks);
     if options.json {
-        let networks: Vec<Value> = networks
-            .iter()
-            .map(|(path, list)| match list {
-                Ok(list) => json!({
-                    "name": list.name,
-                    "cniVersion": list.cni_version,
-                    "plugins": list.plugins.iter().map(netloom_runtime::types::PluginConfig::kind).collect::<Vec<_>>(),
-                    "file": path,
-                }),
-                Err(error) => json!({ "file": path, "error": error.to_string() }),
-            })
-            .collect();
-        let attachments: Vec<Value> = attachments
-            .iter()
-            .map(|row| {
-                json!({
-                    "network": row.network,
-                    "containerID": row.container,
-                    "ifname": row.ifname,
-                    "addresses": row.addresses,
-                    "ports": row.ports,
-                    "netns": row.netns,
-                    "netnsExists": row.exists,
-                })
-            })
-            .collect();
-        say(json::render(&json!({ "networks": networks, "attachments": attachments })));
+        let networks: Vec<Value> = networks.iter().map(network_value).collect();
+        let attachments: Vec<Value> = attachments.iter().map(attachment_value).collect();
+        let all = json!({ "networks": networks, "attachments": attachments, "problems": problems });
+        say_json(json::render(&all));
         return Ok(());
     }
-    let mut shown = table(&["NETWORK", "VERSION", "PLUGINS", "FILE"]);
-    for (path, list) in &networks {
-        let file = path.display().to_string();
-        match list {
-            Ok(list) => {
-                let plugins: Vec<&str> =
-                    list.plugins.iter().map(netloom_runtime::types::PluginConfig::kind).collect();
-                shown.add_row([&list.name, &list.cni_version, &plugins.join(" "), &file]);
-            }
-            Err(error) => note(format!("netloom: {error}")),
-        }
+    for problem in problems {
+        note(format!("netloom: {problem}"));
     }
     if networks.is_empty() {
         say(format!(
@@ -98,27 +54,76 @@ pub(crate) fn list(places: &Places, options: &Options) -> Outcome {
             places.conf_dir.display()
         ));
     } else {
-        say(shown.trim_fmt());
+        say_lines(network_table(&networks).trim_fmt());
     }
     say("");
     if attachments.is_empty() {
         say("No attachments.");
-        return Ok(());
+    } else {
+        say_lines(attachment_table(attachments).trim_fmt());
     }
+    Ok(())
+}
+
+fn attachments(places: &Places, options: &Options) -> Outcome<Vec<Row>> {
+    let target = options.container.as_deref().map(Target::new);
+    let is_listed = |entry: &cache::Entry| {
+        target.as_ref().is_none_or(|target| target.matches(&entry.container_id, &entry.netns, &entry.args))
+    };
+    Ok(places.runtime().attachments()?.into_iter().filter(is_listed).map(row).collect())
+}
+
+fn network_value((path, list): &Loaded) -> Value {
+    match list {
+        Ok(list) => json!({
+            "name": list.name,
+            "cniVersion": list.cni_version,
+            "plugins": list.plugins.iter().map(PluginConfig::kind).collect::<Vec<_>>(),
+            "file": path,
+        }),
+        Err(error) => json!({ "file": path, "error": error.to_string() }),
+    }
+}
+
+fn attachment_value(row: &Row) -> Value {
+    json!({
+        "network": row.network,
+        "containerID": row.container,
+        "ifname": row.ifname,
+        "addresses": row.addresses,
+        "ports": row.ports,
+        "netns": row.netns,
+        "netnsExists": row.exists,
+    })
+}
+
+fn network_table(networks: &[Loaded]) -> Table {
+    let mut shown = table(&["NETWORK", "VERSION", "PLUGINS", "FILE"]);
+    for (path, list) in networks {
+        if let Ok(list) = list {
+            let plugins: Vec<&str> = list.plugins.iter().map(PluginConfig::kind).collect();
+            let cells = [&list.name, &list.cni_version, &plugins.join(" "), &path.display().to_string()];
+            shown.add_row(cells.map(|cell| printable(cell)));
+        }
+    }
+    shown
+}
+
+fn attachment_table(attachments: Vec<Row>) -> Table {
+    let lines = |items: &[String]| items.iter().map(|item| printable(item)).collect::<Vec<_>>().join("\n");
     let mut shown = table(&["NETWORK", "CONTAINER", "IF", "ADDRESSES", "PORTS", "NETNS"]);
     for row in attachments {
         let gone = if row.exists || row.netns.is_empty() { "" } else { " (gone)" };
         shown.add_row([
-            row.network,
-            row.container,
-            row.ifname,
-            row.addresses.join("\n"),
-            row.ports.join("\n"),
-            format!("{}{gone}", row.netns),
+            printable(&row.network).into_owned(),
+            printable(&row.container).into_owned(),
+            printable(&row.ifname).into_owned(),
+            lines(&row.addresses),
+            lines(&row.ports),
+            format!("{}{gone}", printable(&row.netns)),
         ]);
     }
-    say(shown.trim_fmt());
-    Ok(())
+    shown
 }
 
 pub(super) fn table(header: &[&str]) -> Table {
@@ -136,18 +141,26 @@ fn row(entry: cache::Entry) -> Row {
         .map(CniResult::into_current)
         .map(|result| result.ips.iter().map(|ip| ip.address.to_string()).collect())
         .unwrap_or_default();
-    let offered: RuntimeConfig = json::from_object(&entry.capability_args).unwrap_or_default();
-    let port = |mapping: &netloom_runtime::types::capability::PortMapping| {
-        let host = if mapping.host_ip.is_empty() { String::new() } else { format!("{}:", mapping.host_ip) };
-        format!("{host}{}->{}/{}", mapping.host_port, mapping.container_port, mapping.protocol)
-    };
     Row {
         exists: Netns::open(Path::new(&entry.netns)).is_ok(),
         network: entry.network,
         container: entry.container_id,
         ifname: entry.ifname,
         addresses,
-        ports: offered.port_mappings.iter().map(port).collect(),
+        ports: published_ports(&entry.capability_args),
         netns: entry.netns,
     }
+}
+
+/// Reads the published ports alone: a runtime may pass another capability in a form of its own, as podman does with `aliases`.
+fn published_ports(capability_args: &Object) -> Vec<String> {
+    let port = |mapping: &Value| {
+        let mapping: PortMapping = json::from_value(mapping).ok()?;
+        let host = if mapping.host_ip.is_empty() { String::new() } else { format!("{}:", mapping.host_ip) };
+        Some(format!("{host}{}->{}/{}", mapping.host_port, mapping.container_port, mapping.protocol))
+    };
+    json::lookup(capability_args, "portMappings")
+        .and_then(Value::as_array)
+        .map(|mappings| mappings.iter().filter_map(port).collect())
+        .unwrap_or_default()
 }

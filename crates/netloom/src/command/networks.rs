@@ -6,9 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use netloom_runtime::{Runtime, load, types::NetworkList};
+use kernel::waiting::{self, Lock};
+use netloom_runtime::{LockKind, LoggedProcesses, load, types::NetworkList};
 
-use super::{Failure, Outcome, Places};
+use super::{Failure, Outcome, Places, note};
+
+/// A runtime that passes the plugins' logs on, and names a lock that it waits for.
+pub(crate) type Runtime = netloom_runtime::Runtime<LoggedProcesses>;
 
 /// The network that is used if none is configured: a bridge with addresses of both families, masquerade, published ports, and
 /// `firewall`, since hosts with Docker, ufw or firewalld drop forwarded packets.
@@ -29,9 +33,19 @@ pub(crate) fn embedded() -> Outcome<NetworkList> {
 impl Places {
     /// Creates a runtime that looks for plugins in the folders of --bin-path.
     pub(crate) fn runtime(&self) -> Runtime {
-        let mut runtime = Runtime::new(netloom_invoke::split_path(&self.bin_path));
-        runtime.state.clone_from(&self.state_dir);
-        runtime
+        Runtime {
+            paths: netloom_invoke::split_path(&self.bin_path),
+            state: self.state_dir.clone(),
+            timeout: None,
+            executor: LoggedProcesses { log },
+            lock_file: |file, path, kind| {
+                let kind = match kind {
+                    LockKind::Shared => Lock::Shared,
+                    LockKind::Exclusive => Lock::Exclusive,
+                };
+                Ok(waiting::lock(file, path, kind)?)
+            },
+        }
     }
 
     /// Creates a runtime that falls back to this binary's plugins if none are installed.
@@ -89,6 +103,12 @@ impl Places {
         }
         Ok(dir)
     }
+}
+
+/// Shows a line of a plugin's log behind the plugin's name.
+fn log(program: &Path, line: &str) {
+    let plugin = program.file_name().unwrap_or_default().to_string_lossy();
+    note(format!("{plugin}: {}", line.strip_prefix("netloom: ").unwrap_or(line)));
 }
 
 /// The origin of a network.

@@ -109,8 +109,8 @@ impl Probe<'_> {
             None => Ok(()),
             Some(first) if count == 1 => Err(first),
             Some(first) => {
-                let message = format!("{}; and {} more of these probes failed", first.message, count - 1);
-                Err(Failure { message, ..first })
+                let message = format!("{}; and {} more of these probes failed", first.message(), count - 1);
+                Err(Failure { messages: vec![message], ..first })
             }
         }
     }
@@ -372,9 +372,9 @@ fn family(address: IpAddr) -> &'static str {
 
 fn print(what: &str, step: &Step) {
     let (word, text) = match step {
-        Step::Works(text) => ("ok", text),
-        Step::Skipped(text) => ("skip", text),
-        Step::Broken(failure) => ("FAIL", &failure.message),
+        Step::Works(text) => ("ok", text.clone()),
+        Step::Skipped(text) => ("skip", text.clone()),
+        Step::Broken(failure) => ("FAIL", failure.message()),
     };
     say(format!("  {word:<4}  {what:<40}  {text}"));
 }

@@ -100,7 +100,7 @@ pub(crate) fn run(places: &Places, options: &Options) -> Outcome<ExitCode> {
         (Ok(0), Err(failure)) => Err(failure),
         (ended, detached) => {
             if let Err(failure) = detached {
-                note(format!("netloom: cannot detach the command's namespace: {}", failure.message));
+                note(format!("netloom: cannot detach the command's namespace: {}", failure.message()));
             }
             ended.map(ExitCode::from)
         }

@@ -68,20 +68,36 @@ impl Drop for TemporaryNetns {
     }
 }
 
-/// Removes the namespaces that killed processes left.
-pub(crate) fn remove_dead(places: &Places) -> Outcome {
-    let Ok(entries) = fs::read_dir(lock_dir(places)) else { return Ok(()) };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let Ok(file) = File::open(&path) else { continue };
-        if file.try_lock().is_err() {
-            continue;
-        }
-        if let Some(id) = path.file_name() {
-            Netns::remove(&places.netns_dir().join(id))?;
-        }
-        fs::remove_file(&path)?;
+/// A namespace that a killed process left. Its lock is held, so that no new process uses the name meanwhile.
+#[derive(Debug)]
+pub(crate) struct Dead {
+    pub(crate) netns: PathBuf,
+    lock_file: PathBuf,
+    _lock: File,
+}
+
+impl Dead {
+    /// Removes the namespace. Succeeds if it is gone.
+    pub(crate) fn remove(self) -> Outcome {
+        Netns::remove(&self.netns)?;
+        Ok(fs::remove_file(&self.lock_file)?)
     }
-    Ok(())
+}
+
+/// Lists the namespaces that killed processes left.
+pub(crate) fn dead(places: &Places) -> Vec<Dead> {
+    let Ok(entries) = fs::read_dir(lock_dir(places)) else { return Vec::new() };
+    let mut dead: Vec<Dead> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let lock_file = entry.path();
+            let lock = File::open(&lock_file).ok()?;
+            lock.try_lock().ok()?;
+            Some(Dead { netns: places.netns_dir().join(entry.file_name()), lock_file, _lock: lock })
+        })
+        .collect();
+    dead.sort_by(|a, b| a.netns.cmp(&b.netns));
+    dead
 }
 
 /// Returns the folder of the lock files.

@@ -102,3 +102,60 @@ fn uninstall_keeps_an_edited_network() {
     testkit::require_success(&netloom(&host, &["uninstall"]), "uninstall");
     assert_eq!(host.sh("ls /etc/cni/net.d").trim(), "87-netloom.conflist");
 }
+
+/// With `--for` the plugins go where the runtimes look by their configurations, and a runtime that looks elsewhere is named with
+/// what to type.
+#[test]
+fn runtimes_are_told_apart() {
+    let root = tempfile::tempdir().unwrap();
+    let write = |path: &str, content: &str| {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    };
+    for program in ["containerd", "crio", "podman", "nomad"] {
+        write(&format!("usr/bin/{program}"), "");
+    }
+    write(
+        "etc/containerd/config.toml",
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = '/usr/lib/cni'\n",
+    );
+    write("etc/crio/crio.conf", "[crio.network]\nplugin_dirs = ['/usr/libexec/cni', '/opt/cni/bin']\n");
+    write("usr/libexec/cni/bridge", "foreign");
+    write("etc/containers/containers.conf", "[network]\nnetwork_backend = 'netavark'\n");
+    let install = |args: &[&str]| {
+        let mut command = std::process::Command::new(NETLOOM);
+        command.arg("install").args(args).arg("--root").arg(root.path()).output().unwrap()
+    };
+    let output = install(&[]);
+    testkit::require_success(&output, "install");
+    let shown: Vec<String> = text(&output).lines().skip(1).map(str::to_owned).collect();
+    assert_eq!(
+        shown,
+        [
+            "containerd does not use these plugins: it looks in /usr/lib/cni; type `netloom install --for containerd` to install there",
+            "CRI-O looks in /usr/libexec/cni first and uses the plugins there: bridge; type `netloom install --for crio --force` to replace them",
+            "podman calls netavark, not CNI plugins, by /etc/containers/containers.conf",
+            "Nomad uses these plugins",
+        ]
+    );
+    let output = install(&["--for", "containerd", "--for", "crio", "--force"]);
+    testkit::require_success(&output, "install --for");
+    assert!(root.path().join("usr/lib/cni/host-local").is_file());
+    assert!(root.path().join("usr/libexec/cni/.netloom-replaced/bridge").is_file());
+    let shown = text(&output);
+    assert!(shown.contains("containerd uses these plugins\nCRI-O uses these plugins\n"), "{shown}");
+    assert!(shown.contains("type `netloom install --for nomad` to install there"), "{shown}");
+
+    let refused = install(&["--for", "podman"]);
+    assert!(!refused.status.success() && text(&refused).contains("netavark"), "{}", text(&refused));
+    write("etc/containerd/config.toml", "= wrong");
+    let refused = install(&["--for", "containerd"]);
+    assert!(
+        !refused.status.success() && text(&refused).contains("/etc/containerd/config.toml"),
+        "{}",
+        text(&refused)
+    );
+    let refused = install(&["--for", "nomad", "--bin-dir", "/x"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused));
+}

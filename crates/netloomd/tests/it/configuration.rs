@@ -74,3 +74,22 @@ fn errors_name_the_wrong_value() {
     let (ok, said) = check("mode = \"overlay\"", &["--node", "n1", "--mode", "routing"]);
     assert!(ok && said.contains("in mode routing"), "{said}");
 }
+
+/// Escape sequences, line breaks and bidirectional marks of a file or an argument reach the terminal as text.
+#[test]
+fn errors_are_text() {
+    let hostile = r#""x\u001b[2J\nok \u202e""#;
+    for (text, flags) in [
+        (format!("node = {hostile}"), &[][..]),
+        (format!("log-level = {hostile}"), &[]),
+        (format!("[[networks]]\nname = {hostile}\npods = [\"10.1.0.0/24\"]"), &[]),
+        ("wrong = 'y\u{202e}\u{9b}'".to_owned(), &[]),
+        (String::new(), &["--mode", "x\u{202e}y\u{9b}"]),
+    ] {
+        let (ok, said) = check(&text, flags);
+        assert!(!ok && said.len() > 20, "{text}: {said}");
+        let is_unsafe = |char: char| char != '\n' && (char.is_control() || char == '\u{202e}');
+        assert!(!said.contains(is_unsafe), "{text}: {said:?}");
+        assert!(!said.lines().any(|line| line.starts_with("ok")), "{text}: {said:?}");
+    }
+}

@@ -11,15 +11,12 @@ use std::{
 };
 
 use kernel::sysctl::{self, Setting};
-use netloom_runtime::{
-    Runtime,
-    types::{Object, address::parse_ip},
-};
+use netloom_runtime::types::{Object, address::parse_ip};
 use ruleset::portmap::Protocol;
 use rustix::net::{AddressFamily, SocketType, ipproto};
 use serde_json::{Value, json};
 
-use super::super::{Failure, Outcome, Places, temporary_netns::lock_dir};
+use super::super::{Failure, Outcome, Places, networks::Runtime, temporary_netns::lock_dir};
 
 /// Ports to publish, as one `--publish` names them.
 #[derive(Debug, Clone, PartialEq, Eq)]
