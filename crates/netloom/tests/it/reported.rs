@@ -444,7 +444,11 @@ fn the_runtime_names_the_cause() {
             "#!/no/such/loader\n",
             "its dynamic loader or the interpreter in its first line does not",
         ),
-        ("lab.conflist", "#!/bin/sh\necho panic >&2\nkill -SEGV $$\n", "panic\": killed by signal 11"),
+        (
+            "lab.conflist",
+            "#!/bin/sh\necho panic >&2\nkill -SEGV $$\n",
+            "foreign: panic\nnetloom: plugin type=\"foreign\" failed (add): netplugin failed with no error message: killed by signal 11",
+        ),
         ("lab.conf", "#!/bin/sh\n", "its file name must end in .conflist"),
     ] {
         let (network, program) = (folder.join(file), bin.path().join("foreign"));
