@@ -84,17 +84,17 @@ pub(crate) fn measured() -> Result<PathBuf, String> {
 /// Builds the measured binary and a folder of links to it.
 fn build() -> Result<(PathBuf, PathBuf), String> {
     let binary = measured()?;
-    let bin = links_to(&binary)?;
+    let bin = links_to(&binary, "bench-bin")?;
     Ok((binary, bin))
 }
 
-/// Creates a folder in which each plugin is a link to a binary.
-pub(crate) fn links_to(binary: &Path) -> Result<PathBuf, String> {
-    let bin = target().join("bench-bin");
+/// Creates a folder in the target folder in which each plugin is a link to a binary.
+pub(crate) fn links_to(binary: &Path, folder: &str) -> Result<PathBuf, String> {
+    let bin = target().join(folder);
     drop(std::fs::remove_dir_all(&bin));
     std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
     for name in
-        "loopback bridge ptp macvlan ipvlan vlan dummy tap host-device host-local static portmap firewall tuning bandwidth"
+        "netloom loopback bridge ptp macvlan ipvlan vlan dummy tap host-device host-local static portmap firewall tuning bandwidth"
             .split(' ')
     {
         std::fs::hard_link(binary, bin.join(name)).map_err(|error| error.to_string())?;
