@@ -9,7 +9,9 @@ use kernel::{
     link::{self, Change, Link, Mac},
     sysctl::{self, Setting},
 };
-use netloom_plugin::{Attachment, Error, Plugin, Request, Sandbox, Undo, result::v100::Success};
+use netloom_plugin::{
+    Attachment, Error, Plugin, Request, Sandbox, Undo, is_abandoned, result::v100::Success,
+};
 use ruleset::spoof;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -259,7 +261,8 @@ impl Plugin for Tuning {
         for (file, saved) in saved::list(&data_dir(&written))? {
             let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let is_valid = valid.iter().any(|a| name == saved::file_name(&a.container_id, &a.ifname));
-            if saved.is_of(request.config.name.as_str()) && !is_valid || saved::is_abandoned(&file) {
+            let is_stale = saved.is_of(request.config.name.as_str()) && !is_valid && !is_abandoned();
+            if is_stale || saved::is_abandoned(&file) {
                 errors.note(saved::remove(&file));
             }
         }
