@@ -20,7 +20,7 @@ use std::{
 };
 
 use self::{
-    call::Memory,
+    call::Groups,
     disk::Disk,
     oracle::Given,
     place::{NETWORKS, Place},
@@ -84,7 +84,7 @@ struct Storm {
     options: Options,
     place: Place,
     disk: Disk,
-    memory: Memory,
+    groups: Groups,
     attachments: Vec<Mutex<State>>,
     given: Given,
     tally: Tally,
@@ -105,14 +105,14 @@ pub(crate) fn storm(arguments: &[String]) -> Outcome {
     // A folder of its own, so that another chore may run meanwhile.
     let bin = bench::links_to(&bench::measured()?, "storm-bin")?;
     let place = Place::new(bin, options.threads)?;
-    let memory = Memory::find(&place);
+    let groups = Groups::find(&place)?;
     say(&format!(
         "seed {}, {} threads, {} containers, {} minutes; out of memory: {}",
         options.seed,
         options.threads,
         place.containers,
         options.minutes,
-        memory.describe()
+        groups.describe()
     ));
     let before = place.settled()?;
     let storm = Storm {
@@ -124,11 +124,11 @@ pub(crate) fn storm(arguments: &[String]) -> Outcome {
         stopped: AtomicBool::new(false),
         options,
         place,
-        memory,
+        groups,
     };
     let worked = rage(&storm);
     let finished = worked.and_then(|()| worker::end(&storm));
-    storm.memory.remove();
+    storm.groups.remove();
     finished?;
     let left = storm.place.compare(&before)?;
     storm.tally.print();

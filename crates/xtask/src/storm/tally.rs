@@ -38,6 +38,7 @@ impl Tally {
             Fault::None if disk_was_full => ", disk full",
             Fault::None => "",
             Fault::Kill { .. } => ", to be killed",
+            Fault::KillRuntime { .. } => ", netloom alone to be killed",
             Fault::Memory { .. } => ", little memory",
         };
         let ended = match ended {

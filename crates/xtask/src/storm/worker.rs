@@ -74,7 +74,8 @@ impl<'a> Worker<'a> {
     fn fault(&self, verb: Verb, step: &Step) -> Fault {
         match step.fault {
             _ if !self.storm.options.faults => Fault::None,
-            0..8 => Fault::Kill { after: self.storm.tally.part_of(verb, step.moment) },
+            0..4 => Fault::Kill { after: self.storm.tally.part_of(verb, step.moment) },
+            4..8 => Fault::KillRuntime { after: self.storm.tally.part_of(verb, step.moment) },
             8..12 => Fault::Memory { bytes: step.bytes },
             _ => Fault::None,
         }
@@ -208,7 +209,7 @@ fn verb(
 /// Calls `netloom`. Returns its answer, and whether nothing disturbed the call, so that it must not have failed.
 fn run(storm: &Storm, verb: Verb, arguments: &[&str], fault: Fault) -> Result<(Answer, bool), String> {
     let moment = storm.disk.now();
-    let answer = call(&storm.place, &storm.memory, arguments, fault)?;
+    let answer = call(&storm.place, &storm.groups, arguments, fault)?;
     let was_full = storm.disk.was_full_since(moment);
     storm.tally.call(verb, fault, answer.ended, was_full);
     let undisturbed = matches!(fault, Fault::None) && !was_full;
