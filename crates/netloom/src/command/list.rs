@@ -7,7 +7,7 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use kernel::Netns;
 use netloom_runtime::{
     cache, load,
-    types::{CniResult, RuntimeConfig, SpecVersion, json},
+    types::{CniResult, SpecVersion, capability::PortMapping, json},
 };
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ pub(crate) fn list(places: &Places, options: &Options) -> Outcome {
         .filter(|entry| {
             target
                 .as_ref()
-                .is_none_or(|target| target.matches(&entry.container_id, &entry.netns, &entry.args))
+                .is_none_or(|target| target.matches(&entry.container_id, entry.sandbox(), &entry.args))
         })
         .map(row)
         .collect();
@@ -136,18 +136,20 @@ fn row(entry: cache::Entry) -> Row {
         .map(CniResult::into_current)
         .map(|result| result.ips.iter().map(|ip| ip.address.to_string()).collect())
         .unwrap_or_default();
-    let offered: RuntimeConfig = json::from_object(&entry.capability_args).unwrap_or_default();
-    let port = |mapping: &netloom_runtime::types::capability::PortMapping| {
+    // The other capabilities are left out: what podman sends for `aliases` is not a list.
+    let ports = json::lookup(&entry.capability_args, "portMappings").cloned().unwrap_or_default();
+    let ports: Vec<PortMapping> = serde_json::from_value(ports).unwrap_or_default();
+    let port = |mapping: &PortMapping| {
         let host = if mapping.host_ip.is_empty() { String::new() } else { format!("{}:", mapping.host_ip) };
         format!("{host}{}->{}/{}", mapping.host_port, mapping.container_port, mapping.protocol)
     };
     Row {
-        exists: Netns::open(Path::new(&entry.netns)).is_ok(),
+        exists: Netns::open(Path::new(entry.sandbox())).is_ok(),
+        netns: entry.sandbox().to_owned(),
         network: entry.network,
         container: entry.container_id,
         ifname: entry.ifname,
         addresses,
-        ports: offered.port_mappings.iter().map(port).collect(),
-        netns: entry.netns,
+        ports: ports.iter().map(port).collect(),
     }
 }

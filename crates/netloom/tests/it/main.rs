@@ -24,6 +24,7 @@ mod model;
 mod other_kernel;
 mod parity;
 mod ports;
+mod real_runtimes;
 mod removal;
 mod run;
 mod schema;
