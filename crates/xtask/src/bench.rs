@@ -8,6 +8,7 @@ mod call;
 mod case;
 mod churn;
 mod measure;
+mod ports;
 
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,9 @@ pub(crate) fn bench(arguments: &[String]) -> Outcome {
     }
     for case in cases().iter().filter(|case| is_wanted(case.name) && case.can_run(&hosts[0])) {
         measure::measure(&sides, &hosts, case, count)?;
+    }
+    if is_wanted(ports::NAME) {
+        ports::ports(&sides, count)?;
     }
     if !is_wanted("churn") {
         return Ok(());

@@ -66,7 +66,7 @@ cargo xtask CHORE
   bench [OPTIONS]      time folders of plugins against each other
   growth [OPTIONS]     time one more container on a host that has many
     --side NAME=DIR      a folder of plugins; repeatable; this repository's build is added as `netloom`
-    --only TEXT          (bench) only cases with TEXT in their names, `VERSION` or `churn`
+    --only TEXT          (bench) only cases with TEXT in their names, `VERSION`, `published ports` or `churn`
     -n COUNT             number of rounds (default: 60)
 ";
 

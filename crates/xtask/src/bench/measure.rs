@@ -54,7 +54,7 @@ pub(super) fn measure(sides: &[Side], hosts: &[Host], case: &Case, count: usize)
 }
 
 /// Prints a line of times for each side, with the median of the first side divided by its own.
-fn table(case: &str, verb: &str, sides: &[Side], rows: &mut [Vec<Duration>]) {
+pub(super) fn table(case: &str, verb: &str, sides: &[Side], rows: &mut [Vec<Duration>]) {
     let mut first = None;
     for (side, row) in sides.iter().zip(rows) {
         row.sort_unstable();
