@@ -62,7 +62,7 @@ cargo xtask CHORE
     --seed N             repeat the choices of a run (default: the time)
     --minutes M          duration (default: 1)
     --threads T          number of threads and of containers (default: 64)
-    --no-faults          disturb no call
+    --no-faults          disturb no call, and mostly check
   bench [OPTIONS]      time folders of plugins against each other
   growth [OPTIONS]     time one more container on a host that has many
     --side NAME=DIR      a folder of plugins; repeatable; this repository's build is added as `netloom`

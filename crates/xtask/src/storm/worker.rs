@@ -108,10 +108,11 @@ impl<'a> Worker<'a> {
         let verb = match &*state {
             State::Detached => Verb::Add,
             State::Attached(result) => {
-                if step.look < 25 {
+                if step.look < 25 && self.storm.options.faults {
                     look(self.storm, step.attachment, result)?;
                 }
-                if step.look < 60 { Verb::Check } else { Verb::Del }
+                let checked = if self.storm.options.faults { 60 } else { 90 };
+                if step.look < checked { Verb::Check } else { Verb::Del }
             }
             State::Unknown if step.look < 60 => Verb::Del,
             State::Unknown if step.look < 80 => Verb::Add,
@@ -165,6 +166,9 @@ fn add(storm: &Storm, attachment: usize, state: &mut State, fault: Fault) -> Out
 
 fn check(storm: &Storm, attachment: usize, fault: Fault) -> Outcome {
     let (answer, undisturbed) = verb(storm, Verb::Check, attachment, &[], fault)?;
+    if undisturbed {
+        storm.tally.count(&format!("undisturbed checks on {}", NETWORKS[attachment % 2]));
+    }
     if undisturbed && answer.ended != Ended::Succeeded {
         refused(storm, Verb::Check, attachment, &answer);
     }
