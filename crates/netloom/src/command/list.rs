@@ -7,7 +7,7 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use kernel::Netns;
 use netloom_runtime::{
     cache, load,
-    types::{CniResult, SpecVersion, capability::PortMapping, json},
+    types::{CniResult, Object, RuntimeConfig, SpecVersion, capability::PortMapping, json},
 };
 use serde_json::{Value, json};
 
@@ -137,8 +137,9 @@ fn row(entry: cache::Entry) -> Row {
         .map(|result| result.ips.iter().map(|ip| ip.address.to_string()).collect())
         .unwrap_or_default();
     // The other capabilities are left out: what podman sends for `aliases` is not a list.
-    let ports = json::lookup(&entry.capability_args, "portMappings").cloned().unwrap_or_default();
-    let ports: Vec<PortMapping> = serde_json::from_value(ports).unwrap_or_default();
+    let offered = entry.capability_args.iter().filter(|(key, _)| key.eq_ignore_ascii_case("portMappings"));
+    let offered: Object = offered.map(|(key, value)| (key.clone(), value.clone())).collect();
+    let offered: RuntimeConfig = json::from_object(&offered).unwrap_or_default();
     let port = |mapping: &PortMapping| {
         let host = if mapping.host_ip.is_empty() { String::new() } else { format!("{}:", mapping.host_ip) };
         format!("{host}{}->{}/{}", mapping.host_port, mapping.container_port, mapping.protocol)
@@ -150,6 +151,6 @@ fn row(entry: cache::Entry) -> Row {
         container: entry.container_id,
         ifname: entry.ifname,
         addresses,
-        ports: ports.iter().map(port).collect(),
+        ports: offered.port_mappings.iter().map(port).collect(),
     }
 }
