@@ -33,12 +33,14 @@
 //! `examples/myplugin1.rs` is a plugin with configuration, CHECK and GC.
 #![forbid(unsafe_code)]
 
+mod caller;
 mod delegate;
 mod linked;
 mod request;
 mod serve;
 mod undo;
 
+pub use caller::is_abandoned;
 pub use linked::{Delegates, NO_DELEGATES};
 pub use netloom_invoke::{Environment, Verb};
 pub use netloom_types::{

@@ -24,7 +24,7 @@ pub struct Entry {
     pub container_id: String,
     /// The interface in the container.
     pub ifname: String,
-    /// The namespace's path.
+    /// The namespace's path, or empty: older versions of libcni do not record it. [`Self::sandbox`] may know it still.
     pub netns: String,
     /// `CNI_ARGS`.
     pub args: Vec<(String, String)>,
@@ -43,6 +43,17 @@ impl Entry {
             .or_else(|_| NetworkList::parse_single(&self.config))
             .ok()
             .filter(|list| !list.plugins.is_empty() && list.name == self.network)
+    }
+
+    /// Returns the namespace's path: the recorded one, else that of the interface in the result. Empty if neither is known.
+    pub fn sandbox(&self) -> &str {
+        if !self.netns.is_empty() {
+            return &self.netns;
+        }
+        let interfaces = self.result.as_ref().and_then(|result| json::lookup(result, "interfaces"));
+        let is_own = |interface: &&Value| interface["name"].as_str() == Some(&self.ifname);
+        let own = interfaces.and_then(Value::as_array).into_iter().flatten().filter(is_own);
+        own.filter_map(|interface| interface["sandbox"].as_str()).find(|path| !path.is_empty()).unwrap_or("")
     }
 }
 

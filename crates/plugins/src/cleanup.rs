@@ -4,7 +4,7 @@ use kernel::{
     Kind, Protocol, Socket, deferred,
     link::{self, Change},
 };
-use netloom_plugin::{Attachment, Code, Error, Request, Sandbox};
+use netloom_plugin::{Attachment, Code, Error, Request, Sandbox, is_abandoned};
 use ruleset::{masquerade, reference, spoof};
 
 use crate::{
@@ -64,7 +64,10 @@ pub(crate) fn gc_links(request: &Request, valid: &[Attachment]) -> Result<(), Er
     for link in link::list(&host).explain()? {
         match &link.alias {
             Some(mark) if is_stale(mark, network, valid) => stale.push(link),
-            None if link.group == group && matches!(link.kind.as_deref(), Some("veth" | "ifb")) => {
+            None if link.group == group
+                && matches!(link.kind.as_deref(), Some("veth" | "ifb"))
+                && !is_abandoned() =>
+            {
                 unmarked.push(link);
             }
             _ => {}
@@ -93,12 +96,15 @@ pub(crate) fn gc_rules(request: &Request, valid: &[Attachment]) -> Result<(), Er
     let network_hash = Owner { network, container: "", ifname: "" }.reference_mark()[..17].to_owned();
     errors.note(
         reference::remove_masquerade(&netfilter, &|comment| {
-            comment.starts_with(&network_hash) && !valid_marks.iter().any(|mark| comment.starts_with(mark))
+            comment.starts_with(&network_hash)
+                && !valid_marks.iter().any(|mark| comment.starts_with(mark))
+                && !is_abandoned()
         })
         .explain(),
     );
     let containers = reference::containers_with_nat_chains(&netfilter, network).explain()?;
-    let stale = containers.iter().filter(|id| !valid.iter().any(|a| a.container_id == **id));
+    let stale =
+        containers.iter().filter(|id| !valid.iter().any(|a| a.container_id == **id) && !is_abandoned());
     let chains: Vec<String> = stale
         .flat_map(|id| ["", "DN-", "SN-"].map(|prefix| Owner::reference_chain(network, id, prefix)))
         .collect();

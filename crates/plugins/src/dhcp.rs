@@ -9,7 +9,7 @@ use dhcp::{
 };
 use hmac_sha512::Hash as Sha512;
 use netloom_plugin::{
-    Attachment, Code, Error, Plugin, Request, Sandbox, Undo,
+    Attachment, Code, Error, Plugin, Request, Sandbox, Undo, is_abandoned,
     result::{
         Route,
         v100::{IpConfig, Success},
@@ -272,6 +272,9 @@ impl Plugin for Dhcp {
             network: request.config.name.as_str().to_owned(),
             valid: valid.iter().map(|it| (it.container_id.clone(), it.ifname.clone())).collect(),
         };
+        if is_abandoned() {
+            return Ok(());
+        }
         // Without a daemon there are no leases.
         drop(ask(&socket, &call));
         Ok(())

@@ -11,6 +11,7 @@ use ipam::{Cooldown, Locked, Owner, Range, RangeSet, Store};
 use netloom_plugin::{
     Attachment, Code, Error, Plugin, Request, Sandbox, Undo,
     capability::IpRange,
+    is_abandoned,
     result::{
         Dns, Route,
         v100::{IpConfig, Success},
@@ -255,6 +256,7 @@ impl Plugin for HostLocal {
                 valid
                     .iter()
                     .any(|a| a.container_id == container && ifname.is_none_or(|ifname| ifname == a.ifname))
+                    || is_abandoned()
             })
             .explain()
     }

@@ -4,7 +4,7 @@
 
 use hmac_sha512::Hash as Sha512;
 use kernel::link::Mac;
-use netloom_plugin::{Attachment, Request, Sandbox};
+use netloom_plugin::{Attachment, Request, Sandbox, is_abandoned};
 
 /// The attachment that a kernel object belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,16 +105,17 @@ impl<'a> Owner<'a> {
     const PORT_PREFIX: u8 = 0xfe;
 }
 
-/// Returns whether a mark is of this network but of none of its valid attachments.
+/// Returns whether a mark is of this network but of none of its valid attachments, and the list of them is complete still.
 pub(crate) fn is_stale(mark: &str, network: &str, valid: &[Attachment]) -> bool {
     let Some(attachment) = mark.strip_prefix(&network_hash(network)).and_then(|rest| rest.strip_prefix('-'))
     else {
         return false;
     };
     if attachment.starts_with(WHOLE_NETWORK) {
-        return valid.is_empty();
+        return valid.is_empty() && !is_abandoned();
     }
-    !valid.iter().any(|a| attachment.starts_with(&attachment_hash(&a.container_id, &a.ifname)))
+    let is_valid = valid.iter().any(|a| attachment.starts_with(&attachment_hash(&a.container_id, &a.ifname)));
+    !is_valid && !is_abandoned()
 }
 
 /// Returns the attachment that a mark names for people to read. A long name may be cut.

@@ -12,7 +12,9 @@ use kernel::{
     link::{self, Change, Link, Mac},
     sysctl::{self, Setting},
 };
-use netloom_plugin::{Attachment, Error, Plugin, Request, Sandbox, Undo, result::v100::Success};
+use netloom_plugin::{
+    Attachment, Error, Plugin, Request, Sandbox, Undo, is_abandoned, result::v100::Success,
+};
 use ruleset::spoof;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -260,7 +262,8 @@ impl Plugin for Tuning {
         let written: Written = request.read()?;
         let mut errors = Errors::default();
         for file in saved_files(&written.data_dir, request.config.name.as_str())? {
-            if !valid.iter().any(|a| is_saved_file(&file, a)) {
+            let is_stale = !valid.iter().any(|a| is_saved_file(&file, a)) && !is_abandoned();
+            if is_stale || saved::is_abandoned(&file) {
                 errors.note(saved::remove(&file));
             }
         }

@@ -8,6 +8,7 @@ mod call;
 mod case;
 mod churn;
 mod measure;
+mod ports;
 
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,9 @@ pub(crate) fn bench(arguments: &[String]) -> Outcome {
     }
     for case in cases().iter().filter(|case| is_wanted(case.name) && case.can_run(&hosts[0])) {
         measure::measure(&sides, &hosts, case, count)?;
+    }
+    if is_wanted(ports::NAME) {
+        ports::ports(&sides, count)?;
     }
     if !is_wanted("churn") {
         return Ok(());
@@ -84,17 +88,17 @@ pub(crate) fn measured() -> Result<PathBuf, String> {
 /// Builds the measured binary and a folder of links to it.
 fn build() -> Result<(PathBuf, PathBuf), String> {
     let binary = measured()?;
-    let bin = links_to(&binary)?;
+    let bin = links_to(&binary, "bench-bin")?;
     Ok((binary, bin))
 }
 
-/// Creates a folder in which each plugin is a link to a binary.
-pub(crate) fn links_to(binary: &Path) -> Result<PathBuf, String> {
-    let bin = target().join("bench-bin");
+/// Creates a folder in the target folder in which each plugin is a link to a binary.
+pub(crate) fn links_to(binary: &Path, folder: &str) -> Result<PathBuf, String> {
+    let bin = target().join(folder);
     drop(std::fs::remove_dir_all(&bin));
     std::fs::create_dir_all(&bin).map_err(|error| error.to_string())?;
     for name in
-        "loopback bridge ptp macvlan ipvlan vlan dummy tap host-device host-local static portmap firewall tuning bandwidth"
+        "netloom loopback bridge ptp macvlan ipvlan vlan dummy tap host-device host-local static portmap firewall tuning bandwidth"
             .split(' ')
     {
         std::fs::hard_link(binary, bin.join(name)).map_err(|error| error.to_string())?;

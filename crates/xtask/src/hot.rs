@@ -51,7 +51,7 @@ pub(crate) fn hot() -> Outcome {
     fs::write(scratch.join("functions"), list).map_err(|error| error.to_string())?;
     let starter = std::env::current_exe().map_err(|error| error.to_string())?;
     let starter = [starter.display().to_string(), "hot-call".into(), scratch.display().to_string()];
-    let side = Side::started_by("netloom", bench::links_to(&binary)?, &starter);
+    let side = Side::started_by("netloom", bench::links_to(&binary, "bench-bin")?, &starter);
     call_all(&side)?;
     // By section: the number of calls that run it, and the order of the first of them.
     let mut met: HashMap<&Section, (usize, usize)> = HashMap::new();

@@ -21,6 +21,7 @@ mod scale;
 mod section_order;
 mod soak;
 mod spec;
+mod storm;
 mod test;
 mod tidy;
 
@@ -57,10 +58,15 @@ cargo xtask CHORE
   fuzz [SECONDS [NAME...]]
                        look for input that breaks a parser of foreign bytes (default: 60 s per target)
   soak [COUNT]         attach and detach 20,000 containers and count leftovers; then run the crash tests with every error
+  storm [OPTIONS]      attach, check, detach and collect at random while calls are killed and memory and disk run out
+    --seed N             repeat the choices of a run (default: the time)
+    --minutes M          duration (default: 1)
+    --threads T          number of threads and of containers (default: 64)
+    --no-faults          disturb no call, and mostly check
   bench [OPTIONS]      time folders of plugins against each other
   growth [OPTIONS]     time one more container on a host that has many
     --side NAME=DIR      a folder of plugins; repeatable; this repository's build is added as `netloom`
-    --only TEXT          (bench) only cases with TEXT in their names, `VERSION` or `churn`
+    --only TEXT          (bench) only cases with TEXT in their names, `VERSION`, `published ports` or `churn`
     -n COUNT             number of rounds (default: 60)
 ";
 
@@ -86,6 +92,7 @@ fn main() -> ExitCode {
         Some("datapath") => datapath::datapath(&arguments[1..]),
         Some("scale") => scale::scale(&arguments[1..]),
         Some("soak") => soak::soak(&arguments[1..]),
+        Some("storm") => storm::storm(&arguments[1..]),
         Some("growth") => growth::growth(&arguments[1..]),
         _ => {
             say(HELP);

@@ -8,7 +8,7 @@ use std::{
 use crate::{Outcome, run, run_with, say};
 
 /// Programs that the tests use, and the Debian package of each.
-const PACKAGES: [(&str, &str); 32] = [
+const PACKAGES: [(&str, &str); 35] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -21,6 +21,9 @@ const PACKAGES: [(&str, &str); 32] = [
     ("ctr", "containerd"),
     ("runc", "runc"),
     ("podman", "podman"),
+    ("dockerd", "docker.io"),
+    ("docker", "docker.io"),
+    ("ufw", "ufw"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("depmod", "kmod"),
     ("xz", "xz-utils"),

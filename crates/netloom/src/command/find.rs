@@ -109,12 +109,12 @@ pub(crate) fn find(
         if entry.container_id == exact.id && entry.ifname == exact.ifname {
             return Ok(None);
         }
-        if target.matches(&entry.container_id, &entry.netns, &entry.args)
+        if target.matches(&entry.container_id, entry.sandbox(), &entry.args)
             && ifname.is_none_or(|name| name == entry.ifname)
         {
             found.push(Found {
+                netns: entry.sandbox().to_owned(),
                 id: entry.container_id,
-                netns: entry.netns,
                 ifname: entry.ifname,
                 args: entry.args,
                 capability_args: entry.capability_args,
@@ -154,7 +154,7 @@ pub(crate) fn other_owner(
     let is_other = |entry: &Entry| {
         entry.ifname == container.ifname
             && (entry.container_id != container.id || entry.network != list.name)
-            && FileId::of(Path::new(&entry.netns)) == Some(netns)
+            && FileId::of(Path::new(entry.sandbox())) == Some(netns)
     };
     let other = runtime.attachments()?.into_iter().find(is_other);
     Ok(other.map(|entry| format!("container `{}` on network `{}`", entry.container_id, entry.network)))

@@ -68,7 +68,7 @@ pub(crate) fn list(places: &Places, options: &Options) -> Outcome {
 fn attachments(places: &Places, options: &Options) -> Outcome<Vec<Row>> {
     let target = options.container.as_deref().map(Target::new);
     let is_listed = |entry: &cache::Entry| {
-        target.as_ref().is_none_or(|target| target.matches(&entry.container_id, &entry.netns, &entry.args))
+        target.as_ref().is_none_or(|target| target.matches(&entry.container_id, entry.sandbox(), &entry.args))
     };
     Ok(places.runtime().attachments()?.into_iter().filter(is_listed).map(row).collect())
 }
@@ -142,13 +142,13 @@ fn row(entry: cache::Entry) -> Row {
         .map(|result| result.ips.iter().map(|ip| ip.address.to_string()).collect())
         .unwrap_or_default();
     Row {
-        exists: Netns::open(Path::new(&entry.netns)).is_ok(),
+        exists: Netns::open(Path::new(entry.sandbox())).is_ok(),
+        netns: entry.sandbox().to_owned(),
         network: entry.network,
         container: entry.container_id,
         ifname: entry.ifname,
         addresses,
         ports: published_ports(&entry.capability_args),
-        netns: entry.netns,
     }
 }
 

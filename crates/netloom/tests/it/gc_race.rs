@@ -2,15 +2,16 @@
 
 use std::{
     fs,
-    process::Command,
+    io::Write,
+    process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::Host;
 
-use crate::lab::{Call, OURS, dual_stack};
+use crate::lab::{Call, OURS, dual_stack, with_prev};
 
 /// Duration in seconds, and number of workers. `NETLOOM_GC_SECONDS` and `NETLOOM_GC_WORKERS` override them for longer runs.
 const SECONDS: u64 = 6;
@@ -48,8 +49,7 @@ fn gc_takes_nothing_from_the_living() {
     let netloom = |arguments: &[&str]| {
         let mut command = Command::new(OURS.join("netloom"));
         command.args(arguments).env("CNI_PATH", &*OURS).env("NETCONFPATH", "/etc/cni/net.d");
-        let child =
-            host.spawn(command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()));
+        let child = host.spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "netloom {arguments:?}: {said}");
@@ -88,6 +88,54 @@ fn gc_takes_nothing_from_the_living() {
     let left = host.sh("ip -br link | grep veth || true; ls /var/lib/cni/networks/lab | grep -e : -e ^10 || true; ls /var/lib/cni/results");
     assert_eq!(left, "");
     assert!(!host.sh("nft list ruleset").contains("elements ="));
+}
+
+/// The locks of a killed runtime are released while its plugin still runs, and its list of valid attachments is outdated from then
+/// on. The plugin removes nothing: it finds that nobody reads its answer.
+#[test]
+fn gc_of_a_dead_runtime_takes_nothing() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let call = Call::new(&host, &OURS, "c1");
+    let mut bridge = dual_stack();
+    bridge["macspoofchk"] = true.into();
+    bridge["ipMasq"] = true.into();
+    let ports = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+    let mut chain = vec![
+        bridge,
+        json!({"type": "portmap", "runtimeConfig": {"portMappings": ports}}),
+        json!({"type": "firewall", "ingressPolicy": "isolated"}),
+        json!({"type": "bandwidth", "ingressRate": 8_000_000, "ingressBurst": 800_000,
+               "egressRate": 8_000_000, "egressBurst": 800_000}),
+        json!({"type": "tuning", "mtu": 1400}),
+    ];
+    let mut result = Value::Null;
+    for conf in &mut chain {
+        conf["cniVersion"] = json!("1.1.0");
+        conf["name"] = json!("lab");
+        result = call.add(&with_prev(conf, &result));
+        conf["cni.dev/valid-attachments"] = json!([]);
+    }
+    let before = host.snapshot();
+    for conf in &chain {
+        let mut command = Command::new(OURS.join(conf["type"].as_str().unwrap()));
+        command.env("CNI_COMMAND", "GC").env("CNI_PATH", &*OURS);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut plugin = host.spawn(&mut command);
+        // The plugin reads its input to the end before it does anything.
+        drop(plugin.stdout.take());
+        plugin.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
+        plugin.wait().unwrap();
+        before
+            .assert_same(&host.snapshot(), &format!("after a GC of {} that nobody waits for", conf["type"]));
+    }
+    for conf in &chain {
+        call.call("GC", conf).result("GC");
+    }
+    assert_eq!(host.sh("ls /var/lib/cni/networks/lab | grep -e : -e ^10 || true"), "");
 }
 
 /// An ADD on another network, ours or the reference plugin's, creates its ifb first and marks or uses it afterwards. GC in between

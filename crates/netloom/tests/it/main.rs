@@ -28,6 +28,7 @@ mod other_kernel;
 mod parity;
 mod ports;
 mod printable;
+mod real_runtimes;
 mod removal;
 mod reported;
 mod run;

@@ -300,5 +300,6 @@ fn orphans_are_not_left_where_nobody_reaps_them() {
         }
     });
     let zombies = place.zombies();
+    println!("{zombies} zombies after {rounds} containers");
     assert!((1..=AT_ONCE).contains(&zombies), "{zombies} zombies after {rounds} containers");
 }

@@ -53,10 +53,10 @@ pub(super) fn measure(sides: &[Side], hosts: &[Host], case: &Case, count: usize)
     Ok(())
 }
 
-/// Prints a line of times for each side, with the median of the first side divided by its own.
-fn table(case: &str, verb: &str, sides: &[Side], rows: &mut [Vec<Duration>]) {
+/// Prints a line of times for each side that took part, with the median of the first side divided by its own.
+pub(super) fn table(case: &str, verb: &str, sides: &[Side], rows: &mut [Vec<Duration>]) {
     let mut first = None;
-    for (side, row) in sides.iter().zip(rows) {
+    for (side, row) in sides.iter().zip(rows).filter(|(_, row)| !row.is_empty()) {
         row.sort_unstable();
         let at = |part: usize| row[(row.len() - 1) * part / 100].as_secs_f64() * 1000.0;
         let median = at(50);
