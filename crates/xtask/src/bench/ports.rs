@@ -46,7 +46,7 @@ pub(super) fn ports(sides: &[Side], count: usize) -> Outcome {
             let rounds = Rounds {
                 netloom: if is_long { count.min(FEW_ROUNDS) } else { count },
                 // Long lists take the reference plugins up to ten seconds each, and minutes beside many connections.
-                peers: if !is_long { count } else { usize::from(tracked == 0) },
+                peers: if is_long { usize::from(tracked == 0) } else { count },
             };
             measure(sides, &hosts, &format!("{list}, {tracked} tracked"), mappings, &rounds)?;
         }
