@@ -1,6 +1,9 @@
 //! The two families of IP addresses.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 /// A family of IP addresses. Families of nftables tables are [`crate::nft::Family`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,6 +28,15 @@ impl IpFamily {
     #[must_use]
     pub fn has(self, ip: IpAddr) -> bool {
         Self::of(ip) == self
+    }
+
+    /// Returns the address that stands for all of this family.
+    #[must_use]
+    pub fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
     }
 
     /// Returns the length of an address in bits.

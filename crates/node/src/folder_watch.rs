@@ -22,17 +22,30 @@ pub(crate) struct FolderWatch {
 }
 
 impl FolderWatch {
-    /// Creates the folders if they do not exist, and watches them for the given events.
+    /// Watches folders, which must exist, for the given events.
     pub(crate) fn open(folders: &[PathBuf], events: WatchFlags) -> io::Result<Self> {
         let listener = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         let of_folder = WatchFlags::ONLYDIR | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
         for folder in folders {
             let named =
                 |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", folder.display()));
-            std::fs::create_dir_all(folder).map_err(named)?;
             inotify::add_watch(&listener, folder, events | of_folder).map_err(|errno| named(errno.into()))?;
         }
         Ok(Self { listener, folders: folders.to_owned() })
+    }
+
+    /// Waits until a folder exists. Returns at once if it does.
+    pub(crate) fn wait_until_exists(folder: &Path) -> io::Result<()> {
+        let nearest = || folder.ancestors().find(|ancestor| ancestor.is_dir()).map(Path::to_owned);
+        while let Some(ancestor) = nearest().filter(|ancestor| ancestor != folder) {
+            let watch =
+                Self::open(std::slice::from_ref(&ancestor), WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
+            // Unless it was created before the watch.
+            if nearest().as_ref() == Some(&ancestor) {
+                watch.wait(None, |_| true)?;
+            }
+        }
+        Ok(())
     }
 
     /// Waits for events, and returns whether one of them is of a file for which `matters` holds. Returns true if events were lost.

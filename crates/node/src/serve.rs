@@ -1,8 +1,10 @@
 //! Serves the status: as JSON to `netloom cluster` over a Unix socket, and over TCP as metrics, health and a web page.
 
 use std::{
+    collections::VecDeque,
     os::unix::fs::PermissionsExt,
     sync::{Arc, PoisonError},
+    time::Duration,
 };
 
 use axum::{
@@ -11,8 +13,17 @@ use axum::{
     http::{StatusCode, header},
     response::{Html, IntoResponse},
     routing::get,
+    serve::Listener,
 };
-use tokio::net::{TcpListener, UnixListener};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    task::AbortHandle,
+};
 
 use crate::{
     config::Config,
@@ -48,15 +59,48 @@ pub(crate) fn start(config: &Config, shared: &status::Shared, probes: &Probes) -
         .with_state(Sources { shared: Arc::clone(shared), probes: probes.clone() });
     std::thread::spawn(move || {
         runtime.block_on(async move {
-            let local = axum::serve(socket, router.clone());
+            let local = answer(socket, router.clone());
             match tcp {
-                None => drop(local.await),
-                Some(tcp) => drop(tokio::join!(local, axum::serve(tcp, router))),
+                None => local.await,
+                Some(tcp) => drop(tokio::join!(local, answer(tcp, router))),
             }
         });
     });
     Ok(())
 }
+
+/// Answers requests. Whoever opens connections and sends nothing, or reads nothing, takes neither descriptors nor time from others: each
+/// connection has limits, and of too many the oldest is closed.
+async fn answer<L>(mut listener: L, router: Router)
+where
+    L: Listener,
+{
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        // Waits and tries again if no descriptor is free.
+        let (stream, _) = listener.accept().await;
+        if open.len() >= MOST_CONNECTIONS {
+            open.retain(|connection| !connection.is_finished());
+        }
+        if open.len() >= MOST_CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(REQUEST_LIMIT)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+        open.push_back(tokio::spawn(tokio::time::timeout(CONNECTION_LIMIT, connection)).abort_handle());
+    }
+}
+
+/// The most connections of one listener.
+const MOST_CONNECTIONS: usize = 128;
+/// Time limit for the head of a request.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// Time limit for a connection.
+const CONNECTION_LIMIT: Duration = Duration::from_mins(5);
 
 fn bind(config: &Config) -> std::io::Result<UnixListener> {
     if let Some(dir) = config.socket.parent() {

@@ -1,9 +1,6 @@
 //! `portmap`: publishes ports of a container on the host.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use kernel::{
     IpFamily, Kind, Protocol as Netlink, Socket, conntrack, deferred, link, route,
@@ -245,45 +242,35 @@ fn forget_connections(
     mappings: &[Mapping],
     wrong: &dyn Fn(&Mapping, IpAddr) -> bool,
 ) -> Result<(), Error> {
-    if !mappings.iter().any(|mapping| mapping.protocol == Protocol::Udp) || !conntrack::is_any() {
+    let mut by_port: BTreeMap<(IpFamily, u16), Vec<&Mapping>> = BTreeMap::new();
+    for mapping in mappings.iter().filter(|mapping| mapping.protocol == Protocol::Udp) {
+        by_port.entry((IpFamily::of(mapping.container), mapping.host_port)).or_default().push(mapping);
+    }
+    if by_port.is_empty() {
         return Ok(());
     }
-    let of_udp = |like: &IpAddr| {
-        let mut by_port: BTreeMap<u16, Vec<&Mapping>> = BTreeMap::new();
-        for mapping in mappings {
-            if mapping.protocol == Protocol::Udp && mapping.container.is_ipv4() == like.is_ipv4() {
-                by_port.entry(mapping.host_port).or_default().push(mapping);
-            }
-        }
-        by_port
+    let ports = by_port.keys().copied().collect();
+    let tracked = match conntrack::to_ports(netfilter, Protocol::Udp.number(), &ports) {
+        // A kernel without connection tracking has no flows.
+        Err(error) if matches!(error.kind(), Kind::Unsupported | Kind::Invalid) => return Ok(()),
+        other => other.explain()?,
     };
     let mut of_host: BTreeMap<IpAddr, bool> = BTreeMap::new();
-    for like in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
-        let by_port = of_udp(&like);
-        if by_port.is_empty() {
+    for connection in tracked {
+        let (address, port) = connection.destination;
+        let same_port = by_port.get(&(IpFamily::of(address), port));
+        let leads_astray = same_port.into_iter().flatten().any(|mapping| {
+            mapping.host.is_none_or(|host| host == address) && wrong(mapping, connection.answers_from)
+        });
+        if !leads_astray {
             continue;
         }
-        let ports = by_port.keys().copied().collect();
-        let tracked = match conntrack::to_ports(netfilter, like, Protocol::Udp.number(), &ports) {
-            // A kernel without connection tracking has no flows.
-            Err(error) if matches!(error.kind(), Kind::Unsupported | Kind::Invalid) => return Ok(()),
-            other => other.explain()?,
+        let is_of_host = match of_host.get(&address) {
+            Some(known) => *known,
+            None => *of_host.entry(address).or_insert(is_of_host(address)?),
         };
-        for connection in tracked {
-            let (address, port) = connection.destination;
-            let leads_astray = by_port.get(&port).into_iter().flatten().any(|mapping| {
-                mapping.host.is_none_or(|host| host == address) && wrong(mapping, connection.answers_from)
-            });
-            if !leads_astray {
-                continue;
-            }
-            let is_of_host = match of_host.get(&address) {
-                Some(known) => *known,
-                None => *of_host.entry(address).or_insert(is_of_host(address)?),
-            };
-            if is_of_host {
-                conntrack::forget(netfilter, &connection).explain()?;
-            }
+        if is_of_host {
+            conntrack::forget(netfilter, &connection).explain()?;
         }
     }
     Ok(())

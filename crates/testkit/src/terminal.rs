@@ -33,8 +33,10 @@ impl Host {
         grantpt(&keyboard).and_then(|()| unlockpt(&keyboard)).expect("it can be opened");
         let path = ptsname(&keyboard, Vec::new()).expect("it has a name").into_string().expect("in ASCII");
         let screen = || Stdio::from(OpenOptions::new().read(true).write(true).open(&path).expect("it opens"));
-        let mut session = Command::new("setsid");
-        session.arg("--ctty").arg(command.get_program()).args(command.get_args());
+        // Whoever started the tests in the background may have let them ignore the terminal's signals.
+        let mut session = Command::new("env");
+        session.args(["--default-signal=HUP,INT,QUIT,TSTP", "setsid", "--ctty"]);
+        session.arg(command.get_program()).args(command.get_args());
         session.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
         session.stdin(screen()).stdout(screen()).stderr(screen());
         let child = self.spawn(&mut session);

@@ -171,13 +171,24 @@ fn udp_and_sctp_ports() {
 }
 
 /// A sender that never pauses reaches the container once ADD returns, and no longer once DEL has returned. The plugin removes
-/// the flows of all ports and both families in one walk of the conntrack table, regardless of the number of ports.
+/// the flows of all ports and both families in one walk of the conntrack table, regardless of the number of ports; beside many
+/// connections in one walk for each family.
 #[test]
 fn tracked_udp_flows_follow_the_mapping() {
     if !testkit::is_root() || !testkit::can_trace() {
         return;
     }
-    let lab = Lab::new();
+    flows_follow_the_mapping(&Lab::new());
+    let busy = Lab::new();
+    busy.host.sh("nft add table inet own; nft 'add chain inet own c { type filter hook prerouting priority 0; ct state new; }'
+                  for port in $(seq 1000 1299); do
+                      echo \"-A -s 198.51.100.1 -d 198.51.100.2 -p udp --sport $port --dport 9 -t 600 -u SEEN_REPLY\"
+                  done >/run/connections; conntrack --load-file /run/connections 2>/dev/null
+                  test $(cat /proc/sys/net/netfilter/nf_conntrack_count) -ge 300");
+    flows_follow_the_mapping(&busy);
+}
+
+fn flows_follow_the_mapping(lab: &Lab) {
     let flows = || -> Vec<String> {
         let list = lab.host.sh("conntrack -L -p udp 2>/dev/null");
         list.lines().filter(|line| line.contains("sport=4001")).map(str::to_owned).collect()

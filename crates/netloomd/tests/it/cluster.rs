@@ -597,6 +597,22 @@ fn the_status_is_served() {
     assert!(said.contains("the network is not ready") && said.contains("netloom.ready"), "{said}");
 }
 
+/// Thousands of connections that send nothing keep neither the health port nor the metrics from answering.
+#[test]
+fn silent_connections_harm_nobody() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 1, ..Plan::default() });
+    let answers = lab.hosts[0].sh("bash -c 'ulimit -n 6000 || ulimit -n $(ulimit -H -n)
+         for _ in $(seq 5000); do exec {fd}<>/dev/tcp/127.0.0.1/9470 || break; done
+         curl -s --max-time 2 http://127.0.0.1:9470/readyz; echo
+         curl -s --max-time 2 http://127.0.0.1:9470/metrics | grep -c netloomd_ready'");
+    assert!(answers.starts_with("ready\n") && !answers.ends_with("0\n"), "{answers}");
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", lab.daemon_pid(0))).unwrap().count();
+    assert!(descriptors < 300, "{descriptors} descriptors are open");
+}
+
 /// Three hosts on two segments, each with a BGP speaker and an AS of its own. BIRD reads the blocks from their table and announces them,
 /// and pods reach each other via the routes it learns. The routes of a node that is uninstalled are withdrawn.
 #[test]

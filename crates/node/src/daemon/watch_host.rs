@@ -68,11 +68,13 @@ pub(super) fn watch_reservations(config: &Config, sender: &Sender<Event>) {
 
 /// Watches the folder of the container runtime's network configurations, in which the daemon keeps its own.
 pub(super) fn watch_network_files(config: &Config, sender: Sender<Event>) {
-    let folders = vec![config.conf_dir.clone()];
+    let folder = config.conf_dir.clone();
     let changes =
         WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE;
     keep_watching(sender, Watched::NetworkFiles, move |sender| {
-        let watch = FolderWatch::open(&folders, changes)?;
+        // The daemon creates it with its first file.
+        FolderWatch::wait_until_exists(&folder)?;
+        let watch = FolderWatch::open(std::slice::from_ref(&folder), changes)?;
         sender.send(Event::Watching(Watched::NetworkFiles, Ok(())))?;
         loop {
             if watch.wait(None, |_| true)? {
@@ -85,6 +87,9 @@ pub(super) fn watch_network_files(config: &Config, sender: Sender<Event>) {
 fn watch_reservations_of(sender: Sender<Event>, network: String, folders: Vec<PathBuf>) {
     let watched = Watched::Reservations(network.clone());
     keep_watching(sender, watched.clone(), move |sender| {
+        for folder in &folders {
+            std::fs::create_dir_all(folder)?;
+        }
         let watch = FolderWatch::open(&folders, WatchFlags::CLOSE)?;
         sender.send(Event::Watching(watched.clone(), Ok(())))?;
         loop {

@@ -31,6 +31,9 @@ const POLL: Duration = Duration::from_secs(10);
 impl Folder {
     pub(super) fn open(dir: &Path, on_update: OnUpdate) -> Result<Self, StoreError> {
         let parts = ["nodes", "blocks"].map(|part| dir.join(part));
+        for part in &parts {
+            fs::create_dir_all(part).map_err(error("create directory", part))?;
+        }
         let changes = WatchFlags::MOVED_TO
             | WatchFlags::MOVED_FROM
             | WatchFlags::DELETE
