@@ -16,7 +16,7 @@ mod trace;
 pub use look::{ip, run, sysctls};
 pub use machine::on_other_kernel;
 pub use talk::{Server, Transport};
-pub use terminal::Terminal;
+pub use terminal::{Terminal, with_default_signals};
 pub use trace::{Fate, Syscall, Traced, can_trace};
 
 use std::{

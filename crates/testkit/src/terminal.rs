@@ -22,6 +22,14 @@ pub struct Terminal {
     shown: String,
 }
 
+/// Returns a command whose program does not ignore the terminal's signals. Tests inherit that from a shell that starts them in the
+/// background.
+pub fn with_default_signals(program: &str) -> Command {
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP,INT,QUIT,TSTP", program]);
+    command
+}
+
 impl Host {
     /// Starts a program on this host as the leader of a session with a terminal.
     ///
@@ -33,10 +41,8 @@ impl Host {
         grantpt(&keyboard).and_then(|()| unlockpt(&keyboard)).expect("it can be opened");
         let path = ptsname(&keyboard, Vec::new()).expect("it has a name").into_string().expect("in ASCII");
         let screen = || Stdio::from(OpenOptions::new().read(true).write(true).open(&path).expect("it opens"));
-        // Whoever started the tests in the background may have let them ignore the terminal's signals.
-        let mut session = Command::new("env");
-        session.args(["--default-signal=HUP,INT,QUIT,TSTP", "setsid", "--ctty"]);
-        session.arg(command.get_program()).args(command.get_args());
+        let mut session = with_default_signals("setsid");
+        session.arg("--ctty").arg(command.get_program()).args(command.get_args());
         session.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
         session.stdin(screen()).stdout(screen()).stderr(screen());
         let child = self.spawn(&mut session);

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use testkit::Host;
+use testkit::{Host, with_default_signals};
 
 use crate::lab::{NETLOOM, OURS};
 
@@ -22,7 +22,7 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn new(host: &Host, options: &[&str], command: &str) -> Self {
         // In a session of its own: the terminal of whoever runs the tests is not the command's.
-        let mut netloom = Command::new("setsid");
+        let mut netloom = with_default_signals("setsid");
         netloom.args([NETLOOM, "run"]).args(options).args([
             "--",
             "bash",
@@ -293,7 +293,7 @@ fn the_demo_cleans_up_after_a_signal() {
     }
     let host = Host::new();
     let mut demo =
-        host.spawn(Command::new(NETLOOM).arg("demo").stdout(Stdio::piped()).stderr(Stdio::piped()));
+        host.spawn(with_default_signals(NETLOOM).arg("demo").stdout(Stdio::piped()).stderr(Stdio::piped()));
     let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("ADD a")));
     kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
