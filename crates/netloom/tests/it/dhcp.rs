@@ -58,8 +58,10 @@ impl Lab {
 
     fn daemon(&mut self, bin: &Path) {
         let line = format!("{}/dhcp daemon -pidfile /run/dhcp.pid -resendtimeout=20s", bin.display());
+        // The socket of an earlier daemon is no sign that this one listens.
+        self.host.sh("rm -f /run/cni/dhcp.sock");
         let mut command = self.host.command("sh");
-        command.args(["-c", &format!("rm -f /run/cni/dhcp.sock; exec {line} >>/run/daemon.log 2>&1")]);
+        command.args(["-c", &format!("exec {line} >>/run/daemon.log 2>&1")]);
         self.programs.push(("daemon".to_owned(), command.stdin(Stdio::null()).spawn().unwrap()));
         self.host.sh("timeout 20 sh -c 'until test -S /run/cni/dhcp.sock; do sleep 0.02; done'");
     }
