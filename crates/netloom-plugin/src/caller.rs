@@ -2,7 +2,7 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Returns whether nobody can read this call's answer any more: the runtime has died since it created the pipe.
+/// Returns whether the runtime has died since it created the pipe for this call's answer: nothing reads the answer any more.
 ///
 /// GC removes what its list of valid attachments does not name. The list is complete only while the runtime holds its ADDs back,
 /// and the locks of a dead runtime are released. GC therefore asks between reading what exists and removing it, with the lock of

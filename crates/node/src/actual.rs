@@ -21,6 +21,9 @@ use crate::{
 /// The protocol number that identifies the daemon's routes (`RTPROT_*`); unassigned in `linux/rtnetlink.h`.
 pub const PROTOCOL: u8 = 95;
 
+/// The names of the daemon's devices.
+const DEVICES: [&str; 4] = [DEVICE4, DEVICE6, GPE, BESIDE];
+
 /// A device of the daemon as it is in the kernel.
 #[derive(Debug, Clone)]
 pub struct Device {
@@ -49,7 +52,7 @@ pub struct Actual {
 /// If a netlink request fails.
 pub fn read(socket: &Socket) -> kernel::Result<Actual> {
     let mut actual = Actual::default();
-    for name in [DEVICE4, DEVICE6, GPE, BESIDE] {
+    for name in DEVICES {
         let Some(link) = link::find(socket, name)? else { continue };
         let any6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let neighbours = neigh::list(socket, &link, any6)?.into_iter().filter(|it| it.permanent);
@@ -94,7 +97,7 @@ pub fn networks_among(
             continue;
         }
         let Some(link) = link::find_index(socket, address.link)? else { continue };
-        if ![DEVICE4, DEVICE6, GPE, BESIDE].contains(&link.name.as_str()) {
+        if !DEVICES.contains(&link.name.as_str()) {
             networks.insert(net, link.name);
         }
     }

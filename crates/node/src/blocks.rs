@@ -1,7 +1,7 @@
 //! Blocks of pods' addresses: how the pods' prefixes divide into blocks, and which one a node claims next.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -19,23 +19,51 @@ const TRIED: u64 = 1 << 20;
 pub fn candidates(prefix: IpNet, length: u8, node: &str) -> impl Iterator<Item = IpNet> {
     let bits = u32::from(length.saturating_sub(prefix.prefix_len()));
     let count = 1_u64.checked_shl(bits.min(63)).unwrap_or(u64::MAX);
-    let start = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let start = kernel::hash::fnv1a(node.bytes());
     (0..count.min(TRIED)).filter_map(move |index| nth(prefix, length, start.wrapping_add(index) % count))
 }
 
-/// Returns the block to claim next: the first that overlaps no taken block, or `None` if all are taken.
-pub fn next(prefix: IpNet, length: u8, node: &str, taken: &BTreeSet<IpNet>) -> Option<IpNet> {
-    candidates(prefix, length, node).find(|block| !overlaps(taken, *block))
+/// Returns the block to claim next: the first that overlaps no owned block, or `None` if all are owned.
+pub fn next(prefix: IpNet, length: u8, node: &str, owners: &Owners<'_>) -> Option<IpNet> {
+    candidates(prefix, length, node).find(|block| owners.overlapping(*block, |_, _| true).is_none())
 }
 
-/// Returns whether a block overlaps a taken one. Taken blocks may be larger or smaller: the configured length can change.
-fn overlaps(taken: &BTreeSet<IpNet>, block: IpNet) -> bool {
-    let around = (0..=block.prefix_len())
-        .filter_map(|length| IpNet::new(block.addr(), length).ok())
-        .any(|wider| taken.contains(&wider.trunc()));
-    around || taken.range(block..).next().is_some_and(|other| block.contains(other))
+/// The owners of blocks, to find those that overlap another. Owned blocks may be larger or smaller: the configured length can change.
+#[derive(Debug, Default)]
+pub struct Owners<'a> {
+    by_block: BTreeMap<IpNet, &'a str>,
+    lengths: BTreeSet<u8>,
+}
+
+impl<'a> Owners<'a> {
+    /// Adds a block, or gives it to another owner.
+    pub fn insert(&mut self, block: IpNet, owner: &'a str) {
+        self.lengths.insert(block.prefix_len());
+        self.by_block.insert(block, owner);
+    }
+
+    /// Returns a block that overlaps another and that `fits` accepts, with its owner. Prefixes overlap only if one contains the other.
+    pub fn overlapping(&self, block: IpNet, fits: impl Fn(IpNet, &str) -> bool) -> Option<(IpNet, &'a str)> {
+        let wider = self.lengths.range(..=block.prefix_len()).filter_map(|length| {
+            let wider = IpNet::new(block.addr(), *length).ok()?.trunc();
+            self.by_block.get_key_value(&wider)
+        });
+        let narrower = self.by_block.range(block..).take_while(|(other, _)| block.contains(*other));
+        wider
+            .chain(narrower)
+            .map(|(other, owner)| (*other, *owner))
+            .find(|(other, owner)| fits(*other, owner))
+    }
+}
+
+impl<'a> FromIterator<(IpNet, &'a str)> for Owners<'a> {
+    fn from_iter<T: IntoIterator<Item = (IpNet, &'a str)>>(blocks: T) -> Self {
+        let mut owners = Self::default();
+        for (block, owner) in blocks {
+            owners.insert(block, owner);
+        }
+        owners
+    }
 }
 
 fn nth(prefix: IpNet, length: u8, index: u64) -> Option<IpNet> {

@@ -44,9 +44,9 @@ pub(crate) struct ClusterView {
     /// The last records of nodes that are gone but still own blocks.
     pub(crate) former: BTreeMap<String, Record>,
     /// The owner of each block that was honoured last.
-    held: BTreeMap<IpNet, String>,
+    pub(crate) held: BTreeMap<IpNet, String>,
     /// Why claims were not honoured last, by node.
-    problems: BTreeMap<String, Vec<String>>,
+    pub(crate) problems: BTreeMap<String, Vec<String>>,
     /// Owners of blocks that have no record, and since when.
     absent_owners: BTreeMap<String, Instant>,
 }
@@ -138,27 +138,28 @@ impl ClusterView {
         self.has_leases && self.nodes.contains_key(name) && !self.silent.contains_key(name)
     }
 
-    /// Decides which claims of the other nodes' records this node honours.
+    /// Decides which claims of the other nodes' records this node honours, and returns the records with those alone.
     pub(crate) fn honour(
         &mut self,
         own: &Record,
         pods: &[IpNet],
         host: &BTreeMap<IpNet, String>,
-    ) -> Honoured {
+    ) -> BTreeMap<String, Record> {
         let silent = self.silent.keys().map(String::as_str).collect();
         let (nodes, registered, held) = (&self.nodes, &self.blocks, &self.held);
         let claims = Claims { own, nodes, registered, held, silent: &silent, pods, host };
-        let honoured = claims.decide();
-        for (name, problems) in &honoured.problems {
-            if self.problems.get(name) != Some(problems) {
-                warn!("node `{name}`: {}", problems.join("; "));
-            }
+        let Honoured { nodes, owners, problems } = claims.decide();
+        for (name, problems) in problems.iter().filter(|(name, new)| self.problems.get(*name) != Some(*new)) {
+            warn!("node `{name}`: {}", problems.join("; "));
         }
-        if honoured.owners != self.held {
-            self.held.clone_from(&honoured.owners);
-        }
-        self.problems.clone_from(&honoured.problems);
-        honoured
+        self.held = owners;
+        self.problems = problems;
+        nodes
+    }
+
+    /// Returns the number of claims that are not honoured.
+    pub(crate) fn refused_claims(&self) -> usize {
+        self.problems.values().map(Vec::len).sum()
     }
 
     /// Returns for how long an owner of blocks has been absent or silent, if it is.

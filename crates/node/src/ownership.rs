@@ -1,14 +1,14 @@
 //! Which claims of other nodes' records this node honours.
 //!
-//! Anybody who can write to the store can publish a record. A claim is honoured only if nobody with a better right has the addresses: this
-//! node, the owner that the store has registered, the node that had them first, and this host's own networks.
+//! Every process that can write to the store can publish a record. A claim is refused if one of these has the addresses: this node, the
+//! owner that the store has registered, the node that had them first, or a network of this host.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use kernel::link::Mac;
 
-use crate::record::Record;
+use crate::{blocks::Owners, record::Record};
 
 /// What the decision depends on.
 #[derive(Debug, Clone, Copy)]
@@ -44,12 +44,10 @@ impl Claims<'_> {
     /// Decides about all claims.
     pub fn decide(&self) -> Honoured {
         let mut honoured = Honoured::default();
-        let mut owners = Index::default();
-        for block in &self.own.blocks {
-            owners.insert(*block, &self.own.name);
-        }
-        let registered = Index::of(self.registered);
-        let host = Index::of(self.host);
+        let own = self.own.blocks.iter().map(|block| (*block, self.own.name.as_str()));
+        let mut owners: Owners<'_> = own.collect();
+        let registered = named(self.registered);
+        let host = named(self.host);
         let (impostors, problems) = self.impostors();
         honoured.problems = problems;
         let mut claims = Vec::new();
@@ -131,9 +129,9 @@ impl Claims<'_> {
         &self,
         name: &str,
         block: IpNet,
-        owners: &Index<'_>,
-        registered: &Index<'_>,
-        host: &Index<'_>,
+        owners: &Owners<'_>,
+        registered: &Owners<'_>,
+        host: &Owners<'_>,
     ) -> Option<String> {
         if !self.pods.iter().any(|pods| pods.contains(&block)) {
             return Some(format!("the node claims block {block}, which is outside the pods' prefixes"));
@@ -163,37 +161,6 @@ impl Claims<'_> {
     }
 }
 
-/// Blocks by prefix, to find those that overlap another.
-#[derive(Debug, Default)]
-struct Index<'a> {
-    owners: BTreeMap<IpNet, &'a str>,
-    lengths: BTreeSet<u8>,
-}
-
-impl<'a> Index<'a> {
-    fn of(owners: &'a BTreeMap<IpNet, String>) -> Self {
-        let mut index = Self::default();
-        for (block, owner) in owners {
-            index.insert(*block, owner);
-        }
-        index
-    }
-
-    fn insert(&mut self, block: IpNet, owner: &'a str) {
-        self.lengths.insert(block.prefix_len());
-        self.owners.insert(block, owner);
-    }
-
-    /// Returns a block that overlaps another and that `fits` accepts. Prefixes overlap only if one contains the other.
-    fn overlapping(&self, block: IpNet, fits: impl Fn(IpNet, &str) -> bool) -> Option<(IpNet, &'a str)> {
-        let wider = self.lengths.range(..=block.prefix_len()).filter_map(|length| {
-            let wider = IpNet::new(block.addr(), *length).ok()?.trunc();
-            self.owners.get_key_value(&wider)
-        });
-        let narrower = self.owners.range(block..).take_while(|(other, _)| block.contains(*other));
-        wider
-            .chain(narrower)
-            .map(|(other, owner)| (*other, *owner))
-            .find(|(other, owner)| fits(*other, owner))
-    }
+fn named(blocks: &BTreeMap<IpNet, String>) -> Owners<'_> {
+    blocks.iter().map(|(block, name)| (*block, name.as_str())).collect()
 }

@@ -69,8 +69,8 @@ pub(crate) fn start(config: &Config, shared: &status::Shared, probes: &Probes) -
     Ok(())
 }
 
-/// Answers requests. Whoever opens connections and sends nothing, or reads nothing, takes neither descriptors nor time from others: each
-/// connection has limits, and of too many the oldest is closed.
+/// Answers requests. A client that opens connections and sends or reads nothing takes no descriptors or time from others: each
+/// connection has time limits, and the oldest of too many is closed.
 async fn answer<L>(mut listener: L, router: Router)
 where
     L: Listener,

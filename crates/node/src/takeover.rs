@@ -96,7 +96,7 @@ pub(crate) fn ask(addresses: &[IpAddr], blocks: &[IpNet], segment: Option<u32>) 
         })
 }
 
-/// Returns whether an error means that nobody answered, and not that nobody could be asked.
+/// Returns whether an error means that no answer came, and not that the question could not be sent.
 fn is_silence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable)
 }

@@ -1,39 +1,22 @@
 //! Which claims of other nodes' records a node honours.
 #![expect(clippy::unwrap_used, reason = "a test fails if this fails")]
 
+mod common;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
+use common::{net, record};
 use ipnet::IpNet;
 use node::{
     ownership::Claims,
-    record::{Record, Tunnel, mac_of},
+    record::{Record, mac_of},
 };
 use proptest::prelude::*;
 
-fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
-}
-
-fn record(name: &str, addresses: &[&str], blocks: &[&str]) -> Record {
-    Record {
-        name: name.into(),
-        addresses: addresses.iter().map(|it| it.parse::<IpAddr>().unwrap()).collect(),
-        blocks: blocks.iter().map(|it| net(it)).collect(),
-        tunnel: Some(Tunnel { vni: 4242, port: 4789, gpe: false }),
-        mac: None,
-        mac6: None,
-        flannel: false,
-        short: BTreeSet::new(),
-        unreachable: BTreeSet::new(),
-        incarnation: String::new(),
-        instance: String::new(),
-    }
-}
-
-/// A claim is honoured unless somebody with a better right has the addresses; each refused claim alone.
+/// A claim is honoured unless others have a better right to the addresses. Each claim is refused by itself.
 #[test]
 fn only_rightful_claims_are_honoured() {
     let own = record("own", &["192.0.2.1"], &["10.244.1.0/24"]);

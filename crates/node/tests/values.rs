@@ -1,19 +1,18 @@
 //! Tests without a kernel: how prefixes divide into blocks, which node gets which, and the desired state.
 #![expect(clippy::unwrap_used, reason = "a test fails if this fails")]
 
+mod common;
+
 use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr};
 
+use common::{net, record};
 use ipnet::IpNet;
 use node::{
-    blocks,
+    blocks::{self, Owners},
     config::Written,
     desired::{Inputs, PeerPath, Target, Uplink, Uplinks, desired},
     record::{Record, Tunnel, hop_of, mac_of},
 };
-
-fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
-}
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -26,13 +25,14 @@ fn blocks_are_divided() {
     for (prefix, length, all) in
         [("10.0.0.0/16", 24, 256), ("fd00::/56", 64, 256), ("10.0.0.0/24", 28, 16), ("10.0.0.0/24", 24, 1)]
     {
-        let mut taken = BTreeSet::new();
+        let (mut taken, mut owners) = (BTreeSet::new(), Owners::default());
         let mut first = BTreeSet::new();
         for index in 0.. {
             let node = format!("node{index}");
-            let Some(block) = blocks::next(net(prefix), length, &node, &taken) else { break };
+            let Some(block) = blocks::next(net(prefix), length, &node, &owners) else { break };
             assert!(net(prefix).contains(&block) && block.prefix_len() == length && block == block.trunc());
             assert!(taken.insert(block));
+            owners.insert(block, "other");
             first.extend(blocks::candidates(net(prefix), length, &node).next());
         }
         assert_eq!(taken.len(), all, "{prefix}");
@@ -61,22 +61,6 @@ fn a_nodes_hardware_address_is_derived_from_its_name() {
     assert_eq!(a, mac_of("host1"));
     assert_eq!(a.0[0], 2, "locally administered, unicast");
     assert_eq!(hop_of(a).octets()[..2], [0xfe, 0x80]);
-}
-
-fn record(name: &str, addresses: &[&str], blocks: &[&str]) -> Record {
-    Record {
-        name: name.into(),
-        addresses: addresses.iter().map(|it| ip(it)).collect(),
-        blocks: blocks.iter().map(|it| net(it)).collect(),
-        tunnel: Some(Tunnel { vni: 4242, port: 4789, gpe: false }),
-        mac: None,
-        mac6: None,
-        flannel: false,
-        short: BTreeSet::new(),
-        unreachable: BTreeSet::new(),
-        incarnation: String::new(),
-        instance: String::new(),
-    }
 }
 
 fn uplinks() -> Uplinks {
@@ -230,8 +214,10 @@ fn a_block_on_the_segment_is_used_except_for_reserved_addresses() {
 /// A node claims no block that overlaps a larger or smaller one: the configured length can change.
 #[test]
 fn blocks_of_other_lengths_are_respected() {
-    let next =
-        |taken: &[&str]| blocks::next(net("10.0.0.0/24"), 25, "n", &taken.iter().map(|it| net(it)).collect());
+    let next = |taken: &[&str]| {
+        let owners = taken.iter().map(|it| (net(it), "other")).collect();
+        blocks::next(net("10.0.0.0/24"), 25, "n", &owners)
+    };
     for (taken, free) in [
         (&["10.0.0.0/24"][..], None),
         (&["10.0.0.0/26"], Some("10.0.0.128/25")),

@@ -10,7 +10,7 @@ use ruleset::{masquerade, reference, spoof};
 use crate::{
     common_config::ipam_of,
     error::{Errors, Explain},
-    owner::{Owner, is_stale},
+    owner::{Owner, is_stale, stale_references},
 };
 
 /// Removes the owner's masquerade and spoof check from nftables, whatever the current configuration says.
@@ -59,18 +59,14 @@ pub(crate) fn gc_links(request: &Request, valid: &[Attachment]) -> Result<(), Er
     let network = request.config.name.as_str();
     let mut errors = Errors::default();
     let host = Socket::open(Protocol::Route).explain()?;
-    let group = Owner { network, container: "", ifname: "" }.unmarked_group();
+    let of_network = Owner { network, container: "", ifname: "" };
     let (mut stale, mut unmarked) = (Vec::new(), Vec::new());
     for link in link::list(&host).explain()? {
-        match &link.alias {
-            Some(mark) if is_stale(mark, network, valid) => stale.push(link),
-            None if link.group == group
-                && matches!(link.kind.as_deref(), Some("veth" | "ifb"))
-                && !is_abandoned() =>
-            {
-                unmarked.push(link);
-            }
-            _ => {}
+        let is_marked_stale = link.alias.as_ref().is_some_and(|mark| is_stale(mark, network, valid));
+        if is_marked_stale && !is_abandoned() {
+            stale.push(link);
+        } else if of_network.is_unmarked(&link) && !is_abandoned() {
+            unmarked.push(link);
         }
     }
     // Links without a mark are identified by the group alone, so they are removed one by one, not by group.
@@ -88,19 +84,11 @@ pub(crate) fn gc_rules(request: &Request, valid: &[Attachment]) -> Result<(), Er
     let Some(netfilter) = netfilter()? else { return Ok(()) };
     let network = request.config.name.as_str();
     let mut errors = Errors::default();
-    errors.note(ruleset::retain(&netfilter, &|mark| is_stale(mark, network, valid)).explain());
-    let valid_marks: Vec<String> = valid
-        .iter()
-        .map(|a| Owner { network, container: &a.container_id, ifname: &a.ifname }.reference_mark())
-        .collect();
-    let network_hash = Owner { network, container: "", ifname: "" }.reference_mark()[..17].to_owned();
+    let is_stale = |mark: &str| is_stale(mark, network, valid) && !is_abandoned();
+    errors.note(ruleset::retain(&netfilter, &is_stale).explain());
+    let is_stale = stale_references(network, valid);
     errors.note(
-        reference::remove_masquerade(&netfilter, &|comment| {
-            comment.starts_with(&network_hash)
-                && !valid_marks.iter().any(|mark| comment.starts_with(mark))
-                && !is_abandoned()
-        })
-        .explain(),
+        reference::remove_masquerade(&netfilter, &|comment| is_stale(comment) && !is_abandoned()).explain(),
     );
     let containers = reference::containers_with_nat_chains(&netfilter, network).explain()?;
     let stale =

@@ -3,8 +3,8 @@
 //! They are derived from network, container and interface, so that DEL and GC find every object without a stored list.
 
 use hmac_sha512::Hash as Sha512;
-use kernel::link::Mac;
-use netloom_plugin::{Attachment, Request, Sandbox, is_abandoned};
+use kernel::link::{Link, Mac};
+use netloom_plugin::{Attachment, Request, Sandbox};
 
 /// The attachment that a kernel object belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,13 @@ impl<'a> Owner<'a> {
         (hash(&[self.network]) >> 32) as u32 | 1 << 31
     }
 
+    /// Returns whether a link is one of the network's that an ADD has created and not marked yet.
+    pub(crate) fn is_unmarked(&self, link: &Link) -> bool {
+        link.alias.is_none()
+            && link.group == self.unmarked_group()
+            && matches!(link.kind.as_deref(), Some("veth" | "ifb"))
+    }
+
     /// Returns the name of a chain that the reference plugins create for a container in iptables.
     pub(crate) fn reference_chain(network: &str, container: &str, prefix: &str) -> String {
         const LENGTH: usize = 28;
@@ -105,17 +112,25 @@ impl<'a> Owner<'a> {
     const PORT_PREFIX: u8 = 0xfe;
 }
 
-/// Returns whether a mark is of this network but of none of its valid attachments, and the list of them is complete still.
+/// Returns whether a mark is of this network but of none of its valid attachments.
 pub(crate) fn is_stale(mark: &str, network: &str, valid: &[Attachment]) -> bool {
     let Some(attachment) = mark.strip_prefix(&network_hash(network)).and_then(|rest| rest.strip_prefix('-'))
     else {
         return false;
     };
     if attachment.starts_with(WHOLE_NETWORK) {
-        return valid.is_empty() && !is_abandoned();
+        return valid.is_empty();
     }
-    let is_valid = valid.iter().any(|a| attachment.starts_with(&attachment_hash(&a.container_id, &a.ifname)));
-    !is_valid && !is_abandoned()
+    !valid.iter().any(|a| attachment.starts_with(&attachment_hash(&a.container_id, &a.ifname)))
+}
+
+/// Returns the test whether a comment of the reference plugins is of this network but of none of its valid attachments.
+pub(crate) fn stale_references(network: &str, valid: &[Attachment]) -> impl Fn(&str) -> bool {
+    let mark =
+        |a: &Attachment| Owner { network, container: &a.container_id, ifname: &a.ifname }.reference_mark();
+    let marks: Vec<String> = valid.iter().map(mark).collect();
+    let of_network = format!("{}-", network_hash(network));
+    move |comment| comment.starts_with(&of_network) && !marks.iter().any(|mark| comment.starts_with(mark))
 }
 
 /// Returns the attachment that a mark names for people to read. A long name may be cut.

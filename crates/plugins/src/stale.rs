@@ -1,6 +1,6 @@
 //! Lists what DEL of a stale attachment and GC of a network remove, without a change.
 //!
-//! The specification has no means by which a plugin reports what its GC removed. The list is read from the same marks, so it
+//! The specification does not let a plugin report what its GC removed. The list is read from the same marks, so it
 //! holds for these plugins, not for foreign ones. DHCP leases are not in it: only the lease daemon knows them.
 
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::{
     cleanup::netfilter,
     error::Explain,
     host_local,
-    owner::{Owner, is_stale, named_in},
+    owner::{Owner, is_stale, named_in, stale_references},
     tuning,
 };
 
@@ -89,13 +89,10 @@ impl Search<'_> {
 
     fn links(&self) -> Result<Vec<String>, Error> {
         let host = Socket::open(Protocol::Route).explain()?;
-        let group = Owner { network: self.network, container: "", ifname: "" }.unmarked_group();
+        let of_network = Owner { network: self.network, container: "", ifname: "" };
         let described = |link: link::Link| match &link.alias {
             Some(mark) if self.has_mark(mark) => Some(format!("link {} ({})", link.name, named_in(mark))),
-            None if matches!(self.which, Which::AllBut(_))
-                && link.group == group
-                && matches!(link.kind.as_deref(), Some("veth" | "ifb")) =>
-            {
+            None if matches!(self.which, Which::AllBut(_)) && of_network.is_unmarked(&link) => {
                 Some(format!("link {} (an unfinished ADD)", link.name))
             }
             _ => None,
@@ -109,8 +106,15 @@ impl Search<'_> {
         let ours = ours.filter(|element| self.has_mark(&element.owner));
         let mut found: Vec<String> =
             ours.map(|element| format!("{} ({})", element.what, named_in(&element.owner))).collect();
+        let is_reference_mark: Box<dyn Fn(&str) -> bool> = match self.which {
+            Which::Only(attachment) => {
+                let mark = self.owner(attachment).reference_mark();
+                Box::new(move |comment| comment.starts_with(&mark))
+            }
+            Which::AllBut(valid) => Box::new(stale_references(self.network, valid)),
+        };
         for comment in reference::masquerade_comments(&netfilter).explain()? {
-            if self.is_reference_mark(&comment) {
+            if is_reference_mark(&comment) {
                 found.push(format!("masquerade rule {comment:?} of the reference plugins"));
             }
         }
@@ -120,17 +124,6 @@ impl Search<'_> {
             }
         }
         Ok(found)
-    }
-
-    fn is_reference_mark(&self, comment: &str) -> bool {
-        let has = |a: &Attachment| comment.starts_with(&self.owner(a).reference_mark());
-        match self.which {
-            Which::Only(attachment) => has(attachment),
-            Which::AllBut(valid) => {
-                let network = Owner { network: self.network, container: "", ifname: "" }.reference_mark();
-                comment.starts_with(&network[..17]) && !valid.iter().any(has)
-            }
-        }
     }
 
     fn reservations(&self, data_dir: &str) -> Result<Vec<String>, Error> {

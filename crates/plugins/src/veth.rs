@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use kernel::{
-    Kind, Protocol, Socket, deferred,
+    IpFamily, Kind, Protocol, Socket, deferred,
     link::{self, Change, Handle, Link, Mac, Veth},
     netns, sysctl,
 };
@@ -140,9 +140,10 @@ pub(crate) fn require_forwarding(host: &Socket, address: IpAddr) -> Result<(), E
     if sysctl::is_forwarding(host, address) {
         return Ok(());
     }
-    let (family, key) = match address {
-        IpAddr::V4(_) => ("IPv4", "net.ipv4.ip_forward"),
-        IpAddr::V6(_) => ("IPv6", "net.ipv6.conf.all.forwarding"),
+    let family = IpFamily::of(address);
+    let key = match family {
+        IpFamily::V4 => "net.ipv4.ip_forward",
+        IpFamily::V6 => "net.ipv6.conf.all.forwarding",
     };
     Err(check_failed(format!("the host does not forward {family} packets: {key} is 0")).details(format!(
         "set it with `sysctl -w {key}=1`, and find out what turned it off: a file in /etc/sysctl.d or another program"

@@ -11,12 +11,12 @@ use netloom_runtime::{
     Container, Error,
     cache::Entry,
     load,
-    types::{CniResult, NetworkList, Object, SpecVersion, capability::PortMapping, json},
+    types::{CniResult, NetworkList, Object, SpecVersion, json},
 };
 
 use super::{
-    Failure, Outcome, Places, find::Target, gc, install, networks::Runtime, note, parse, probe::Probe, say,
-    say_json, unprivileged::refused,
+    Failure, Outcome, Places, find::Target, gc, install, list::published_ports, networks::Runtime, note,
+    parse, probe::Probe, say, say_json, unprivileged::refused,
 };
 
 /// Arguments of `del`.
@@ -119,8 +119,7 @@ fn probe(runtime: &Runtime, list: &NetworkList, container: &Container) -> Outcom
         Failure::new(format!("no result of `{}` on network `{}` is cached", container.id, list.name))
             .hint("`--deep` takes addresses and ports from the cached result: see `netloom list`")
     })?;
-    let ports = capability_args.get("portMappings").cloned().unwrap_or_default();
-    let ports: Vec<PortMapping> = serde_json::from_value(ports).unwrap_or_default();
+    let ports = published_ports(&capability_args);
     let netns = Path::new(&container.netns);
     Probe { list, netns, ifname: &container.ifname, result: &result, ports: &ports }.run()
 }

@@ -148,19 +148,17 @@ fn row(entry: cache::Entry) -> Row {
         container: entry.container_id,
         ifname: entry.ifname,
         addresses,
-        ports: published_ports(&entry.capability_args),
+        ports: published_ports(&entry.capability_args).iter().map(shown).collect(),
     }
 }
 
 /// Reads the published ports alone: a runtime may pass another capability in a form of its own, as podman does with `aliases`.
-fn published_ports(capability_args: &Object) -> Vec<String> {
-    let port = |mapping: &Value| {
-        let mapping: PortMapping = json::from_value(mapping).ok()?;
-        let host = if mapping.host_ip.is_empty() { String::new() } else { format!("{}:", mapping.host_ip) };
-        Some(format!("{host}{}->{}/{}", mapping.host_port, mapping.container_port, mapping.protocol))
-    };
-    json::lookup(capability_args, "portMappings")
-        .and_then(Value::as_array)
-        .map(|mappings| mappings.iter().filter_map(port).collect())
-        .unwrap_or_default()
+pub(super) fn published_ports(capability_args: &Object) -> Vec<PortMapping> {
+    let mappings = json::lookup(capability_args, "portMappings").and_then(Value::as_array);
+    mappings.into_iter().flatten().filter_map(|mapping| json::from_value(mapping).ok()).collect()
+}
+
+fn shown(mapping: &PortMapping) -> String {
+    let host = if mapping.host_ip.is_empty() { String::new() } else { format!("{}:", mapping.host_ip) };
+    format!("{host}{}->{}/{}", mapping.host_port, mapping.container_port, mapping.protocol)
 }

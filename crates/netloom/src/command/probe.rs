@@ -8,7 +8,7 @@ use std::{
 };
 
 use kernel::{
-    Netns, Protocol, Socket,
+    IpFamily, Netns, Protocol, Socket,
     echo::{Echo, SMALLEST},
     link::{self, Link},
     neigh,
@@ -93,7 +93,7 @@ impl Probe<'_> {
                 step(format!("{} bytes to gateway {gateway}", sides.inside.mtu), &mut || {
                     sides.full_size(gateway)
                 });
-                step(format!("{} out of the host", family(address)), &mut || {
+                step(format!("{} out of the host", IpFamily::of(address)), &mut || {
                     self.to_outside(&sides, address)
                 });
             }
@@ -125,15 +125,16 @@ impl Probe<'_> {
                     route.dst.prefix_len() == 0 && route.dst.addr().is_ipv4() == address.is_ipv4()
                 });
             return if wants_default {
-                Err(Failure::new(format!("the container has no {} default route", family(address))).hint(
-                    "delete and add the attachment again: something removed the route that ADD created",
-                ))
+                Err(Failure::new(format!("the container has no {} default route", IpFamily::of(address)))
+                    .hint(
+                        "delete and add the attachment again: something removed the route that ADD created",
+                    ))
             } else {
                 Ok(Step::Skipped("the network gives the container no default route".into()))
             };
         }
         let Some(way) = route::way_to(&sides.host, outside)?.filter(|way| !way.local) else {
-            return Ok(Step::Skipped(format!("the host has no {} default route", family(address))));
+            return Ok(Step::Skipped(format!("the host has no {} default route", IpFamily::of(address))));
         };
         let Some(uplink) = link::find_index(&sides.host, way.link)? else {
             return Ok(Step::Skipped("the host's default route has no link".into()));
@@ -272,7 +273,7 @@ fn not_forwarded(sides: &Sides, uplink: &Link, target: IpAddr, address: IpAddr) 
             uplink.name
         )));
     }
-    let family = family(address);
+    let family = IpFamily::of(address);
     if !kernel::sysctl::is_forwarding(&sides.host, address) {
         return Err(Failure::new(format!("the host does not forward {family} packets"))
             .hint("set `sysctl -w net.ipv4.ip_forward=1` (IPv6: net.ipv6.conf.all.forwarding), and find what turned it off"));
@@ -364,10 +365,6 @@ fn host_address(port: &PortMapping, address: IpAddr, gateway: Option<IpAddr>) ->
 
 fn protocol_number(protocol: rustix::net::Protocol) -> u8 {
     u8::try_from(protocol.as_raw().get()).unwrap_or_default()
-}
-
-fn family(address: IpAddr) -> &'static str {
-    if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 fn print(what: &str, step: &Step) {

@@ -2,21 +2,13 @@
 
 use std::{
     fs,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
 use serde_json::Value;
 use testkit::Host;
 
-use crate::lab::{NETLOOM, OURS};
-
-fn netloom(host: &Host, args: &[&str]) -> Output {
-    host.command(NETLOOM).args(args).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
+use crate::lab::{NETLOOM, OURS, netloom, reach_another_host, text};
 
 /// The demo succeeds on a bare host, prints each step with its duration, and leaves nothing behind.
 #[test]
@@ -89,17 +81,7 @@ fn demo_and_run_work_on_hosts_that_drop() {
         host.sh(&setup);
         // Bridged packets meet the same rules where the kernel has br_netfilter.
         host.sh("for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do [ ! -e $f ] || echo 1 >$f; done");
-        let output = netloom(&host, &["demo"]);
-        testkit::require_success(&output, &format!("demo on a host with {name}"));
-        assert!(text(&output).contains("filters forwarded packets"), "{name}: {}", text(&output));
-        // Through the host, to another one.
-        host.container("far");
-        host.sh(
-            "ip link add up0 type veth peer name up0 netns far; ip link set up0 up; ip addr add 192.0.2.1/24 dev up0; \
-             ip -n far link set up0 up; ip -n far addr add 192.0.2.2/24 dev up0",
-        );
-        let output = netloom(&host, &["run", "--", "ping", "-c", "1", "-W", "2", "192.0.2.2"]);
-        testkit::require_success(&output, &format!("run on a host with {name}"));
+        reach_another_host(&host, name);
     }
 }
 

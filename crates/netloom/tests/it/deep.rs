@@ -8,7 +8,7 @@ use std::{
 use serde_json::json;
 use testkit::Host;
 
-use crate::lab::OURS;
+use crate::lab::{OURS, text};
 
 /// A host with an uplink and one container on a network whose port 8080 is published.
 struct Lab {
@@ -46,9 +46,7 @@ impl Lab {
         command.args(arguments).env("CNI_PATH", &*OURS).env("NETCONFPATH", "/etc/cni/net.d");
         let child = self.host.spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let output = child.wait_with_output().unwrap();
-        let text =
-            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        (output.status.success(), text)
+        (output.status.success(), text(&output))
     }
 }
 

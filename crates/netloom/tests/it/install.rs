@@ -1,21 +1,13 @@
 //! `netloom install` and `uninstall` beside foreign plugins.
 
-use std::{path::Path, process::Output};
+use std::path::Path;
 
 use serde_json::Value;
 use testkit::Host;
 
-use crate::lab::{Call, NETLOOM, dual_stack};
+use crate::lab::{Call, NETLOOM, dual_stack, netloom, text};
 
 const BIN: &str = "/opt/cni/bin";
-
-fn netloom(host: &Host, args: &[&str]) -> Output {
-    host.command(NETLOOM).args(args).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
 
 /// Overwriting one plugin in place leaves the others intact, and `list` and `status` name the foreign file.
 #[test]

@@ -156,3 +156,27 @@ pub(crate) fn dual_stack() -> Value {
         "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd88::/64"}]]}
     })
 }
+
+/// Runs the command line on a host.
+pub(crate) fn netloom(host: &Host, args: &[&str]) -> Output {
+    host.command(NETLOOM).args(args).output().unwrap()
+}
+
+/// Returns what a program wrote to both outputs.
+pub(crate) fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// On a host that drops what it forwards: the demo succeeds, and a container of ours reaches another host behind this one.
+pub(crate) fn reach_another_host(host: &Host, through: &str) {
+    let output = netloom(host, &["demo"]);
+    testkit::require_success(&output, &format!("demo on a host with {through}"));
+    assert!(text(&output).contains("filters forwarded packets"), "{through}: {}", text(&output));
+    host.container("far");
+    host.sh(
+        "ip link add up0 type veth peer name up0 netns far; ip link set up0 up; ip addr add 192.0.2.1/24 dev up0; \
+         ip -n far link set up0 up; ip -n far addr add 192.0.2.2/24 dev up0",
+    );
+    let output = netloom(host, &["run", "--", "ping", "-c", "1", "-W", "2", "192.0.2.2"]);
+    testkit::require_success(&output, &format!("run on a host with {through}"));
+}

@@ -3,24 +3,16 @@
 
 use std::{
     fs,
-    process::{Child, Output, Stdio},
+    process::{Child, Stdio},
 };
 
 use serde_json::{Value, json};
 use testkit::Host;
 
-use crate::lab::{NETLOOM, dual_stack};
+use crate::lab::{NETLOOM, dual_stack, netloom, reach_another_host, text};
 
 fn ready(programs: &[&str]) -> bool {
     testkit::is_root() && programs.iter().all(|program| testkit::has(program))
-}
-
-fn netloom(host: &Host, arguments: &[&str]) -> Output {
-    host.command(NETLOOM).args(arguments).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// Returns a host with our plugins and a root file system of busybox in `/run/image/root`.
@@ -127,20 +119,6 @@ impl Drop for Dockerd<'_> {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
         drop(self.process.wait());
     }
-}
-
-/// Creates another host behind this one, and lets a container of ours reach it.
-fn reach_another_host(host: &Host, through: &str) {
-    let output = netloom(host, &["demo"]);
-    testkit::require_success(&output, &format!("demo on a host with {through}"));
-    assert!(text(&output).contains("filters forwarded packets"), "{through}: {}", text(&output));
-    host.container("far");
-    host.sh(
-        "ip link add up0 type veth peer name up0 netns far; ip link set up0 up; ip addr add 192.0.2.1/24 dev up0; \
-         ip -n far link set up0 up; ip -n far addr add 192.0.2.2/24 dev up0",
-    );
-    let output = netloom(host, &["run", "--", "ping", "-c", "1", "-W", "2", "192.0.2.2"]);
-    testkit::require_success(&output, &format!("run on a host with {through}"));
 }
 
 /// The demo and `run` work on a host where dockerd has set up its packet filter and runs a container, and Docker's container

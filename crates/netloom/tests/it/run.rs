@@ -9,14 +9,10 @@ use std::{
 use serde_json::json;
 use testkit::Host;
 
-use crate::lab::{NETLOOM, OURS, dual_stack};
+use crate::lab::{NETLOOM, OURS, dual_stack, text};
 
 pub(crate) fn netloom(host: &Host, args: &[&str]) -> Output {
     host.command(NETLOOM).args(args).env("CNI_PATH", &*OURS).output().unwrap()
-}
-
-pub(crate) fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 pub(crate) fn write_network(host: &Host) {

@@ -4,10 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use testkit::{Host, Transport};
 
-use crate::{
-    run::{netloom, text},
-    run_signals::Running,
-};
+use crate::{lab::text, run::netloom, run_signals::Running};
 
 /// Without a port of the host a free one is chosen: not one on which a program listens, nor one that an attachment has published.
 #[test]

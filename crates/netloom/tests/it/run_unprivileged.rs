@@ -9,8 +9,8 @@ use std::{
 use testkit::Host;
 
 use crate::{
-    lab::NETLOOM,
-    run::{text, write_network},
+    lab::{NETLOOM, text},
+    run::write_network,
 };
 
 const NOBODY: [&str; 7] = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"];

@@ -1,7 +1,7 @@
 //! This node's blocks: claimed before they are needed, rested when they are not, then released.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::{memory, state::Daemon};
 use crate::{
-    blocks::{self, Pieces},
+    blocks::{self, Owners, Pieces},
     config::Network,
     conflist, status,
     store::Command,
@@ -221,13 +221,16 @@ impl Daemon {
             return Err(format!("network {name} needs a block, but the store cannot be reached"));
         }
         let length = network.block_length(v4);
-        let mut taken: BTreeSet<IpNet> = self.view.blocks.keys().copied().collect();
-        taken.extend(self.view.nodes.values().flat_map(|node| node.blocks.iter().copied()));
-        taken.extend(&self.own.blocks);
-        taken.extend(self.requests.gains());
-        taken.extend(self.requests.refused());
+        let of_records = self.view.nodes.values();
+        let of_records =
+            of_records.flat_map(|node| node.blocks.iter().map(|block| (*block, node.name.as_str())));
+        let registered = self.view.blocks.iter().map(|(block, owner)| (*block, owner.as_str()));
+        let refused: Vec<IpNet> = self.requests.refused().collect();
+        let own = self.own.blocks.iter().copied().chain(self.requests.gains()).chain(refused);
+        let own = own.map(|block| (block, self.own.name.as_str()));
+        let owners: Owners<'_> = registered.chain(of_records).chain(own).collect();
         for prefix in network.prefixes(v4) {
-            if let Some(block) = blocks::next(prefix, length, &self.own.name, &taken) {
+            if let Some(block) = blocks::next(prefix, length, &self.own.name, &owners) {
                 return self.request(Command::Claim(block), block);
             }
         }

@@ -16,7 +16,7 @@ use crate::{
 const AT_ONCE: usize = 4;
 
 impl Daemon {
-    /// Starts to ask the hosts of suspects, and publishes which of them do not answer. Without need nobody is asked.
+    /// Starts to ask the hosts of suspects, and publishes which of them do not answer. Asks none while no node is short of addresses.
     pub(super) fn inquire(&mut self, uplinks: &Uplinks) {
         let is_short = |node: &Record| !node.short.is_empty() && !self.view.silent.contains_key(&node.name);
         let needed = !self.own.short.is_empty() || self.view.nodes.values().any(is_short);

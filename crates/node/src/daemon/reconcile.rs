@@ -19,7 +19,6 @@ use super::{event::Event, state::Daemon};
 use crate::{
     actual, apply, blocks,
     desired::{self, Desired, Inputs, PeerPath, Uplinks},
-    ownership::Honoured,
     record::Record,
     refusals::Object,
     store::Update,
@@ -164,11 +163,10 @@ impl Daemon {
             return of_networks;
         }
         self.probe_segment(&uplinks);
-        let honoured = match self.honour(&socket) {
-            Ok(honoured) => honoured,
+        let mut nodes = match self.honour(&socket) {
+            Ok(nodes) => nodes,
             Err(error) => return vec![error.to_string()],
         };
-        let mut nodes = honoured.nodes;
         nodes.insert(self.own.name.clone(), self.own.clone());
         let wanted = desired::desired(&Inputs {
             config: &self.config,
@@ -180,8 +178,7 @@ impl Daemon {
         let began = Instant::now();
         problems.extend(self.apply(&socket, &wanted, &uplinks, by_kernel_alone));
         self.took = began.elapsed();
-        self.refused_claims = honoured.problems.values().map(Vec::len).sum();
-        problems.extend(self.blame(honoured.problems, &honoured.owners));
+        problems.extend(self.blame_peers());
         let longest = &mut self.status.counters.longest_micros;
         *longest = (*longest).max(u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX));
         // The record is published after this host accepts the packets that peers then send.
@@ -208,33 +205,28 @@ impl Daemon {
         problems
     }
 
-    /// Decides which blocks of the other nodes this node honours.
-    fn honour(&mut self, socket: &Socket) -> kernel::Result<Honoured> {
+    /// Returns the other nodes' records with the blocks that this node honours.
+    fn honour(&mut self, socket: &Socket) -> kernel::Result<BTreeMap<String, Record>> {
         let routed = self.config.networks.iter().filter(|network| network.mode.routes());
         let routed: Vec<IpNet> = routed.flat_map(|network| network.pods.iter().copied()).collect();
         let host = actual::networks_among(socket, &routed, &self.own.blocks)?;
         Ok(self.view.honour(&self.own, &self.config.pods(), &host))
     }
 
-    /// Collects the problems of peers: their refused claims, and the changes that the kernel refused. Returns the refusals that
-    /// concern no peer.
-    fn blame(
-        &mut self,
-        claims: BTreeMap<String, Vec<String>>,
-        owners: &BTreeMap<IpNet, String>,
-    ) -> Vec<String> {
-        self.peer_problems = claims;
+    /// Collects the changes for peers that the kernel refused, by node. Returns the refusals that concern no peer.
+    fn blame_peers(&mut self) -> Vec<String> {
+        self.refused_changes.clear();
         let mut others = Vec::new();
         for (object, text) in self.known.refusals.iter() {
             let has_mac = |node: &&Record, mac| [node.mac(true), node.mac(false)].contains(&mac);
             let peer = match object {
-                Object::Route(block) => owners.get(&block),
+                Object::Route(block) => self.view.held.get(&block),
                 Object::Remote(_, mac) => {
                     self.view.nodes.values().find(|node| has_mac(node, mac)).map(|node| &node.name)
                 }
             };
             match peer {
-                Some(peer) => self.peer_problems.entry(peer.clone()).or_default().push(text.to_owned()),
+                Some(peer) => self.refused_changes.entry(peer.clone()).or_default().push(text.to_owned()),
                 None => others.push(text.to_owned()),
             }
         }

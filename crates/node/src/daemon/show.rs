@@ -34,7 +34,8 @@ impl Daemon {
 
     /// Returns what is wrong with a peer: its record, the path to it, or its lease.
     fn problem_of(&self, name: &str, of_path: Option<&String>) -> Option<String> {
-        let of_record = self.peer_problems.get(name).into_iter().flatten();
+        let of_record = [&self.view.problems, &self.refused_changes];
+        let of_record = of_record.into_iter().filter_map(|problems| problems.get(name)).flatten();
         let problems: Vec<&str> = of_record.chain(of_path).map(String::as_str).collect();
         if !problems.is_empty() {
             return Some(problems.join("; "));
@@ -96,7 +97,7 @@ impl Daemon {
             kind: self.config.store.kind().into(),
             connected: self.view.live && self.view.lost.is_none(),
             problem: self.view.lost.clone(),
-            refused_claims: self.refused_claims,
+            refused_claims: self.view.refused_claims(),
             refused: self.view.refused.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
         };
         if let Some(desired) = &self.last {

@@ -64,10 +64,8 @@ pub(super) struct Daemon {
     pub(super) inquiries: BTreeMap<String, Inquiry>,
     /// What earlier passes found out about the kernel's objects.
     pub(super) known: Known,
-    /// What is wrong with peers' records, by node: refused claims, and changes that the kernel refused.
-    pub(super) peer_problems: BTreeMap<String, Vec<String>>,
-    /// The number of refused claims.
-    pub(super) refused_claims: usize,
+    /// The changes for peers that the kernel refused, by node.
+    pub(super) refused_changes: BTreeMap<String, Vec<String>>,
     /// The desired state of the last pass.
     pub(super) last: Option<Desired>,
     pub(super) status: Status,

@@ -4,7 +4,8 @@
 
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    convert::Infallible,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{SendError, Sender},
@@ -61,8 +62,16 @@ pub(super) fn watch_kernel(sender: Sender<Event>, devices: Devices) {
 /// Watches each network's reservations: a plugin that reserves or releases an address opens and closes their lock file.
 pub(super) fn watch_reservations(config: &Config, sender: &Sender<Event>) {
     for network in &config.networks {
-        let folders = vec![config.data_dir.join(&network.name)];
-        watch_reservations_of(sender.clone(), network.name.clone(), folders);
+        let (folder, network) = (config.data_dir.join(&network.name), network.name.clone());
+        let watched = Watched::Reservations(network.clone());
+        keep_watching(sender.clone(), watched.clone(), move |sender| {
+            std::fs::create_dir_all(&folder)?;
+            // Reading the directory, as this daemon does, causes events too.
+            let is_lock = |name: &Path| name.as_os_str() == "lock";
+            watch_folder(sender, &watched, &folder, WatchFlags::CLOSE, is_lock, || {
+                Event::Pods(network.clone())
+            })
+        });
     }
 }
 
@@ -74,31 +83,26 @@ pub(super) fn watch_network_files(config: &Config, sender: Sender<Event>) {
     keep_watching(sender, Watched::NetworkFiles, move |sender| {
         // The daemon creates it with its first file.
         FolderWatch::wait_until_exists(&folder)?;
-        let watch = FolderWatch::open(std::slice::from_ref(&folder), changes)?;
-        sender.send(Event::Watching(Watched::NetworkFiles, Ok(())))?;
-        loop {
-            if watch.wait(None, |_| true)? {
-                sender.send(Event::Files)?;
-            }
-        }
+        watch_folder(sender, &Watched::NetworkFiles, &folder, changes, |_| true, || Event::Files)
     });
 }
 
-fn watch_reservations_of(sender: Sender<Event>, network: String, folders: Vec<PathBuf>) {
-    let watched = Watched::Reservations(network.clone());
-    keep_watching(sender, watched.clone(), move |sender| {
-        for folder in &folders {
-            std::fs::create_dir_all(folder)?;
+/// Sends an event whenever a file of a folder changes for which `matters` holds.
+fn watch_folder(
+    sender: &Sender<Event>,
+    watched: &Watched,
+    folder: &PathBuf,
+    changes: WatchFlags,
+    matters: impl Fn(&Path) -> bool,
+    event: impl Fn() -> Event,
+) -> Result<Infallible, Ended> {
+    let watch = FolderWatch::open(std::slice::from_ref(folder), changes)?;
+    sender.send(Event::Watching(watched.clone(), Ok(())))?;
+    loop {
+        if watch.wait(None, &matters)? {
+            sender.send(event())?;
         }
-        let watch = FolderWatch::open(&folders, WatchFlags::CLOSE)?;
-        sender.send(Event::Watching(watched.clone(), Ok(())))?;
-        loop {
-            // Reading the directory, as this daemon does, causes events too.
-            if watch.wait(None, |name| name.as_os_str() == "lock")? {
-                sender.send(Event::Pods(network.clone()))?;
-            }
-        }
-    });
+    }
 }
 
 /// The reason a watch ended.
@@ -130,7 +134,7 @@ impl From<std::io::Error> for Ended {
 fn keep_watching(
     sender: Sender<Event>,
     watched: Watched,
-    watch: impl Fn(&Sender<Event>) -> Result<std::convert::Infallible, Ended> + Send + 'static,
+    watch: impl Fn(&Sender<Event>) -> Result<Infallible, Ended> + Send + 'static,
 ) {
     std::thread::spawn(move || {
         loop {

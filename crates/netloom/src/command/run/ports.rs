@@ -11,12 +11,14 @@ use std::{
 };
 
 use kernel::sysctl::{self, Setting};
-use netloom_runtime::types::{Object, address::parse_ip};
+use netloom_runtime::types::{Object, address::parse_ip, capability::PortMapping};
 use ruleset::portmap::Protocol;
 use rustix::net::{AddressFamily, SocketType, ipproto};
 use serde_json::{Value, json};
 
-use super::super::{Failure, Outcome, Places, networks::Runtime, temporary_netns::lock_dir};
+use super::super::{
+    Failure, Outcome, Places, list::published_ports, networks::Runtime, temporary_netns::lock_dir,
+};
 
 /// Ports to publish, as one `--publish` names them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -307,20 +309,17 @@ fn shuffled(range: &RangeInclusive<u16>) -> Vec<u16> {
 
 /// Reads the ports that an attachment has published.
 fn published_by(capability_args: &Object) -> Vec<Mapping> {
-    let list = capability_args.get("portMappings").and_then(Value::as_array);
-    let mapping = |value: &Value| {
-        let port = |key: &str| u16::try_from(value.get(key)?.as_u64()?).ok();
-        let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
-        let protocol = text("protocol").to_ascii_lowercase();
+    let mapping = |mapping: PortMapping| {
+        let protocol = mapping.protocol.to_ascii_lowercase();
         Some(Mapping {
-            ip: parse_ip(text("hostIP")).ok(),
-            host: port("hostPort")?,
-            container: port("containerPort").unwrap_or_default(),
+            ip: parse_ip(&mapping.host_ip).ok(),
+            host: u16::try_from(mapping.host_port).ok()?,
+            container: u16::try_from(mapping.container_port).unwrap_or_default(),
             protocol: Protocol::parse(&protocol).unwrap_or(Protocol::Tcp),
             chosen: false,
         })
     };
-    list.into_iter().flatten().filter_map(mapping).collect()
+    published_ports(capability_args).into_iter().filter_map(mapping).collect()
 }
 
 #[cfg(test)]
