@@ -4,6 +4,8 @@
 //! last and alone. Here all binaries share one queue that starts with the longest. A test's own output also shows
 //! whether it was skipped, which libtest counts as passed.
 
+mod watched;
+
 use std::{
     fmt::Write as _,
     io::Write as _,
@@ -29,6 +31,9 @@ const ALONE: [&str; 1] = ["counts::"];
 const MORE_THAN_PROCESSORS: usize = 1;
 /// Tests that take longer than this are listed with their time.
 const LONG: Duration = Duration::from_secs(5);
+/// Tests that take longer than this hang, which is a failure. The longest ones take some ten minutes on a busy machine, the others one.
+const LIMIT: Duration = Duration::from_mins(5);
+const LIMIT_OF_LONGEST: Duration = Duration::from_mins(20);
 /// What tests print to report that they, or a part of them, cannot run on this machine.
 const SKIPPED: &str = "SKIPPED: ";
 
@@ -88,14 +93,18 @@ pub(crate) fn run(packages: &[String], settings: &[(&str, String)]) -> Result<Co
     for (binary, program, folder) in binaries(packages)? {
         tests.extend(list(&binary, &program, &folder)?);
     }
-    let rank = |test: &Test| LONGEST.iter().position(|prefix| test.name.starts_with(prefix));
-    tests.sort_by_key(|test| rank(test).unwrap_or(LONGEST.len()));
+    tests.sort_by_key(rank);
     let (alone, together): (Vec<Test>, Vec<Test>) =
         tests.into_iter().partition(|test| ALONE.iter().any(|prefix| test.name.starts_with(prefix)));
     let slots = std::thread::available_parallelism().map_or(1, usize::from) + MORE_THAN_PROCESSORS;
     say(&format!("running {} tests, {slots} at a time", together.len() + alone.len()));
     let counts = run_all(&together, slots, settings);
     Ok(counts.and(run_all(&alone, 1, settings)))
+}
+
+/// Returns a test's place among the longest tests, or their number.
+fn rank(test: &Test) -> usize {
+    LONGEST.iter().position(|prefix| test.name.starts_with(prefix)).unwrap_or(LONGEST.len())
 }
 
 /// Runs the examples in the documentation.
@@ -205,21 +214,17 @@ fn run_all(tests: &[Test], slots: usize, settings: &[(&str, String)]) -> Counts 
 
 /// Runs one test: whether it passed, and all it printed.
 fn run_one(test: &Test, settings: &[(&str, String)]) -> (bool, String) {
-    let output = Command::new(&test.program)
+    let mut command = Command::new(&test.program);
+    command
         .args(["--exact", &test.name])
         .current_dir(&test.folder)
         .env("CARGO_MANIFEST_DIR", &test.folder)
         .envs(settings.iter().map(|(name, value)| (name, value)))
-        .stdin(Stdio::null())
-        .output();
-    match output {
-        Ok(output) => {
-            let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
-            text.push_str(&String::from_utf8_lossy(&output.stderr));
-            // A name that libtest no longer finds would pass with no test run.
-            let ran = text.contains("running 1 test\n");
-            (output.status.success() && ran, text)
-        }
+        .stdin(Stdio::null());
+    let limit = if rank(test) < LONGEST.len() { LIMIT_OF_LONGEST } else { LIMIT };
+    match watched::run(&mut command, limit) {
+        // A name that libtest no longer finds would pass with no test run.
+        Ok((passed, text)) => (passed && text.contains("running 1 test\n"), text),
         Err(error) => (false, error.to_string()),
     }
 }
