@@ -11,6 +11,7 @@ mod list;
 mod networks;
 mod probe;
 mod problems;
+mod relay;
 mod run;
 mod runtimes;
 mod temporary_netns;
@@ -99,6 +100,14 @@ enum Command {
     /// has, and of plugin files that `netloom install` did not write: on standard error, or with --json in `problems`.
     #[command(after_help = "Examples:\n  netloom list\n  netloom list 4f1d0c9a --json")]
     List(list::Options),
+    /// Carry TCP connections to `::1` to the containers that publish the port
+    ///
+    /// The kernel routes no packet from `::1`, so plugins cannot publish ports there. Look up the container in --state-dir for each
+    /// connection. Run until killed.
+    #[command(
+        after_help = "Examples:\n  netloom relay 8080 8443\n  systemctl enable --now netloom-relay@8080.socket"
+    )]
+    Relay(relay::Options),
     /// List the nodes of the cluster as this node's daemon (netloomd) sees them
     Cluster(cluster::Options),
     /// Attach two temporary containers, test their connectivity and remove them
@@ -217,6 +226,7 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
         Command::Gc(options) => done(gc::gc(&places, &options)),
         Command::Version(options) => done(cnitool::version(&places, &options)),
         Command::List(options) => done(list::list(&places, &options)),
+        Command::Relay(options) => done(relay::relay(&places, &options)),
         Command::Cluster(options) => done(cluster::cluster(&options)),
         Command::Demo(options) => done(demo::demo(&places, &options)),
         Command::Install(options) => done(install::install(&places.conf_dir, &options)),

@@ -8,7 +8,9 @@ use kernel::{Netns, printable};
 use netloom_runtime::{
     cache,
     load::{self, Loaded},
-    types::{CniResult, Object, PluginConfig, SpecVersion, capability::PortMapping, json},
+    types::{
+        CniResult, Object, PluginConfig, SpecVersion, capability::PortMapping, json, result::v100::Success,
+    },
 };
 use serde_json::{Value, json};
 
@@ -136,9 +138,7 @@ pub(super) fn table(header: &[&str]) -> Table {
 }
 
 fn row(entry: cache::Entry) -> Row {
-    let result = entry.result.as_ref().and_then(|o| CniResult::from_object(o, SpecVersion::V0_1_0).ok());
-    let addresses = result
-        .map(CniResult::into_current)
+    let addresses = current_result(&entry)
         .map(|result| result.ips.iter().map(|ip| ip.address.to_string()).collect())
         .unwrap_or_default();
     Row {
@@ -150,6 +150,12 @@ fn row(entry: cache::Entry) -> Row {
         addresses,
         ports: published_ports(&entry.capability_args).iter().map(shown).collect(),
     }
+}
+
+/// Returns the cached result of an attachment in the newest version's form.
+pub(super) fn current_result(entry: &cache::Entry) -> Option<Success> {
+    let result = CniResult::from_object(entry.result.as_ref()?, SpecVersion::V0_1_0).ok()?;
+    Some(result.into_current())
 }
 
 /// Reads the published ports alone: a runtime may pass another capability in a form of its own, as podman does with `aliases`.

@@ -29,6 +29,7 @@ mod parity;
 mod ports;
 mod printable;
 mod real_runtimes;
+mod relay;
 mod removal;
 mod reported;
 mod run;
