@@ -86,9 +86,6 @@ impl std::fmt::Display for Tunnel {
     }
 }
 
-/// The longest record in bytes: thousands of blocks.
-const LONGEST: usize = 1 << 17;
-
 /// The reason a record is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
@@ -104,8 +101,8 @@ pub enum Invalid {
     )]
     NotAName(String),
     /// The text is longer than any record.
-    #[error("a record of {0} bytes; the longest one has {LONGEST}")]
-    TooLong(usize),
+    #[error("more than {} bytes, the size of the longest record", Record::LONGEST)]
+    TooLong,
     /// A hardware address is malformed, zero or a group's.
     #[error("`{0}` is not a hardware address of a device")]
     Mac(String),
@@ -115,14 +112,17 @@ pub enum Invalid {
 }
 
 impl Record {
+    /// The longest record in bytes: thousands of blocks.
+    pub(crate) const LONGEST: usize = 1 << 17;
+
     /// Parses the record stored under a name. A record with any invalid field is refused as a whole. Whether the node may have
     /// the blocks that it claims is decided elsewhere ([`crate::ownership`]).
     ///
     /// # Errors
     /// If the text is not a record, names another node, or has addresses that no host can have.
     pub fn parse(name: &str, text: &[u8]) -> Result<Self, Invalid> {
-        if text.len() > LONGEST {
-            return Err(Invalid::TooLong(text.len()));
+        if text.len() > Self::LONGEST {
+            return Err(Invalid::TooLong);
         }
         let mut record: Self =
             serde_json::from_slice(text).map_err(|error| Invalid::Text(error.to_string()))?;

@@ -7,12 +7,16 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::Mutex,
+    sync::{Mutex, mpsc::channel},
     time::{Duration, Instant},
 };
 
+use etcd_client::{Client, Txn, TxnOp};
 use ipnet::IpNet;
-use node::{config::Written, store};
+use node::{
+    config::Written,
+    store::{self, Update},
+};
 
 const NODES: u64 = 8;
 
@@ -94,6 +98,75 @@ impl Drop for Etcd {
     fn drop(&mut self) {
         drop(self.process.kill());
         drop(self.process.wait());
+    }
+}
+
+/// The lists of 20,000 nodes, and a neighbour's large keys under the same prefix, take more than one message of gRPC.
+#[test]
+fn etcd_lists_of_any_size_are_read() {
+    const NODES: usize = 20_000;
+    /// etcd's limit of a transaction.
+    const OPERATIONS: usize = 128;
+    let dir = tempfile::tempdir().unwrap();
+    let Some(etcd) = Etcd::start(dir.path(), &[]) else { return };
+    let mut puts: Vec<TxnOp> = (0..NODES)
+        .flat_map(|number| {
+            let [name, block] =
+                [format!("n{number:05}"), format!("10.{}.{}.0/24", number / 256, number % 256)];
+            let record =
+                format!(r#"{{"name":"{name}","blocks":["{block}"],"padding":"{}"}}"#, "x".repeat(300));
+            let key = format!("/netloom/blocks/{}", block.replace('/', "-"));
+            [TxnOp::put(format!("/netloom/nodes/{name}"), record, None), TxnOp::put(key, name, None)]
+        })
+        .collect();
+    // Among the records, and beside them.
+    let large: Vec<TxnOp> = ["nodes", "other"]
+        .iter()
+        .flat_map(|part| (0..8).map(move |number| format!("/netloom/{part}/n09{number}x")))
+        .map(|key| TxnOp::put(key, vec![b'x'; 1 << 20], None))
+        .collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut client = connect(&etcd.endpoint).await;
+        while !puts.is_empty() {
+            let some: Vec<TxnOp> = puts.drain(..puts.len().min(OPERATIONS)).collect();
+            client.txn(Txn::new().and_then(some)).await.unwrap();
+        }
+        for put in large {
+            client.txn(Txn::new().and_then([put])).await.unwrap();
+        }
+    });
+    let written = format!("store = \"etcd\"\netcd-endpoints = [\"{}\"]", etcd.endpoint);
+    let config = Written::parse(&format!("node = \"n00000\"\n{written}")).unwrap().meant().unwrap();
+    let (sender, updates) = channel();
+    let store = store::open(&config, Box::new(move |update| sender.send(update).is_ok())).unwrap();
+    let first = updates.recv_timeout(Duration::from_mins(1)).unwrap();
+    let Update::All(contents) = first else { panic!("{first:?}") };
+    assert_eq!((contents.nodes.len(), contents.blocks.len()), (NODES + 8, NODES));
+    // A text that cannot be a record is not kept whole.
+    assert!(contents.nodes["n090x"].len() < 1 << 18);
+    // Changes arrive although a large one is among them.
+    runtime.block_on(async {
+        let mut client = connect(&etcd.endpoint).await;
+        client.put("/netloom/other/large", vec![b'x'; 1 << 20], None).await.unwrap();
+        client.put("/netloom/alive/n00007", "x", None).await.unwrap();
+    });
+    let change = updates.recv_timeout(Duration::from_mins(1)).unwrap();
+    assert!(matches!(&change, Update::Alive(name, true) if name == "n00007"), "{change:?}");
+    drop(store);
+}
+
+/// Connects as soon as etcd listens.
+async fn connect(endpoint: &str) -> Client {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    loop {
+        if let Ok(mut client) = Client::connect([endpoint], None).await
+            && client.status().await.is_ok()
+        {
+            return client;
+        }
+        assert!(Instant::now() < deadline, "etcd does not answer");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

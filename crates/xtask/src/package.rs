@@ -210,12 +210,9 @@ impl Release {
 
     /// Adds the units and the settings of network managers, for distributions with systemd.
     fn add_systemd(&self, netloom: &mut Tree, netloomd: &mut Tree, layout: &Layout) -> Outcome {
-        for unit in [
-            "netloom-dhcp.service",
-            "netloom-dhcp.socket",
-            "netloom-relay@.service",
-            "netloom-relay@.socket",
-        ] {
+        for unit in
+            ["netloom-dhcp.service", "netloom-dhcp.socket", "netloom-relay@.service", "netloom-relay@.socket"]
+        {
             let text = self.template(&format!("packaging/systemd/{unit}"))?;
             let text = text.replace("/usr/lib/netloom/cni/", &format!("/{}/", layout.cni));
             netloom.file(&format!("usr/lib/systemd/system/{unit}"), 0o644, text);

@@ -4,14 +4,18 @@
 //! Records and blocks stay until they are removed: peers keep the routes to a node whose lease has ended.
 //! One task watches from the revision of the first read. If etcd has compacted that revision, the task reads everything again.
 
+mod list;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, PutOptions,
-    TlsOptions, Txn, TxnOp, WatchOptions,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, KeyValue,
+    PutOptions, TlsOptions, Txn, TxnOp, WatchOptions,
 };
 use ipnet::IpNet;
+use tracing::warn;
 
+use self::list::{LARGEST_MESSAGE, count, list};
 use super::{
     api::{Store, StoreError},
     remote::{LIMIT, Remote},
@@ -183,7 +187,7 @@ async fn free_in_flannel(
 ) -> Result<Option<Compare>, etcd_client::Error> {
     let (first, end) = keys::around(how, block);
     let current = client.get(first.clone(), Some(GetOptions::new().with_range(end.clone()))).await?;
-    let is_other = |kv: &etcd_client::KeyValue| {
+    let is_other = |kv: &KeyValue| {
         let name = kv.key_str().ok().and_then(|key| key.strip_prefix(&keys::prefix(how)));
         name.is_some_and(|name| keys::has(name, block))
             && !flannel::Lease::parse(kv.value()).is_some_and(|lease| lease.is_of(node))
@@ -227,12 +231,16 @@ async fn withdraw_from_flannel(
     node: &str,
     except: &[String],
 ) -> Result<(), etcd_client::Error> {
-    let all = client.get(keys::prefix(how), Some(GetOptions::new().with_prefix())).await?;
-    for kv in all.kvs() {
+    let mut left = Vec::new();
+    list(client, &keys::prefix(how), 0, |kv| {
         let is_of = flannel::Lease::parse(kv.value()).is_some_and(|lease| lease.is_of(node));
         if is_of && !except.iter().any(|key| key.as_bytes() == kv.key()) {
-            client.delete(kv.key(), None).await?;
+            left.push(kv.key().to_vec());
         }
+    })
+    .await?;
+    for key in left {
+        client.delete(key, None).await?;
     }
     Ok(())
 }
@@ -278,8 +286,9 @@ fn explain(config: &config::Etcd, error: &etcd_client::Error) -> String {
 
 /// Reports everything, then each change, for as long as reports are wanted.
 async fn watch(config: config::Etcd, flannel: Option<Flannel>, on_update: OnUpdate) {
+    let mut unknown = 0;
     loop {
-        let Err(why) = watch_once(&config, flannel.as_ref(), &on_update).await else { return };
+        let Err(why) = watch_once(&config, flannel.as_ref(), &mut unknown, &on_update).await else { return };
         if !on_update(Update::Lost(why)) {
             return;
         }
@@ -287,22 +296,20 @@ async fn watch(config: config::Etcd, flannel: Option<Flannel>, on_update: OnUpda
     }
 }
 
-/// Watches until an error; succeeds when no further reports are wanted.
+/// Watches until an error; succeeds when no further reports are wanted. Updates the number of keys under the prefix that are not a
+/// daemon's.
 async fn watch_once(
     config: &config::Etcd,
     flannel: Option<&Flannel>,
+    unknown: &mut i64,
     on_update: &OnUpdate,
 ) -> Result<(), String> {
     let text = |error| explain(config, &error);
     let prefix = format!("{}/", config.prefix);
     let limited = async |config| tokio::time::timeout(LIMIT, connect(config)).await;
     let mut client = limited(config).await.map_err(|_| "no answer from etcd".to_owned())?.map_err(text)?;
-    let all = client.get(prefix.clone(), Some(GetOptions::new().with_prefix())).await.map_err(text)?;
-    let revision = all.header().map_or(0, etcd_client::ResponseHeader::revision);
     // Without flannel, the prefix is one that holds no keys.
     let flannel_prefix = flannel.map_or_else(|| format!("{prefix}no-flannel/"), keys::prefix);
-    let all_of_flannel =
-        client.get(flannel_prefix.clone(), Some(GetOptions::new().with_prefix())).await.map_err(text)?;
     let read = |key: &[u8], value: Option<&[u8]>| match flannel {
         Some(how) if key.starts_with(flannel_prefix.as_bytes()) => {
             let name = std::str::from_utf8(&key[flannel_prefix.len()..]).ok()?;
@@ -311,7 +318,8 @@ async fn watch_once(
         _ => read(&prefix, key, value),
     };
     let mut contents = Contents { alive: Some(BTreeSet::new()), ..Contents::default() };
-    for kv in all.kvs().iter().chain(all_of_flannel.kvs()) {
+    // Whether it is a daemon's key.
+    let mut add = |kv: &KeyValue| {
         match read(kv.key(), Some(kv.value())) {
             Some(Update::Node(name, Some(text))) => {
                 // flannel's nodes, and nodes of earlier versions, attach their records to their leases.
@@ -324,16 +332,36 @@ async fn watch_once(
                 alive.insert(name.clone());
             }),
             Some(Update::Block(block, Some(owner))) => drop(contents.blocks.insert(block, owner)),
-            _ => {}
+            _ => return false,
         }
+        true
+    };
+    // All lists are of the revision of the first one.
+    let (mut revision, mut known) = (0, 0);
+    for part in ["nodes", "alive", "blocks"] {
+        let add = |kv: &KeyValue| known += i64::from(add(kv));
+        revision = list(&mut client, &format!("{prefix}{part}/"), revision, add).await.map_err(text)?;
     }
+    let others = count(&mut client, &prefix, revision).await.map_err(text)? - known;
+    if others > 0 && others != *unknown {
+        warn!(
+            "{others} keys under {prefix} in etcd are not a daemon's, and are ignored: `etcdctl get --prefix --keys-only {prefix}` lists them"
+        );
+    }
+    *unknown = others;
+    list(&mut client, &flannel_prefix, revision, |kv| _ = add(kv)).await.map_err(text)?;
     if !on_update(Update::All(contents)) {
         return Ok(());
     }
-    let options =
-        || Some(WatchOptions::new().with_prefix().with_start_revision(revision + 1).with_progress_notify());
-    let mut stream = client.watch(prefix.clone(), options()).await.map_err(text)?;
-    let mut flannel_stream = client.watch(flannel_prefix.clone(), options()).await.map_err(text)?;
+    // etcd divides changes that exceed its own limit of a message.
+    let options = WatchOptions::new()
+        .with_prefix()
+        .with_start_revision(revision + 1)
+        .with_progress_notify()
+        .with_fragment();
+    let mut watches = client.watch_client().max_decoding_message_size(LARGEST_MESSAGE);
+    let mut stream = watches.watch(prefix.clone(), Some(options.clone())).await.map_err(text)?;
+    let mut flannel_stream = watches.watch(flannel_prefix.clone(), Some(options)).await.map_err(text)?;
     loop {
         let answer = tokio::select! {
             answer = stream.message() => answer,
@@ -364,7 +392,11 @@ async fn watch_once(
 fn read(prefix: &str, key: &[u8], value: Option<&[u8]>) -> Option<Update> {
     let key = std::str::from_utf8(key).ok()?.strip_prefix(prefix)?;
     match key.split_once('/')? {
-        ("nodes", name) => Some(Update::Node(name.to_owned(), value.map(<[u8]>::to_vec))),
+        ("nodes", name) => {
+            // Of a text that is no record because of its length, no more is kept than shows it.
+            let text = value.map(|text| text[..text.len().min(Record::LONGEST + 1)].to_vec());
+            Some(Update::Node(name.to_owned(), text))
+        }
         ("alive", name) => Some(Update::Alive(name.to_owned(), value.is_some())),
         ("blocks", name) => {
             let owner = value.map(|owner| String::from_utf8_lossy(owner).into_owned());
