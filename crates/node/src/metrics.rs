@@ -1,16 +1,18 @@
 //! The status as metrics in the OpenMetrics text format.
 
+use std::{sync::atomic::AtomicU64, time::Duration};
+
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
-    metrics::{counter::ConstCounter, family::Family, gauge::Gauge},
-    registry::Registry,
+    metrics::{counter::ConstCounter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
 };
 
-use crate::status::Status;
+use crate::status::{Peer, Status};
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct NodeLabel {
-    node: String,
+struct AnswerLabel {
+    answer: &'static str,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -28,8 +30,9 @@ struct PathLabel {
     path: String,
 }
 
-/// Renders the status.
-pub(crate) fn render(status: &Status) -> String {
+/// Renders the status, and the round-trip times of probes. The number of series depends on this node's blocks and networks, not on the
+/// number of nodes: in a large cluster every node has every other as a peer.
+pub(crate) fn render(status: &Status, round_trips: &Histogram) -> String {
     let mut registry = Registry::with_prefix("netloomd");
     let flag = |registry: &mut Registry, name: &str, help: &str, value: i64| {
         let gauge: Gauge = Gauge::default();
@@ -50,19 +53,43 @@ pub(crate) fn render(status: &Status) -> String {
     }
     registry.register("mtu_bytes", "MTU of pods' links in bytes", mtus);
     let paths: Family<PathLabel, Gauge> = Family::default();
-    let answers: Family<NodeLabel, Gauge> = Family::default();
+    let answers: Family<AnswerLabel, Gauge> = Family::default();
+    for answer in ["yes", "no", "not probed"] {
+        answers.get_or_create(&AnswerLabel { answer }).set(0);
+    }
     for path in ["direct", "tunnel", "learnt", "segment", "none"] {
         paths.get_or_create(&PathLabel { path: path.into() }).set(0);
     }
     for peer in &status.peers {
         let path = peer.path.clone().unwrap_or_else(|| "none".into());
         paths.get_or_create(&PathLabel { path }).inc();
-        if let Some(answered) = peer.answers {
-            answers.get_or_create(&NodeLabel { node: peer.name.clone() }).set(answered.into());
-        }
+        let answer = match peer.answers {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "not probed",
+        };
+        answers.get_or_create(&AnswerLabel { answer }).inc();
     }
     registry.register("peers", "Peers by the path to them", paths);
-    registry.register("peer_answers", "Whether the peer's daemon answers probes", answers);
+    registry.register("peers_probed", "Peers by whether their daemons answered the last probe", answers);
+    let count = |is_counted: fn(&Peer) -> bool| {
+        i64::try_from(status.peers.iter().filter(|peer| is_counted(peer)).count()).unwrap_or(i64::MAX)
+    };
+    let silent = count(|peer| peer.silent_seconds.is_some());
+    flag(&mut registry, "peers_silent", "Peers whose leases have ended", silent);
+    let with_problem = count(|peer| peer.problem.is_some());
+    flag(
+        &mut registry,
+        "peers_with_problem",
+        "Peers whose records this node does not follow as a whole",
+        with_problem,
+    );
+    registry.register_with_unit(
+        "probe_round_trip",
+        "Round-trip time of probes of peers' daemons",
+        Unit::Seconds,
+        round_trips.clone(),
+    );
     let (used, size): (Family<BlockLabel, Gauge>, Family<BlockLabel, Gauge>) = Default::default();
     for block in &status.blocks {
         let label = BlockLabel { block: block.prefix.to_string() };
@@ -73,6 +100,14 @@ pub(crate) fn render(status: &Status) -> String {
     }
     registry.register("addresses_used", "Addresses in use by block", used);
     registry.register("addresses", "Addresses that pods can use by block", size);
+    let longest: Gauge<f64, AtomicU64> = Gauge::default();
+    longest.set(Duration::from_micros(status.counters.longest_micros).as_secs_f64());
+    registry.register_with_unit(
+        "longest_pass",
+        "Longest comparison of desired and actual state, its changes included",
+        Unit::Seconds,
+        longest,
+    );
     registry.register_collector(Box::new(Counters(status.counters.clone())));
     let mut text = String::new();
     // Writing to a string does not fail.

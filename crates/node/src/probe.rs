@@ -10,6 +10,7 @@ use std::{
 };
 
 use kernel::offload;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 use crate::record::Record;
 
@@ -54,9 +55,13 @@ impl Through {
     }
 }
 
-/// The probed nodes, by name.
+/// The probed nodes.
 #[derive(Debug, Clone)]
-pub(crate) struct Probes(Arc<Mutex<BTreeMap<String, Probed>>>);
+pub(crate) struct Probes {
+    by_name: Arc<Mutex<BTreeMap<String, Probed>>>,
+    /// The round-trip times of all answers, in seconds.
+    pub(crate) round_trips: Histogram,
+}
 
 const EVERY: Duration = Duration::from_secs(2);
 /// The number of nodes probed in one round; the others follow in the next rounds.
@@ -65,6 +70,8 @@ const AT_ONCE: usize = 64;
 const THROUGH: usize = 16;
 /// The number of probes in a row after which packet loss is ruled out as the cause.
 const WRONG: u32 = 5;
+/// The bounds of the counted round-trip times: 100 µs, 200 µs, and so on up to 3.3 s.
+const BOUNDS: (f64, f64, u16) = (0.0001, 2.0, 16);
 const ASK: &[u8; 8] = b"netloom?";
 const ANSWER: &[u8; 8] = b"netloom!";
 
@@ -75,7 +82,9 @@ impl Probes {
             .or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?;
         // If this fails, the kernel drops IPv6 datagrams without a checksum, and no fault is detected.
         drop(offload::hear_unchecked(&socket));
-        let probes = Self(Arc::default());
+        let (first, factor, number) = BOUNDS;
+        let round_trips = Histogram::new(exponential_buckets(first, factor, number));
+        let probes = Self { by_name: Arc::default(), round_trips };
         let shared = probes.clone();
         std::thread::spawn(move || shared.run(&socket, port, &tell));
         Ok(probes)
@@ -103,7 +112,7 @@ impl Probes {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Probed>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_name.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self, socket: &UdpSocket, port: u16, tell: &impl Fn(String)) {
@@ -178,7 +187,9 @@ impl Probes {
             if same(probed.address, from)
                 && let Some((_, at)) = probed.sent.take_if(|(sent, _)| *sent == number)
             {
-                probed.seen = Some(Seen { answered: true, rtt: Some(at.elapsed()) });
+                let rtt = at.elapsed();
+                self.round_trips.observe(rtt.as_secs_f64());
+                probed.seen = Some(Seen { answered: true, rtt: Some(rtt) });
             }
             if probed.is_through(from)
                 && let Some((with, without)) = probed.through.as_mut().and_then(|it| it.sent.as_mut())

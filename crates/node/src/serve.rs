@@ -139,7 +139,7 @@ async fn show(State(sources): State<Sources>) -> Json<Status> {
 
 async fn scrape(State(sources): State<Sources>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], metrics::render(&sources.status()))
+    ([(header::CONTENT_TYPE, kind)], metrics::render(&sources.status(), &sources.probes.round_trips))
 }
 
 async fn ready(State(sources): State<Sources>) -> (StatusCode, String) {

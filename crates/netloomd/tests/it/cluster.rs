@@ -1,6 +1,7 @@
 //! Pods of three hosts reach each other, whatever happens to daemons, store and kernel objects.
 
 use std::{
+    collections::BTreeSet,
     fs,
     process::Stdio,
     time::{Duration, Instant},
@@ -556,12 +557,24 @@ fn the_status_is_served() {
         ("/readyz", "200 OK"),
         ("/", "Netloom cluster"),
         ("/metrics", "netloomd_peers{path=\"tunnel\"} 1"),
-        ("/metrics", "netloomd_peer_answers{node=\"host3\"} 1"),
+        ("/metrics", "netloomd_peers_probed{answer=\"yes\"} 2"),
         ("/metrics", "netloomd_ready 1"),
         ("/nothing", "404"),
     ] {
         let answer = get(&lab, path);
         assert!(answer.contains(says), "{path}: {answer}");
+    }
+    // What the dashboard and the alerts name exists.
+    let metrics = get(&lab, "/metrics");
+    for file in ["prometheus/netloomd.rules.yaml", "grafana/netloomd.json"] {
+        let text = fs::read_to_string(format!("{}/../../deploy/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let is_name = |character: char| character.is_ascii_alphanumeric() || character == '_';
+        let names: BTreeSet<&str> =
+            text.split(|it| !is_name(it)).filter(|word| word.starts_with("netloomd_")).collect();
+        assert!(names.len() > 8, "{file}: {names:?}");
+        for name in names {
+            assert!(metrics.contains(&format!("\n{name}")), "{file}: {name} is not in {metrics}");
+        }
     }
     let shown =
         lab.hosts[0].sh(&format!("{} cluster; stat -c %a /run/netloom/netloomd.sock", netloom().display()));
