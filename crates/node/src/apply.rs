@@ -137,7 +137,13 @@ fn ensure_device<'a>(
             done.note(link::remove(socket, &other))?;
         }
         let new = New { mtu: Some(device.mtu), mac: device.mac, ..new(device) };
-        done.note(link::create(socket, &new))?;
+        match link::create(socket, &new) {
+            Err(error) if error.kind() == kernel::Kind::Exists => {
+                done.refused.push(blocked(socket, device, &error));
+                return None;
+            }
+            created => done.note(created)?,
+        }
         done.changes += 1;
         for (setting, value) in settings::of_device(device) {
             done.note(sysctl::set(setting, value));
@@ -180,6 +186,27 @@ fn ensure_device<'a>(
         }
     }
     Some((link, known))
+}
+
+/// Explains why a tunnel's device cannot be created, if that is because of another one.
+fn blocked(socket: &Socket, device: &Device, error: &kernel::Error) -> String {
+    let links = link::list(socket).unwrap_or_default();
+    let is_same = |link: &&Link| match (device.kind, link.driver) {
+        (
+            Kind::Tunnel { vni, port, local },
+            Some(Driver::Vxlan { vni: other, port: of_other, local: from }),
+        ) => (vni, port, local.is_ipv4()) == (other, of_other, from.is_ipv4()),
+        (Kind::Gpe { port }, Some(Driver::VxlanGpe { port: of_other })) => port == of_other,
+        _ => false,
+    };
+    match links.iter().find(is_same) {
+        Some(other) => format!(
+            "{error}: device `{name}` of another program uses the tunnels' network identifier and port; if nothing needs it, remove it with \
+             `ip link del {name}`, otherwise set another `vni` or `port` on all nodes",
+            name = other.name
+        ),
+        None => error.to_string(),
+    }
 }
 
 fn new(device: &Device) -> New<'_> {

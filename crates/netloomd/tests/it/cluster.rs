@@ -486,7 +486,8 @@ fn uninstall_leaves_the_host_as_it_was() {
         return;
     }
     let mut lab = Lab::new(Wire::OneSegment, false, "auto", 1500);
-    let own = "ip link show type vxlan; ip route show proto 95; ip -6 route show proto 95; nft list ruleset | grep -i netloom; ls /run/net.d; true";
+    let own = "ip link show type vxlan; ip route show proto 95; ip -6 route show proto 95; nft list ruleset | grep -i netloom; ls /run/net.d
+        ls -d /run/netloom /var/lib/netloom/node 2>&1 | grep -v 'cannot access'; true";
     assert!(!lab.hosts[0].sh(own).is_empty());
     lab.kill(0);
     let mut command = lab.daemon(0);
@@ -496,6 +497,28 @@ fn uninstall_leaves_the_host_as_it_was() {
     lab.until(1, "! ip route show proto 95 | grep -q 192.0.2.1");
     let blocks: Vec<_> = fs::read_dir(lab.store_dir().join("blocks")).unwrap().collect();
     assert_eq!(blocks.len(), 4, "of two nodes, one of each family");
+}
+
+/// Another program's tunnel with the same identifier and port is in the way: the node names it and the remedy, and leaves it alone.
+#[test]
+fn a_foreign_tunnel_of_the_same_identifier_is_named() {
+    if !testkit::is_root() {
+        return;
+    }
+    let mut lab = Lab::new(Wire::OneSegment, false, "overlay", 1500);
+    lab.kill(0);
+    let foreign =
+        "ip link del netloom4; ip link add other0 type vxlan id 4242 dstport 4789 local 192.0.2.1 nolearning";
+    lab.hosts[0].sh(&format!("{foreign}; ip link set other0 up"));
+    lab.start(0);
+    lab.wait(0, "naming the other tunnel", |status| {
+        status["problems"].as_array().unwrap().iter().any(|problem| {
+            let text = problem.as_str().unwrap();
+            text.contains("`other0` of another program") && text.contains("ip link del other0")
+        })
+    });
+    lab.hosts[0].sh("ip link del other0");
+    lab.wait(0, "being ready", |status| status["ready"] == true);
 }
 
 /// Tunnelled packets are accepted from nodes only.

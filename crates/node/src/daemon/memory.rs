@@ -1,6 +1,11 @@
 //! The files in the state directory that survive a restart of the daemon.
 
-use std::{fs::File, io, path::Path};
+use std::{
+    fs::{File, Metadata},
+    io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
 
 use ipnet::IpNet;
 
@@ -23,15 +28,24 @@ pub(super) fn set_blocks(dir: &Path, blocks: &[IpNet]) -> io::Result<()> {
     file::write(&dir.join(BLOCKS), &text, 0o600).map(drop)
 }
 
+/// The file whose lock a daemon holds.
+pub(super) const LOCK: &str = "lock";
+
 /// Acquires the host's lock, so that only one daemon runs.
 pub(super) fn lock(dir: &Path) -> Result<File, StartError> {
     std::fs::create_dir_all(dir).map_err(StartError::io(format!("create directory {}", dir.display())))?;
-    let path = dir.join("lock");
-    let file = File::create(&path).map_err(StartError::io(format!("open {}", path.display())))?;
-    file.try_lock().map_err(|_| {
-        StartError::new(format!("lock {}", path.display()), "another netloomd runs on this host")
-    })?;
-    Ok(file)
+    let path = dir.join(LOCK);
+    loop {
+        let file = File::create(&path).map_err(StartError::io(format!("open {}", path.display())))?;
+        file.try_lock().map_err(|_| {
+            StartError::new(format!("lock {}", path.display()), "another netloomd runs on this host")
+        })?;
+        // An uninstall that held the lock has removed the file. The next daemon locks another one.
+        let inode = |metadata: io::Result<Metadata>| metadata.map(|it| it.ino()).ok();
+        if inode(std::fs::metadata(&path)) == inode(file.metadata()) {
+            return Ok(file);
+        }
+    }
 }
 
 /// Returns this node's identity, which is created at the first start. A damaged file counts as none: an empty identity would equal

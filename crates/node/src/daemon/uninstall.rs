@@ -3,7 +3,7 @@
 use kernel::{Protocol, Socket};
 use ruleset::cluster;
 
-use super::memory::{self, BLOCKS, INCARNATION};
+use super::memory::{self, BLOCKS, INCARNATION, LOCK};
 use crate::{
     actual, apply, cluster_view, config::Config, conflist, file, flannel::subnet_file,
     start_error::StartError, store,
@@ -33,8 +33,14 @@ pub fn uninstall(config: &Config) -> Result<usize, StartError> {
     if let Some(flannel) = &config.flannel {
         subnet_file::remove(flannel).map_err(StartError::io("remove the file for flannel's plugin"))?;
     }
-    for name in [cluster_view::FILE, BLOCKS, INCARNATION] {
-        file::remove(&config.state_dir.join(name)).map_err(StartError::io("remove the daemon's state"))?;
+    // The lock comes last: until then no other daemon starts.
+    let state = [cluster_view::FILE, BLOCKS, INCARNATION, LOCK].map(|name| config.state_dir.join(name));
+    for path in [&config.socket].into_iter().chain(&state) {
+        file::remove(path).map_err(StartError::io(format!("remove {}", path.display())))?;
+    }
+    // Folders that hold other files stay.
+    for folder in [config.socket.parent(), Some(config.state_dir.as_path())].into_iter().flatten() {
+        drop(std::fs::remove_dir(folder));
     }
     if done.refused.is_empty() { Ok(done.changes) } else { Err(refused(done.refused.join("; "))) }
 }
