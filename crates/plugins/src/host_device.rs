@@ -7,17 +7,14 @@ use std::path::{Path, PathBuf};
 use kernel::{Protocol, Socket};
 use netloom_plugin::{
     Attachment, Error, Plugin, Request, Sandbox, Undo,
-    result::{
-        Dns,
-        v100::{Interface, Success},
-    },
+    result::v100::{Interface, Success},
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
     cleanup,
-    common_config::{Ipam, LinkName},
+    common_config::{Ipam, LinkName, OwnDns},
     container_link::{self, Addressing},
     container_netns::ContainerNetns,
     error::{Errors, Explain, invalid},
@@ -49,9 +46,9 @@ pub(crate) struct Written {
     /// IPv6 duplicate address detection waits a full second for an answer. Without it, a hundredth of a second
     enabledad: bool,
     ipam: Ipam,
-    /// DNS settings of the result. They replace those of the IPAM plugin
+    /// DNS settings of the result. They replace those of the IPAM plugin, even if they are an empty list
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
-    dns: Dns,
+    dns: OwnDns,
     runtime_config: RuntimeDevice,
 }
 
