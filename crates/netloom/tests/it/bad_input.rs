@@ -429,6 +429,7 @@ fn configurations() -> Vec<Case> {
         (TAP, "dns", json!(5), 6, "`dns`"),
         (HOST_DEVICE, "device", json!(null), 7, "specify either"),
         (HOST_DEVICE, "device", json!("none0"), 7, "none0"),
+        (HOST_DEVICE, "useInterfaceNetwork", json!(true), 2, "`useInterfaceNetwork`"),
         (HOST_DEVICE, "device", json!("a/b"), 7, "`device`"),
         (HOST_DEVICE, "device", json!("lo"), 999, "`lo`"),
         (HOST_DEVICE, "device", json!(5), 6, "`device`"),
