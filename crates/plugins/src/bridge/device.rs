@@ -13,7 +13,6 @@ use super::conf::Conf;
 use crate::{
     error::{Explain, invalid},
     interface,
-    owner::Owner,
 };
 
 pub(super) fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<QuickLink, Error> {
@@ -76,7 +75,7 @@ fn connect_uplink(host: &Socket, bridge: &QuickLink, name: &str, created: bool) 
     }
 }
 
-/// Returns a random address for a bridge: unicast, locally administered, and lower than any that [`Owner::port_mac`] returns.
+/// Returns a random address for a bridge: unicast, locally administered, and lower than that of any container's port.
 pub(super) fn random_mac() -> Mac {
     let [a, b, c, d, e, f, ..] = RandomState::new().build_hasher().finish().to_be_bytes();
     Mac([a & 0x7c | 0x02, b, c, d, e, f])
