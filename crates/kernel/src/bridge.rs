@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     error::{Kind, Result},
-    link::{IFINFO, Named, ifinfo},
+    link::{IFINFO, Mac, Named, ifinfo},
     message::{Attrs, Message, read_u16, read_u32},
     socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
 };
@@ -14,6 +14,8 @@ use crate::{
 pub struct New<'a> {
     /// Its name.
     pub name: &'a str,
+    /// Hardware address, which then stays. `None` for a random one, which the first port's replaces.
+    pub mac: Option<Mac>,
     /// MTU in bytes; `None` for the kernel's default.
     pub mtu: Option<u32>,
     /// Whether the bridge filters VLANs.
@@ -56,6 +58,9 @@ pub enum Side {
 pub fn create(socket: &Socket, bridge: &New<'_>) -> Result<()> {
     let mut message = Message::new(libc::RTM_NEWLINK, REQUEST | CREATE | EXCL, &ifinfo(0, 0, 0, 0));
     message.text(libc::IFLA_IFNAME, bridge.name);
+    if let Some(mac) = bridge.mac {
+        message.attr(libc::IFLA_ADDRESS, &mac.0);
+    }
     if let Some(mtu) = bridge.mtu {
         message.u32(libc::IFLA_MTU, mtu);
     }

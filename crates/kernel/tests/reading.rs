@@ -198,7 +198,11 @@ fn addresses_routes_and_neighbours_are_read_as_they_are() {
 fn changes_are_what_was_asked_for() {
     let Some(host) = a_host() else { return };
     on_host(&host, |socket| {
-        bridge::create(socket, &bridge::New { name: "br9", mtu: Some(1350), vlan_filtering: false }).unwrap();
+        bridge::create(
+            socket,
+            &bridge::New { name: "br9", mac: None, mtu: Some(1350), vlan_filtering: false },
+        )
+        .unwrap();
         let (br9, b0) = (link::require(socket, "br9").unwrap(), link::require(socket, "b0").unwrap());
         let change = Change { master: Some(br9.index), alias: Some("port"), ..Change::default() };
         link::change(socket, &b0, &change).unwrap();
@@ -247,8 +251,9 @@ fn refusals_say_what_to_what_and_why() {
     let Some(host) = a_host() else { return };
     on_host(&host, |socket| {
         let a0 = link::require(socket, "a0").unwrap();
-        let taken = bridge::create(socket, &bridge::New { name: "a0", mtu: None, vlan_filtering: false })
-            .unwrap_err();
+        let taken =
+            bridge::create(socket, &bridge::New { name: "a0", mac: None, mtu: None, vlan_filtering: false })
+                .unwrap_err();
         assert_eq!(
             (taken.kind(), taken.to_string()),
             (Kind::Exists, "cannot create bridge `a0`: File exists".into())

@@ -75,6 +75,11 @@ pub trait Plugin: Sync {
         true
     }
 
+    /// Returns whether CHECK compares with the result of ADD. If not, CHECK does not require `prevResult`.
+    fn checks_result(&self) -> bool {
+        true
+    }
+
     /// Attaches the container to the network, or adjusts what `prevResult` lists.
     ///
     /// After each step, push its undo step onto `undo`. If the ADD fails, the undo steps run in reverse order.

@@ -151,7 +151,7 @@ fn add(
 }
 
 fn check(plugin: &dyn Plugin, request: &Request, sandbox: &Sandbox) -> Result<(), CniError> {
-    if request.prev_result.is_none() {
+    if request.prev_result.is_none() && plugin.checks_result() {
         return Err(CniError::new(Code::InvalidNetworkConfig, "Required prevResult missing").details(
             "CHECK compares the container with the result of its ADD: the runtime must send it as `prevResult`",
         ));

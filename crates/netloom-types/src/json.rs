@@ -92,15 +92,13 @@ pub fn parse_value(bytes: &[u8]) -> Result<Value, JsonError> {
 
 /// Looks up a key without regard to case. The last of several wins, and `null` counts as absent.
 pub fn lookup<'a>(object: &'a Object, key: &str) -> Option<&'a Value> {
-    lookup_entry(object, key).map(|(_, value)| value)
+    entries_of(object, key).next().map(|(_, value)| value)
 }
 
-fn lookup_entry<'a>(object: &'a Object, key: &str) -> Option<(&'a str, &'a Value)> {
-    object
-        .iter()
-        .rev()
-        .find(|(name, value)| name.eq_ignore_ascii_case(key) && !value.is_null())
-        .map(|(name, value)| (name.as_str(), value))
+/// Returns the entries of a key in any spelling, the last one first, without `null`.
+fn entries_of<'a>(object: &'a Object, key: &str) -> impl Iterator<Item = (&'a str, &'a Value)> {
+    let entries = object.iter().rev().map(|(name, value)| (name.as_str(), value));
+    entries.filter(move |(name, value)| name.eq_ignore_ascii_case(key) && !value.is_null())
 }
 
 /// Removes every spelling of a key. Returns whether there was one.
@@ -175,7 +173,7 @@ impl<'de> de::Deserializer<'de> for LenientObject<'_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, JsonError> {
-        visitor.visit_map(KnownKeys { object: self.0, fields: fields.iter(), next: None })
+        visitor.visit_map(KnownKeys { object: self.0, known: fields, fields: fields.iter(), next: None })
     }
 
     forward_to_deserialize_any! {
@@ -285,9 +283,11 @@ impl<'de> MapAccess<'de> for AllKeys<'_> {
     }
 }
 
-/// The fields of a struct that the object contains, matched without regard to case.
+/// The fields of a struct that the object contains, matched without regard to case. A key that is spelled like one field is
+/// never another.
 struct KnownKeys<'a> {
     object: &'a Object,
+    known: &'static [&'static str],
     fields: std::slice::Iter<'static, &'static str>,
     next: Option<(&'a str, &'a Value)>,
 }
@@ -297,7 +297,8 @@ impl<'de> MapAccess<'de> for KnownKeys<'_> {
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, JsonError> {
         for field in self.fields.by_ref() {
-            if let Some(entry) = lookup_entry(self.object, field) {
+            let is_other = |name: &str| name != *field && self.known.contains(&name);
+            if let Some(entry) = entries_of(self.object, field).find(|(name, _)| !is_other(name)) {
                 self.next = Some(entry);
                 return seed.deserialize((*field).into_deserializer()).map(Some);
             }

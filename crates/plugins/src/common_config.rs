@@ -1,8 +1,13 @@
 //! Keys that several configurations share.
 
-use netloom_plugin::{Code, Error, Request};
+use std::borrow::Cow;
+
+use netloom_plugin::{
+    Code, Error, Request,
+    result::{Dns, v100::Success},
+};
 use netloom_types::name::IfName;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use crate::error::invalid;
@@ -34,6 +39,52 @@ pub(crate) fn ipam_of(request: &Request) -> Result<Option<String>, Error> {
         ipam: Ipam,
     }
     Ok(request.read::<Part>()?.ipam.kind())
+}
+
+/// The DNS settings of a configuration, or `None` without any. An explicit empty list is a setting.
+#[derive(Debug, Default, Deserialize)]
+#[serde(from = "DnsKeys")]
+pub(crate) struct OwnDns(Option<Dns>);
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct DnsKeys {
+    nameservers: Option<Vec<String>>,
+    domain: String,
+    search: Option<Vec<String>>,
+    options: Option<Vec<String>>,
+}
+
+impl From<DnsKeys> for OwnDns {
+    fn from(keys: DnsKeys) -> Self {
+        let DnsKeys { nameservers, domain, search, options } = keys;
+        let is_absent = nameservers.is_none() && domain.is_empty() && search.is_none() && options.is_none();
+        Self((!is_absent).then(|| Dns {
+            nameservers: nameservers.unwrap_or_default(),
+            domain,
+            search: search.unwrap_or_default(),
+            options: options.unwrap_or_default(),
+        }))
+    }
+}
+
+impl OwnDns {
+    /// Replaces the settings of the IPAM plugin if the configuration has some.
+    pub(crate) fn replace_in(&self, result: &mut Success) {
+        if let Some(dns) = &self.0 {
+            result.dns = dns.clone();
+        }
+    }
+}
+
+impl JsonSchema for OwnDns {
+    fn schema_name() -> Cow<'static, str> {
+        Dns::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Dns::json_schema(generator)
+    }
 }
 
 /// The name of a link that must exist: its name or one of its alternative names.

@@ -4,14 +4,11 @@
 //! here too, but has verbs of its own, because its link must return to the host.
 
 use kernel::link::{self, Change, Link};
-use netloom_plugin::{
-    Attachment, Code, Error, Plugin, Request, Sandbox, Undo,
-    result::{Dns, v100::Success},
-};
+use netloom_plugin::{Attachment, Code, Error, Plugin, Request, Sandbox, Undo, result::v100::Success};
 
 use crate::{
     cleanup,
-    common_config::ipam_of,
+    common_config::{OwnDns, ipam_of},
     container_netns::{ContainerNetns, Duplicates, Settings},
     error::{Explain, no_addresses},
     interface,
@@ -100,7 +97,7 @@ pub(crate) struct Addressing {
     /// The previous plugin's result, whose addresses the link gets if there is no IPAM plugin.
     pub(crate) chained: Option<Success>,
     /// DNS settings of the configuration.
-    pub(crate) dns: Dns,
+    pub(crate) dns: OwnDns,
     /// How addresses that another host may have are detected.
     pub(crate) duplicates: Duplicates,
     /// Whether the kernel announces the addresses to neighbours.
@@ -109,7 +106,7 @@ pub(crate) struct Addressing {
 
 impl Addressing {
     /// Returns the addressing of a link on a segment shared with other hosts.
-    pub(crate) fn on_segment(ipam: Option<String>, dns: Dns, enabledad: bool) -> Self {
+    pub(crate) fn on_segment(ipam: Option<String>, dns: OwnDns, enabledad: bool) -> Self {
         Self { ipam, chained: None, dns, duplicates: Duplicates::of(enabledad), announce: true }
     }
 }
@@ -164,9 +161,7 @@ pub(crate) fn configure(
         container.configure(link, &result, settings)?;
     }
     result.interfaces = vec![interface::in_container(link, sandbox)];
-    if !addressing.dns.is_empty() {
-        result.dns = addressing.dns.clone();
-    }
+    addressing.dns.replace_in(&mut result);
     Ok(result)
 }
 

@@ -254,6 +254,10 @@ impl Plugin for Dhcp {
         }
     }
 
+    fn checks_result(&self) -> bool {
+        false
+    }
+
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
         match call_daemon(&conf.socket, &Call::Check(owner(request, sandbox)), Code::TryAgainLater)? {

@@ -1,12 +1,12 @@
 //! `dummy`: a link in the container that drops every packet, for addresses that need an interface.
 
 use kernel::link::{self, Driver, Link, New};
-use netloom_plugin::{Error, Request, Sandbox, Undo, result::Dns};
+use netloom_plugin::{Error, Request, Sandbox, Undo};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    common_config::Ipam,
+    common_config::{Ipam, OwnDns},
     container_link::{self, Addressing, ContainerLink},
     container_netns::{ContainerNetns, Duplicates},
     error::{Explain, check_failed, invalid},
@@ -21,9 +21,9 @@ pub struct Dummy;
 #[serde(default)]
 pub(crate) struct Written {
     ipam: Ipam,
-    /// DNS settings of the result. They replace those of the IPAM plugin
+    /// DNS settings of the result. They replace those of the IPAM plugin, even if they are an empty list
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
-    dns: Dns,
+    dns: OwnDns,
 }
 
 impl ContainerLink for Dummy {

@@ -6,18 +6,15 @@ use std::path::{Path, PathBuf};
 
 use kernel::{Protocol, Socket};
 use netloom_plugin::{
-    Attachment, Error, Plugin, Request, Sandbox, Undo,
-    result::{
-        Dns,
-        v100::{Interface, Success},
-    },
+    Attachment, Code, Error, Plugin, Request, Sandbox, Undo,
+    result::v100::{Interface, Success},
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
     cleanup,
-    common_config::{Ipam, LinkName},
+    common_config::{Ipam, LinkName, OwnDns},
     container_link::{self, Addressing},
     container_netns::ContainerNetns,
     error::{Errors, Explain, invalid},
@@ -49,9 +46,12 @@ pub(crate) struct Written {
     /// IPv6 duplicate address detection waits a full second for an answer. Without it, a hundredth of a second
     enabledad: bool,
     ipam: Ipam,
-    /// DNS settings of the result. They replace those of the IPAM plugin
+    /// DNS settings of the result. They replace those of the IPAM plugin, even if they are an empty list
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
-    dns: Dns,
+    dns: OwnDns,
+    // A key of the reference plugin 1.10.0.
+    #[schemars(skip)]
+    use_interface_network: bool,
     runtime_config: RuntimeDevice,
 }
 
@@ -69,6 +69,8 @@ struct Conf {
     device: Device,
     /// Whether the device has a user-space driver (DPDK), so that there is no link to move.
     without_link: bool,
+    /// Whether the container shall get the device's addresses and routes of the host.
+    use_interface_network: bool,
     addressing: Addressing,
 }
 
@@ -131,6 +133,7 @@ impl Conf {
         Ok(Self {
             device,
             without_link: driver.is_some_and(|driver| USER_SPACE_DRIVERS.contains(&driver)),
+            use_interface_network: written.use_interface_network,
             addressing: Addressing::on_segment(written.ipam.kind(), written.dns, written.enabledad),
         })
     }
@@ -152,6 +155,11 @@ impl Plugin for HostDevice {
 
     fn add(&self, request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Result<Success, Error> {
         let conf = Conf::of(request)?;
+        if conf.use_interface_network {
+            // Without it the interface would have no addresses, and ADD would succeed.
+            return Err(Error::new(Code::UnsupportedField, "`useInterfaceNetwork` is not supported")
+                .details("set `ipam`, for example to `static` with the addresses and routes of the device"));
+        }
         let container = ContainerNetns::open(sandbox.require_netns()?).explain()?;
         if conf.without_link {
             let interface = Interface {
@@ -165,6 +173,7 @@ impl Plugin for HostDevice {
             };
             result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
             result.interfaces = vec![interface];
+            conf.addressing.dns.replace_in(&mut result);
             return Ok(result);
         }
         container_link::require_free(&container, sandbox)?;

@@ -215,6 +215,10 @@ impl Plugin for HostLocal {
         }
     }
 
+    fn checks_result(&self) -> bool {
+        false
+    }
+
     fn check(&self, request: &Request, sandbox: &Sandbox) -> Result<(), Error> {
         let conf = Conf::of(request)?;
         let owned = match conf.store.lock_existing().explain()? {

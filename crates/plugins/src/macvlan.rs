@@ -1,12 +1,12 @@
 //! `macvlan`: a link in the container with its own hardware address, on the segment of a parent link.
 
 use kernel::link::{Driver, Link, Mac, MacvlanMode};
-use netloom_plugin::{Error, Request, Sandbox, Undo, result::Dns};
+use netloom_plugin::{Error, Request, Sandbox, Undo};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    common_config::{Ipam, mtu},
+    common_config::{Ipam, OwnDns, mtu},
     container_link::{Addressing, ContainerLink},
     container_netns::ContainerNetns,
     error::{check_failed, invalid},
@@ -43,9 +43,9 @@ pub(crate) struct Written {
     /// IPv6 duplicate address detection waits a full second for an answer. Without it, a hundredth of a second
     enabledad: bool,
     ipam: Ipam,
-    /// DNS settings of the result. They replace those of the IPAM plugin
+    /// DNS settings of the result. They replace those of the IPAM plugin, even if they are an empty list
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
-    dns: Dns,
+    dns: OwnDns,
     runtime_config: RuntimeMac,
 }
 

@@ -11,17 +11,14 @@ use kernel::{
     route::{self, Route},
     sysctl::{self, Setting},
 };
-use netloom_plugin::{
-    Attachment, Error, Plugin, Request, Sandbox, Undo,
-    result::{Dns, v100::Success},
-};
+use netloom_plugin::{Attachment, Error, Plugin, Request, Sandbox, Undo, result::v100::Success};
 use ruleset::masquerade;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
     cleanup,
-    common_config::{Ipam, ipam_of, mtu, require_masquerade_backend},
+    common_config::{Ipam, OwnDns, ipam_of, mtu, require_masquerade_backend},
     container_link,
     container_netns::{ContainerNetns, Duplicates, Settings},
     error::{Errors, Explain, check_failed, invalid},
@@ -47,9 +44,9 @@ pub(crate) struct Written {
     #[schemars(example = 1450)]
     mtu: i64,
     ipam: Ipam,
-    /// DNS settings of the result. They replace those of the IPAM plugin
+    /// DNS settings of the result. They replace those of the IPAM plugin, even if they are an empty list
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
-    dns: Dns,
+    dns: OwnDns,
 }
 
 /// The validated configuration.
@@ -57,7 +54,7 @@ struct Conf {
     masquerade: bool,
     mtu: Option<u32>,
     ipam: String,
-    dns: Dns,
+    dns: OwnDns,
 }
 
 /// The index of the container's interface in the result, after the host end.
@@ -117,9 +114,7 @@ impl Plugin for Ptp {
         let mac = link::mac(&host, &outside.name).explain()?;
         result.interfaces =
             vec![interface::listed(&outside.name, Some(mac)), interface::in_container(&inside, sandbox)];
-        if !conf.dns.is_empty() {
-            result.dns = conf.dns;
-        }
+        conf.dns.replace_in(&mut result);
         Ok(result)
     }
 

@@ -12,7 +12,7 @@ use netloom_plugin::{
 };
 use netloom_types::address::{parse_cidr, parse_ip};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
     error::{check_failed, invalid},
@@ -48,6 +48,10 @@ struct Address {
     #[schemars(with = "Option<String>", example = &"10.1.0.1")]
     #[serde(default, with = "netloom_types::address::optional_ip")]
     gateway: Option<IpAddr>,
+    // Programs that write the reference plugin's own type as JSON have its parsed address beside the text.
+    #[schemars(skip)]
+    #[serde(default, rename = "Address")]
+    _parsed: IgnoredAny,
 }
 
 /// The validated configuration.

@@ -4,13 +4,13 @@ use kernel::{
     link::{self, Change, Link, Mac},
     tun,
 };
-use netloom_plugin::{Error, Request, Sandbox, Undo, result::Dns};
+use netloom_plugin::{Error, Request, Sandbox, Undo};
 use netloom_types::name::IfName;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    common_config::{Ipam, mtu},
+    common_config::{Ipam, OwnDns, mtu},
     container_link::{self, Addressing, ContainerLink},
     container_netns::{ContainerNetns, Duplicates},
     error::{Explain, check_failed, invalid, kernel_error},
@@ -46,9 +46,9 @@ pub(crate) struct Written {
     #[schemars(example = &"br0")]
     bridge: String,
     ipam: Ipam,
-    /// DNS settings of the result. They replace those of the IPAM plugin
+    /// DNS settings of the result. They replace those of the IPAM plugin, even if they are an empty list
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
-    dns: Dns,
+    dns: OwnDns,
     runtime_config: RuntimeMac,
 }
 

@@ -1,12 +1,12 @@
 //! `vlan`: a link in the container that sends and receives the frames of one VLAN of a parent link.
 
 use kernel::link::{Driver, Link};
-use netloom_plugin::{Error, Request, Sandbox, Undo, result::Dns};
+use netloom_plugin::{Error, Request, Sandbox, Undo};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    common_config::{Ipam, mtu},
+    common_config::{Ipam, OwnDns, mtu},
     container_link::{Addressing, ContainerLink},
     container_netns::ContainerNetns,
     error::{check_failed, invalid},
@@ -36,9 +36,9 @@ pub(crate) struct Written {
     /// IPv6 duplicate address detection waits a full second for an answer. Without it, a hundredth of a second
     enabledad: bool,
     ipam: Ipam,
-    /// DNS settings of the result. They replace those of the IPAM plugin
+    /// DNS settings of the result. They replace those of the IPAM plugin, even if they are an empty list
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
-    dns: Dns,
+    dns: OwnDns,
 }
 
 /// The validated configuration.

@@ -49,6 +49,10 @@ impl Plugin for WaitForRemoval {
         self.0.uses_netns()
     }
 
+    fn checks_result(&self) -> bool {
+        self.0.checks_result()
+    }
+
     fn versions(&self) -> &'static [SpecVersion] {
         self.0.versions()
     }

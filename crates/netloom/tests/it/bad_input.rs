@@ -429,6 +429,7 @@ fn configurations() -> Vec<Case> {
         (TAP, "dns", json!(5), 6, "`dns`"),
         (HOST_DEVICE, "device", json!(null), 7, "specify either"),
         (HOST_DEVICE, "device", json!("none0"), 7, "none0"),
+        (HOST_DEVICE, "useInterfaceNetwork", json!(true), 2, "`useInterfaceNetwork`"),
         (HOST_DEVICE, "device", json!("a/b"), 7, "`device`"),
         (HOST_DEVICE, "device", json!("lo"), 999, "`lo`"),
         (HOST_DEVICE, "device", json!(5), 6, "`device`"),
@@ -665,6 +666,12 @@ fn what_is_not_used_is_not_checked() {
         let result = call.add(&conf);
         assert_eq!(result["ips"][0]["address"], "10.88.0.2/16");
         call.check(&conf, &result);
+        // host-local looks at its files alone.
+        let (code, text) = match call.call("CHECK", &conf) {
+            checked if checked.ok => (0, String::new()),
+            checked => checked.error(),
+        };
+        assert_eq!(code, if ipam["type"] == "host-local" { 0 } else { 7 }, "{text}");
         call.del(&conf, &result);
     }
     let loopback = json!({"cniVersion": "1.1.0", "name": "lab", "type": "loopback"});
@@ -674,6 +681,8 @@ fn what_is_not_used_is_not_checked() {
     let mut call = Call::new(&host, &OURS, "c1");
     call.args = "none".into();
     call.add(&loopback);
+    // loopback's CHECK looks at the link alone.
+    call.call("CHECK", &loopback).result("CHECK without prevResult");
     let (code, text) = call.call("ADD", &dual_stack()).error();
     assert!(code == 4 && text.contains("CNI_ARGS") && text.contains("none"), "{code} {text}");
 }

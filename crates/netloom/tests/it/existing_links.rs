@@ -36,6 +36,11 @@ fn a_bridge_keeps_its_address() {
             "ip link add br0 type bridge".into(),
             "",
         ),
+        (
+            "a bridge without ports and with an address of the kernel's that begins like those of containers' ports",
+            "until ip link add br0 type bridge; ip link show br0 | grep -q 'ether fe:'; do ip link del br0; done".into(),
+            "",
+        ),
     ];
     for (name, setup, expected) in layouts {
         for gateway in [true, false] {
@@ -72,7 +77,7 @@ fn a_bridge_keeps_its_address() {
     }
 }
 
-/// A bridge that lost its last port before its address was set has none: ADD works, and gives it one that stays.
+/// A bridge that lost its last port before its address was set has none: ADD works, and gives it one of its own that stays.
 #[test]
 fn a_bridge_without_an_address_gets_one() {
     if !testkit::is_root() {
@@ -91,6 +96,7 @@ fn a_bridge_without_an_address_gets_one() {
         let now = mac(&host, "br0");
         assert_ne!(now, "00:00:00:00:00:00");
         assert_eq!(&now, expected.get_or_insert(now.clone()));
+        assert_ne!(result["interfaces"][1]["mac"], now.as_str());
         call.del(&conf, &result);
     }
 }

@@ -171,6 +171,27 @@ fn a_container_gets_through_whoever_drops() {
     });
 }
 
+/// As other D-Bus clients, the plugin looks for the bus where the environment says.
+#[test]
+fn the_environment_says_where_the_bus_is() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let bin = tempfile::tempdir().unwrap();
+    let script = format!(
+        "#!/bin/sh\nexport DBUS_SYSTEM_BUS_ADDRESS='tcp:host=x,port=1;unix:guid=0,path=/run/none'\nexec {}\n",
+        OURS.join("firewall").display()
+    );
+    std::fs::write(bin.path().join("firewall"), script).unwrap();
+    host.sh(&format!("chmod +x {}/firewall", bin.path().display()));
+    let prev = json!({"cniVersion": "1.1.0", "ips": [{"address": "10.1.0.2/24"}]});
+    let conf = firewall("lab", &json!({"backend": "firewalld", "prevResult": prev}));
+    let (code, text) = Call::new(&host, bin.path(), "c1").call("ADD", &conf).error();
+    assert!(code == 999 && text.contains("/run/none"), "{code} {text}");
+}
+
 fn gets_through(regime: &str, set_up: &str, backend: &str) {
     let mut lab = Lab::new();
     if regime == "firewalld" {

@@ -4,13 +4,13 @@ use kernel::{
     bridge::{Port, Vlan},
     link::Mac,
 };
-use netloom_plugin::{Error, Request, result::Dns};
+use netloom_plugin::{Error, Request};
 use netloom_types::name::IfName;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    common_config::{Ipam, LinkName, mtu, require_masquerade_backend},
+    common_config::{Ipam, LinkName, OwnDns, mtu, require_masquerade_backend},
     error::invalid,
     runtime_args::{Args, RuntimeMac, requested_mac, require_known_args},
 };
@@ -62,9 +62,9 @@ pub(crate) struct Written {
     #[schemars(example = &"eth1")]
     uplink_interface: String,
     ipam: Ipam,
-    /// DNS settings of the result. They replace those of the IPAM plugin
+    /// DNS settings of the result. They replace those of the IPAM plugin, even if they are an empty list
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
-    dns: Dns,
+    dns: OwnDns,
     args: Args,
     runtime_config: RuntimeMac,
 }
@@ -106,7 +106,7 @@ pub(super) struct Conf {
     pub(super) uplink: Option<LinkName>,
     /// The IPAM plugin, or `None` for a network without addresses.
     pub(super) ipam: Option<String>,
-    pub(super) dns: Dns,
+    pub(super) dns: OwnDns,
     pub(super) mac: Option<Mac>,
 }
 

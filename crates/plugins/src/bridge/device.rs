@@ -1,5 +1,7 @@
 //! The bridge itself: created by the first ADD, joined by the uplink, listed in the result.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+
 use kernel::{
     Kind, Socket, bridge,
     link::{self, Change, Mac, QuickLink},
@@ -15,7 +17,9 @@ use crate::{
 
 pub(super) fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<QuickLink, Error> {
     let name = conf.bridge.as_str();
-    let wanted = bridge::New { name, mtu: conf.mtu, vlan_filtering: conf.vlans.is_some() };
+    // An uplink's address becomes the bridge's.
+    let mac = conf.uplink.is_none().then(random_mac);
+    let wanted = bridge::New { name, mac, mtu: conf.mtu, vlan_filtering: conf.vlans.is_some() };
     let there = link::find_quick(host, name).explain()?;
     let mut created = false;
     if there.is_none() {
@@ -69,6 +73,12 @@ fn connect_uplink(host: &Socket, bridge: &QuickLink, name: &str, created: bool) 
             link::change(host, bridge, &Change { mac: Some(mac), ..Change::default() }).explain()
         }
     }
+}
+
+/// Returns a random address for a bridge: unicast, locally administered, and lower than that of any container's port.
+pub(super) fn random_mac() -> Mac {
+    let [a, b, c, d, e, f, ..] = RandomState::new().build_hasher().finish().to_be_bytes();
+    Mac([a & 0x7c | 0x02, b, c, d, e, f])
 }
 
 pub(super) fn require_bridge(there: Option<&QuickLink>) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use kernel::{
     Socket,
     bridge::{self, Side},
     events::Events,
-    link::{self, Change, Handle, Mac, Named, QuickLink},
+    link::{self, Change, Handle, Link, Mac, Named, QuickLink},
     sysctl::{self, Setting},
 };
 use netloom_plugin::{Error, Undo};
@@ -65,13 +65,17 @@ pub(super) fn connect(
 /// other link, so only a bridge without other ports loses the address that it had before.
 fn keep_mac(host: &Socket, bridge: &QuickLink, before: Mac) -> Result<(), Error> {
     let now = link::mac(host, &bridge.name).explain()?;
-    // With two ADDs at once the second one reads the first one's port address, which is not the bridge's own.
-    // The kernel clears the address of a bridge that loses its last port before its address was set: there is none to restore.
-    if Owner::is_port_mac(now) && !Owner::is_port_mac(before) && before != Mac([0; 6]) {
-        let change = Change { mac: Some(before), ..Change::default() };
-        link::change(host, bridge, &change).explain()?;
+    if !Owner::is_port_mac(now) || now == before {
+        return Ok(());
     }
-    Ok(())
+    // With two ADDs at once the second one reads the first one's port address, which is not the bridge's own.
+    let is_port = |link: &Link| link.mac == Some(before) && link.index != bridge.index;
+    if Owner::is_port_mac(before) && link::list(host).explain()?.iter().any(is_port) {
+        return Ok(());
+    }
+    // The kernel clears the address of a bridge that loses its last port before its address was set.
+    let mac = if before == Mac([0; 6]) { device::random_mac() } else { before };
+    link::change(host, bridge, &Change { mac: Some(mac), ..Change::default() }).explain()
 }
 
 pub(super) fn set_vlans(host: &Socket, port: &dyn Named, vlans: &Vlans) -> Result<(), Error> {

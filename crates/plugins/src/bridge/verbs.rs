@@ -89,9 +89,7 @@ pub(super) fn add(request: &Request, sandbox: &Sandbox, undo: &mut Undo) -> Resu
     if let Some(link) = gateway_link {
         result.interfaces.push(device::listed(&host, &link)?);
     }
-    if !conf.dns.is_empty() {
-        result.dns = conf.dns;
-    }
+    conf.dns.replace_in(&mut result);
     Ok(result)
 }
 

@@ -7,6 +7,7 @@ use std::{
     io::{BufRead, BufReader, Error as IoError, ErrorKind, Read, Write},
     net::IpAddr,
     os::unix::net::UnixStream,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -19,7 +20,6 @@ pub(super) struct Bus {
     serial: u32,
 }
 
-const SOCKET: &str = "/run/dbus/system_bus_socket";
 const FIREWALLD: &str = "org.fedoraproject.FirewallD1";
 const ZONE: &str = "org.fedoraproject.FirewallD1.zone";
 /// Time limit for an answer. firewalld answers within tens of milliseconds, or within seconds while it reloads.
@@ -95,7 +95,7 @@ impl Bus {
 
     /// Connects to the bus and authenticates.
     fn open() -> Result<Self, IoError> {
-        let stream = UnixStream::connect(SOCKET)?;
+        let stream = UnixStream::connect(socket())?;
         stream.set_read_timeout(Some(LIMIT))?;
         stream.set_write_timeout(Some(LIMIT))?;
         let mut bus = Self { stream: BufReader::new(stream), serial: 0 };
@@ -279,10 +279,21 @@ fn length(bytes: &[u8]) -> u32 {
 }
 
 /// What to do if firewalld cannot be reached.
+/// Returns the path of the system bus's socket: the first `unix:path=` in `DBUS_SYSTEM_BUS_ADDRESS`, or the usual one
+/// (D-Bus Specification, "Server Addresses").
+fn socket() -> PathBuf {
+    let addresses = std::env::var("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_default();
+    let paths = addresses.split(';').filter_map(|address| {
+        address.strip_prefix("unix:")?.split(',').find_map(|pair| pair.strip_prefix("path="))
+    });
+    paths.map(PathBuf::from).next().unwrap_or_else(|| "/run/dbus/system_bus_socket".into())
+}
+
 const START_HINT: &str = "start firewalld, or leave `backend` out";
 
 fn explain(doing: &str, error: &IoError) -> Error {
-    Error::new(Code::Internal, format!("cannot {doing} firewalld over {SOCKET}: {error}")).details(START_HINT)
+    let socket = socket().display().to_string();
+    Error::new(Code::Internal, format!("cannot {doing} firewalld over {socket}: {error}")).details(START_HINT)
 }
 
 const METHOD_CALL: u8 = 1;
