@@ -135,7 +135,8 @@ pub fn port_state(socket: &Socket, link: &dyn Named) -> Result<Option<PortState>
     let message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, link.index(), 0, 0));
     let mut found = None;
     socket.ask(message, "read the port", &format_args!("`{}`", link.name()), |received| {
-        let info = Attrs(Attrs::after(received.payload, IFINFO).find(libc::IFLA_LINKINFO).unwrap_or_default());
+        let info =
+            Attrs(Attrs::after(received.payload, IFINFO).find(libc::IFLA_LINKINFO).unwrap_or_default());
         if info.find(IFLA_INFO_SLAVE_KIND).map(read_text).as_deref() == Some("bridge") {
             found = info.find(IFLA_INFO_SLAVE_DATA).map(|data| read_port(Attrs(data)));
         }

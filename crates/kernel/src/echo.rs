@@ -46,13 +46,19 @@ impl Echo {
         Ok(Self { fd: socket(family, SocketType::RAW, Some(protocol))?, to, token })
     }
 
+    /// Returns the identifier in the header of the request.
+    pub fn identifier() -> u16 {
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        u16::from_be_bytes([high, low])
+    }
+
     /// Sends the request as an IP packet of `size` bytes. The kernel does not fragment it if the link's MTU suffices.
     ///
     /// # Errors
     /// If there is no route, or the packet is too large.
     pub fn send(&self, size: usize) -> io::Result<()> {
         let (kind, header) = if self.to.is_ipv4() { (8, 20) } else { (128, IPV6_HEADER) };
-        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let [high, low] = Self::identifier().to_be_bytes();
         let mut packet = vec![kind, 0, 0, 0, high, low, 0, 1];
         packet.extend_from_slice(&self.token);
         packet.resize(size.saturating_sub(header).max(packet.len()), 0);

@@ -34,9 +34,8 @@ pub struct Verdict {
 /// # Errors
 /// If the socket is broken.
 pub fn wait(events: &Events, limit: Duration, mut enough: impl FnMut(Verdict) -> bool) -> Result<()> {
-    let waited = events.wait(limit, "wait for", "traces of packets", |received| {
-        read(received).is_some_and(&mut enough)
-    });
+    let waited = events
+        .wait(limit, "wait for", "traces of packets", |received| read(received).is_some_and(&mut enough));
     match waited {
         Err(error) if error.kind() == crate::Kind::TimedOut => Ok(()),
         other => other,
@@ -48,7 +47,8 @@ fn read(received: &Received<'_>) -> Option<Verdict> {
         return None;
     }
     let attrs = Attrs::after(received.payload, NFGEN);
-    let verdict = attrs.find(TRACE_VERDICT).and_then(|data| Attrs(data).find(VERDICT_CODE)).and_then(read_be32);
+    let verdict =
+        attrs.find(TRACE_VERDICT).and_then(|data| Attrs(data).find(VERDICT_CODE)).and_then(read_be32);
     let policy = attrs.find(TRACE_POLICY).and_then(read_be32);
     let handle = attrs.find(TRACE_RULE_HANDLE).and_then(|data| data.first_chunk());
     let end = if attrs.find(TRACE_TYPE).and_then(read_be32) == Some(TYPE_POLICY) { policy } else { verdict };
