@@ -41,3 +41,4 @@ mod shared;
 mod undo;
 mod vrf;
 mod waiting;
+mod why;
