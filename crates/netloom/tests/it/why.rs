@@ -1,7 +1,10 @@
 //! `netloom why`: the tables of faults and of healthy hosts in `tests/faults`, each case on a host of its own.
 
 use std::{
+    collections::BTreeMap,
     fs,
+    panic::AssertUnwindSafe,
+    path::Path,
     process::{Command, Stdio},
     sync::{
         Mutex,
@@ -15,9 +18,11 @@ use toml::{Table, Value};
 
 use crate::lab::{OURS, text};
 
-const LAYOUTS: &str = include_str!("../faults/layouts.toml");
-const FAULTS: [&str; 2] = [include_str!("../faults/faults.toml"), include_str!("../faults/reported.toml")];
-const HEALTHY: &str = include_str!("../faults/healthy.toml");
+/// Reads a table of `tests/faults`.
+fn table(name: &str) -> Table {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults").join(name);
+    toml::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
 
 /// The other host on the uplink, and this host's address and default routes.
 const UPLINK: &str = "ip netns add outside; ip link add up0 type veth peer eth0 netns outside; ip link set up0 up
@@ -40,12 +45,31 @@ fn texts(value: Option<&Value>) -> Vec<&str> {
     }
 }
 
+/// Returns the cases of the tables that this kernel can run: `needs` is a command that succeeds if it has what the case uses.
 fn cases(tables: &[&str], kind: &str) -> Vec<Table> {
-    let parsed = tables.iter().map(|text| toml::from_str::<Table>(text).unwrap());
-    parsed
-        .flat_map(|table| table[kind].as_array().unwrap().clone())
-        .map(|it| it.as_table().unwrap().clone())
-        .collect()
+    let host = Host::new();
+    let needs = |case: &Table| {
+        let layouts = table("layouts.toml");
+        let layout =
+            case.get("layout").and_then(|name| layouts[name.as_str().unwrap()].get("needs").cloned());
+        [case.get("needs").cloned(), layout]
+            .into_iter()
+            .flatten()
+            .map(|it| it.as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let all = tables.iter().flat_map(|name| table(name)[kind].as_array().unwrap().clone());
+    let mut cases: Vec<Table> = all.map(|it| it.as_table().unwrap().clone()).collect();
+    let mut lacks: BTreeMap<String, bool> = BTreeMap::new();
+    cases.retain(|case| {
+        needs(case).into_iter().all(|need| *lacks.entry(need).or_insert_with_key(|need| host.succeeds(need)))
+    });
+    for (need, there) in lacks {
+        if !there {
+            testkit::say_skipped(&format!("cases that need `{need}`"));
+        }
+    }
+    cases
 }
 
 fn netloom(host: &Host, arguments: &[&str]) -> (bool, String, Duration) {
@@ -59,7 +83,7 @@ fn netloom(host: &Host, arguments: &[&str]) -> (bool, String, Duration) {
 
 /// Creates the host of a layout.
 fn lay_out(name: &str) -> Host {
-    let layouts: Table = toml::from_str(LAYOUTS).unwrap();
+    let layouts = table("layouts.toml");
     let layout = layouts[name].as_table().unwrap();
     let host = Host::new();
     host.sh(UPLINK);
@@ -113,7 +137,11 @@ fn run(cases: &[Table], judge: impl Fn(&Table) -> Judged + Sync) -> Vec<Judged> 
         for _ in 0..6 {
             scope.spawn(|| {
                 while let Some(case) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let one = judge(case);
+                    // A command of the table that fails is a fault of the case.
+                    let one =
+                        std::panic::catch_unwind(AssertUnwindSafe(|| judge(case))).unwrap_or_else(|_| {
+                            (case["name"].to_string(), Some("could not be set up".into()), Duration::ZERO)
+                        });
                     judged.lock().unwrap().push(one);
                 }
             });
@@ -145,7 +173,7 @@ fn why_names_each_fault() {
     if !testkit::is_root() {
         return;
     }
-    let judged = run(&cases(&FAULTS, "fault"), judge_fault);
+    let judged = run(&cases(&["faults.toml", "reported.toml"], "fault"), judge_fault);
     let (count, wrong) = summary("faults", &judged);
     assert!(wrong * 20 <= count, "{wrong} of {count} are not named");
 }
@@ -156,7 +184,7 @@ fn why_blames_nothing_on_a_healthy_host() {
     if !testkit::is_root() {
         return;
     }
-    let judged = run(&cases(&[HEALTHY], "healthy"), |case| {
+    let judged = run(&cases(&["healthy.toml"], "healthy"), |case| {
         let name = case["name"].as_str().unwrap().to_owned();
         let host = lay_out(case.get("layout").and_then(Value::as_str).unwrap_or("bridge"));
         if let Some(setup) = case.get("setup") {
