@@ -46,6 +46,14 @@ impl Echo {
         Ok(Self { fd: socket(family, SocketType::RAW, Some(protocol))?, to, token })
     }
 
+    /// Sends requests from this address.
+    ///
+    /// # Errors
+    /// If the address is none of the namespace, or tentative.
+    pub fn bind(&self, source: IpAddr) -> io::Result<()> {
+        Ok(rustix::net::bind(&self.fd, &SocketAddr::new(source, 0))?)
+    }
+
     /// Returns the identifier in the header of the request.
     pub fn identifier() -> u16 {
         let [_, _, high, low] = std::process::id().to_be_bytes();

@@ -140,7 +140,11 @@ fn run(cases: &[Table], judge: impl Fn(&Table) -> Judged + Sync) -> Vec<Judged> 
                     // A command of the table that fails is a fault of the case.
                     let one =
                         std::panic::catch_unwind(AssertUnwindSafe(|| judge(case))).unwrap_or_else(|_| {
-                            (case["name"].to_string(), Some("could not be set up".into()), Duration::ZERO)
+                            (
+                                case["name"].as_str().unwrap().to_owned(),
+                                Some("could not be set up".into()),
+                                Duration::ZERO,
+                            )
                         });
                     judged.lock().unwrap().push(one);
                 }

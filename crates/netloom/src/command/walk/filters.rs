@@ -113,23 +113,24 @@ impl<'a> Watch<'a> {
         let (mut arrived, mut answered, mut translation) = (false, false, None);
         if let Some((events, _)) = &self.trace {
             nft::trace::wait(events, ANNOUNCED, |verdict| {
-                if let Some(addresses) = addresses(&verdict.network) {
-                    header = Some(addresses);
+                if !verdict.network.is_empty() {
+                    header = addresses(&verdict.network);
                 }
-                let Some((from, to)) = header else { return false };
-                let is_answer = from == path.to || from == path.end();
-                if is_answer {
-                    answered = true
-                } else {
-                    arrived = true
-                }
+                // Requests for hardware addresses have no IP header.
+                let (from, to) = header.unwrap_or((path.to, path.to));
+                let end = path.end();
+                let is_answer = from == end && to != end || from == path.to && to != path.to && to != end;
+                let counts = header.is_some() && !to.is_multicast();
+                answered |= counts && is_answer;
+                arrived |= counts && !is_answer;
                 if verdict.table == self.table {
                     return false;
                 }
                 if verdict.rule.is_some() && !verdict.drops && !is_answer && to == path.to {
                     translation = Some(describe_rule(&verdict));
                 }
-                if !is_answer && to != path.to && to != path.end() && self.place.is_none() {
+                let is_diverted = !is_answer && ![path.to, end].contains(&to) && !to.is_multicast();
+                if is_diverted && path.published.is_some() && self.place.is_none() {
                     evidence.diverted = Some((to, translation.clone().unwrap_or_default()));
                 }
                 if verdict.drops && found.is_none() {
@@ -294,6 +295,11 @@ fn tracing(table: &str, path: &Path<'_>, shot: &Shot) -> Batch {
     };
     let places: &[u32] = if matches!(path.kind, Kind::Echo(_)) { &[4] } else { &[0, 2] };
     let mut batch = Batch::new();
+    let sender = path.from.and_then(|place| path.source.or(place.address_for(path.to)));
+    let sender = sender.map(|ip| match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    });
     for family in [Family::Inet, Family::Bridge] {
         let table = Table { family, name: table };
         batch.create_owned_table(table, "traces the packets of a running `netloom why`");
@@ -303,11 +309,39 @@ fn tracing(table: &str, path: &Path<'_>, shot: &Shot) -> Batch {
             for offset in places {
                 batch.add_rule(table, chain, At::Last, &is_it(*offset), "");
             }
+            if let Some(rule) = sender.as_deref().map(resolving)
+                && family == Family::Bridge
+            {
+                batch.add_rule(table, chain, At::Last, &rule, "");
+            }
         }
     }
     batch
 }
 
+/// Traces the requests for the next hop's hardware address that the probe causes: ARP, or neighbour solicitations.
+fn resolving(sender: &[u8]) -> Vec<Expr<'_>> {
+    let length = if sender.len() == 4 { 4 } else { 16 };
+    let matches: &[Expr<'_>] = if sender.len() == 4 {
+        &[
+            Expr::EtherType(Reg(0)),
+            Expr::Equal(Reg(0), &[8, 6]),
+            Expr::Payload { base: NETWORK, offset: 14, length: 4, to: Reg(1) },
+        ]
+    } else {
+        &[
+            Expr::Protocol(Reg(0)),
+            Expr::Equal(Reg(0), &[58]),
+            Expr::Payload { base: TRANSPORT, offset: 0, length: 1, to: Reg(1) },
+            Expr::Equal(Reg(1), &[135]),
+            Expr::Payload { base: NETWORK, offset: 8, length, to: Reg(4) },
+        ]
+    };
+    let at = if length == 4 { Reg(1) } else { Reg(4) };
+    [matches, &[Expr::Equal(at, sender), Expr::Trace(Reg(0))]].concat()
+}
+
+const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 /// Before every other chain: the first of others is at -400 in the IP families, and at -300 in bridges.
 const FIRST: i32 = -1000;

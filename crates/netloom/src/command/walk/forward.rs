@@ -15,7 +15,7 @@ use super::{
     cause::Cause,
     inside,
     path::Path,
-    place::{Place, Side},
+    place::{Place, Side, outside},
 };
 
 /// Returns what keeps the host from taking the container's packets.
@@ -67,8 +67,9 @@ pub(crate) fn entry(path: &Path<'_>, place: &Place) -> Outcome<Option<Cause>> {
             )));
         }
     }
-    let address = path.source.or(place.address_for(path.to));
-    match address {
+    // On a bridge without the host's address the host is no station.
+    let is_router = place.bridge.is_none() || inside::next_hop(path, place).is_some_and(|hop| host.has(hop));
+    match path.source.or(place.address_for(path.to)).filter(|_| is_router) {
         Some(address) => back_to(host, place, address),
         None => Ok(None),
     }
@@ -108,6 +109,17 @@ pub(crate) fn back_to(host: &Side, place: &Place, address: IpAddr) -> Outcome<Op
             return Ok(None);
         }
         let name = other.map_or("another link", |other| other.name.as_str());
+        let is_default = route::way_to(&host.socket, outside(address))?
+            .is_some_and(|it| (it.link, it.gateway) == (way.link, way.gateway));
+        if is_default && !way.local {
+            let net = if place.bridge.is_some() { subnet(place, address) } else { address.to_string() };
+            return Ok(Some(Cause::new(
+                format!(
+                    "the host has lost its route to the container's address {address}, and sends the packets to `{name}`"
+                ),
+                format!("set it again: `ip route add {net} dev {}`", link.name),
+            )));
+        }
         let sentence = if way.local {
             format!("the container's address {address} is an address of the host, too")
         } else {

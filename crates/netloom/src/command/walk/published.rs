@@ -10,7 +10,7 @@ use super::{
     filters::Evidence,
     listen::{self, Listens},
     path::Path,
-    shot::Reply,
+    shot::{Kind, Reply},
 };
 
 /// Explains a published port whose probe was not answered, from what a watched probe shows.
@@ -27,7 +27,9 @@ pub(crate) fn explain(path: &Path<'_>, evidence: &Evidence) -> Outcome<Cause> {
             "delete that rule, or publish the container on another port",
         ));
     }
-    if let Some(cause) = stale(path)? {
+    if matches!(path.kind, Kind::Udp(_))
+        && let Some(cause) = stale(path)?
+    {
         return Ok(cause);
     }
     if evidence.at_target {

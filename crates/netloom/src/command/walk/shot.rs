@@ -84,7 +84,11 @@ impl Shot {
     /// Prepares a probe from the calling thread's namespace.
     pub(crate) fn open(to: IpAddr, kind: Kind, source: Option<IpAddr>) -> Outcome<Self> {
         let echo = match kind {
-            Kind::Echo(_) => Some(Echo::open(to)?),
+            Kind::Echo(_) => {
+                let echo = Echo::open(to)?;
+                source.map(|source| echo.bind(source)).transpose()?;
+                Some(echo)
+            }
             _ => None,
         };
         let local = match kind {

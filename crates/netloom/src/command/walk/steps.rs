@@ -62,7 +62,7 @@ pub(crate) fn attachment(
             .or_else(|| place.gateway(address));
         let of_host = gateway.is_some_and(|gateway| host.has(gateway)) && place.parent.is_none();
         let mut answers = false;
-        match gateway {
+        match gateway.filter(|gateway| on_link.uses(*gateway)) {
             Some(gateway) => step(format!("container to gateway {gateway}"), &mut || {
                 let outcome = on_link.to_gateway(gateway)?;
                 answers = matches!(&outcome, Step::Works(text) if text == ANSWERS);
@@ -170,7 +170,7 @@ fn full_size_to(path: &Path<'_>, local: bool) -> Outcome<Step> {
     let other = path.target.and_then(|target| target.link.as_ref()).map_or(u32::MAX, |link| link.mtu);
     let mtu = place.link.as_ref().map_or(0, |link| link.mtu).min(other);
     let full = Path { kind: Kind::Echo(usize::try_from(mtu).unwrap_or(SMALLEST)), ..*path };
-    let shot = full.netns().run(|| Shot::open(full.to, full.kind, None))??;
+    let shot = full.netns().run(|| Shot::open(full.to, full.kind, full.source))??;
     if fired(&full, &shot, NEAR)? == Reply::Answered {
         return Ok(Step::Works(ANSWERS.into()));
     }
@@ -240,6 +240,29 @@ impl Walk<'_> {
         }
     }
 
+    /// Returns whether packets go to a gateway: the network has routes by it, or the host has the address.
+    fn uses(&self, gateway: IpAddr) -> bool {
+        let family = IpFamily::of(gateway);
+        let has_routes = self
+            .place
+            .result
+            .as_ref()
+            .is_none_or(|result| result.routes.iter().any(|it| family.has(it.dst.addr())));
+        has_routes
+            || self.place.asks_for("isGateway")
+            || self.place.asks_for("isDefaultGateway")
+            || self.host.has(gateway)
+    }
+
+    /// Opens a probe, or returns what keeps the container from sending from its address.
+    fn shot(&self, path: &Path<'_>) -> Outcome<Result<Shot, Step>> {
+        let shot = path.netns().run(|| Shot::open(path.to, path.kind, path.source))?;
+        match shot {
+            Ok(shot) => Ok(Ok(shot)),
+            Err(failure) => Ok(Err(explain::stations(path)?.map(Step::Broken).ok_or(failure)?)),
+        }
+    }
+
     /// Compares the stations without a probe, for an address without a gateway.
     fn alone(&self) -> Outcome<Step> {
         let cause = match inside::interface(self.place, self.address) {
@@ -251,8 +274,10 @@ impl Walk<'_> {
 
     fn to_gateway(&self, gateway: IpAddr) -> Outcome<Step> {
         let path = self.path(gateway);
-        let shot = path.netns().run(|| Shot::open(gateway, path.kind, None))?;
-        let Ok(shot) = shot else { return self.alone() };
+        let shot = match self.shot(&path)? {
+            Ok(shot) => shot,
+            Err(step) => return Ok(step),
+        };
         if path.netns().run(|| shot.fire(path.netns(), NEAR))?? == Reply::Answered {
             return Ok(Step::Works(ANSWERS.into()));
         }
@@ -328,7 +353,10 @@ impl Walk<'_> {
             );
         }
         let capture = host.netns.run(|| Capture::open(uplink, path.kind.protocol(target)))??;
-        let shot = path.netns().run(|| Shot::open(target, path.kind, None))??;
+        let shot = match self.shot(&path)? {
+            Ok(shot) => shot,
+            Err(step) => return Ok(step),
+        };
         let reply = path.netns().run(|| shot.fire(path.netns(), NEAR))??;
         let source = explain::captured_source(&path, &shot, &capture)?;
         if reply != Reply::Answered
