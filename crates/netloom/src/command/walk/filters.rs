@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, fs, net::IpAddr, time::Duration};
 use kernel::{
     Protocol, Socket,
     events::Events,
+    neigh,
     nft::{self, Batch, Expr, Family, Hook, Place as At, Reg, Table, trace::Verdict},
     xtables::{self, Target},
 };
@@ -15,6 +16,7 @@ use kernel::{
 use super::{
     super::Outcome,
     cause::Cause,
+    inside,
     path::Path,
     place::{Place, Side},
     shot::{Kind, Reply, Shot},
@@ -54,6 +56,9 @@ pub(crate) fn watch(path: &Path<'_>, shot: &Shot) -> Outcome<Evidence> {
         }
     }
     watches.push(Watch::open(path.host, None, path, shot)?);
+    if let Some(place) = path.from {
+        ask_again(path, place)?;
+    }
     let mut reply = Reply::Lost(None);
     for _ in 0..SHOTS {
         reply = path.netns().run(|| shot.fire(path.netns(), PATIENCE))??;
@@ -74,6 +79,16 @@ pub(crate) fn watch(path: &Path<'_>, shot: &Shot) -> Outcome<Evidence> {
         watch.report(path, &mut evidence)?;
     }
     Ok(evidence)
+}
+
+/// Forgets an unanswered request for the next hop's hardware address: the kernel repeats it only after a second.
+fn ask_again(path: &Path<'_>, place: &Place) -> Outcome {
+    let (Some(link), Some(hop)) = (&place.link, inside::next_hop(path, place)) else { return Ok(()) };
+    let known = neigh::list(&place.side.socket, link, hop)?;
+    if known.iter().any(|it| it.ip == hop && it.mac.is_none()) {
+        drop(neigh::change_all(&place.side.socket, &[neigh::Fate::NoNeighbour(link.index, hop)]));
+    }
+    Ok(())
 }
 
 /// One namespace on the path.
