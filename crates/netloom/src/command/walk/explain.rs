@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::{
     super::Outcome,
-    cause::Cause,
+    cause::{self, Cause},
     filters::{self, Evidence},
     forward, inside,
     listen::{self, Listens},
@@ -36,16 +36,14 @@ pub(crate) fn explain(path: &Path<'_>, shot: &Shot) -> Outcome<Option<Cause>> {
     if let Some(cause) = &evidence.dropped {
         return Ok(Some(with_bridge(path, cause.clone())));
     }
-    if let Some(who) = &evidence.reverse_path {
-        let sysctl = "`sysctl -w net.ipv4.conf.all.rp_filter=2`, and the same for the interface";
-        let remedy = match path.from.or(path.target).filter(|place| who.contains(&place.name)) {
-            Some(place) => format!(
-                "loosen it in the container: {}",
-                place.inside("sysctl -w net.ipv4.conf.all.rp_filter=2")
-            ),
-            None => format!("loosen it: {sysctl}"),
+    if let Some(place) = evidence.reverse_path {
+        let command = "sysctl -w net.ipv4.conf.all.rp_filter=2";
+        let (name, command) = match place {
+            filters::In::Container(place) => (format!("container `{}`", place.name), place.inside(command)),
+            filters::In::Host => ("the host".to_owned(), format!("`{command}`")),
         };
-        return Ok(Some(Cause::new(format!("reverse path filtering on {who} drops the packet"), remedy)));
+        let sentence = format!("reverse path filtering on {name} drops the packet");
+        return Ok(Some(Cause::new(sentence, format!("loosen it, also on the interface: {command}"))));
     }
     if path.published.is_some() {
         return published::explain(path, &evidence).map(Some);
@@ -202,7 +200,7 @@ fn with_bridge(path: &Path<'_>, cause: Cause) -> Cause {
     let bridged =
         path.from.is_some_and(|from| inside::next_hop(path, from) == Some(path.to)) && path.target.is_some();
     match wire::bridged_rules(path.host, path.to.is_ipv4())
-        .filter(|_| bridged && cause.sentence.starts_with("on the host"))
+        .filter(|_| bridged && cause.kind == cause::Kind::HostRule)
     {
         Some(setting) => Cause::new(
             format!("{}; the kernel passes bridged packets to it, because of {setting} = 1", cause.sentence),
@@ -213,7 +211,7 @@ fn with_bridge(path: &Path<'_>, cause: Cause) -> Cause {
 }
 
 /// Names the place where the packets are lost, if no station and no rule explains it.
-fn remaining(path: &Path<'_>, shot: &Shot, evidence: &Evidence) -> Outcome<Cause> {
+fn remaining(path: &Path<'_>, shot: &Shot, evidence: &Evidence<'_>) -> Outcome<Cause> {
     let host = path.host;
     // Neighbours are resolved while the probe waits, so that they are looked at once more.
     if let Some(cause) = stations(path)? {
@@ -274,7 +272,8 @@ fn remaining(path: &Path<'_>, shot: &Shot, evidence: &Evidence) -> Outcome<Cause
         return Ok(Cause::new(
             format!("the host takes the {} for {} and does not answer", path.kind.noun(), path.destination()),
             "check `sysctl net.ipv4.icmp_echo_ignore_all`, and the rules of the hook input",
-        ));
+        )
+        .of(cause::Kind::Silent));
     }
     beyond(path, shot, evidence)
 }
@@ -299,7 +298,7 @@ fn no_answer(path: &Path<'_>, target: &Place) -> Cause {
 }
 
 /// Explains the loss of packets that are for an address beyond this host.
-fn beyond(path: &Path<'_>, shot: &Shot, evidence: &Evidence) -> Outcome<Cause> {
+fn beyond(path: &Path<'_>, shot: &Shot, evidence: &Evidence<'_>) -> Outcome<Cause> {
     let host = path.host;
     let Some(way) = route::way_to(&host.socket, path.to)? else {
         return Ok(Cause::new(
@@ -335,7 +334,8 @@ fn beyond(path: &Path<'_>, shot: &Shot, evidence: &Evidence) -> Outcome<Cause> {
                 path.destination()
             ),
             format!("check {} and the path to it beyond this host: `traceroute {}`", path.to, path.to),
-        )),
+        )
+        .of(cause::Kind::Silent)),
         None => Ok(Cause::new(
             format!("the host takes the packets for {} and does not send them by `{}`", path.to, link.name),
             format!(

@@ -15,7 +15,7 @@ use kernel::{
 
 use super::{
     super::Outcome,
-    cause::Cause,
+    cause::{self, Cause},
     inside,
     path::Path,
     place::{Place, Side},
@@ -24,7 +24,7 @@ use super::{
 
 /// What a probe that was watched shows.
 #[derive(Debug)]
-pub(crate) struct Evidence {
+pub(crate) struct Evidence<'a> {
     pub(crate) reply: Reply,
     /// The rule that drops it.
     pub(crate) dropped: Option<Cause>,
@@ -36,8 +36,15 @@ pub(crate) struct Evidence {
     pub(crate) at_target: bool,
     /// Another address to which a rule translated the destination, and the rule.
     pub(crate) diverted: Option<(IpAddr, String)>,
-    /// Whether reverse path filtering dropped packets meanwhile, of the container or of the host.
-    pub(crate) reverse_path: Option<String>,
+    /// The namespace whose reverse path filtering dropped packets meanwhile.
+    pub(crate) reverse_path: Option<In<'a>>,
+}
+
+/// A namespace on the path.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum In<'a> {
+    Host,
+    Container(&'a Place),
 }
 
 /// How often the probe is sent.
@@ -48,10 +55,10 @@ const PATIENCE: Duration = Duration::from_millis(120);
 const ANNOUNCED: Duration = Duration::from_millis(15);
 
 /// Sends the probe again, and watches it in every namespace on its path.
-pub(crate) fn watch(path: &Path<'_>, shot: &Shot) -> Outcome<Evidence> {
+pub(crate) fn watch<'a>(path: &Path<'a>, shot: &Shot) -> Outcome<Evidence<'a>> {
     let mut watches = Vec::new();
     for place in [path.from, path.target].into_iter().flatten() {
-        if !watches.iter().any(|it: &Watch<'_>| it.place.is_some_and(|it| std::ptr::eq(it, place))) {
+        if !watches.iter().any(|it: &Watch<'a>| it.place.is_some_and(|it| std::ptr::eq(it, place))) {
             watches.push(Watch::open(&place.side, Some(place), path, shot)?);
         }
     }
@@ -122,7 +129,7 @@ impl<'a> Watch<'a> {
         self.place.map_or_else(|| "the host".to_owned(), |place| format!("container `{}`", place.name))
     }
 
-    fn report(&self, path: &Path<'_>, evidence: &mut Evidence) -> Outcome {
+    fn report(&self, path: &Path<'_>, evidence: &mut Evidence<'a>) -> Outcome {
         let mut header = None;
         let mut found: Option<(Verdict, bool)> = None;
         let (mut arrived, mut answered, mut translation) = (false, false, None);
@@ -182,7 +189,7 @@ impl<'a> Watch<'a> {
             evidence.dropped = Some(self.legacy_cause(path, &rule));
         }
         if after.1 >= self.reverse + SHOTS {
-            evidence.reverse_path.get_or_insert(self.name());
+            evidence.reverse_path.get_or_insert(self.place.map_or(In::Host, In::Container));
         }
         Ok(())
     }
@@ -193,7 +200,7 @@ impl<'a> Watch<'a> {
         let what = if is_answer { "the answer" } else { "the packet" };
         let comment = self.comment(verdict);
         let sentence = format!("on {}, {}{comment} drops {what}", self.name(), describe_rule(verdict));
-        let (address, side) = self.address(path, is_answer);
+        let (address, side) = Self::address(path, is_answer);
         if table == "netloom" && verdict.family == Some(Family::Bridge) {
             return Cause::new(
                 format!(
@@ -217,26 +224,21 @@ impl<'a> Watch<'a> {
     }
 
     fn remedy(&self, sentence: String, path: &Path<'_>, command: &str) -> Cause {
-        match self.place {
-            Some(place) => Cause::new(sentence, format!("let it through: {}", place.inside(command))),
-            None => {
-                let list = path.from.or(path.target).and_then(|place| place.list.as_ref());
-                let lacks_firewall =
-                    list.filter(|list| !list.plugins.iter().any(|plugin| plugin.kind() == "firewall"));
-                let lasting = match lacks_firewall {
-                    Some(list) => format!(
-                        "; to let all containers through, add the plugin `firewall` to network `{}`",
-                        list.name
-                    ),
-                    None => String::new(),
-                };
-                Cause::new(sentence, format!("let it through: `{command}`{lasting}"))
-            }
+        if let Some(place) = self.place {
+            let remedy = format!("let it through: {}", place.inside(command));
+            return Cause::new(sentence, remedy).of(cause::Kind::ContainerRule);
         }
+        let list = path.from.or(path.target).and_then(|place| place.list.as_ref());
+        let lacks_firewall =
+            list.filter(|list| !list.plugins.iter().any(|plugin| plugin.kind() == "firewall"));
+        let lasting = lacks_firewall.map_or_else(String::new, |list| {
+            format!("; to let all containers through, add the plugin `firewall` to network `{}`", list.name)
+        });
+        Cause::new(sentence, format!("let it through: `{command}`{lasting}")).of(cause::Kind::HostRule)
     }
 
     /// Returns the container's address that a rule for this packet can name, and the side of the packet on which it is.
-    fn address(&self, path: &Path<'_>, is_answer: bool) -> (IpAddr, &'static str) {
+    fn address(path: &Path<'_>, is_answer: bool) -> (IpAddr, &'static str) {
         match (path.from, is_answer) {
             (Some(place), false) => (path.source.or(place.address_for(path.to)).unwrap_or(path.to), "saddr"),
             (Some(place), true) => (path.source.or(place.address_for(path.to)).unwrap_or(path.to), "daddr"),
@@ -264,7 +266,7 @@ impl<'a> Watch<'a> {
             "on {}, {rule} of chain `{chain}` in table `{table}` of {program}-legacy drops the packet",
             self.name()
         );
-        let (address, side) = self.address(path, false);
+        let (address, side) = Self::address(path, false);
         let option = if side == "saddr" { "-s" } else { "-d" };
         self.remedy(
             sentence,

@@ -5,7 +5,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use super::{cause::Cause, path::Path, place::Side, shot::Kind};
+use super::{
+    cause::{self, Cause},
+    path::Path,
+    place::Side,
+    shot::Kind,
+};
 
 /// Where a namespace listens on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +89,8 @@ pub(crate) fn refused(path: &Path<'_>) -> Cause {
         Listens::Nowhere => Cause::new(
             format!("nothing listens on port {port} {place}"),
             "start the service, or correct the port",
-        ),
+        )
+        .of(cause::Kind::NoListener),
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// Explains a published port whose probe was not answered, from what a watched probe shows.
-pub(crate) fn explain(path: &Path<'_>, evidence: &Evidence) -> Outcome<Cause> {
+pub(crate) fn explain(path: &Path<'_>, evidence: &Evidence<'_>) -> Outcome<Cause> {
     let host = path.host;
     let port = path.kind.port().unwrap_or_default();
     let end = path.published.map_or_else(String::new, |published| published.to_string());

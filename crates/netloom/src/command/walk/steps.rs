@@ -10,7 +10,7 @@ use netloom_runtime::types::{address::parse_ip, capability::PortMapping};
 
 use super::{
     super::Outcome,
-    cause::Cause,
+    cause::{self, Cause},
     explain, inside, listen,
     path::Path,
     place::{Place, Side, outside},
@@ -65,13 +65,13 @@ pub(crate) fn attachment(
         match gateway.filter(|gateway| on_link.uses(*gateway)) {
             Some(gateway) => step(format!("container to gateway {gateway}"), &mut || {
                 let outcome = on_link.to_gateway(gateway)?;
-                answers = matches!(&outcome, Step::Works(text) if text == ANSWERS);
+                answers = matches!(outcome, Step::Works(_));
                 Ok(outcome)
             })?,
             None => step(format!("address {address}"), &mut || on_link.alone())?,
         }
         if let Some(gateway) = gateway.filter(|_| of_host && answers) {
-            step(format!("host to container {address}"), &mut || on_link.from_host())?;
+            step(format!("host to container {address}"), &mut || on_link.host_to_container())?;
             step(format!("{} bytes to gateway {gateway}", on_link.mtu()), &mut || {
                 on_link.full_size(gateway)
             })?;
@@ -124,18 +124,17 @@ const ANSWERS: &str = "answers";
 /// A UDP service need not answer: the datagram must arrive, or leave the host.
 fn silent(path: &Path<'_>, shot: &Shot) -> Outcome<Step> {
     let Some(cause) = explain::explain(path, shot)? else { return Ok(Step::Works(ANSWERS.into())) };
-    let there = match path.target {
-        Some(target) => arrives(path, shot, target, path.end(), path.end_port().unwrap_or_default())?,
-        None => {
-            let way = route::way_to(&path.host.socket, path.to)?.filter(|way| !way.local);
-            let own = path.from.and_then(|place| place.address_for(path.to));
-            match way.and_then(|way| path.host.link(way.link)) {
-                // A name server answers every query.
-                Some(link) if path.kind.port() != Some(53) => {
-                    explain::source_at(path, shot, link)?.is_some_and(|source| Some(source) != own)
-                }
-                _ => false,
+    let there = if let Some(target) = path.target {
+        arrives(path, shot, target, path.end(), path.end_port().unwrap_or_default())?
+    } else {
+        let way = route::way_to(&path.host.socket, path.to)?.filter(|way| !way.local);
+        let own = path.from.and_then(|place| place.address_for(path.to));
+        match way.and_then(|way| path.host.link(way.link)) {
+            // A name server answers every query.
+            Some(link) if path.kind.port() != Some(53) => {
+                explain::source_at(path, shot, link)?.is_some_and(|source| Some(source) != own)
             }
+            _ => false,
         }
     };
     if !there {
@@ -216,6 +215,15 @@ fn without_address(host: &Side, place: &Place) -> Outcome<Step> {
     Ok(cause.map_or_else(|| Step::Works("is up; the network gives it no address".into()), Step::Broken))
 }
 
+/// Opens a probe, or returns what keeps the container from sending from its address.
+fn opened(path: &Path<'_>) -> Outcome<Result<Shot, Step>> {
+    let shot = path.netns().run(|| Shot::open(path.to, path.kind, path.source))?;
+    match shot {
+        Ok(shot) => Ok(Ok(shot)),
+        Err(failure) => Ok(Err(explain::stations(path)?.map(Step::Broken).ok_or(failure)?)),
+    }
+}
+
 /// The probes of one address of an attachment.
 struct Walk<'a> {
     host: &'a Side,
@@ -254,15 +262,6 @@ impl Walk<'_> {
             || self.host.has(gateway)
     }
 
-    /// Opens a probe, or returns what keeps the container from sending from its address.
-    fn shot(&self, path: &Path<'_>) -> Outcome<Result<Shot, Step>> {
-        let shot = path.netns().run(|| Shot::open(path.to, path.kind, path.source))?;
-        match shot {
-            Ok(shot) => Ok(Ok(shot)),
-            Err(failure) => Ok(Err(explain::stations(path)?.map(Step::Broken).ok_or(failure)?)),
-        }
-    }
-
     /// Compares the stations without a probe, for an address without a gateway.
     fn alone(&self) -> Outcome<Step> {
         let cause = match inside::interface(self.place, self.address) {
@@ -274,7 +273,7 @@ impl Walk<'_> {
 
     fn to_gateway(&self, gateway: IpAddr) -> Outcome<Step> {
         let path = self.path(gateway);
-        let shot = match self.shot(&path)? {
+        let shot = match opened(&path)? {
             Ok(shot) => shot,
             Err(step) => return Ok(step),
         };
@@ -290,13 +289,9 @@ impl Walk<'_> {
         let is_resolved = resolved.iter().any(|it| it.ip == gateway && it.mac.is_some() && !it.permanent);
         Ok(match cause {
             None => Step::Works(ANSWERS.into()),
+            // The host or the router may ignore echo requests on purpose.
             Some(cause)
-                if is_resolved
-                    && explain::stations(&path)?.is_none()
-                    && !cause.sentence.starts_with("on container")
-                    && !cause.sentence.contains("queueing")
-                    && !cause.sentence.contains("do not arrive at the host")
-                    && !cause.sentence.starts_with("reverse path") =>
+                if is_resolved && [cause::Kind::HostRule, cause::Kind::Silent].contains(&cause.kind) =>
             {
                 Step::Skipped(format!("resolves, and does not answer echo requests ({})", cause.sentence))
             }
@@ -305,10 +300,10 @@ impl Walk<'_> {
     }
 
     /// Sends from the host to the container, which may have rules of its own.
-    fn from_host(&self) -> Outcome<Step> {
+    fn host_to_container(&self) -> Outcome<Step> {
         let path = Path { from: None, source: None, target: Some(self.place), ..self.path(self.address) };
         match one(&path)? {
-            Step::Broken(cause) if cause.sentence.starts_with("on container") => {
+            Step::Broken(cause) if cause.kind == cause::Kind::ContainerRule => {
                 Ok(Step::Skipped(cause.sentence))
             }
             other => Ok(other),
@@ -353,7 +348,7 @@ impl Walk<'_> {
             );
         }
         let capture = host.netns.run(|| Capture::open(uplink, path.kind.protocol(target)))??;
-        let shot = match self.shot(&path)? {
+        let shot = match opened(&path)? {
             Ok(shot) => shot,
             Err(step) => return Ok(step),
         };
@@ -418,7 +413,7 @@ impl Walk<'_> {
             published: Some(end),
         };
         match self.published(&path)? {
-            Step::Broken(cause) if cause.sentence.starts_with("nothing listens") => {
+            Step::Broken(cause) if cause.kind == cause::Kind::NoListener => {
                 Ok(Step::Works(format!("reaches {end}, where nothing listens")))
             }
             other => Ok(other),

@@ -67,12 +67,11 @@ fn expected_bridge(host: &Side, place: &Place) -> Option<String> {
     let result = place.result.as_ref()?;
     let configured =
         place.list.iter().flat_map(|list| &list.plugins).filter(|plugin| plugin.kind() == "bridge");
-    let configured =
-        configured.filter_map(|plugin| plugin.object().get("bridge")?.as_str().map(str::to_owned)).next();
+    let mut names = configured.filter_map(|plugin| plugin.object().get("bridge")?.as_str());
     let of_result = result.interfaces.iter().filter(|it| it.sandbox.is_empty());
     let of_result =
         of_result.filter_map(|it| host.named(&it.name)).find(|link| link.kind.as_deref() == Some("bridge"));
-    of_result.map(|link| link.name.clone()).or(configured)
+    of_result.map(|link| link.name.clone()).or_else(|| names.next().map(str::to_owned))
 }
 
 fn on_bridge(host: &Side, place: &Place, end: &Link, bridge: &Link) -> Outcome<Option<Cause>> {
