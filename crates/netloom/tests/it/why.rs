@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     panic::AssertUnwindSafe,
     path::Path,
@@ -178,7 +179,8 @@ fn why_names_each_fault() {
         return;
     }
     let judged = run(&cases(&["faults.toml", "reported.toml"], "fault"), judge_fault);
-    let (count, wrong) = summary("faults", &judged);
+    let (text, count, wrong) = summary("faults", &judged);
+    println!("{text}");
     assert!(wrong * 20 <= count, "{wrong} of {count} are not named");
 }
 
@@ -207,22 +209,84 @@ fn why_blames_nothing_on_a_healthy_host() {
         let wrong = wrong.or_else(|| (left(&host) != before).then(|| "left something".to_owned()));
         (name, wrong, slowest)
     });
-    let (_, wrong) = summary("healthy hosts", &judged);
+    let (text, _, wrong) = summary("healthy hosts", &judged);
+    println!("{text}");
     assert_eq!(wrong, 0);
 }
 
-fn summary(what: &str, judged: &[Judged]) -> (usize, usize) {
+/// Describes the outcome, and counts the cases and the wrong ones.
+fn summary(what: &str, judged: &[Judged]) -> (String, usize, usize) {
     let wrong: Vec<&Judged> = judged.iter().filter(|(_, wrong, _)| wrong.is_some()).collect();
+    let mut text = String::new();
     for (name, reason, _) in &wrong {
-        println!("WRONG {name}: {}", reason.as_deref().unwrap_or_default());
+        writeln!(text, "WRONG {name}: {}", reason.as_deref().unwrap_or_default()).unwrap();
     }
     let slow = judged.iter().filter(|(.., took)| *took > Duration::from_secs(1)).count();
     let slowest = judged.iter().max_by_key(|(.., took)| *took);
-    println!(
-        "{what}: {} of {} right; {slow} took more than a second; the slowest: {:?}",
-        judged.len() - wrong.len(),
+    let right = judged.len() - wrong.len();
+    writeln!(
+        text,
+        "{what}: {right} of {} right; {slow} took more than a second; slowest: {:?}",
         judged.len(),
         slowest.map(|(name, _, took)| (name, took))
-    );
-    (judged.len(), wrong.len())
+    )
+    .unwrap();
+    (text, judged.len(), wrong.len())
+}
+
+/// Killed in the middle of a trace, `netloom why` leaves no table: the kernel removes it with the process.
+#[test]
+fn why_leaves_nothing_when_it_is_killed() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = lay_out("v4");
+    host.sh("nft 'table inet own { chain f { type filter hook forward priority 0; policy drop; }; }'");
+    let before = left(&host);
+    let deadline = Instant::now() + Duration::from_secs(15);
+    let mut seen = false;
+    while !seen && Instant::now() < deadline {
+        let mut command = Command::new(OURS.join("netloom"));
+        command.args(["why", "c1"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = host.spawn(&mut command);
+        while !seen && child.try_wait().unwrap().is_none() {
+            seen = host.sh("nft list tables").contains("netloom-why");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(seen, "no trace was seen");
+    assert_eq!(left(&host), before);
+}
+
+/// The report as JSON has the steps, the cause and the remedy. Unknown names and bad words are refused with a hint.
+#[test]
+fn why_answers_programs_and_refuses_nonsense() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = lay_out("v4");
+    let json = |said: &str| -> serde_json::Value {
+        serde_json::from_str(said.split("\nnetloom: ").next().unwrap()).unwrap()
+    };
+    let (ok, said, _) = netloom(&host, &["why", "c1", "--json"]);
+    let value = json(&said);
+    assert!(ok && value["works"] == true && value["cause"].is_null(), "{said}");
+    assert_eq!(value["steps"][0]["outcome"], "ok");
+    host.sh("sysctl -qw net.ipv4.ip_forward=0");
+    let (ok, said, _) = netloom(&host, &["why", "c1", "--json"]);
+    let value = json(&said);
+    assert!(!ok && value["works"] == false, "{said}");
+    assert_eq!(value["cause"], "the host does not forward IPv4 packets");
+    assert!(value["remedy"].as_str().unwrap().contains("sysctl -w net.ipv4.ip_forward=1"), "{said}");
+    for (arguments, words) in [
+        (&["why", "nobody"][..], "no attachment matches `nobody`"),
+        (&["why", "c1", "to"], "`to` lacks a value"),
+        (&["why", "c1", "to", "10.88.0.1:x"], "invalid port `x`"),
+        (&["why", "c1", "to", "nowhere"], "`nowhere` is no address and no container"),
+        (&["why", "c1", "to", "c2", "until", "now"], "unexpected argument `until`"),
+    ] {
+        let (ok, said, _) = netloom(&host, arguments);
+        assert!(!ok && said.contains(words), "{said}");
+    }
 }
