@@ -50,7 +50,7 @@ pub(crate) enum In<'a> {
 /// How often the probe is sent.
 const SHOTS: u64 = 2;
 /// Time limit for the answer to each.
-const PATIENCE: Duration = Duration::from_millis(120);
+const PATIENCE: Duration = Duration::from_millis(100);
 /// Time limit for the kernel to announce the verdicts of packets that it has handled.
 const ANNOUNCED: Duration = Duration::from_millis(15);
 

@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Time limit for an answer from this host.
-const NEAR: Duration = Duration::from_millis(250);
+const NEAR: Duration = Duration::from_millis(200);
 /// Time limit for an answer from another host.
 const FAR: Duration = Duration::from_millis(400);
 
