@@ -9,6 +9,7 @@ mod filters;
 mod forward;
 mod inside;
 mod listen;
+pub(crate) mod names;
 pub(crate) mod path;
 pub(crate) mod place;
 mod published;

@@ -1,7 +1,7 @@
 //! `netloom why`: why a container has no network, or does not reach an address.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path as FilePath,
 };
 
@@ -11,12 +11,13 @@ use netloom_runtime::cache::Entry;
 use serde_json::{Value, json};
 
 use super::{
-    Failure, Outcome, Places,
+    Failure, Outcome, Places, cluster,
     find::Target,
     say, say_json,
     unprivileged::require_capabilities,
     walk::{
-        cause::Cause,
+        cause::{self, Cause},
+        names::Resolver,
         path::Path,
         place::{Place, Side},
         shot::Kind,
@@ -195,11 +196,31 @@ fn all_paths(host: &Side, entries: &[Entry], options: &Options, report: &mut Rep
             break;
         }
         steps::attachment(host, &place, false, |what, step| report.add(&what, step))?;
+        if report.cause.is_none()
+            && let Some(resolver) = Resolver::of(&place)
+        {
+            let (what, step) = resolver.step(&from_place(host, &place))?;
+            report.add(&what, step);
+        }
         if report.cause.is_some() {
             break;
         }
     }
     Ok(())
+}
+
+/// Returns a path from a container whose destination is still to be set.
+fn from_place<'a>(host: &'a Side, place: &'a Place) -> Path<'a> {
+    let to = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    Path {
+        host,
+        from: Some(place),
+        source: None,
+        to,
+        kind: Kind::Echo(SMALLEST),
+        target: None,
+        published: None,
+    }
 }
 
 /// Walks the path that the request names.
@@ -231,7 +252,16 @@ fn one_path(
     };
     let others = neighbours(host, entries, &own);
     let (to, port) = match &request.to {
-        Some(text) => destination(host, entries, text, &own)?,
+        Some(text) => match destination(host, entries, text, &own)? {
+            Destination::Address(to, port) => (to, port),
+            Destination::Name(name, port) => match resolve(host, senders, &name)? {
+                Ok(to) => (to, port),
+                Err(cause) => {
+                    report.add(&format!("address of {name}"), Step::Broken(cause));
+                    return Ok(());
+                }
+            },
+        },
         None => (address_of(&own, container)?, own_port),
     };
     let from = senders.and_then(|places| sending(places, to));
@@ -259,9 +289,30 @@ fn one_path(
             .filter(|target| !from.is_some_and(|from| std::ptr::eq(*target, from) && published.is_none())),
         published: published.map(|(_, end)| end),
     };
-    let step = steps::one(&path)?;
+    let step = match steps::one(&path)? {
+        Step::Broken(cause) => Step::Broken(of_cluster(&path, cause)),
+        step => step,
+    };
     report.add(&format!("{} to {}", path.sender(), path.destination()), step);
     Ok(())
+}
+
+/// Names the node of the cluster that has the address, if packets for it leave this host and the node does not answer.
+fn of_cluster(path: &Path<'_>, cause: Cause) -> Cause {
+    if cause.kind != cause::Kind::Silent || path.target.is_some() || path.host.has(path.to) {
+        return cause;
+    }
+    match cluster::silent_peer(path.to) {
+        Some(cluster::Peer { name, path: way, problem }) => {
+            let over = if way.is_empty() { String::new() } else { format!(" (path: {way})") };
+            let problem = if problem.is_empty() { String::new() } else { format!(": {problem}") };
+            Cause::new(
+                format!("node `{name}`, which has {}, does not answer this node{over}{problem}", path.to),
+                "see `netloom cluster` on both nodes, and let their tunnel or routes through every firewall between them",
+            )
+        }
+        None => cause,
+    }
 }
 
 /// Returns the container and address that a port of the host is published to.
@@ -305,34 +356,46 @@ fn address_of(places: &[Place], name: &str) -> Outcome<IpAddr> {
     })
 }
 
-/// Parses a destination: an address or another container, with or without a port.
-fn destination(host: &Side, entries: &[Entry], text: &str, own: &[Place]) -> Outcome<(IpAddr, Option<u16>)> {
+/// A destination as a person writes it.
+enum Destination {
+    Address(IpAddr, Option<u16>),
+    Name(String, Option<u16>),
+}
+
+/// Parses a destination: an address, another container, or a name, with or without a port.
+fn destination(host: &Side, entries: &[Entry], text: &str, own: &[Place]) -> Outcome<Destination> {
     if let Ok(ip) = text.parse::<IpAddr>() {
-        return Ok((ip, None));
+        return Ok(Destination::Address(ip, None));
     }
     if let Ok(socket) = text.parse::<SocketAddr>() {
-        return Ok((socket.ip(), Some(socket.port())));
+        return Ok(Destination::Address(socket.ip(), Some(socket.port())));
     }
     let (name, port) = match text.rsplit_once(':') {
-        Some((name, port)) => (
-            name,
-            Some(
-                port.parse::<u16>()
-                    .map_err(|_| Failure::new(format!("invalid port `{port}`")).hint("write ADDRESS:PORT"))?,
-            ),
-        ),
+        Some((name, port)) => {
+            let number = port.parse::<u16>();
+            let wrong = || Failure::new(format!("invalid port `{port}`")).hint("write ADDRESS:PORT");
+            (name, Some(number.map_err(|_| wrong())?))
+        }
         None => (text, None),
     };
-    let places = places_of(host, entries, name, None).map_err(|_| {
-        Failure::new(format!("`{name}` is no address and no container"))
-            .hint("write an address such as 192.0.2.7 or [2001:db8::7]:443")
-    })?;
+    let Ok(places) = places_of(host, entries, name, None) else {
+        return Ok(Destination::Name(name.to_owned(), port));
+    };
     let families: Vec<bool> =
         own.iter().flat_map(Place::expected).map(|(net, _)| net.addr().is_ipv4()).collect();
-    let address = places
-        .iter()
-        .flat_map(Place::expected)
-        .map(|(net, _)| net.addr())
-        .find(|ip| families.contains(&ip.is_ipv4()));
-    Ok((address.map_or_else(|| address_of(&places, name), Ok)?, port))
+    let addresses = places.iter().flat_map(Place::expected).map(|(net, _)| net.addr());
+    let address = addresses.into_iter().find(|ip| families.contains(&ip.is_ipv4()));
+    Ok(Destination::Address(address.map_or_else(|| address_of(&places, name), Ok)?, port))
+}
+
+/// Resolves a name as the sender does.
+fn resolve(host: &Side, senders: Option<&[Place]>, name: &str) -> Outcome<Result<IpAddr, Cause>> {
+    let place = senders.and_then(|places| places.first());
+    let Some((place, resolver)) = place.and_then(|place| Some((place, Resolver::of(place)?))) else {
+        return Err(Failure::new(format!(
+            "`{name}` is no address and no container, and the container has no process with a resolv.conf"
+        ))
+        .hint("write an address such as 192.0.2.7 or [2001:db8::7]:443"));
+    };
+    resolver.look_up(&from_place(host, place), name)
 }

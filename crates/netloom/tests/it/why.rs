@@ -283,7 +283,7 @@ fn why_answers_programs_and_refuses_nonsense() {
         (&["why", "nobody"][..], "no attachment matches `nobody`"),
         (&["why", "c1", "to"], "`to` lacks a value"),
         (&["why", "c1", "to", "10.88.0.1:x"], "invalid port `x`"),
-        (&["why", "c1", "to", "nowhere"], "`nowhere` is no address and no container"),
+        (&["why", "c1", "to", "nowhere"], "`nowhere` is no address and no container, and"),
         (&["why", "c1", "to", "c2", "until", "now"], "unexpected argument `until`"),
     ] {
         let (ok, said, _) = netloom(&host, arguments);

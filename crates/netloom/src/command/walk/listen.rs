@@ -63,10 +63,10 @@ pub(crate) fn refused(path: &Path<'_>) -> Cause {
     let destination = path.destination();
     let side = match path.target {
         Some(target) => Some((&target.side, format!("in container `{}`", target.name))),
-        None if path.host.has(path.to) => Some((path.host, "on the host".to_owned())),
-        None if path.to.is_loopback() => {
+        None if path.to.is_loopback() && path.from.is_some() => {
             path.from.map(|place| (&place.side, format!("in container `{}`", place.name)))
         }
+        None if path.host.has(path.to) => Some((path.host, "on the host".to_owned())),
         None => None,
     };
     let Some((side, place)) = side else {
