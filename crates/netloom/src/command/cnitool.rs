@@ -23,7 +23,8 @@ use super::{
     unprivileged::refused,
     walk::{
         place::{Place, Side},
-        steps::{self, Step},
+        single::Step,
+        steps,
     },
     why,
 };

@@ -21,7 +21,8 @@ use super::{
         path::Path,
         place::{Place, Side},
         shot::Kind,
-        steps::{self, Step},
+        single::{self, Step},
+        steps,
     },
 };
 
@@ -289,7 +290,7 @@ fn one_path(
             .filter(|target| !from.is_some_and(|from| std::ptr::eq(*target, from) && published.is_none())),
         published: published.map(|(_, end)| end),
     };
-    let step = match steps::one(&path)? {
+    let step = match single::one(&path)? {
         Step::Broken(cause) => Step::Broken(of_cluster(&path, cause)),
         step => step,
     };

@@ -1,15 +1,13 @@
 //! Why a path does not work: the stations in the order of the packet, then what a watched probe shows.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::net::IpAddr;
 
-use kernel::{link::Link, packet::Capture, qdisc, route};
+use kernel::{link::Link, qdisc, route};
 use rustix::io::Errno;
 
 use super::{
     super::Outcome,
+    capture,
     cause::{self, Cause},
     filters::{self, Evidence},
     forward, inside,
@@ -20,9 +18,6 @@ use super::{
     shot::{Kind, Reply, Shot},
     wire,
 };
-
-/// Time limit for a packet to be captured.
-const CAPTURED: Duration = Duration::from_millis(60);
 
 /// Returns the cause of a path that was probed in vain, or `None` if it works after all.
 pub(crate) fn explain(path: &Path<'_>, shot: &Shot) -> Outcome<Option<Cause>> {
@@ -315,7 +310,7 @@ fn beyond(path: &Path<'_>, shot: &Shot, evidence: &Evidence<'_>) -> Outcome<Caus
     if let Some(cause) = forward::uplink(host, path.to, link, way.gateway)? {
         return Ok(cause);
     }
-    let source = source_at(path, shot, link)?;
+    let source = capture::source_at(path, shot, link)?;
     let own = path.from.and_then(|place| path.source.or(place.address_for(path.to)));
     match source {
         Some(source) if Some(source) == own => Ok(not_masqueraded(path, link, source)),
@@ -366,66 +361,6 @@ pub(crate) fn not_masqueraded(path: &Path<'_>, link: &Link, source: IpAddr) -> C
         ),
         None => Cause::new(sentence, "add a route to the subnet on the router"),
     }
-}
-
-/// Sends the probe once more, and returns the source address with which it leaves by `link`.
-pub(crate) fn source_at(path: &Path<'_>, shot: &Shot, link: &Link) -> Outcome<Option<IpAddr>> {
-    let capture = path.host.netns.run(|| Capture::open(link, path.kind.protocol(path.to)))??;
-    path.netns().run(|| shot.fire(path.netns(), CAPTURED))??;
-    captured_source(path, shot, &capture)
-}
-
-/// Returns the source address of the probe in a capture.
-pub(crate) fn captured_source(path: &Path<'_>, shot: &Shot, capture: &Capture) -> Outcome<Option<IpAddr>> {
-    let mut source = None;
-    arrival(capture, CAPTURED, |packet| {
-        source = match shot.echo() {
-            Some(echo) => echo.source_of(packet),
-            None => source_of(packet, path.to, path.kind.port().unwrap_or_default()),
-        };
-        source.is_some()
-    })?;
-    Ok(source)
-}
-
-/// Waits until a packet that fits is captured. Returns false after `limit`.
-pub(crate) fn arrival(
-    capture: &Capture,
-    limit: Duration,
-    mut fits: impl FnMut(&[u8]) -> bool,
-) -> Outcome<bool> {
-    let started = Instant::now();
-    let mut buffer = [0; 128];
-    while let Some(left) = limit.checked_sub(started.elapsed()) {
-        if !capture.wait(left)? {
-            return Ok(false);
-        }
-        while let Some(packet) = capture.receive(&mut buffer)? {
-            if fits(packet) {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
-}
-
-/// Returns the source of a captured packet, if it goes to this address and TCP or UDP port.
-pub(crate) fn source_of(packet: &[u8], to: IpAddr, port: u16) -> Option<IpAddr> {
-    let (source, destination, ports): (IpAddr, IpAddr, usize) = match packet.first()? >> 4 {
-        4 => (
-            IpAddr::from(*packet.get(12..)?.first_chunk::<4>()?),
-            IpAddr::from(*packet.get(16..)?.first_chunk::<4>()?),
-            usize::from(packet[0] & 0xf) * 4,
-        ),
-        6 => (
-            IpAddr::from(*packet.get(8..)?.first_chunk::<16>()?),
-            IpAddr::from(*packet.get(24..)?.first_chunk::<16>()?),
-            40,
-        ),
-        _ => return None,
-    };
-    let is_it = destination == to && packet.get(ports + 2..ports + 4) == Some(&port.to_be_bytes());
-    is_it.then_some(source)
 }
 
 /// Returns a queue on the way that drops packets.

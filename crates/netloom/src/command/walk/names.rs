@@ -15,7 +15,7 @@ use super::{
     path::Path,
     place::Place,
     shot::Kind,
-    steps::{self, Step},
+    single::{self, Step},
 };
 
 /// Time limit for the answer of a name server.
@@ -67,7 +67,7 @@ impl Resolver {
             let path =
                 Path { to: *server, source, kind: Kind::Udp(53), target: None, published: None, ..*base };
             let what = format!("name server {server}");
-            match steps::one(&path)? {
+            match single::one(&path)? {
                 Step::Broken(cause) if server.is_loopback() => {
                     let remedy =
                         "name a server that the container reaches: its loopback address is not the host's";
