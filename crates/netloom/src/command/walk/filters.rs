@@ -50,7 +50,7 @@ pub(crate) enum In<'a> {
 /// How often the probe is sent.
 const SHOTS: u64 = 2;
 /// Time limit for the answer to each.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(80);
 /// Time limit for the kernel to announce the verdicts of packets that it has handled.
 const ANNOUNCED: Duration = Duration::from_millis(15);
 
@@ -66,15 +66,8 @@ pub(crate) fn watch<'a>(path: &Path<'a>, shot: &Shot) -> Outcome<Evidence<'a>> {
     if let Some(place) = path.from {
         ask_again(path, place)?;
     }
-    let mut reply = Reply::Lost(None);
-    for _ in 0..SHOTS {
-        reply = path.netns().run(|| shot.fire(path.netns(), PATIENCE))??;
-        if reply == Reply::Answered {
-            break;
-        }
-    }
     let mut evidence = Evidence {
-        reply,
+        reply: Reply::Lost(None),
         dropped: None,
         at_host: None,
         answer_at_host: false,
@@ -82,8 +75,14 @@ pub(crate) fn watch<'a>(path: &Path<'a>, shot: &Shot) -> Outcome<Evidence<'a>> {
         diverted: None,
         reverse_path: None,
     };
-    for watch in &watches {
-        watch.report(path, &mut evidence)?;
+    for _ in 0..SHOTS {
+        evidence.reply = path.netns().run(|| shot.fire(path.netns(), PATIENCE))??;
+        for watch in &watches {
+            watch.report(path, &mut evidence)?;
+        }
+        if evidence.reply == Reply::Answered || evidence.dropped.is_some() {
+            break;
+        }
     }
     Ok(evidence)
 }
@@ -163,7 +162,7 @@ impl<'a> Watch<'a> {
         }
         match self.place {
             None if self.trace.is_some() => {
-                evidence.at_host = Some(arrived);
+                evidence.at_host = Some(arrived || evidence.at_host == Some(true));
                 evidence.answer_at_host |= answered;
             }
             Some(place) if path.target.is_some_and(|it| std::ptr::eq(it, place)) => {

@@ -157,15 +157,18 @@ impl Walk<'_> {
         })
     }
 
-    /// Sends from the host to the container, which may have rules of its own.
+    /// Sends from the host to the container, which may have rules of its own. It has answered the gateway, and is therefore near.
     fn host_to_container(&self) -> Outcome<Step> {
         let path = Path { from: None, source: None, target: Some(self.place), ..self.path(self.address) };
-        match single::one(&path)? {
-            Step::Broken(cause) if cause.kind == cause::Kind::ContainerRule => {
-                Ok(Step::Skipped(cause.sentence))
-            }
-            other => Ok(other),
+        let shot = path.netns().run(|| Shot::open(path.to, path.kind, None))??;
+        if path.netns().run(|| shot.fire(path.netns(), single::NEAR / 2))?? == Reply::Answered {
+            return Ok(Step::Works(single::ANSWERS.into()));
         }
+        Ok(match explain::explain(&path, &shot)? {
+            None => Step::Works(single::ANSWERS.into()),
+            Some(cause) if cause.kind == cause::Kind::ContainerRule => Step::Skipped(cause.sentence),
+            Some(cause) => Step::Broken(cause),
+        })
     }
 
     /// Sends a packet of the container's MTU: a smaller MTU on the way, as on a bridge, drops it silently.
@@ -237,7 +240,7 @@ impl Walk<'_> {
     ) -> Outcome<Option<Step>> {
         let host = self.host;
         let of_host = host.netns.run(|| Shot::open(path.to, path.kind, None))??;
-        if host.netns.run(|| of_host.fire(&host.netns, single::NEAR))?? == Reply::Answered {
+        if host.netns.run(|| of_host.fire(&host.netns, single::NEAR / 2))?? == Reply::Answered {
             return Ok(explain::explain(path, shot)?.map(Step::Broken));
         }
         match source {
