@@ -5,7 +5,7 @@ use std::fmt;
 use crate::{
     error::{Kind, Result},
     link::{IFINFO, Mac, Named, ifinfo},
-    message::{Attrs, Message, read_u16, read_u32},
+    message::{Attrs, Message, read_text, read_u16, read_u32},
     socket::{CREATE, DUMP, EXCL, REQUEST, Socket},
 };
 
@@ -29,6 +29,36 @@ pub struct Port {
     pub hairpin: bool,
     /// Whether the port is isolated: frames do not pass between isolated ports.
     pub isolated: bool,
+}
+
+/// The state of a port, and which frames the bridge sends to it or accepts from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortState {
+    /// The state of the spanning tree protocol: 0 disabled, 1 listening, 2 learning, 3 forwarding, 4 blocking.
+    pub state: u8,
+    /// Hairpin mode and isolation.
+    pub port: Port,
+    /// Whether the bridge learns the hardware addresses of the port.
+    pub learning: bool,
+    /// Whether broadcasts go to the port.
+    pub broadcast: bool,
+    /// Whether multicast goes to the port.
+    pub multicast: bool,
+    /// Whether frames to unknown hardware addresses go to the port.
+    pub unknown: bool,
+    /// Whether the port accepts only hardware addresses of static entries (IEEE 802.1X).
+    pub locked: bool,
+}
+
+/// An entry of a bridge's forwarding database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The port's index, or the bridge's own.
+    pub link: u32,
+    /// The hardware address.
+    pub mac: Mac,
+    /// Whether the entry was set, not learnt (`NUD_NOARP` or `NUD_PERMANENT`).
+    pub fixed: bool,
 }
 
 /// One VLAN of a port.
@@ -100,6 +130,66 @@ pub fn set_port(socket: &Socket, link: &dyn Named, port: Port) -> Result<()> {
         info.u8(BRPORT_MODE, u8::from(port.hairpin)).u8(BRPORT_ISOLATED, u8::from(port.isolated));
     });
     socket.change(message, "set bridge port flags of", &format_args!("`{}`", link.name()))
+}
+
+/// Reads the state of a port, or returns `None` if the link is no port of a bridge.
+///
+/// # Errors
+/// If the kernel refuses the request.
+pub fn port_state(socket: &Socket, link: &dyn Named) -> Result<Option<PortState>> {
+    let message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, link.index(), 0, 0));
+    let mut found = None;
+    socket.ask(message, "read the port", &format_args!("`{}`", link.name()), |received| {
+        let info =
+            Attrs(Attrs::after(received.payload, IFINFO).find(libc::IFLA_LINKINFO).unwrap_or_default());
+        if info.find(IFLA_INFO_SLAVE_KIND).map(read_text).as_deref() == Some("bridge") {
+            found = info.find(IFLA_INFO_SLAVE_DATA).map(|data| read_port(Attrs(data)));
+        }
+    })?;
+    Ok(found)
+}
+
+fn read_port(attrs: Attrs<'_>) -> PortState {
+    let flag = |kind, default| attrs.find(kind).and_then(|data| data.first()).map_or(default, |it| *it != 0);
+    PortState {
+        state: attrs.find(BRPORT_STATE).and_then(|data| data.first()).copied().unwrap_or(FORWARDING),
+        port: Port { hairpin: flag(BRPORT_MODE, false), isolated: flag(BRPORT_ISOLATED, false) },
+        learning: flag(BRPORT_LEARNING, true),
+        broadcast: flag(BRPORT_BCAST_FLOOD, true),
+        multicast: flag(BRPORT_MCAST_FLOOD, true),
+        unknown: flag(BRPORT_UNICAST_FLOOD, true),
+        locked: flag(BRPORT_LOCKED, false),
+    }
+}
+
+/// Returns whether a bridge filters VLANs.
+///
+/// # Errors
+/// If the kernel refuses the request.
+pub fn filters_vlans(socket: &Socket, bridge: &dyn Named) -> Result<bool> {
+    let message = Message::new(libc::RTM_GETLINK, REQUEST, &ifinfo(0, bridge.index(), 0, 0));
+    let mut filters = false;
+    socket.ask(message, "read bridge", &format_args!("`{}`", bridge.name()), |received| {
+        let info = Attrs::after(received.payload, IFINFO).find(libc::IFLA_LINKINFO).unwrap_or_default();
+        let data = Attrs(Attrs(info).find(libc::IFLA_INFO_DATA).unwrap_or_default());
+        filters = data.find(BR_VLAN_FILTERING).is_some_and(|value| value.first() == Some(&1));
+    })?;
+    Ok(filters)
+}
+
+/// Lists the forwarding databases of all bridges.
+///
+/// # Errors
+/// If the kernel refuses the request.
+pub fn entries(socket: &Socket) -> Result<Vec<Entry>> {
+    let mut fixed = [0; NDMSG];
+    fixed[0] = AF_BRIDGE;
+    let message = Message::new(libc::RTM_GETNEIGH, REQUEST | DUMP, &fixed);
+    socket.dump(&message, "list", &"the bridges' forwarding databases", |received| {
+        let state = read_u16(received.payload.get(8..)?)?;
+        let mac = Attrs::after(received.payload, NDMSG).find(NDA_LLADDR)?.try_into().ok().map(Mac)?;
+        Some(Entry { link: read_u32(received.payload.get(4..)?)?, mac, fixed: state & SET_STATES != 0 })
+    })
 }
 
 /// Lists the VLANs of a port, or of the bridge itself.
@@ -206,8 +296,22 @@ fn set_vlans(
 
 const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 const BR_VLAN_FILTERING: u16 = 7;
+const BRPORT_STATE: u16 = 1;
 const BRPORT_MODE: u16 = 4;
+const BRPORT_LEARNING: u16 = 8;
+const BRPORT_UNICAST_FLOOD: u16 = 9;
+const BRPORT_MCAST_FLOOD: u16 = 27;
+const BRPORT_BCAST_FLOOD: u16 = 30;
 const BRPORT_ISOLATED: u16 = 33;
+const BRPORT_LOCKED: u16 = 39;
+/// The state of a port that forwards frames (`BR_STATE_FORWARDING`).
+pub const FORWARDING: u8 = 3;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+/// `struct ndmsg`.
+const NDMSG: usize = 12;
+const NDA_LLADDR: u16 = 2;
+const SET_STATES: u16 = 0x40 | 0x80;
 const RTM_GETVLAN: u16 = 114;
 const BR_VLAN_MSG: usize = 8;
 const BRIDGE_VLANDB_ENTRY: u16 = 1;

@@ -46,13 +46,27 @@ impl Echo {
         Ok(Self { fd: socket(family, SocketType::RAW, Some(protocol))?, to, token })
     }
 
+    /// Sends requests from this address.
+    ///
+    /// # Errors
+    /// If the address is none of the namespace, or tentative.
+    pub fn bind(&self, source: IpAddr) -> io::Result<()> {
+        Ok(rustix::net::bind(&self.fd, &SocketAddr::new(source, 0))?)
+    }
+
+    /// Returns the identifier in the header of the request.
+    pub fn identifier() -> u16 {
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        u16::from_be_bytes([high, low])
+    }
+
     /// Sends the request as an IP packet of `size` bytes. The kernel does not fragment it if the link's MTU suffices.
     ///
     /// # Errors
     /// If there is no route, or the packet is too large.
     pub fn send(&self, size: usize) -> io::Result<()> {
         let (kind, header) = if self.to.is_ipv4() { (8, 20) } else { (128, IPV6_HEADER) };
-        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let [high, low] = Self::identifier().to_be_bytes();
         let mut packet = vec![kind, 0, 0, 0, high, low, 0, 1];
         packet.extend_from_slice(&self.token);
         packet.resize(size.saturating_sub(header).max(packet.len()), 0);

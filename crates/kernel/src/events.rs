@@ -68,6 +68,14 @@ impl Events {
         Socket::open_listening(Protocol::Netfilter, GROUP_NFTABLES).map(Self)
     }
 
+    /// Listens for traces of packets ([`crate::nft::trace`]).
+    ///
+    /// # Errors
+    /// If the kernel lacks nftables or the socket cannot be opened.
+    pub fn of_traces() -> Result<Self> {
+        Socket::open_listening(Protocol::Netfilter, GROUP_NFTRACE).map(Self)
+    }
+
     /// Discards pending events. The caller then reads the state.
     ///
     /// # Errors
@@ -206,6 +214,7 @@ const GROUPS_OF_NETWORK: u32 = GROUP_LINK
 const GROUP_IPV4_NETCONF: u32 = 1 << 23;
 const GROUP_IPV6_NETCONF: u32 = 1 << 24;
 const GROUP_NFTABLES: u32 = 1 << 6;
+const GROUP_NFTRACE: u32 = 1 << 8;
 const GROUP_IPV6_ADDRESS: u32 = 1 << 8;
 
 impl AsFd for Events {

@@ -35,6 +35,10 @@ pub struct Link {
     pub mtu: u32,
     /// Whether the link is administratively up (`IFF_UP`).
     pub up: bool,
+    /// Whether the driver has a carrier (`IFF_LOWER_UP`): a cable, or the other end of a veth pair that is up.
+    pub carrier: bool,
+    /// Whether the link resolves neighbours (`IFF_NOARP` is not set).
+    pub resolves: bool,
     /// The operational state: 6 is up (RFC 2863, `IF_OPER_UP`).
     pub operstate: u8,
     /// The number of users of promiscuous mode.
@@ -346,6 +350,8 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: read_u32(&fixed[8..])? & libc::IFF_UP.cast_unsigned() != 0,
+        carrier: read_u32(&fixed[8..])? & IFF_LOWER_UP != 0,
+        resolves: read_u32(&fixed[8..])? & libc::IFF_NOARP.cast_unsigned() == 0,
         operstate: 0,
         promiscuity: 0,
         master: None,
@@ -414,6 +420,8 @@ pub(crate) fn ifinfo(family: u8, index: u32, flags: u32, mask: u32) -> [u8; IFIN
 }
 
 const OPER_UP: u8 = 6;
+/// `linux/if.h`.
+const IFF_LOWER_UP: u32 = 1 << 16;
 /// `linux/if.h`.
 const ALTIFNAMSIZ: usize = 128;
 /// The groups of links under removal: below the groups of owners, above the groups that administrators use.

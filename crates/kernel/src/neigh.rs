@@ -22,6 +22,8 @@ pub struct Neighbour {
     pub mac: Option<Mac>,
     /// Whether the entry is static and does not age.
     pub permanent: bool,
+    /// Whether nobody answered (`NUD_FAILED`).
+    pub failed: bool,
 }
 
 /// An entry of a VXLAN's forwarding database: frames to this hardware address go to that host.
@@ -163,7 +165,7 @@ pub(crate) fn read(received: &Received<'_>) -> Option<Neighbour> {
     let attrs = Attrs::after(received.payload, NDMSG);
     let ip = read_ip(attrs.find(NDA_DST)?)?;
     let mac = attrs.find(NDA_LLADDR).and_then(|data| data.try_into().ok()).map(Mac);
-    Some(Neighbour { link, ip, mac, permanent: state & PERMANENT != 0 })
+    Some(Neighbour { link, ip, mac, permanent: state & PERMANENT != 0, failed: state & FAILED != 0 })
 }
 
 pub(crate) fn read_forward(received: &Received<'_>) -> Option<Forward> {
@@ -190,4 +192,5 @@ const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 const NTF_USE: u8 = 1;
 const NTF_SELF: u8 = 1 << 1;
 const PERMANENT: u16 = 0x80;
+const FAILED: u16 = 0x20;
 const NOARP: u16 = 0x40;

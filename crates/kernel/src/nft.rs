@@ -5,6 +5,7 @@
 mod batch;
 mod expr;
 pub(crate) mod list;
+pub mod trace;
 
 pub use batch::{Batch, Place, commit};
 pub use expr::{Expr, Reg};
@@ -154,6 +155,7 @@ mod msg {
     pub(super) const GETSETELEM: u16 = 13;
     pub(super) const DELSETELEM: u16 = 14;
     pub(super) const GETGEN: u16 = 16;
+    pub(super) const TRACE: u16 = 17;
 }
 
 /// Numbers of attributes that are both written and read.

@@ -282,27 +282,67 @@ pub struct Way {
 ///
 /// # Errors
 /// If the kernel refuses the request.
-#[doc(alias = "RTM_GETROUTE")]
 pub fn way_to(socket: &Socket, ip: IpAddr) -> Result<Option<Way>> {
+    match way_of(socket, &Packet { to: ip, from: None, enters: None }) {
+        Err(error) if UNREACHABLE.contains(&error.errno) => Ok(None),
+        other => other,
+    }
+}
+
+/// A packet whose path is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// The destination.
+    pub to: IpAddr,
+    /// The source; `None` for the one that the kernel selects.
+    pub from: Option<IpAddr>,
+    /// The index of the link on which the packet enters the host; `None` for a packet that the host sends.
+    pub enters: Option<u32>,
+}
+
+/// Returns the path of a packet. `None` if the kernel answers without a link.
+///
+/// # Errors
+/// What the kernel does with the packet if it has no path: `ENETUNREACH` without a route, `EHOSTUNREACH` (also if the link that it
+/// enters does not forward), `EACCES` and `EINVAL` for prohibiting and blackhole routes, `EXDEV` if reverse path filtering drops it.
+#[doc(alias = "RTM_GETROUTE")]
+pub fn way_of(socket: &Socket, packet: &Packet) -> Result<Option<Way>> {
+    let bits = if packet.to.is_ipv4() { 32 } else { 128 };
     let mut fixed = [0; RTMSG];
-    fixed[0] = family(ip);
-    fixed[1] = if ip.is_ipv4() { 32 } else { 128 };
+    fixed[0] = family(packet.to);
+    fixed[1] = bits;
+    fixed[2] = packet.from.map_or(0, |_| bits);
     let mut message = Message::new(libc::RTM_GETROUTE, REQUEST, &fixed);
-    message.ip(libc::RTA_DST, ip);
+    message.ip(libc::RTA_DST, packet.to);
+    if let Some(from) = packet.from {
+        message.ip(libc::RTA_SRC, from);
+    }
+    if let Some(link) = packet.enters {
+        message.u32(libc::RTA_IIF, link);
+    }
     let mut way = None;
-    let asked = socket.ask(message, "find the route to", &ip, |received| {
+    let mut error = None;
+    socket.ask(message, "find the route to", &packet.to, |received| {
         let attrs = Attrs::after(received.payload, RTMSG);
         let gateway = attrs.find(libc::RTA_GATEWAY).or(attrs.find(RTA_VIA).and_then(|via| via.get(2..)));
+        let kind = received.payload.get(7).copied().unwrap_or_default();
+        // IPv6 answers with a route that refuses, where IPv4 answers with the error.
+        error = match kind {
+            libc::RTN_BLACKHOLE => Some(Errno::INVAL),
+            libc::RTN_PROHIBIT => Some(Errno::ACCESS),
+            libc::RTN_UNREACHABLE => Some(Errno::HOSTUNREACH),
+            _ => None,
+        };
         way = attrs.find(libc::RTA_OIF).and_then(read_u32).map(|link| Way {
             link,
             gateway: gateway.and_then(read_ip),
             source: attrs.find(libc::RTA_PREFSRC).and_then(read_ip),
-            local: received.payload.get(7) == Some(&libc::RTN_LOCAL),
+            local: kind == libc::RTN_LOCAL,
         });
-    });
-    match asked {
-        Err(error) if UNREACHABLE.contains(&error.errno) => Ok(None),
-        other => other.map(|()| way),
+    })?;
+    match error {
+        Some(errno) => Err(Error::new("find the route to", packet.to, errno)),
+        None => Ok(way),
     }
 }
 

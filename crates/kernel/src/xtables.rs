@@ -148,6 +148,16 @@ impl Table {
         self.chains.iter().find(|it| it.name == chain).map_or(&[], |it| &it.rules)
     }
 
+    /// Lists the rules of all chains in order, each with its chain's name and its number from 1. The rule after the last of a
+    /// built-in chain, which is the chain's policy, has number 0.
+    pub fn all_rules(&self) -> impl Iterator<Item = (&str, usize, &Rule)> {
+        self.chains.iter().flat_map(|chain| {
+            let rules = chain.rules.iter().enumerate().map(|(index, rule)| (index + 1, rule));
+            let policy = chain.hook.is_some().then_some((0, &chain.end));
+            rules.chain(policy).map(|(number, rule)| (chain.name.as_str(), number, rule))
+        })
+    }
+
     /// Inserts a rule before all others of a chain.
     pub fn insert(&mut self, chain: &str, rule: Rule) {
         self.chain(chain, |it| it.rules.insert(0, rule));

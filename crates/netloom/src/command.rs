@@ -9,13 +9,14 @@ mod generate;
 mod install;
 mod list;
 mod networks;
-mod probe;
 mod problems;
 mod relay;
 mod run;
 mod runtimes;
 mod temporary_netns;
 mod unprivileged;
+mod walk;
+mod why;
 
 use std::{error::Error as _, io::Write as _, path::PathBuf, process::ExitCode};
 
@@ -94,6 +95,17 @@ enum Command {
     Gc(gc::Options),
     /// Print the specification versions that the plugins of a network support
     Version(cnitool::VersionOf),
+    /// Find out why a container has no network, or why it does not reach an address
+    ///
+    /// Send packets along the paths of the container: to its gateway, of full size, out of the host, to its published ports, or to the
+    /// given destination. If one is lost, compare every station of its path with what the packet needs (links, addresses,
+    /// routes, neighbours, bridge ports, sysctls, translation, connections), and trace the packet through nftables and the
+    /// counters of iptables-legacy. End with one sentence that names the cause, and with one remedy. Exit with 0 only if the path
+    /// works. The plugins may be anybody's: everything is taken from the kernel and from the runtime's cache.
+    #[command(
+        after_help = "Examples:\n  netloom why web\n  netloom why web to 10.88.0.7:5432\n  netloom why web to db:5432\n  netloom why web:80 from host\n  netloom why web from proxy\n  netloom why /run/netns/c1 to 1.1.1.1:53 --udp\n  netloom why 4f1d0c9a --json"
+    )]
+    Why(why::Options),
     /// List networks and attachments, and what is wrong with the configuration
     ///
     /// Warn of invalid files, of several files with one network name, of plugins that a network uses and no folder of --bin-path
@@ -207,6 +219,12 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+impl From<rustix::io::Errno> for Failure {
+    fn from(errno: rustix::io::Errno) -> Self {
+        std::io::Error::from(errno).into()
+    }
+}
+
 /// Runs the command line, or cnitool's if `as_cnitool` is set.
 pub(crate) fn main(as_cnitool: bool) -> ExitCode {
     if as_cnitool {
@@ -225,6 +243,7 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
         Command::Status(options) => done(cnitool::status(&places, &options)),
         Command::Gc(options) => done(gc::gc(&places, &options)),
         Command::Version(options) => done(cnitool::version(&places, &options)),
+        Command::Why(options) => done(why::why(&places, &options)),
         Command::List(options) => done(list::list(&places, &options)),
         Command::Relay(options) => done(relay::relay(&places, &options)),
         Command::Cluster(options) => done(cluster::cluster(&options)),

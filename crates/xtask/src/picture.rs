@@ -1,6 +1,7 @@
-//! `cargo xtask picture`: runs `netloom demo` and writes its output as the terminal picture of README.md, docs/demo.svg.
+//! `cargo xtask picture`: runs `netloom demo` and `netloom why` and writes their output as the terminal pictures of the
+//! documentation, docs/demo.svg and docs/why.svg.
 //!
-//! The demo runs on a fresh host (network and mount namespaces of its own), so the picture does not depend on the
+//! Each runs on a fresh host (network and mount namespaces of its own), so the picture does not depend on the
 //! links, networks and reservations of the machine that draws it.
 
 use std::{
@@ -11,13 +12,38 @@ use std::{
 
 use crate::{Outcome, root, say};
 
-/// The prompt and the command that the picture shows above the output.
+/// The prompt that a picture shows above the output.
 const PROMPT: &str = "$ ";
-const COMMAND: &str = "sudo netloom demo";
 
-/// Prepares the host and replaces the shell (`$0` is the binary) with the demo.
-const DEMO: &str = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mkdir -p /run/netns \
-    && ip link set lo up && exec \"$0\" demo";
+/// A picture: its file, the command that it shows, and what prepares the host for it. `$0` is the binary.
+struct Shown {
+    file: &'static str,
+    command: &'static str,
+    prepare: &'static str,
+    /// Whether the command succeeds.
+    works: bool,
+}
+
+const ALL: [Shown; 2] = [
+    Shown {
+        file: "docs/demo.svg",
+        command: "netloom demo",
+        prepare: "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mkdir -p /run/netns && ip link set lo up",
+        works: true,
+    },
+    Shown { file: "docs/why.svg", command: "netloom why web", prepare: WEB, works: false },
+];
+
+/// A host with an uplink and the container `web`, whose packets iptables drops.
+const WEB: &str = r#"mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mkdir -p /run/netns /run/bin /run/net.d && ip link set lo up
+export CNI_PATH=/run/bin NETCONFPATH=/run/net.d
+for plugin in bridge host-local portmap; do ln -s "$0" /run/bin/$plugin; done
+ip netns add router && ip link add up0 type veth peer name eth0 netns router && ip link set up0 up && ip addr add 203.0.113.2/24 dev up0
+ip -n router link set eth0 up && ip -n router addr add 203.0.113.1/24 dev eth0 && ip route add default via 203.0.113.1
+echo '{"cniVersion": "1.1.0", "name": "lab", "plugins": [{"type": "bridge", "isDefaultGateway": true, "ipMasq": true,
+  "ipam": {"type": "host-local", "subnet": "10.88.0.0/16"}}, {"type": "portmap", "capabilities": {"portMappings": true}}]}' >/run/net.d/lab.conflist
+ip netns add web && "$0" add lab web --container-id web --cap-args '{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}' >/run/result
+iptables -P FORWARD DROP"#;
 
 /// Measures in pixels. A character of the widest usual monospace font takes 0.62 of the font size.
 const FONT_SIZE: usize = 13;
@@ -30,6 +56,7 @@ const TITLE_BACKGROUND: &str = "#2a3037";
 const PLAIN: &str = "#d6dbe1";
 const DIM: &str = "#8a94a0";
 const GOOD: &str = "#5fc27e";
+const BAD: &str = "#e0675c";
 const BUTTONS: [&str; 3] = ["#e0675c", "#dcae4b", "#5fb55f"];
 
 /// A piece of a line and its colour.
@@ -41,42 +68,54 @@ pub(crate) fn picture(arguments: &[String]) -> Outcome {
         Some(path) => PathBuf::from(path).canonicalize().map_err(|error| format!("{path}: {error}"))?,
         None => crate::dist::Dist::default().build()?,
     };
-    let output = run_demo(&binary)?;
-    let path = root().join("docs/demo.svg");
-    std::fs::write(&path, draw(&output)).map_err(|error| format!("{}: {error}", path.display()))?;
-    say(&format!("{output}\nwrote {}", path.display()));
+    for shown in ALL {
+        let output = run(&shown, &binary)?;
+        let path = root().join(shown.file);
+        std::fs::write(&path, draw(shown.command, &output))
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        say(&format!("{output}\nwrote {}", path.display()));
+    }
     Ok(())
 }
 
-/// Returns what the demo prints.
-fn run_demo(binary: &Path) -> Result<String, String> {
+/// Returns what a command prints on its host.
+fn run(shown: &Shown, binary: &Path) -> Result<String, String> {
+    let arguments = shown.command.trim_start_matches("netloom ");
+    let line = format!("{} && exec \"$0\" {arguments} 2>&1", shown.prepare);
     let output = Command::new("unshare")
-        .args(["--mount", "--net", "--propagation", "private", "sh", "-c", DEMO])
+        .args(["--mount", "--net", "--propagation", "private", "sh", "-c", &line])
         .arg(binary)
         .output()
         .map_err(|error| format!("unshare: {error}"))?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() {
+    if output.status.success() == shown.works && printed.contains("  ok") {
         return Ok(printed);
     }
     let errors = String::from_utf8_lossy(&output.stderr);
-    Err(format!("the demo failed ({}; it needs root):\n{printed}{errors}", output.status))
+    Err(format!("{} failed ({}; it needs root):\n{printed}{errors}", shown.command, output.status))
 }
 
 /// Returns an SVG document of a terminal with the command and its output.
-fn draw(output: &str) -> String {
-    let command = format!("{PROMPT}{COMMAND}");
-    let mut lines = vec![vec![(PROMPT, GOOD), (COMMAND, PLAIN)]];
-    lines.extend(output.trim_end().lines().map(highlight));
-    let longest =
-        output.lines().chain([command.as_str()]).map(|line| line.chars().count()).max().unwrap_or(0);
+fn draw(command: &str, output: &str) -> String {
+    let typed = format!("sudo {command}");
+    let wrapped: Vec<String> = output.trim_end().lines().flat_map(wrap).collect();
+    let mut lines = vec![vec![(PROMPT, GOOD), (typed.as_str(), PLAIN)]];
+    lines.extend(wrapped.iter().map(|line| highlight(line)));
+    let prompt = format!("{PROMPT}{typed}");
+    let longest = wrapped
+        .iter()
+        .map(String::as_str)
+        .chain([prompt.as_str()])
+        .map(|line| line.chars().count())
+        .max()
+        .unwrap_or(0);
     let width = longest * FONT_SIZE * 62 / 100 + 2 * MARGIN;
     let height = TITLE_BAR + lines.len() * LINE_HEIGHT + 2 * MARGIN;
 
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
          role=\"img\">\n\
-         <title>Output of netloom demo</title>\n\
+         <title>Output of {command}</title>\n\
          <rect width=\"{width}\" height=\"{height}\" rx=\"8\" fill=\"{BACKGROUND}\"/>\n\
          <path d=\"M0 {TITLE_BAR}V8a8 8 0 0 1 8-8H{right}a8 8 0 0 1 8 8V{TITLE_BAR}z\" fill=\"{TITLE_BACKGROUND}\"/>\n",
         right = width - 8,
@@ -102,14 +141,37 @@ fn draw(output: &str) -> String {
     svg
 }
 
-/// Highlights a line of the demo: the word `ok` and the time of a step stand out from what the step did.
+/// Wraps a line at spaces, as a terminal of this width would, so that the picture fits on a page.
+fn wrap(line: &str) -> Vec<String> {
+    const WIDTH: usize = 110;
+    let mut lines = vec![String::new()];
+    for word in line.split_inclusive(' ') {
+        let last = lines.last().map_or(0, |last| last.chars().count());
+        if last > 0 && last + word.trim_end().chars().count() > WIDTH {
+            lines.push("  ".to_owned());
+        }
+        if let Some(last) = lines.last_mut() {
+            last.push_str(word);
+        }
+    }
+    lines
+}
+
+/// Highlights the outcome and the time of a step, and the sentence that names a cause.
 fn highlight(line: &str) -> Vec<Span<'_>> {
     const OK: &str = "  ok";
+    const FAIL: &str = "  FAIL";
     const UNIT: &str = " ms";
-    match line.find(UNIT).map(|at| at + UNIT.len()).filter(|_| line.starts_with(OK)) {
-        Some(end) => vec![(OK, GOOD), (&line[OK.len()..end], DIM), (&line[end..], PLAIN)],
-        None if line.is_empty() => Vec::new(),
-        None => vec![(line, PLAIN)],
+    let time = line.find(UNIT).map(|at| at + UNIT.len());
+    match (line.strip_prefix(OK), line.strip_prefix(FAIL)) {
+        (Some(_), _) if time.is_some() => {
+            let end = time.unwrap_or_default();
+            vec![(OK, GOOD), (&line[OK.len()..end], DIM), (&line[end..], PLAIN)]
+        }
+        (Some(rest), _) => vec![(OK, GOOD), (rest, PLAIN)],
+        (_, Some(rest)) => vec![(FAIL, BAD), (rest, PLAIN)],
+        _ if line.is_empty() => Vec::new(),
+        _ => vec![(line, PLAIN)],
     }
 }
 

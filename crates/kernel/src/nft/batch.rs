@@ -53,6 +53,14 @@ impl Batch {
         message.text(TABLE_NAME, table.name).attr(TABLE_USERDATA, &comment_udata(comment));
     }
 
+    /// Creates a table that the kernel removes when the socket that commits the batch is closed, even if the process is
+    /// killed (`NFT_TABLE_F_OWNER`, Linux 5.12).
+    pub fn create_owned_table(&mut self, table: Table<'_>, comment: &str) {
+        let message = self.message(msg::NEWTABLE, CREATE | EXCL, table, table.name.to_owned());
+        message.text(TABLE_NAME, table.name).be32(TABLE_FLAGS, TABLE_OWNED);
+        message.attr(TABLE_USERDATA, &comment_udata(comment));
+    }
+
     /// Removes a table with its content.
     pub fn remove_table(&mut self, table: Table<'_>) {
         self.message(msg::DELTABLE, 0, table, table.name.to_owned()).text(TABLE_NAME, table.name);
@@ -270,6 +278,8 @@ const APPEND: u16 = libc::NLM_F_APPEND as u16;
 const ACCEPT: u32 = 1;
 const SET_MAP: u32 = 8;
 
+const TABLE_FLAGS: u16 = 2;
+const TABLE_OWNED: u32 = 2;
 const LIST_ELEM: u16 = 1;
 const CHAIN_USERDATA: u16 = 12;
 const RULE_POSITION: u16 = 6;

@@ -31,6 +31,8 @@ pub enum Expr<'a> {
     Mark(Reg),
     /// Sets the packet's mark.
     SetMark(Reg),
+    /// Traces the packet from here on (`meta nftrace set 1`), if the first byte of the register is not zero.
+    Trace(Reg),
     /// Loads the packet's connection tracking state (`ct state`) as bits: 2 established, 4 related.
     ConnectionState(Reg),
     /// Loads the connection's status (`ct status`) as bits: 32 if its destination was translated.
@@ -118,6 +120,9 @@ pub(super) fn write(out: &mut Message, expression: &Expr<'_>) {
         Expr::Mark(reg) => meta(out, MARK, reg),
         Expr::SetMark(reg) => named(out, "meta", |data| {
             data.be32(2, MARK).be32(3, reg.number());
+        }),
+        Expr::Trace(reg) => named(out, "meta", |data| {
+            data.be32(2, NFTRACE).be32(3, reg.number());
         }),
         Expr::ConnectionState(reg) => connection(out, 0, reg),
         Expr::ConnectionStatus(reg) => connection(out, 2, reg),
@@ -214,6 +219,7 @@ fn verdict(out: &mut Message, code: i32, chain: Option<&str>) {
 }
 
 const MARK: u32 = 3;
+const NFTRACE: u32 = 12;
 const VERDICT_REGISTER: u32 = 0;
 const DROP: i32 = 0;
 const ACCEPT: i32 = 1;

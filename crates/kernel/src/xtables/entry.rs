@@ -91,6 +91,19 @@ impl Rule {
         &self.target
     }
 
+    /// Returns the name of a target that is neither a verdict nor a chain, such as `REJECT`.
+    pub fn target_name(&self) -> Option<String> {
+        target_name(&self.tail).filter(|name| !name.is_empty())
+    }
+
+    /// Returns the number of packets that matched the rule, at the time the table was read.
+    pub fn packets(&self) -> u64 {
+        // `struct xt_counters`, packets and bytes, ends the entry.
+        let at = layout(self.family).entry - 16;
+        let count = self.head.get(at..).and_then(|bytes| bytes.first_chunk());
+        count.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+    }
+
     /// Returns its comment.
     pub fn comment(&self) -> Option<String> {
         self.matches().find(|(name, _)| name == "comment").map(|(_, data)| read_text(data))

@@ -2,15 +2,19 @@
 
 use std::{
     io::{Read, Write},
+    net::IpAddr,
     os::unix::net::UnixStream,
     path::PathBuf,
 };
 
 use clap::Args;
+use ipnet::IpNet;
 use kernel::printable;
 use serde_json::Value;
 
 use super::{Failure, Outcome, list::table, note, say, say_json, say_lines};
+
+const SOCKET: &str = "/run/netloom/netloomd.sock";
 
 /// Options of `netloom cluster`.
 #[derive(Debug, Clone, Args)]
@@ -19,7 +23,7 @@ pub(crate) struct Options {
     #[arg(long)]
     json: bool,
     /// Socket of the daemon.
-    #[arg(long, env = "NETLOOMD_SOCKET", value_name = "PATH", default_value = "/run/netloom/netloomd.sock")]
+    #[arg(long, env = "NETLOOMD_SOCKET", value_name = "PATH", default_value = SOCKET)]
     socket: PathBuf,
 }
 
@@ -78,6 +82,33 @@ pub(crate) fn cluster(options: &Options) -> Outcome {
         problem.as_array().into_iter().flatten().for_each(|problem| note(text(problem)));
     }
     Ok(())
+}
+
+/// What this node's daemon knows of the node that an address belongs to.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) name: String,
+    /// Direct or tunnel, as the daemon writes it.
+    pub(crate) path: String,
+    pub(crate) problem: String,
+}
+
+/// Finds the node that has an address and does not answer. Returns `None` without a daemon.
+pub(crate) fn silent_peer(ip: IpAddr) -> Option<Peer> {
+    let socket = std::env::var_os("NETLOOMD_SOCKET").map_or_else(|| PathBuf::from(SOCKET), PathBuf::from);
+    let status = query(&socket).ok()?;
+    let has = |list: &Value| {
+        let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
+        let mut nets = texts.filter_map(|text| {
+            text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+        });
+        nets.any(|net| net.contains(&ip))
+    };
+    let peer =
+        status["peers"].as_array()?.iter().find(|peer| has(&peer["blocks"]) || has(&peer["addresses"]))?;
+    let text = |key: &str| peer[key].as_str().unwrap_or_default().to_owned();
+    let is_silent = peer["answers"] == false || !text("problem").is_empty();
+    is_silent.then(|| Peer { name: text("name"), path: text("path"), problem: text("problem") })
 }
 
 /// Queries the daemon's HTTP endpoint. With HTTP/1.0 the end of the connection ends the response.

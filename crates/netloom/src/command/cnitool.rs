@@ -11,12 +11,22 @@ use netloom_runtime::{
     Container, Error,
     cache::Entry,
     load,
-    types::{CniResult, NetworkList, Object, SpecVersion, json},
+    types::{NetworkList, Object, SpecVersion, json},
 };
 
 use super::{
-    Failure, Outcome, Places, find::Target, gc, install, list::published_ports, networks::Runtime, note,
-    parse, probe::Probe, say, say_json, unprivileged::refused,
+    Failure, Outcome, Places,
+    find::Target,
+    gc, install,
+    networks::Runtime,
+    note, parse, say, say_json,
+    unprivileged::refused,
+    walk::{
+        place::{Place, Side},
+        single::Step,
+        steps,
+    },
+    why,
 };
 
 /// Arguments of `del`.
@@ -106,22 +116,34 @@ pub(crate) fn check(places: &Places, options: &Check) -> Outcome {
     checked.and(probed)
 }
 
+/// Walks the paths of an attachment, prints each step, and fails with the first that is broken.
 fn probe(runtime: &Runtime, list: &NetworkList, container: &Container) -> Outcome {
     let is_it = |entry: &Entry| {
         entry.network == list.name && entry.container_id == container.id && entry.ifname == container.ifname
     };
-    let result = |entry: Entry| {
-        let result = CniResult::from_object(&entry.result?, SpecVersion::V0_1_0).ok()?.into_current();
-        Some((result, entry.capability_args))
-    };
-    let cached = runtime.attachments()?.into_iter().find(is_it).and_then(result);
-    let (result, capability_args) = cached.ok_or_else(|| {
+    let entry = runtime.attachments()?.into_iter().find(is_it).filter(|entry| entry.result.is_some());
+    let entry = entry.ok_or_else(|| {
         Failure::new(format!("no result of `{}` on network `{}` is cached", container.id, list.name))
             .hint("`--deep` takes addresses and ports from the cached result: see `netloom list`")
     })?;
-    let ports = published_ports(&capability_args);
-    let netns = Path::new(&container.netns);
-    Probe { list, netns, ifname: &container.ifname, result: &result, ports: &ports }.run()
+    let host = Side::of_host()?;
+    let place = Place::of_entry(&host, &Entry { netns: container.netns.clone(), ..entry })?;
+    let mut broken = Vec::new();
+    steps::attachment(&host, &place, true, |what, step| {
+        why::show(&what, &step);
+        if let Step::Broken(cause) = step {
+            broken.push(cause);
+        }
+    })?;
+    let count = broken.len();
+    match broken.into_iter().next().map(Failure::from) {
+        None => Ok(()),
+        Some(first) if count == 1 => Err(first),
+        Some(first) => {
+            let message = format!("{}; and {} more of these probes failed", first.message(), count - 1);
+            Err(Failure { messages: vec![message], ..first })
+        }
+    }
 }
 
 pub(crate) fn del(places: &Places, options: &Detach) -> Outcome {

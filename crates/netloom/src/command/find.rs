@@ -33,6 +33,17 @@ impl Target {
         Self { text: text.to_owned(), netns }
     }
 
+    /// Returns the path of the namespace that the text names, if it exists.
+    pub(crate) fn path(&self) -> Option<PathBuf> {
+        let text = self.text.as_str();
+        let candidates = [
+            Path::new("/proc").join(text).join("ns/net"),
+            Path::new("/run/netns").join(text),
+            PathBuf::from(text),
+        ];
+        candidates.into_iter().find(|path| self.netns.is_some() && FileId::of(path) == self.netns)
+    }
+
     /// Returns whether the text names a container with this ID, this namespace and these arguments.
     pub(crate) fn matches(&self, container_id: &str, netns: &str, args: &[(String, String)]) -> bool {
         let by_id = container_id == self.text

@@ -42,3 +42,4 @@ mod shared;
 mod undo;
 mod vrf;
 mod waiting;
+mod why;
