@@ -24,7 +24,8 @@ pub(crate) fn check(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
         subnets = addresses(ipam, report);
     }
     // What the runtime passes is not in the file.
-    let is_complete = !plugin.declares("ips") && !plugin.declares("ipRanges") && ipam.get("ranges").is_none_or(is_readable);
+    let is_complete =
+        !plugin.declares("ips") && !plugin.declares("ipRanges") && ipam.get("ranges").is_none_or(is_readable);
     if ["host-local", "static"].contains(&kind) {
         routes(ipam, if is_complete { &subnets } else { &[] }, report);
     }
@@ -61,10 +62,13 @@ fn routes(ipam: &Node<'_>, subnets: &[IpNet], report: &mut Report<'_>) {
         let Some(dst) = prefix(Some(node), report) else { continue };
         let number = |key: &str| item.get(key).and_then(Node::integer);
         let (table, priority) = (number("table"), number("priority"));
-        let same = seen.iter().find(|other| other.0 == dst.trunc() && other.1 == table && other.2 == priority);
+        let same =
+            seen.iter().find(|other| other.0 == dst.trunc() && other.1 == table && other.2 == priority);
         if let Some((.., first)) = same {
             let message = format!("a second route to {dst}");
-            report.add(Rule::RouteTwice, node.span.clone(), message, "keep one of them").also(first.clone(), "the first one");
+            report
+                .add(Rule::RouteTwice, node.span.clone(), message, "keep one of them")
+                .also(first.clone(), "the first one");
         }
         seen.push((dst.trunc(), table, priority, node.span.clone()));
         let gateway = address(item.get("gw"), "gw", report);
@@ -81,7 +85,12 @@ fn routes(ipam: &Node<'_>, subnets: &[IpNet], report: &mut Report<'_>) {
             && !gateway.is_unspecified()
         {
             let message = format!("gateway {gateway} is in no subnet of the network");
-            report.add(Rule::RouteUnreachable, place, message, "use a gateway that the containers reach directly");
+            report.add(
+                Rule::RouteUnreachable,
+                place,
+                message,
+                "use a gateway that the containers reach directly",
+            );
         }
     }
 }

@@ -41,9 +41,13 @@ pub(crate) fn check(document: &Document<'_>, report: &mut Report<'_>) {
     interfaces(&plugins, report);
     for (index, plugin) in plugins.iter().enumerate() {
         let kind = plugin.kind();
-        if let Some(first) = plugins[..index].iter().find(|first| first.kind() == kind && ONCE.contains(&kind)) {
+        if let Some(first) =
+            plugins[..index].iter().find(|first| first.kind() == kind && ONCE.contains(&kind))
+        {
             let message = format!("a second `{kind}` in the list");
-            report.add(Rule::PluginTwice, plugin.place(), message, "keep one of them").also(first.place(), "the first one");
+            report
+                .add(Rule::PluginTwice, plugin.place(), message, "keep one of them")
+                .also(first.place(), "the first one");
         }
         capabilities(plugin, report);
     }
@@ -51,7 +55,9 @@ pub(crate) fn check(document: &Document<'_>, report: &mut Report<'_>) {
 
 /// Checks what follows the plugin that creates the interface.
 fn interfaces(plugins: &[Plugin<'_, '_>], report: &mut Report<'_>) {
-    let Some(at) = plugins.iter().position(|plugin| types::INTERFACE.contains(&plugin.kind())) else { return };
+    let Some(at) = plugins.iter().position(|plugin| types::INTERFACE.contains(&plugin.kind())) else {
+        return;
+    };
     let (first, rest) = (&plugins[at], &plugins[at + 1..]);
     for plugin in rest {
         let kind = plugin.kind();
@@ -59,12 +65,16 @@ fn interfaces(plugins: &[Plugin<'_, '_>], report: &mut Report<'_>) {
             && !["macvlan", "ipvlan"].contains(&kind)
             && !plugin.node.is_set("linkInContainer");
         if creates {
-            let message = format!("`{kind}` creates an interface whose name `{}` has already used", first.kind());
+            let message =
+                format!("`{kind}` creates an interface whose name `{}` has already used", first.kind());
             let help = "put it into a network of its own";
-            report.add(Rule::SecondInterface, plugin.place(), message, help).also(first.place(), "creates the interface");
+            report
+                .add(Rule::SecondInterface, plugin.place(), message, help)
+                .also(first.place(), "creates the interface");
         }
         if kind == "portmap" && at == 0 && first.node.get("ipam").is_none() {
-            let message = format!("`portmap` publishes ports to an address, and `{}` has no `ipam`", first.kind());
+            let message =
+                format!("`portmap` publishes ports to an address, and `{}` has no `ipam`", first.kind());
             report.add(Rule::ChainAddresses, plugin.place(), message, "add `ipam`, or remove portmap");
         }
         let policy = plugin.node.member("ingressPolicy").filter(|_| kind == "firewall" && at == 0);
@@ -73,11 +83,17 @@ fn interfaces(plugins: &[Plugin<'_, '_>], report: &mut Report<'_>) {
             && member.node.text().is_some_and(|policy| !policy.is_empty() && policy != "open")
         {
             let message = format!("this policy needs a bridge, and `{}` has none", first.kind());
-            report.add(Rule::FirewallWithoutBridge, member.node.span.clone(), message, "use \"open\", or the bridge plugin");
+            report.add(
+                Rule::FirewallWithoutBridge,
+                member.node.span.clone(),
+                message,
+                "use \"open\", or the bridge plugin",
+            );
         }
     }
     if first.kind() == "ipvlan" && at == 0 && first.ipam().is_none() && first.node.get("ipam").is_none() {
-        let help = "add `ipam`: the interface shares its parent's hardware address and needs an address of its own";
+        let help =
+            "add `ipam`: the interface shares its parent's hardware address and needs an address of its own";
         report.add(Rule::IpamMissing, first.place(), "`ipvlan` has no `ipam`", help);
     }
 }
@@ -92,7 +108,12 @@ fn capabilities(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
         let meant = types::nearest(key, CAPABILITIES.into_iter()).filter(|meant| *meant != key);
         if let Some(meant) = meant {
             let message = format!("no runtime knows a capability `{key}`");
-            let finding = report.add(Rule::CapabilityMisspelt, member.key_span.clone(), message, format!("write `{meant}`"));
+            let finding = report.add(
+                Rule::CapabilityMisspelt,
+                member.key_span.clone(),
+                message,
+                format!("write `{meant}`"),
+            );
             if meant.eq_ignore_ascii_case(key) {
                 finding.replace(member.key_span.clone(), format!("\"{meant}\""));
             }
@@ -111,19 +132,26 @@ fn capabilities(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
         return;
     }
     let missing = |capability: &str| {
-        let is_meant = |member: &crate::node::Member<'_>| types::nearest(&member.key, [capability].into_iter()).is_some();
+        let is_meant = |member: &crate::node::Member<'_>| {
+            types::nearest(&member.key, [capability].into_iter()).is_some()
+        };
         !declared.is_some_and(|node| {
-            node.members().iter().any(|member| is_meant(member) && !matches!(member.node.value, Value::Bool(false)))
+            node.members()
+                .iter()
+                .any(|member| is_meant(member) && !matches!(member.node.value, Value::Bool(false)))
         })
     };
-    let has_rates = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"].iter().any(|key| plugin.node.get(key).is_some());
+    let has_rates = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"]
+        .iter()
+        .any(|key| plugin.node.get(key).is_some());
     let wanted = match plugin.kind() {
         "portmap" => "portMappings",
         "bandwidth" if !has_rates => "bandwidth",
         _ => return,
     };
     if missing(wanted) {
-        let message = format!("`{}` does not declare the capability `{wanted}`, so it does nothing", plugin.kind());
+        let message =
+            format!("`{}` does not declare the capability `{wanted}`, so it does nothing", plugin.kind());
         let help = format!("add \"capabilities\": {{\"{wanted}\": true}}");
         report.add(Rule::CapabilityMissing, plugin.place(), message, help);
     }

@@ -77,12 +77,15 @@ fn names(sources: &[Source], documents: &[Document<'_>], findings: &mut Vec<Find
         };
         let first = path(by_file[0]);
         if first != used {
-            message += &format!("; runtimes that go by file name alone (containerd, CRI-O, podman) use {first}");
+            message +=
+                &format!("; runtimes that go by file name alone (containerd, CRI-O, podman) use {first}");
         }
         let mut report = Report { file: in_order[1].file, findings };
-        report
-            .add(Rule::NetworkTwice, in_order[1].name().1, message, "keep one of them")
-            .also_in(in_order[0].file, in_order[0].name().1, "the one that is used");
+        report.add(Rule::NetworkTwice, in_order[1].name().1, message, "keep one of them").also_in(
+            in_order[0].file,
+            in_order[0].name().1,
+            "the one that is used",
+        );
     }
 }
 
@@ -91,7 +94,10 @@ fn stems(sources: &[Source], documents: &[Document<'_>], findings: &mut Vec<Find
     let mut by_stem: HashMap<&str, &Document<'_>> = HashMap::new();
     for document in documents {
         let path = &sources[document.file].path;
-        let Some((stem, ending)) = path.rsplit_once('.').filter(|(_, ending)| EXTENSIONS.contains(ending)) else { continue };
+        let Some((stem, ending)) = path.rsplit_once('.').filter(|(_, ending)| EXTENSIONS.contains(ending))
+        else {
+            continue;
+        };
         let Some(other) = by_stem.insert(stem, document) else { continue };
         let other_ending = extension(&sources[other.file].path);
         if other_ending != ending && other.name().0 != document.name().0 {
@@ -124,10 +130,18 @@ struct Links {
 }
 
 impl Links {
-    fn add(&mut self, index: usize, document: &Document<'_>, plugin: &Plugin<'_, '_>, findings: &mut Vec<Finding>) {
+    fn add(
+        &mut self,
+        index: usize,
+        document: &Document<'_>,
+        plugin: &Plugin<'_, '_>,
+        findings: &mut Vec<Finding>,
+    ) {
         let mut report = Report { file: document.file, findings };
         let node = plugin.node;
-        let at = |key: &str| (document.file, node.get(key).map_or_else(|| plugin.place(), |node| node.span.clone()));
+        let at = |key: &str| {
+            (document.file, node.get(key).map_or_else(|| plugin.place(), |node| node.span.clone()))
+        };
         let text = |key: &str| node.text_of(key).filter(|text| !text.is_empty()).map(str::to_owned);
         let number = |key: &str| node.get(key).and_then(Node::integer).unwrap_or_default();
         match plugin.kind() {
@@ -139,11 +153,18 @@ impl Links {
                 if let Some((_, other)) = other.filter(|(other, _)| *other != index) {
                     let message = format!("another network has VLAN {id} of `{master}` too");
                     let help = "use one network for it, with macvlan or bridge on the VLAN's link";
-                    report.add(Rule::VlanTwice, place.1, message, help).also_in(other.0, other.1, "the other network");
+                    report.add(Rule::VlanTwice, place.1, message, help).also_in(
+                        other.0,
+                        other.1,
+                        "the other network",
+                    );
                 }
             }
             "host-device" => {
-                let Some(key) = ["device", "hwaddr", "kernelpath", "pciBusID"].into_iter().find(|key| text(key).is_some()) else {
+                let Some(key) = ["device", "hwaddr", "kernelpath", "pciBusID"]
+                    .into_iter()
+                    .find(|key| text(key).is_some())
+                else {
                     return;
                 };
                 let (device, place) = (text(key).unwrap_or_default(), at(key));
@@ -159,12 +180,22 @@ impl Links {
                 let kind = if plugin.kind() == "macvlan" { "macvlan" } else { "ipvlan" };
                 let Some(master) = text("master").filter(|_| !node.is_set("linkInContainer")) else { return };
                 let place = at("master");
-                let (_, other, first) =
-                    self.parents.entry(master.clone()).or_insert_with(|| (index, kind, place.clone())).clone();
+                let (_, other, first) = self
+                    .parents
+                    .entry(master.clone())
+                    .or_insert_with(|| (index, kind, place.clone()))
+                    .clone();
                 if other != kind {
-                    let message = format!("`{master}` is the parent of {other} in another network, and cannot be of {kind} too");
+                    let message = format!(
+                        "`{master}` is the parent of {other} in another network, and cannot be of {kind} too"
+                    );
                     report
-                        .add(Rule::MacvlanBesideIpvlan, place.1, message, "use the same plugin in both, or another parent")
+                        .add(
+                            Rule::MacvlanBesideIpvlan,
+                            place.1,
+                            message,
+                            "use the same plugin in both, or another parent",
+                        )
                         .also_in(first.0, first.1, format!("the network with {other}"));
                 }
             }
@@ -184,7 +215,8 @@ impl Links {
         let here = Bridge { document: index, place: place.clone(), gateway: Some(gateway) };
         let Some(other) = self.bridges.insert((name.clone(), vlan), here) else { return };
         if let Some(first) = other.gateway.filter(|first| *first != gateway && other.document != index) {
-            let message = format!("bridge `{name}` is to have the gateway {gateway}, and in another network {first}");
+            let message =
+                format!("bridge `{name}` is to have the gateway {gateway}, and in another network {first}");
             report
                 .add(Rule::BridgeTwoGateways, place.1, message, "give each network a bridge of its own")
                 .also_in(other.place.0, other.place.1, "the other network");
@@ -252,12 +284,20 @@ impl Pools {
                             earlier.1.range
                         );
                         Report { file: place.0, findings }
-                            .add(Rule::RangeReused, place.1.clone(), message, "use another subnet, or ranges without a common address")
+                            .add(
+                                Rule::RangeReused,
+                                place.1.clone(),
+                                message,
+                                "use another subnet, or ranges without a common address",
+                            )
                             .also_in(earlier.0.file, earlier.1.span.clone(), "the other network");
                         reported.push(place);
                     }
                 }
-                if furthest.is_none_or(|(_, other)| found.range.end > other.range.end || found.range.start.is_ipv4() != other.range.start.is_ipv4()) {
+                if furthest.is_none_or(|(_, other)| {
+                    found.range.end > other.range.end
+                        || found.range.start.is_ipv4() != other.range.start.is_ipv4()
+                }) {
                     furthest = Some(entry);
                 }
             }

@@ -89,7 +89,9 @@ pub(crate) fn check(document: &Document<'_>, host: &dyn Host, report: &mut Repor
 
 fn access(document: &Document<'_>, host: &dyn Host, report: &mut Report<'_>) {
     let place = document.start();
-    if let Some((folder, mode)) = host.folder().filter(|(_, mode)| document.file == 0 && mode & WRITABLE_BY_ALL != 0) {
+    if let Some((folder, mode)) =
+        host.folder().filter(|(_, mode)| document.file == 0 && mode & WRITABLE_BY_ALL != 0)
+    {
         let message = format!("all users can write to {folder} (mode {mode:o})");
         report.add(Rule::FolderWritable, place.clone(), message, format!("run `chmod go-w {folder}`"));
     }
@@ -134,8 +136,14 @@ fn program(document: &Document<'_>, kind: &str, node: &Node<'_>, host: &dyn Host
     let wanted = if written.is_empty() { "0.1.0" } else { written };
     let is_only = document.root.get("cniVersions").is_none();
     if is_only && !program.versions.is_empty() && !program.versions.iter().any(|version| version == wanted) {
-        let message = format!("`{kind}` does not support version {wanted}, only {}", program.versions.join(", "));
-        report.add(Rule::PluginVersion, span, message, "use a version that all plugins support, or update the plugin");
+        let message =
+            format!("`{kind}` does not support version {wanted}, only {}", program.versions.join(", "));
+        report.add(
+            Rule::PluginVersion,
+            span,
+            message,
+            "use a version that all plugins support, or update the plugin",
+        );
     }
 }
 
@@ -165,7 +173,12 @@ fn parent(plugin: &Plugin<'_, '_>, host: &dyn Host, report: &mut Report<'_>) {
                 "host-device" => "use a link that `ip link` lists; a running container may have it",
                 _ => "use a link that `ip link` lists",
             };
-            report.add(Rule::MasterAbsent, value.span.clone(), format!("the host has no link `{name}`"), help);
+            report.add(
+                Rule::MasterAbsent,
+                value.span.clone(),
+                format!("the host has no link `{name}`"),
+                help,
+            );
         }
         return;
     };
@@ -174,7 +187,12 @@ fn parent(plugin: &Plugin<'_, '_>, host: &dyn Host, report: &mut Report<'_>) {
         && let Some(number) = mtu.integer().filter(|mtu| *mtu > i128::from(link.mtu))
     {
         let message = format!("MTU {number} is above that of `{name}`, {}", link.mtu);
-        report.add(Rule::MtuAboveMaster, mtu.span.clone(), message, format!("use at most {}, or leave it out", link.mtu));
+        report.add(
+            Rule::MtuAboveMaster,
+            mtu.span.clone(),
+            message,
+            format!("use at most {}, or leave it out", link.mtu),
+        );
     }
 }
 
@@ -191,7 +209,8 @@ fn routed(plugin: &Plugin<'_, '_>, host: &dyn Host, report: &mut Report<'_>) {
         let subnet = found.range.subnet;
         let collides = |route: &&HostRoute| {
             let is_host_route = route.to.prefix_len() == route.to.max_prefix_len();
-            let is_of_vlan = !own.is_empty() && route.link.strip_prefix(own).is_some_and(|rest| rest.starts_with('.'));
+            let is_of_vlan =
+                !own.is_empty() && route.link.strip_prefix(own).is_some_and(|rest| rest.starts_with('.'));
             route.link != own
                 && !is_of_vlan
                 && !is_host_route
@@ -218,13 +237,24 @@ fn files(plugin: &Plugin<'_, '_>, host: &dyn Host, report: &mut Report<'_>) {
     if let Some(node) = ipam.get("resolvConf").filter(|node| kind == "host-local" && !node.is_placeholder())
         && let Some(path) = node.text().filter(|path| path.starts_with('/') && !host.has_file(path))
     {
-        report.add(Rule::FileAbsent, node.span.clone(), format!("the host has no file {path}"), "create it, or name another");
+        report.add(
+            Rule::FileAbsent,
+            node.span.clone(),
+            format!("the host has no file {path}"),
+            "create it, or name another",
+        );
     }
-    let socket = ipam.text_of("daemonSocketPath").filter(|path| !path.is_empty()).unwrap_or("/run/cni/dhcp.sock");
+    let socket =
+        ipam.text_of("daemonSocketPath").filter(|path| !path.is_empty()).unwrap_or("/run/cni/dhcp.sock");
     if kind == "dhcp" && !host.has_file(socket) {
         let place = ipam.get("type").unwrap_or(ipam).span.clone();
         let help = "start it with `/opt/cni/bin/dhcp daemon`, or enable its systemd socket";
-        report.add(Rule::DhcpDaemonAbsent, place, format!("the DHCP daemon does not listen at {socket}"), help);
+        report.add(
+            Rule::DhcpDaemonAbsent,
+            place,
+            format!("the DHCP daemon does not listen at {socket}"),
+            help,
+        );
     }
 }
 

@@ -129,7 +129,8 @@ fn delegate(node: &Node<'_>, report: &mut Report<'_>) {
         let owner = format!("`{kind}`");
         for member in node.members() {
             match shape.key(&member.key) {
-                Some((name, _)) if ["name", "ipam", "type", "args", "runtimeConfig"].contains(&name.as_str()) => {}
+                Some((name, _))
+                    if ["name", "ipam", "type", "args", "runtimeConfig"].contains(&name.as_str()) => {}
                 Some((name, below)) => {
                     capitals(member, name, report);
                     value(&member.node, below, &format!("delegate.{name}"), &owner, report);
@@ -154,12 +155,18 @@ fn value(node: &Node<'_>, shape: &Shape, path: &str, owner: &str, report: &mut R
                     Some(nearest) => format!("did you mean \"{nearest}\"?"),
                     None => format!("use one of \"{}\"", shape.values.join("\", \"")),
                 };
-                report.add(Rule::WrongValue, node.span.clone(), format!("`{path}` cannot be \"{text}\""), help);
+                report.add(
+                    Rule::WrongValue,
+                    node.span.clone(),
+                    format!("`{path}` cannot be \"{text}\""),
+                    help,
+                );
             }
         }
         Value::Number(_) => {
             let number = node.integer().unwrap_or(i128::MAX);
-            let (least, most) = (shape.least.unwrap_or(i128::from(i64::MIN)), shape.most.unwrap_or(i128::from(u64::MAX)));
+            let (least, most) =
+                (shape.least.unwrap_or(i128::from(i64::MIN)), shape.most.unwrap_or(i128::from(u64::MAX)));
             if !(least..=most).contains(&number) {
                 let help = match shape.most {
                     Some(most) => format!("use a number from {least} to {most}"),
@@ -235,7 +242,9 @@ fn has_type(node: &Node<'_>, shape: &Shape, path: &str, report: &mut Report<'_>)
     };
     let finding = report.add(Rule::WrongType, place, message, format!("write it as {wanted}"));
     let same = match (&node.value, &shape.kinds[..]) {
-        (Value::Text(text), [Kind::Boolean]) => Some(text.to_ascii_lowercase()).filter(|text| text == "true" || text == "false"),
+        (Value::Text(text), [Kind::Boolean]) => {
+            Some(text.to_ascii_lowercase()).filter(|text| text == "true" || text == "false")
+        }
         (Value::Text(text), [Kind::Integer]) => text.parse::<i64>().ok().map(|number| number.to_string()),
         (Value::Number(text), [Kind::Text]) => Some(format!("\"{text}\"")),
         _ => None,
@@ -278,7 +287,8 @@ fn reserved(member: &Member<'_>, report: &mut Report<'_>) {
 }
 
 fn is_reserved(key: &str) -> bool {
-    ["prevResult", "runtimeConfig"].iter().any(|name| name.eq_ignore_ascii_case(key)) || key.starts_with("cni.dev/")
+    ["prevResult", "runtimeConfig"].iter().any(|name| name.eq_ignore_ascii_case(key))
+        || key.starts_with("cni.dev/")
 }
 
 /// Returns whether a key is a remark, as JSON has no comments.

@@ -65,8 +65,9 @@ pub fn check(sources: &[Source], host: Option<&dyn Host>) -> Vec<Finding> {
     for (file, source) in sources.iter().enumerate() {
         let first = findings.len();
         let mut report = Report { file, findings: &mut findings };
-        if let Some(meant) = folder::meant_extension(&source.path) {
-            let message = format!("runtimes do not read files that end in .{}", document::extension(&source.path));
+        if let Some(meant) = meant_extension(&source.path) {
+            let message =
+                format!("runtimes do not read files that end in .{}", document::extension(&source.path));
             report.add(Rule::ExtensionMisspelt, 0..0, message, format!("let the name end in .{meant}"));
             continue;
         }

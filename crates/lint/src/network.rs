@@ -72,7 +72,8 @@ fn name(document: &Document<'_>, report: &mut Report<'_>) {
         _ => {}
     }
     if let Err(error) = NetworkName::parse(name) {
-        let help = "begin with a letter or digit, and use letters, digits, `_`, `.` and `-`, at most 255 in all";
+        let help =
+            "begin with a letter or digit, and use letters, digits, `_`, `.` and `-`, at most 255 in all";
         report.add(Rule::NameInvalid, place.clone(), error.msg, help);
     }
     if !document.is_list() {
@@ -82,7 +83,9 @@ fn name(document: &Document<'_>, report: &mut Report<'_>) {
         let Some(own) = plugin.node.get("name") else { continue };
         if own.text().is_some_and(|text| !text.is_empty() && text != name) && !own.is_placeholder() {
             let message = format!("the plugin gets the list's name, `{name}`, instead of this one");
-            report.add(Rule::NameDiffers, own.span.clone(), message, "remove it").also(place.clone(), "the list's name");
+            report
+                .add(Rule::NameDiffers, own.span.clone(), message, "remove it")
+                .also(place.clone(), "the list's name");
         }
     }
 }
@@ -94,7 +97,10 @@ fn versions(document: &Document<'_>, report: &mut Report<'_>) {
     single.into_iter().chain(several).for_each(|node| version(node, report));
     if single.is_none_or(|node| node.text() == Some("")) && several.is_empty() {
         let place = single.map_or_else(|| document.start(), |node| node.span.clone());
-        let help = format!("add \"cniVersion\": \"{}\", or the newest version that the plugins support", SpecVersion::V1_0_0);
+        let help = format!(
+            "add \"cniVersion\": \"{}\", or the newest version that the plugins support",
+            SpecVersion::V1_0_0
+        );
         report.add(Rule::VersionMissing, place, "the configuration has no `cniVersion`", help);
         return;
     }
@@ -105,7 +111,9 @@ fn versions(document: &Document<'_>, report: &mut Report<'_>) {
         let message = "lists of plugins exist since version 0.3.0";
         report.add(Rule::VersionBeforeLists, place(), message, "set `cniVersion` to 0.3.1 or later");
     }
-    for (key, verb, since) in [("disableCheck", "CHECK", SpecVersion::V0_4_0), ("disableGC", "GC", SpecVersion::V1_1_0)] {
+    for (key, verb, since) in
+        [("disableCheck", "CHECK", SpecVersion::V0_4_0), ("disableGC", "GC", SpecVersion::V1_1_0)]
+    {
         if let Some(member) = root.member(key).filter(|_| document.is_list() && is_before(since)) {
             let message = format!("`{key}` has no effect: {verb} exists since version {since}");
             let help = format!("remove it, or set `cniVersion` to {since} or later");

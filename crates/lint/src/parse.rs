@@ -158,16 +158,12 @@ impl Faults<'_, '_> {
                 | Token::CloseBrace
                 | Token::CloseBracket
         );
-        let starts_value = !matches!(
-            token,
-            Token::Comma | Token::Colon | Token::CloseBrace | Token::CloseBracket
-        );
+        let starts_value =
+            !matches!(token, Token::Comma | Token::Colon | Token::CloseBrace | Token::CloseBracket);
         if matches!(last, Token::Comma) && matches!(token, Token::CloseBrace | Token::CloseBracket) {
             let help = "remove the comma";
             let message = "a comma without a value after it";
-            self.report
-                .add(Rule::JsonTrailingComma, last_span.clone(), message, help)
-                .replace(last_span, "");
+            self.report.add(Rule::JsonTrailingComma, last_span.clone(), message, help).replace(last_span, "");
         } else if ends_value && starts_value {
             let message = "a comma is missing before this";
             self.report
@@ -209,7 +205,8 @@ impl Faults<'_, '_> {
     fn comment(&mut self, span: Span) {
         let before = &self.text[..span.start];
         let indent = before.len() - before.trim_end_matches([' ', '\t']).len();
-        let stands_alone = before[..before.len() - indent].is_empty() || before[..before.len() - indent].ends_with('\n');
+        let stands_alone =
+            before[..before.len() - indent].is_empty() || before[..before.len() - indent].ends_with('\n');
         let after = &self.text[span.end..];
         let line_end = after.find('\n').filter(|end| after[..*end].trim().is_empty());
         let removed = match line_end {

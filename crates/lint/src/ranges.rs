@@ -30,8 +30,15 @@ pub(crate) fn check(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
     let Some((ipam, "host-local")) = plugin.ipam() else { return };
     let found = read(plugin, &mut |place, fault| say(place, fault, report));
     let sets = ipam.get("ranges").map_or(&[][..], Node::items);
-    for set in sets.iter().filter(|set| matches!(&set.value, crate::node::Value::Array(items) if items.is_empty())) {
-        report.add(Rule::RangeSetEmpty, set.span.clone(), "a range set without ranges", "add a range, or remove the set");
+    for set in
+        sets.iter().filter(|set| matches!(&set.value, crate::node::Value::Array(items) if items.is_empty()))
+    {
+        report.add(
+            Rule::RangeSetEmpty,
+            set.span.clone(),
+            "a range set without ranges",
+            "add a range, or remove the set",
+        );
     }
     overlaps(&found, report);
     let is_empty = ipam.get("subnet").is_none() && sets.is_empty();
@@ -92,7 +99,9 @@ fn range(node: &Node<'_>, set: usize, fault: &mut dyn FnMut(&Node<'_>, Fault)) -
     if let Some((node, ip)) = gateway {
         if !subnet.contains(&ip) && !is_link_local(ip) {
             fault(node, Fault::GatewayOutside(ip, subnet));
-        } else if (ip == network || ip == last && ip.is_ipv4()) && subnet.prefix_len() < subnet.max_prefix_len() - 1 {
+        } else if (ip == network || ip == last && ip.is_ipv4())
+            && subnet.prefix_len() < subnet.max_prefix_len() - 1
+        {
             fault(node, Fault::GatewayUnusable(ip, subnet));
         }
     }
@@ -136,7 +145,12 @@ fn say(node: &Node<'_>, fault: Fault, report: &mut Report<'_>) {
         }
         Fault::Unusable(subnet) => {
             let help = "use a private subnet, for example of 10.0.0.0/8 or fd00::/8";
-            report.add(Rule::SubnetUnusable, span, format!("containers cannot use addresses of {subnet}"), help);
+            report.add(
+                Rule::SubnetUnusable,
+                span,
+                format!("containers cannot use addresses of {subnet}"),
+                help,
+            );
         }
         Fault::Range(error, subnet) => {
             let message = error.to_string();
@@ -148,7 +162,12 @@ fn say(node: &Node<'_>, fault: Fault, report: &mut Report<'_>) {
                         .replace(span, format!("\"{meant}\""));
                 }
                 RangeError::TooSmall(_) => {
-                    report.add(Rule::SubnetTooSmall, span, format!("{subnet} is too small"), "use a /30 or larger, with IPv6 a /126");
+                    report.add(
+                        Rule::SubnetTooSmall,
+                        span,
+                        format!("{subnet} is too small"),
+                        "use a /30 or larger, with IPv6 a /126",
+                    );
                 }
                 RangeError::Outside { .. } => {
                     report.add(Rule::RangeOutside, span, message, "use an address of the subnet");
@@ -170,7 +189,12 @@ pub(crate) fn no_prefix(node: &Node<'_>, text: &str, report: &mut Report<'_>) {
         Ok(ip) => format!("add the prefix length, as in {ip}/{}", if ip.is_ipv4() { 24 } else { 64 }),
         Err(_) => "write it as 10.88.0.0/16 or fd00:1::/64".to_owned(),
     };
-    report.add(Rule::BadPrefix, node.span.clone(), format!("\"{text}\" is not an address with a prefix length"), help);
+    report.add(
+        Rule::BadPrefix,
+        node.span.clone(),
+        format!("\"{text}\" is not an address with a prefix length"),
+        help,
+    );
 }
 
 /// Reports a text that is no address.
@@ -189,13 +213,17 @@ fn overlaps(found: &[Located], report: &mut Report<'_>) {
             if is_mixed {
                 let help = "make two sets: a container gets one address of each";
                 let message = "IPv4 and IPv6 in one range set";
-                report.add(Rule::RangeFamilies, one.span.clone(), message, help).also(other.span.clone(), "the other family");
+                report
+                    .add(Rule::RangeFamilies, one.span.clone(), message, help)
+                    .also(other.span.clone(), "the other family");
                 break;
             }
             if overlap(&one.range, &other.range) {
                 let help = "use ranges that have no address in common";
                 let message = format!("{} overlaps with {}", one.range, other.range);
-                report.add(Rule::RangeOverlap, one.span.clone(), message, help).also(other.span.clone(), "the other range");
+                report
+                    .add(Rule::RangeOverlap, one.span.clone(), message, help)
+                    .also(other.span.clone(), "the other range");
                 break;
             }
         }

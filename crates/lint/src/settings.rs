@@ -25,7 +25,10 @@ pub(crate) fn check(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
     paths(plugin, report);
     match kind {
         "bridge" => bridge(plugin, report),
-        "vlan" if plugin.node.text_of("master").is_none_or(str::is_empty) && !is_written(plugin.node, "master") => {
+        "vlan"
+            if plugin.node.text_of("master").is_none_or(str::is_empty)
+                && !is_written(plugin.node, "master") =>
+        {
             let help = "set `master` to the parent link of the VLAN";
             report.add(Rule::MasterRequired, plugin.place(), "`vlan` has no `master`", help);
         }
@@ -69,7 +72,12 @@ fn names(node: &Node<'_>, report: &mut Report<'_>) {
             && !is_alternative
         {
             let help = "use at most 15 characters, without spaces, / and :";
-            report.add(Rule::InterfaceName, value.span.clone(), format!("`{key}` \"{text}\": {}", error.msg), help);
+            report.add(
+                Rule::InterfaceName,
+                value.span.clone(),
+                format!("`{key}` \"{text}\": {}", error.msg),
+                help,
+            );
         }
     }
 }
@@ -96,7 +104,12 @@ fn mtu(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
         report.add(Rule::OutOfRange, node.span.clone(), format!("`mtu` cannot be {mtu}"), help);
     } else if mtu < 1280 && has_ipv6 {
         let message = format!("MTU {mtu} is below 1280, the least that IPv6 needs");
-        report.add(Rule::MtuBelowIpv6, node.span.clone(), message, "use at least 1280, or remove the IPv6 range");
+        report.add(
+            Rule::MtuBelowIpv6,
+            node.span.clone(),
+            message,
+            "use at least 1280, or remove the IPv6 range",
+        );
     }
 }
 
@@ -109,7 +122,12 @@ fn addressing(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
         && ipam.get("type").is_none_or(|kind| kind.text() == Some(""))
     {
         let start = ipam.span.start..ipam.span.start + 1;
-        report.add(Rule::IpamWithoutType, start, "`ipam` has no `type`", "add `type`, for example \"host-local\"");
+        report.add(
+            Rule::IpamWithoutType,
+            start,
+            "`ipam` has no `type`",
+            "add `type`, for example \"host-local\"",
+        );
         return;
     }
     if plugin.kind() == "ptp" && plugin.ipam().is_none() {
@@ -135,7 +153,9 @@ fn addressing(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
 fn bridge(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
     let node = plugin.node;
     let has_ipam = plugin.ipam().is_some();
-    if let Some(member) = node.member("promiscMode").filter(|_| node.is_set("hairpinMode") && node.is_set("promiscMode")) {
+    if let Some(member) =
+        node.member("promiscMode").filter(|_| node.is_set("hairpinMode") && node.is_set("promiscMode"))
+    {
         let message = "`hairpinMode` and `promiscMode` exclude each other";
         report.add(Rule::HairpinPromiscuous, member.key_span.clone(), message, "remove one of them");
     }
@@ -148,12 +168,22 @@ fn bridge(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
     }
     if let Some(member) = node.member("ipspoofchk").filter(|_| node.is_set("ipspoofchk") && !has_ipam) {
         let message = "`ipspoofchk` needs `ipam`: without addresses there is nothing to check";
-        report.add(Rule::SpoofCheckAddresses, member.key_span.clone(), message, "add `ipam`, or use `macspoofchk`");
+        report.add(
+            Rule::SpoofCheckAddresses,
+            member.key_span.clone(),
+            message,
+            "add `ipam`, or use `macspoofchk`",
+        );
     }
     for key in ["isGateway", "isDefaultGateway"] {
         if let Some(member) = node.member(key).filter(|_| node.is_set(key) && node.get("ipam").is_none()) {
             let message = format!("`{key}` is set, and without `ipam` there is no gateway's address");
-            report.add(Rule::GatewayWithoutIpam, member.key_span.clone(), message, "add `ipam`, or remove it");
+            report.add(
+                Rule::GatewayWithoutIpam,
+                member.key_span.clone(),
+                message,
+                "add `ipam`, or remove it",
+            );
             break;
         }
     }
@@ -161,7 +191,12 @@ fn bridge(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
         && let Some((_, owner)) = FOREIGN_BRIDGES.iter().find(|(bridge, _)| name.text() == Some(bridge))
     {
         let message = format!("this bridge belongs to {owner}, which sets its addresses");
-        report.add(Rule::BridgeOfDocker, name.span.clone(), message, "use a bridge of its own, for example \"cni0\"");
+        report.add(
+            Rule::BridgeOfDocker,
+            name.span.clone(),
+            message,
+            "use a bridge of its own, for example \"cni0\"",
+        );
     }
     trunk(node, report);
 }
@@ -175,10 +210,20 @@ fn trunk(node: &Node<'_>, report: &mut Report<'_>) {
                 report.add(Rule::VlanTrunk, start, "`minID` is greater than `maxID`", "swap them");
             }
             (Some(_), None) if item.get("maxID").is_none() => {
-                report.add(Rule::VlanTrunk, start, "`minID` without `maxID`", "add `maxID`, or use `id` for one VLAN");
+                report.add(
+                    Rule::VlanTrunk,
+                    start,
+                    "`minID` without `maxID`",
+                    "add `maxID`, or use `id` for one VLAN",
+                );
             }
             (None, Some(_)) if item.get("minID").is_none() => {
-                report.add(Rule::VlanTrunk, start, "`maxID` without `minID`", "add `minID`, or use `id` for one VLAN");
+                report.add(
+                    Rule::VlanTrunk,
+                    start,
+                    "`maxID` without `minID`",
+                    "add `minID`, or use `id` for one VLAN",
+                );
             }
             _ => {}
         }
@@ -201,7 +246,12 @@ fn bandwidth(node: &Node<'_>, report: &mut Report<'_>) {
         for (given, missing) in [(rate, burst), (burst, rate)] {
             if let Some(member) = node.member(given).filter(|_| is_given(given) && !is_given(missing)) {
                 let message = format!("`{given}` without `{missing}`");
-                report.add(Rule::BandwidthIncomplete, member.key_span.clone(), message, format!("add `{missing}`"));
+                report.add(
+                    Rule::BandwidthIncomplete,
+                    member.key_span.clone(),
+                    message,
+                    format!("add `{missing}`"),
+                );
             }
         }
     }
@@ -222,7 +272,10 @@ fn portmap(node: &Node<'_>, report: &mut Report<'_>) {
             .add(Rule::PortmapTwoMarks, bit.key_span.clone(), message, "remove one of them")
             .also(chain.key_span.clone(), "the other one");
     } else if let Some(number @ (14 | 15)) = bit.node.integer() {
-        let message = format!("kube-proxy uses bit {number} of the mark to {}", if number == 14 { "masquerade" } else { "drop" });
+        let message = format!(
+            "kube-proxy uses bit {number} of the mark to {}",
+            if number == 14 { "masquerade" } else { "drop" }
+        );
         report.add(Rule::PortmapKubeMark, bit.node.span.clone(), message, "use another bit, for example 13");
     }
 }
@@ -233,7 +286,9 @@ fn paths(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
     let of_ipam = ["dataDir", "resolvConf", "daemonSocketPath", "readyFile"]
         .map(|key| ipam.and_then(|ipam| ipam.get(key)).map(|node| (key, node)));
     for (key, node) in own.into_iter().chain(of_ipam).flatten() {
-        let Some(text) = node.text().filter(|text| !text.is_empty() && !node.is_placeholder()) else { continue };
+        let Some(text) = node.text().filter(|text| !text.is_empty() && !node.is_placeholder()) else {
+            continue;
+        };
         if !text.starts_with('/') {
             let message = format!("`{key}` \"{text}\" is not an absolute path");
             report.add(Rule::PathRelative, node.span.clone(), message, "begin the path with /");

@@ -114,9 +114,15 @@ impl Shape {
             _ => None,
         };
         let texts = |value: &Json| -> Vec<String> {
-            value.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+            value
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|item| item.as_str().map(str::to_owned))
+                .collect()
         };
-        let nested = |key: &str| schema.get(key).filter(|below| below.is_object()).map(|it| Box::new(Self::of(it)));
+        let nested =
+            |key: &str| schema.get(key).filter(|below| below.is_object()).map(|it| Box::new(Self::of(it)));
         Self {
             kinds: match &schema["type"] {
                 Json::Array(kinds) => kinds.iter().filter_map(kind).collect(),
