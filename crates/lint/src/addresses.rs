@@ -15,7 +15,7 @@ use crate::{
 /// Servers that the C library uses (`MAXNS` in resolv.h).
 const SERVERS: usize = 3;
 
-pub(crate) fn check(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
+pub(crate) fn check(plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
     let mut subnets: Vec<IpNet> = ranges::of(plugin).iter().map(|found| found.range.subnet).collect();
     name_servers(plugin.node, report);
     let Some((ipam, kind)) = plugin.ipam() else { return };

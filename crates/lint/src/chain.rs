@@ -32,13 +32,15 @@ pub(crate) fn check(document: &Document<'_>, report: &mut Report<'_>) {
     if let Some(first) = plugins.first().filter(|first| types::CHAINED.contains(&first.kind())) {
         let kind = first.kind();
         let message = format!("`{kind}` needs the result of a plugin before it");
-        let help = match plugins.iter().any(|plugin| types::INTERFACE.contains(&plugin.kind())) {
-            true => "put the interface plugin first",
-            false => "put an interface plugin, such as bridge, before it",
+        let help = if plugins.iter().any(|plugin| types::INTERFACE.contains(&plugin.kind())) {
+            "put the interface plugin first"
+        } else {
+            "put an interface plugin, such as bridge, before it"
         };
         report.add(Rule::ChainedFirst, first.place(), message, help);
     }
     interfaces(&plugins, report);
+    masquerade(&plugins, report);
     for (index, plugin) in plugins.iter().enumerate() {
         let kind = plugin.kind();
         if let Some(first) =
@@ -49,7 +51,7 @@ pub(crate) fn check(document: &Document<'_>, report: &mut Report<'_>) {
                 .add(Rule::PluginTwice, plugin.place(), message, "keep one of them")
                 .also(first.place(), "the first one");
         }
-        capabilities(plugin, report);
+        capabilities(*plugin, report);
     }
 }
 
@@ -98,7 +100,30 @@ fn interfaces(plugins: &[Plugin<'_, '_>], report: &mut Report<'_>) {
     }
 }
 
-fn capabilities(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
+/// Reports masquerading for containers that get no route out. A plugin that is not known may make a route.
+fn masquerade(plugins: &[Plugin<'_, '_>], report: &mut Report<'_>) {
+    if !plugins.iter().all(|plugin| types::is_known(plugin.kind())) {
+        return;
+    }
+    for plugin in plugins.iter().filter(|plugin| types::INTERFACE.contains(&plugin.kind())) {
+        let node = plugin.node;
+        let Some(member) = node.member("ipMasq").filter(|_| node.is_set("ipMasq")) else { continue };
+        let Some((ipam, "host-local" | "static")) = plugin.ipam() else { continue };
+        let routes = ipam.get("routes");
+        if routes.is_none_or(|routes| routes.items().is_empty() && !routes.is_placeholder())
+            && !node.is_set("isDefaultGateway")
+        {
+            let message = "`ipMasq` is set, and the containers get no route out of their subnet";
+            let help = match plugin.kind() {
+                "bridge" => "set `isDefaultGateway`, or add `routes` to `ipam`: [{\"dst\": \"0.0.0.0/0\"}]",
+                _ => "add `routes` to `ipam`: [{\"dst\": \"0.0.0.0/0\"}]",
+            };
+            report.add(Rule::MasqueradeRoute, member.key_span.clone(), message, help);
+        }
+    }
+}
+
+fn capabilities(plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
     let declared = plugin.node.get("capabilities");
     for member in declared.map_or(&[][..], Node::members) {
         let key = member.key.as_ref();
@@ -158,7 +183,7 @@ fn capabilities(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
 }
 
 /// Returns whether a plugin or its IPAM plugin reads a capability, as far as is known.
-fn reads(plugin: &Plugin<'_, '_>, capability: &str) -> bool {
+fn reads(plugin: Plugin<'_, '_>, capability: &str) -> bool {
     if !types::is_known(plugin.kind()) {
         return true;
     }

@@ -27,11 +27,16 @@ pub(crate) fn extension(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path).rsplit_once('.').map_or("", |(_, ending)| ending)
 }
 
+/// Returns whether a name such as `NAME.conflist.json` is that of an example: no runtime would read it as a list.
+pub(crate) fn is_example(path: &str) -> bool {
+    path.contains(".conflist.")
+}
+
 /// Returns whether runtimes read a file as a list of plugins.
 pub(crate) fn is_list(source: &Source) -> bool {
     match extension(&source.path) {
         "conflist" => true,
-        "conf" | "json" => false,
+        "conf" | "json" if !is_example(&source.path) => false,
         // Not a name that runtimes read: what it is to become shows in the text.
         _ => String::from_utf8_lossy(&source.bytes).contains("\"plugins\""),
     }
@@ -80,24 +85,24 @@ impl<'t> Document<'t> {
 
 impl<'a, 't> Plugin<'a, 't> {
     /// Returns `type`, or nothing if there is none.
-    pub(crate) fn kind(&self) -> &'a str {
+    pub(crate) fn kind(self) -> &'a str {
         self.node.text_of("type").unwrap_or_default()
     }
 
     /// Returns the place that stands for the plugin: its `type`.
-    pub(crate) fn place(&self) -> Span {
+    pub(crate) fn place(self) -> Span {
         let node = self.node.get("type").unwrap_or(self.node);
         if node.span.len() > 200 { node.span.start..node.span.start + 1 } else { node.span.clone() }
     }
 
     /// Returns the IPAM configuration with its type, if it has one.
-    pub(crate) fn ipam(&self) -> Option<(&'a Node<'t>, &'a str)> {
+    pub(crate) fn ipam(self) -> Option<(&'a Node<'t>, &'a str)> {
         let node = self.node.get("ipam")?;
         Some((node, node.text_of("type").filter(|kind| !kind.is_empty())?))
     }
 
     /// Returns whether a capability is declared.
-    pub(crate) fn declares(&self, capability: &str) -> bool {
+    pub(crate) fn declares(self, capability: &str) -> bool {
         let declared = self.node.get("capabilities").map_or(&[][..], Node::members);
         declared.iter().any(|member| {
             member.key == capability && matches!(member.node.value, crate::node::Value::Bool(true))

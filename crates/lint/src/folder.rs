@@ -25,8 +25,8 @@ pub(crate) fn check(sources: &[Source], documents: &[Document<'_>], findings: &m
     let mut pools = Pools::default();
     for (index, document) in documents.iter().enumerate() {
         for plugin in document.plugins() {
-            links.add(index, document, &plugin, findings);
-            pools.add(index, document, &plugin);
+            links.add(index, document, plugin, findings);
+            pools.add(index, document, plugin);
         }
     }
     pools.report(documents, findings);
@@ -134,7 +134,7 @@ impl Links {
         &mut self,
         index: usize,
         document: &Document<'_>,
-        plugin: &Plugin<'_, '_>,
+        plugin: Plugin<'_, '_>,
         findings: &mut Vec<Finding>,
     ) {
         let mut report = Report { file: document.file, findings };
@@ -203,7 +203,7 @@ impl Links {
         }
     }
 
-    fn bridge(&mut self, index: usize, place: Place, plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
+    fn bridge(&mut self, index: usize, place: Place, plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
         let node = plugin.node;
         let is_gateway = node.is_set("isGateway") || node.is_set("isDefaultGateway");
         let ranges = ranges::of(plugin);
@@ -229,7 +229,7 @@ impl Links {
 struct Pools(BTreeMap<String, Vec<(usize, ranges::Located)>>);
 
 impl Pools {
-    fn add(&mut self, index: usize, document: &Document<'_>, plugin: &Plugin<'_, '_>) {
+    fn add(&mut self, index: usize, document: &Document<'_>, plugin: Plugin<'_, '_>) {
         let node = plugin.node;
         let text = |key: &str, default: &str| node.text_of(key).unwrap_or(default).to_owned();
         let number = |key: &str| node.get(key).and_then(Node::integer).unwrap_or_default();

@@ -74,15 +74,15 @@ pub(crate) fn check(document: &Document<'_>, host: &dyn Host, report: &mut Repor
     access(document, host, report);
     let mut kinds = Vec::new();
     for plugin in document.plugins() {
-        for (kind, node) in programs(&plugin) {
+        for (kind, node) in programs(plugin) {
             if !kinds.contains(&kind) && !kind.contains('/') {
                 kinds.push(kind);
                 program(document, kind, node, host, report);
             }
         }
-        parent(&plugin, host, report);
-        routed(&plugin, host, report);
-        files(&plugin, host, report);
+        parent(plugin, host, report);
+        routed(plugin, host, report);
+        files(plugin, host, report);
     }
     forwarding(document, host, report);
 }
@@ -108,7 +108,7 @@ fn access(document: &Document<'_>, host: &dyn Host, report: &mut Report<'_>) {
 }
 
 /// Lists the programs that a plugin's configuration names, with the place of each name.
-fn programs<'a, 't>(plugin: &Plugin<'a, 't>) -> Vec<(&'a str, &'a Node<'t>)> {
+fn programs<'a, 't>(plugin: Plugin<'a, 't>) -> Vec<(&'a str, &'a Node<'t>)> {
     let own = plugin.node.get("type");
     let ipam = plugin.node.get("ipam").and_then(|ipam| ipam.get("type"));
     let named = [own, ipam].into_iter().flatten().filter(|node| !node.is_placeholder());
@@ -148,7 +148,7 @@ fn program(document: &Document<'_>, kind: &str, node: &Node<'_>, host: &dyn Host
 }
 
 /// Compares the parent link and the MTU with the host's links.
-fn parent(plugin: &Plugin<'_, '_>, host: &dyn Host, report: &mut Report<'_>) {
+fn parent(plugin: Plugin<'_, '_>, host: &dyn Host, report: &mut Report<'_>) {
     let node = plugin.node;
     let key = match plugin.kind() {
         "macvlan" | "ipvlan" | "vlan" => "master",
@@ -197,7 +197,7 @@ fn parent(plugin: &Plugin<'_, '_>, host: &dyn Host, report: &mut Report<'_>) {
 }
 
 /// Compares the subnets that the host routes to containers with its other routes.
-fn routed(plugin: &Plugin<'_, '_>, host: &dyn Host, report: &mut Report<'_>) {
+fn routed(plugin: Plugin<'_, '_>, host: &dyn Host, report: &mut Report<'_>) {
     let own = match plugin.kind() {
         "bridge" if plugin.node.is_set("isGateway") || plugin.node.is_set("isDefaultGateway") => {
             plugin.node.text_of("bridge").unwrap_or("cni0")
@@ -232,7 +232,7 @@ fn is_link_local(subnet: IpNet) -> bool {
     }
 }
 
-fn files(plugin: &Plugin<'_, '_>, host: &dyn Host, report: &mut Report<'_>) {
+fn files(plugin: Plugin<'_, '_>, host: &dyn Host, report: &mut Report<'_>) {
     let Some((ipam, kind)) = plugin.ipam() else { return };
     if let Some(node) = ipam.get("resolvConf").filter(|node| kind == "host-local" && !node.is_placeholder())
         && let Some(path) = node.text().filter(|path| path.starts_with('/') && !host.has_file(path))

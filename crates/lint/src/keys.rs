@@ -32,7 +32,7 @@ pub(crate) fn check(document: &Document<'_>, report: &mut Report<'_>) {
         }
     }
     for plugin in document.plugins() {
-        of_plugin(&plugin, report);
+        of_plugin(plugin, report);
     }
 }
 
@@ -55,8 +55,8 @@ fn list(root: &Node<'_>, report: &mut Report<'_>) {
                     value(&member.node, below, name, "a list", report);
                 }
             }
-            // nerdctl keeps its own notes there.
-            None if is_note(key) || key.starts_with("nerdctl") => {}
+            // nerdctl and podman keep their own notes there.
+            None if is_note(key) || key.starts_with("nerdctl") || key == "args" => {}
             None if is_reserved(key) => reserved(member, report),
             None if key.eq_ignore_ascii_case("type") || shape::owner_of(key).is_some() => {
                 let message = format!("`{key}` has no effect beside `plugins`");
@@ -68,7 +68,7 @@ fn list(root: &Node<'_>, report: &mut Report<'_>) {
     }
 }
 
-fn of_plugin(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
+fn of_plugin(plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
     let kind = plugin.kind();
     let Some(shape) = shape::of_plugin(kind) else {
         let common = shape::of_plugin("loopback");
@@ -275,6 +275,9 @@ fn unknown(member: &Member<'_>, shape: &Shape, owner: &str, report: &mut Report<
     } else {
         let help = match shape::owner_of(key).filter(|_| owner != "a list") {
             Some(other) => format!("remove it; `{other}` has such a key"),
+            None if owner == "a list" => {
+                "remove it: plugins get only `cniVersion` and `name` of the list".to_owned()
+            }
             None => "remove it".to_owned(),
         };
         report.add(Rule::UnknownKey, span, format!("{owner} has no key `{key}`"), help);

@@ -54,6 +54,8 @@ pub struct Source {
     pub bytes: Vec<u8>,
     /// Whether the folder beside it that has the network's name contains files of plugins.
     pub has_plugin_files: bool,
+    /// Whether it is such a file of a plugin, which has neither name nor version of its own.
+    pub is_plugin_file: bool,
     /// Permission bits and the owner's user ID, to be checked with a [`Host`].
     pub access: Option<(u32, u32)>,
 }
@@ -101,10 +103,13 @@ fn check_document(document: &Document<'_>, report: &mut Report<'_>) {
     keys::check(document, report);
     for plugin in document.plugins() {
         if types::is_known(plugin.kind()) {
-            ranges::check(&plugin, report);
-            addresses::check(&plugin, report);
+            ranges::check(plugin, report);
+            addresses::check(plugin, report);
         }
-        settings::check(&plugin, report);
+        settings::check(plugin, report);
+    }
+    if document.source.is_plugin_file {
+        return;
     }
     chain::check(document, report);
 }

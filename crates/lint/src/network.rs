@@ -7,7 +7,7 @@ use netloom_types::{
 };
 
 use crate::{
-    document::{Document, Plugin, extension},
+    document::{Document, Plugin, extension, is_example},
     node::Node,
     report::Report,
     table::Rule,
@@ -15,12 +15,14 @@ use crate::{
 };
 
 pub(crate) fn check(document: &Document<'_>, report: &mut Report<'_>) {
-    form(document, report);
-    name(document, report);
-    versions(document, report);
+    if !document.source.is_plugin_file {
+        form(document, report);
+        name(document, report);
+        versions(document, report);
+    }
     for (index, plugin) in document.plugins().iter().enumerate() {
-        kind(plugin, index, report);
-        ipam(plugin, report);
+        kind(*plugin, index, report);
+        ipam(*plugin, report);
     }
 }
 
@@ -30,8 +32,7 @@ fn form(document: &Document<'_>, report: &mut Report<'_>) {
     let path = &document.source.path;
     let (has_plugins, has_type) = (root.get("plugins").is_some(), root.get("type").is_some());
     match extension(path) {
-        // `NAME.conflist.json` and the like are examples, not files of a network folder.
-        "conf" | "json" if has_plugins && !path.contains(".conflist.") => {
+        "conf" | "json" if has_plugins && !is_example(path) => {
             let help = "give the file a name that ends in .conflist";
             let message = "a list of plugins in a file for a single plugin";
             report.add(Rule::ListInConf, document.start(), message, help);
@@ -149,7 +150,7 @@ fn version(node: &Node<'_>, report: &mut Report<'_>) {
     }
 }
 
-fn kind(plugin: &Plugin<'_, '_>, index: usize, report: &mut Report<'_>) {
+fn kind(plugin: Plugin<'_, '_>, index: usize, report: &mut Report<'_>) {
     if plugin.node.members().is_empty() && !matches!(plugin.node.value, crate::node::Value::Object(_)) {
         return;
     }
@@ -177,7 +178,7 @@ fn kind(plugin: &Plugin<'_, '_>, index: usize, report: &mut Report<'_>) {
     }
 }
 
-fn ipam(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
+fn ipam(plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
     let Some((node, text)) = plugin.ipam() else { return };
     let Some(node) = node.get("type").filter(|node| !node.is_placeholder()) else { return };
     if !is_plugin_type(text) {

@@ -82,6 +82,12 @@ fn refuse(whole: &str, span: Span, kind: &ParseErrorKind, report: &mut Report<'_
     let line_end = whole[line_start..].find('\n').map_or(whole.len(), |at| line_start + at);
     let in_line = placeholder(&whole[line_start..line_end])
         .map(|found| line_start + found.start..line_start + found.end);
+    let variable = whole[span.start.min(whole.len())..].starts_with('$');
+    if let Some(end) = whole[span.start..line_end].find([',', '}', ']', ' ']).filter(|_| variable) {
+        let found = span.start..span.start + end;
+        placeholder_found(found.clone(), &whole[found], report);
+        return;
+    }
     let is_mark = |found: &Span| whole[found.clone()].starts_with(['{', '$', '_', '<']);
     if let Some(found) = in_line.or_else(|| placeholder(whole)).filter(is_mark) {
         placeholder_found(found.clone(), &whole[found], report);

@@ -22,11 +22,11 @@ pub(crate) struct Located {
 }
 
 /// Lists the ranges of a plugin's IPAM that can be read.
-pub(crate) fn of(plugin: &Plugin<'_, '_>) -> Vec<Located> {
+pub(crate) fn of(plugin: Plugin<'_, '_>) -> Vec<Located> {
     read(plugin, &mut |_, _| ())
 }
 
-pub(crate) fn check(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
+pub(crate) fn check(plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
     let Some((ipam, "host-local")) = plugin.ipam() else { return };
     let found = read(plugin, &mut |place, fault| say(place, fault, report));
     let sets = ipam.get("ranges").map_or(&[][..], Node::items);
@@ -62,7 +62,7 @@ enum Fault {
     Unusable(IpNet),
 }
 
-fn read(plugin: &Plugin<'_, '_>, fault: &mut dyn FnMut(&Node<'_>, Fault)) -> Vec<Located> {
+fn read(plugin: Plugin<'_, '_>, fault: &mut dyn FnMut(&Node<'_>, Fault)) -> Vec<Located> {
     let Some((ipam, "host-local")) = plugin.ipam() else { return Vec::new() };
     let mut found = Vec::new();
     let mut set = 0;

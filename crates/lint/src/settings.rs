@@ -11,7 +11,7 @@ const FOREIGN_BRIDGES: [(&str, &str); 4] =
 /// Limits of an MTU, as the plugins check it.
 const MTU: std::ops::RangeInclusive<i128> = 68..=65535;
 
-pub(crate) fn check(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
+pub(crate) fn check(plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
     let kind = plugin.kind();
     let is_interface = types::INTERFACE.contains(&kind);
     if is_interface || types::CHAINED.contains(&kind) {
@@ -95,7 +95,7 @@ fn hardware_addresses(node: &Node<'_>, report: &mut Report<'_>) {
     }
 }
 
-fn mtu(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
+fn mtu(plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
     let Some(node) = plugin.node.get("mtu") else { return };
     let Some(mtu) = node.integer().filter(|mtu| *mtu != 0) else { return };
     let has_ipv6 = ranges::of(plugin).iter().any(|found| !found.range.start.is_ipv4());
@@ -113,8 +113,8 @@ fn mtu(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
     }
 }
 
-/// Checks whether the plugin gets the addresses that it needs, and its containers a route.
-fn addressing(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
+/// Checks whether the plugin gets the addresses that it needs.
+fn addressing(plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
     let node = plugin.node;
     if let Some(ipam) = node.get("ipam")
         && plugin.ipam().is_none()
@@ -134,23 +134,9 @@ fn addressing(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
         let help = "add `ipam`, for example with `type` \"host-local\"";
         report.add(Rule::IpamMissing, plugin.place(), "`ptp` routes addresses and has no `ipam`", help);
     }
-    let Some((ipam, kind)) = plugin.ipam() else { return };
-    let masquerade = node.member("ipMasq").filter(|_| node.is_set("ipMasq"));
-    if let Some(member) = masquerade
-        && ["host-local", "static"].contains(&kind)
-        && ipam.get("routes").is_none_or(|routes| routes.items().is_empty() && !routes.is_placeholder())
-        && !node.is_set("isDefaultGateway")
-    {
-        let message = "`ipMasq` is set, and the containers get no route out of their subnet";
-        let help = match plugin.kind() {
-            "bridge" => "set `isDefaultGateway`, or add `routes` to `ipam`: [{\"dst\": \"0.0.0.0/0\"}]",
-            _ => "add `routes` to `ipam`: [{\"dst\": \"0.0.0.0/0\"}]",
-        };
-        report.add(Rule::MasqueradeRoute, member.key_span.clone(), message, help);
-    }
 }
 
-fn bridge(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
+fn bridge(plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
     let node = plugin.node;
     let has_ipam = plugin.ipam().is_some();
     if let Some(member) =
@@ -280,7 +266,7 @@ fn portmap(node: &Node<'_>, report: &mut Report<'_>) {
     }
 }
 
-fn paths(plugin: &Plugin<'_, '_>, report: &mut Report<'_>) {
+fn paths(plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
     let own = ["dataDir", "subnetFile"].map(|key| plugin.node.get(key).map(|node| (key, node)));
     let ipam = plugin.ipam().filter(|(_, kind)| types::is_known(kind)).map(|(node, _)| node);
     let of_ipam = ["dataDir", "resolvConf", "daemonSocketPath", "readyFile"]

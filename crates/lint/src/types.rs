@@ -67,7 +67,12 @@ pub(crate) fn is_known(kind: &str) -> bool {
 
 /// Finds the known plugin that an unknown type was probably meant to be.
 pub(crate) fn meant(kind: &str) -> Option<&'static str> {
-    if is_known(kind) || FOREIGN.contains(&kind) || kind.ends_with(|last: char| last.is_ascii_digit()) {
+    // Short names are near to many, such as `vxlan` to `vlan`.
+    if kind.len() < 6
+        || is_known(kind)
+        || FOREIGN.contains(&kind)
+        || kind.ends_with(|last: char| last.is_ascii_digit())
+    {
         return None;
     }
     let all = INTERFACE.iter().chain(&CHAINED).chain(&IPAM).chain(&FOREIGN).chain(&["loopback"]).copied();

@@ -107,12 +107,12 @@ impl Case {
         let only = |value: Option<u32>, usual: u32| value.filter(|_| is_failing).unwrap_or(usual);
         let file = self.pass_file.as_ref().filter(|_| !is_failing).unwrap_or(&self.file);
         let access = Some((only(self.fail_mode, 0o644), only(self.fail_owner, 0)));
-        let mut sources = vec![Source { path: file.clone(), bytes, access, has_plugin_files: false }];
+        let mut sources = vec![Source { path: file.clone(), bytes, access, ..Source::default() }];
         sources.extend(self.beside.iter().map(|beside| Source {
             path: beside.file.clone(),
             bytes: beside.text.clone().into(),
             access: Some((0o644, 0)),
-            has_plugin_files: false,
+            ..Source::default()
         }));
         sources.sort_by(|a, b| a.path.cmp(&b.path));
         let link = |name: &str| HostLink { names: vec![name.to_owned()], mtu: 1500 };

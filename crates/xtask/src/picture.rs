@@ -1,7 +1,8 @@
-//! `cargo xtask picture`: runs `netloom demo` and writes its output as the terminal picture of README.md, docs/demo.svg.
+//! `cargo xtask picture`: runs commands and writes their output as terminal pictures: `netloom demo` as docs/demo.svg for
+//! README.md, and `netloom lint` as docs/lint.svg for docs/lint.md.
 //!
-//! The demo runs on a fresh host (network and mount namespaces of its own), so the picture does not depend on the
-//! links, networks and reservations of the machine that draws it.
+//! Both run on a fresh host (network and mount namespaces of its own), so the pictures do not depend on the links, networks
+//! and reservations of the machine that draws them.
 
 use std::{
     fmt::Write as _,
@@ -11,13 +12,55 @@ use std::{
 
 use crate::{Outcome, root, say};
 
-/// The prompt and the command that the picture shows above the output.
+/// The prompt that a picture shows before the command.
 const PROMPT: &str = "$ ";
-const COMMAND: &str = "sudo netloom demo";
 
-/// Prepares the host and replaces the shell (`$0` is the binary) with the demo.
-const DEMO: &str = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mkdir -p /run/netns \
-    && ip link set lo up && exec \"$0\" demo";
+/// A picture of a command and its output.
+struct Picture {
+    file: &'static str,
+    /// The command as the picture shows it.
+    command: &'static str,
+    /// Prepares the host and runs the command (`$0` is the binary).
+    script: &'static str,
+    highlight: fn(&str) -> Vec<Span<'_>>,
+}
+
+const PICTURES: [Picture; 2] = [
+    Picture {
+        file: "docs/demo.svg",
+        command: "sudo netloom demo",
+        script: "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mkdir -p /run/netns \
+            && ip link set lo up && exec \"$0\" demo",
+        highlight,
+    },
+    Picture {
+        file: "docs/lint.svg",
+        command: "netloom lint 10-lab.conflist",
+        script: "mount -t tmpfs none /run && cd /run && printf '%s' \"$1\" >10-lab.conflist \
+            && { \"$0\" lint 10-lab.conflist; test $? = 1; }",
+        highlight: highlight_finding,
+    },
+];
+
+/// A network with usual mistakes.
+const FAULTY: &str = r#"{
+  "cniVersion": "1.0.0",
+  "name": "lab",
+  "plugins": [
+    {
+      "type": "bridge",
+      "isDefaultGatway": true,
+      "ipMasq": true,
+      "ipam": {
+        "type": "host-local",
+        "ranges": [[{"subnet": "10.1.0.0/16", "gateway": "10.2.0.1"}]],
+        "routes": [{"dst": "0.0.0.0/0"}]
+      }
+    },
+    {"type": "portmap"},
+  ]
+}
+"#;
 
 /// Measures in pixels. A character of the widest usual monospace font takes 0.62 of the font size.
 const FONT_SIZE: usize = 13;
@@ -30,6 +73,9 @@ const TITLE_BACKGROUND: &str = "#2a3037";
 const PLAIN: &str = "#d6dbe1";
 const DIM: &str = "#8a94a0";
 const GOOD: &str = "#5fc27e";
+const ERROR: &str = "#e0675c";
+const WARNING: &str = "#dcae4b";
+const HELP: &str = "#6fb3d9";
 const BUTTONS: [&str; 3] = ["#e0675c", "#dcae4b", "#5fb55f"];
 
 /// A piece of a line and its colour.
@@ -41,18 +87,23 @@ pub(crate) fn picture(arguments: &[String]) -> Outcome {
         Some(path) => PathBuf::from(path).canonicalize().map_err(|error| format!("{path}: {error}"))?,
         None => crate::dist::Dist::default().build()?,
     };
-    let output = run_demo(&binary)?;
-    let path = root().join("docs/demo.svg");
-    std::fs::write(&path, draw(&output)).map_err(|error| format!("{}: {error}", path.display()))?;
-    say(&format!("{output}\nwrote {}", path.display()));
+    for picture in &PICTURES {
+        let output = run(picture, &binary)?;
+        let path = root().join(picture.file);
+        std::fs::write(&path, draw(picture, &output))
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        say(&format!("{output}\nwrote {}", path.display()));
+    }
     Ok(())
 }
 
-/// Returns what the demo prints.
-fn run_demo(binary: &Path) -> Result<String, String> {
+/// Returns what the command prints.
+fn run(picture: &Picture, binary: &Path) -> Result<String, String> {
     let output = Command::new("unshare")
-        .args(["--mount", "--net", "--propagation", "private", "sh", "-c", DEMO])
+        .args(["--mount", "--net", "--propagation", "private", "sh", "-c", picture.script])
         .arg(binary)
+        .arg(FAULTY)
+        .env_remove("CLICOLOR_FORCE")
         .output()
         .map_err(|error| format!("unshare: {error}"))?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -60,14 +111,14 @@ fn run_demo(binary: &Path) -> Result<String, String> {
         return Ok(printed);
     }
     let errors = String::from_utf8_lossy(&output.stderr);
-    Err(format!("the demo failed ({}; it needs root):\n{printed}{errors}", output.status))
+    Err(format!("{} failed ({}; it needs root):\n{printed}{errors}", picture.command, output.status))
 }
 
 /// Returns an SVG document of a terminal with the command and its output.
-fn draw(output: &str) -> String {
-    let command = format!("{PROMPT}{COMMAND}");
-    let mut lines = vec![vec![(PROMPT, GOOD), (COMMAND, PLAIN)]];
-    lines.extend(output.trim_end().lines().map(highlight));
+fn draw(picture: &Picture, output: &str) -> String {
+    let command = format!("{PROMPT}{}", picture.command);
+    let mut lines = vec![vec![(PROMPT, GOOD), (picture.command, PLAIN)]];
+    lines.extend(output.trim_end().lines().map(picture.highlight));
     let longest =
         output.lines().chain([command.as_str()]).map(|line| line.chars().count()).max().unwrap_or(0);
     let width = longest * FONT_SIZE * 62 / 100 + 2 * MARGIN;
@@ -76,10 +127,11 @@ fn draw(output: &str) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
          role=\"img\">\n\
-         <title>Output of netloom demo</title>\n\
+         <title>Output of {title}</title>\n\
          <rect width=\"{width}\" height=\"{height}\" rx=\"8\" fill=\"{BACKGROUND}\"/>\n\
          <path d=\"M0 {TITLE_BAR}V8a8 8 0 0 1 8-8H{right}a8 8 0 0 1 8 8V{TITLE_BAR}z\" fill=\"{TITLE_BACKGROUND}\"/>\n",
         right = width - 8,
+        title = picture.command.trim_start_matches("sudo "),
     );
     for (index, button) in BUTTONS.iter().enumerate() {
         let (x, y) = (MARGIN + index * 20, TITLE_BAR / 2);
@@ -109,6 +161,28 @@ fn highlight(line: &str) -> Vec<Span<'_>> {
     match line.find(UNIT).map(|at| at + UNIT.len()).filter(|_| line.starts_with(OK)) {
         Some(end) => vec![(OK, GOOD), (&line[OK.len()..end], DIM), (&line[end..], PLAIN)],
         None if line.is_empty() => Vec::new(),
+        None => vec![(line, PLAIN)],
+    }
+}
+
+/// Highlights a line of a finding: its title by severity, the marks below the line of the file, and the help.
+fn highlight_finding(line: &str) -> Vec<Span<'_>> {
+    let colour = |line: &str| if line.starts_with("error") { ERROR } else { WARNING };
+    if line.is_empty() {
+        return Vec::new();
+    }
+    if line.starts_with("error[") || line.starts_with("warning[") {
+        let end = line.find(": ").map_or(line.len(), |at| at + 1);
+        return vec![(&line[..end], colour(line)), (&line[end..], PLAIN)];
+    }
+    if let Some(at) = line.find("= help:") {
+        return vec![(&line[..at], DIM), (&line[at..at + 7], HELP), (&line[at + 7..], PLAIN)];
+    }
+    match line.find('|').or_else(|| line.find("-->").map(|at| at + 2)) {
+        Some(at) if line[at + 1..].trim_start().starts_with('^') => {
+            vec![(&line[..=at], DIM), (&line[at + 1..], ERROR)]
+        }
+        Some(at) => vec![(&line[..=at], DIM), (&line[at + 1..], PLAIN)],
         None => vec![(line, PLAIN)],
     }
 }

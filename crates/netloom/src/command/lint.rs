@@ -44,7 +44,7 @@ pub(crate) struct Options {
     #[arg(long, visible_alias = "offline")]
     no_host: bool,
     /// Explain a rule, or list all rules with `all`
-    #[arg(long, value_name = "RULE", exclusive = true)]
+    #[arg(long, value_name = "RULE", conflicts_with_all = ["paths", "fix", "host", "no_host"])]
     explain: Option<String>,
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct Checked {
 
 pub(crate) fn lint(places: &Places, options: &Options) -> Outcome<ExitCode> {
     if let Some(rule) = &options.explain {
-        return explain(rule).map(|()| ExitCode::SUCCESS);
+        return explain(rule, options.format).map(|()| ExitCode::SUCCESS);
     }
     let host = |folder: &Path| {
         (options.host || !options.no_host && is_same(folder, &places.conf_dir))
@@ -80,7 +80,7 @@ pub(crate) fn lint(places: &Places, options: &Options) -> Outcome<ExitCode> {
     let mut fixes = 0;
     for (folder, files) in folders(places, &options.paths)? {
         let host = host(&folder).transpose()?;
-        let mut one = check(&files, host.as_ref())?;
+        let mut one = check(&folder, &files, host.as_ref())?;
         if options.fix {
             for _ in 0..ROUNDS {
                 let applied = fix(&mut one)?;
@@ -88,7 +88,7 @@ pub(crate) fn lint(places: &Places, options: &Options) -> Outcome<ExitCode> {
                     break;
                 }
                 fixes += applied;
-                one = check(&files, host.as_ref())?;
+                one = check(&folder, &files, host.as_ref())?;
             }
         }
         checked.push(one);
@@ -105,7 +105,7 @@ pub(crate) fn lint(places: &Places, options: &Options) -> Outcome<ExitCode> {
 pub(crate) fn problems(places: &Places) -> Outcome<Vec<String>> {
     let files = listed(&places.conf_dir)?;
     let host = ThisHost::read(places, &places.conf_dir)?;
-    let Checked { sources, findings } = check(&files, Some(&host))?;
+    let Checked { sources, findings } = check(&places.conf_dir, &files, Some(&host))?;
     let counts = |finding: &&Finding| {
         finding.rule.info().severity == Severity::Error || finding.rule == Rule::NetworkTwice
     };
@@ -116,13 +116,17 @@ pub(crate) fn problems(places: &Places) -> Outcome<Vec<String>> {
     Ok(findings.iter().filter(counts).map(line).collect())
 }
 
-fn explain(name: &str) -> Outcome {
+fn explain(name: &str, format: Format) -> Outcome {
     let scope = |scope: Scope| match scope {
         Scope::File => "one file",
         Scope::Folder => "all files of a folder",
         Scope::Host => "files and this host",
     };
     let severity = |severity: Severity| output::severity(severity);
+    if name == "all" && format == Format::Json {
+        say_json(format!("{:#}", output::rules()));
+        return Ok(());
+    }
     if name == "all" {
         let mut rules = table(&["RULE", "SEVERITY", "LOOKS AT", "FIX", "FINDS"]);
         for rule in Rule::ALL {
@@ -131,10 +135,6 @@ fn explain(name: &str) -> Outcome {
             rules.add_row([info.name, severity(info.severity), scope(info.scope), fix, info.about]);
         }
         say_lines(rules.trim_fmt());
-        return Ok(());
-    }
-    if name == "json" {
-        say_json(output::rules().to_string());
         return Ok(());
     }
     let Some(rule) = Rule::by_name(name) else {
@@ -188,8 +188,11 @@ fn listed(folder: &Path) -> Outcome<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn check(files: &[PathBuf], host: Option<&ThisHost>) -> Outcome<Checked> {
-    let sources = files.iter().map(|path| read(path)).collect::<Outcome<Vec<Source>>>()?;
+fn check(folder: &Path, files: &[PathBuf], host: Option<&ThisHost>) -> Outcome<Checked> {
+    let mut sources = files.iter().map(|path| read(path)).collect::<Outcome<Vec<Source>>>()?;
+    if is_of_plugins(folder) {
+        sources.iter_mut().for_each(|source| source.is_plugin_file = true);
+    }
     let host = host.map(|host| host as &dyn lint::Host);
     let findings = lint::check(&sources, host);
     Ok(Checked { sources, findings })
@@ -217,6 +220,7 @@ fn read(path: &Path) -> Outcome<Source> {
         has_plugin_files: path.extension().is_some_and(|ending| ending == "conflist")
             && has_plugin_files(path),
         bytes,
+        is_plugin_file: false,
         access: Some((metadata.permissions().mode() & 0o7777, metadata.uid())),
     })
 }
@@ -225,6 +229,16 @@ fn read(path: &Path) -> Outcome<Source> {
 fn has_plugin_files(path: &Path) -> bool {
     let Some(name) = load::name_in(path).filter(|name| !name.contains('/')) else { return false };
     load::files(&path.with_file_name(name), &["conf"]).is_ok_and(|files| !files.is_empty())
+}
+
+/// Returns whether a folder has the name of a network in a list beside it, and so contains files of plugins.
+fn is_of_plugins(folder: &Path) -> bool {
+    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name().and_then(|name| name.to_str()))
+    else {
+        return false;
+    };
+    let lists = load::files(parent, &["conflist"]).unwrap_or_default();
+    lists.iter().any(|list| load::name_in(list).is_some_and(|found| found == name))
 }
 
 /// Writes the fixed files. Returns how many fixes were applied.
