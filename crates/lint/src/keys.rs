@@ -148,20 +148,8 @@ fn value(node: &Node<'_>, shape: &Shape, path: &str, owner: &str, report: &mut R
         return;
     }
     match &node.value {
-        Value::Text(text) if !text.is_empty() && !shape.values.is_empty() => {
-            if !shape.values.iter().any(|possible| possible == text) && !node.is_placeholder() {
-                let nearest = types::nearest(text, shape.values.iter().map(String::as_str));
-                let help = match nearest {
-                    Some(nearest) => format!("did you mean \"{nearest}\"?"),
-                    None => format!("use one of \"{}\"", shape.values.join("\", \"")),
-                };
-                report.add(
-                    Rule::WrongValue,
-                    node.span.clone(),
-                    format!("`{path}` cannot be \"{text}\""),
-                    help,
-                );
-            }
+        Value::Text(text) if !text.is_empty() && !shape.values.is_empty() && !node.is_placeholder() => {
+            one_of(node, text, &shape.values, path, report);
         }
         Value::Number(_) => {
             let number = node.integer().unwrap_or(i128::MAX);
@@ -185,6 +173,17 @@ fn value(node: &Node<'_>, shape: &Shape, path: &str, owner: &str, report: &mut R
         Value::Object(members) => object(node, members, shape, path, owner, report),
         _ => {}
     }
+}
+
+fn one_of(node: &Node<'_>, text: &str, values: &[String], path: &str, report: &mut Report<'_>) {
+    if values.iter().any(|possible| possible == text) {
+        return;
+    }
+    let help = match types::nearest(text, values.iter().map(String::as_str)) {
+        Some(nearest) => format!("did you mean \"{nearest}\"?"),
+        None => format!("use one of \"{}\"", values.join("\", \"")),
+    };
+    report.add(Rule::WrongValue, node.span.clone(), format!("`{path}` cannot be \"{text}\""), help);
 }
 
 fn object(

@@ -41,14 +41,12 @@ pub(crate) fn check(plugin: Plugin<'_, '_>, report: &mut Report<'_>) {
         );
     }
     overlaps(&found, report);
-    let is_empty = ipam.get("subnet").is_none() && sets.is_empty();
-    // The runtime may pass ranges, and flannel a subnet.
-    if is_empty && ipam.get("ranges").is_none_or(|node| matches!(node.value, crate::node::Value::Array(_))) {
-        if !plugin.declares("ipRanges") {
-            let help = "add `ranges`, for example [[{\"subnet\": \"10.88.0.0/16\"}]]";
-            let place = ipam.get("type").unwrap_or(ipam).span.clone();
-            report.add(Rule::RangeMissing, place, "host-local has no range to assign addresses from", help);
-        }
+    let is_list = ipam.get("ranges").is_none_or(|node| matches!(node.value, crate::node::Value::Array(_)));
+    // The runtime may pass ranges.
+    if ipam.get("subnet").is_none() && sets.is_empty() && is_list && !plugin.declares("ipRanges") {
+        let help = "add `ranges`, for example [[{\"subnet\": \"10.88.0.0/16\"}]]";
+        let place = ipam.get("type").unwrap_or(ipam).span.clone();
+        report.add(Rule::RangeMissing, place, "host-local has no range to assign addresses from", help);
     }
 }
 

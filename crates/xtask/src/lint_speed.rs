@@ -91,7 +91,7 @@ fn small(index: u32) -> String {
 }
 
 fn large() -> String {
-    let keys: String = (0..20_000).map(|index| format!("\"key{index}\": \"{:->40}\",\n", index)).collect();
+    let keys: String = (0..20_000).map(|index| format!("\"key{index}\": \"{index:->40}\",\n")).collect();
     format!(
         "{{\"cniVersion\": \"1.0.0\", \"name\": \"large\", \"plugins\": [\n{{\"type\": \"other\", \"data\": {{\n{keys}\"last\": \
          0}}}},\n{{\"type\": \"tuning\", \"mtu\": 20}}\n]}}\n"

@@ -191,7 +191,9 @@ fn listed(folder: &Path) -> Outcome<Vec<PathBuf>> {
 fn check(folder: &Path, files: &[PathBuf], host: Option<&ThisHost>) -> Outcome<Checked> {
     let mut sources = files.iter().map(|path| read(path)).collect::<Outcome<Vec<Source>>>()?;
     if is_of_plugins(folder) {
-        sources.iter_mut().for_each(|source| source.is_plugin_file = true);
+        for source in &mut sources {
+            source.is_plugin_file = true;
+        }
     }
     let host = host.map(|host| host as &dyn lint::Host);
     let findings = lint::check(&sources, host);

@@ -31,10 +31,17 @@ pub(crate) fn places(source: &Source, span: &Range<usize>) -> (Place, Place) {
     let place = |at: usize| {
         let before = &source.bytes[..at.min(source.bytes.len())];
         let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let lines = before.iter().filter(|byte| **byte == b'\n').count();
-        Place { line: lines + 1, column: String::from_utf8_lossy(&before[line_start..]).chars().count() + 1 }
+        Place {
+            line: line_of(before),
+            column: String::from_utf8_lossy(&before[line_start..]).chars().count() + 1,
+        }
     };
     (place(span.start), place(span.end))
+}
+
+/// Returns the line that follows a text, from 1.
+fn line_of(before: &[u8]) -> usize {
+    before.split(|byte| *byte == b'\n').count()
 }
 
 pub(crate) fn severity(severity: Severity) -> &'static str {
@@ -117,7 +124,7 @@ impl Excerpt {
         let marked = String::from_utf8_lossy(&bytes[span.start.min(end)..span.end.min(end)]).into_owned();
         let after = String::from_utf8_lossy(&bytes[span.end.min(end)..end]).into_owned();
         Self {
-            line: bytes[..start].iter().filter(|byte| **byte == b'\n').count() + 1,
+            line: line_of(&bytes[..start]),
             span: before.len()..before.len() + marked.len(),
             text: before + &marked + &after,
         }
