@@ -55,7 +55,7 @@ fn forms_and_exit_codes() {
     };
     let text = printed("text");
     assert!(text.contains("error[json-comment]: JSON has no comments"), "{text}");
-    assert!(text.contains(&format!("{path}:7:55")), "columns count characters: {text}");
+    assert!(text.contains(&format!("{path}:7:52")), "columns count characters: {text}");
     assert!(text.contains("^^^^^^^^^^^") && text.contains("= help: write `isGateway`"), "{text}");
     assert!(text.ends_with("1 file: 5 errors, 3 warnings; --fix mends 6\n"), "{text}");
     let json: Value = serde_json::from_str(&printed("json")).unwrap();
@@ -127,7 +127,7 @@ fn the_network_folder_is_compared_with_the_host() {
     }
     let host = Host::new();
     host.sh(
-        "rm -rf /etc/cni/net.d && mkdir -p /etc/cni/net.d && ip link add up0 mtu 1400 type dummy && ip link set up0 up && \
+        "rm -rf /etc/cni/net.d && mkdir -p /etc/cni/net.d && ip link add up0 mtu 1400 type veth peer name up1 && ip link set up0 up && \
          ip address add 10.7.0.1/16 dev up0 && nft add table ip filter && \
          nft 'add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'",
     );

@@ -79,8 +79,8 @@ fn problems_of_the_configuration_are_listed() {
         "40-other.conf:1:30: network `other` has several files and cannot be used: 30-other.conflist comes first and is \
          invalid, so 40-other.conf is ignored: keep one of them"
             .to_owned(),
-        format!("50-third.conflist:1:65: no plugin `flannel` in {}: ", OURS.display()),
-        format!("50-third.conflist:1:94: no plugin `whereabouts` in {}: ", OURS.display()),
+        format!("no plugin `flannel` in {}: ", OURS.display()),
+        format!("no plugin `whereabouts` in {}: ", OURS.display()),
     ];
     assert_eq!(problems.len(), expected.len(), "{problems:#?}");
     for (found, expected) in problems.iter().zip(&expected) {
