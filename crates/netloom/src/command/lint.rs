@@ -17,7 +17,7 @@ use lint::{Finding, Rule, Scope, Severity, Source};
 use netloom_runtime::load;
 use this_host::ThisHost;
 
-use super::{Failure, Outcome, Places, list::table, note, say, say_json, say_lines};
+use super::{Failure, Outcome, Places, note, say, say_json};
 
 /// The exit code for a wrong command line or a file that cannot be read.
 pub(crate) const UNUSABLE: u8 = 2;
@@ -128,13 +128,12 @@ fn explain(name: &str, format: Format) -> Outcome {
         return Ok(());
     }
     if name == "all" {
-        let mut rules = table(&["RULE", "SEVERITY", "LOOKS AT", "FIX", "FINDS"]);
         for rule in Rule::ALL {
             let info = rule.info();
-            let fix = if info.is_fixable { "yes" } else { "" };
-            rules.add_row([info.name, severity(info.severity), scope(info.scope), fix, info.about]);
+            let fix = if info.is_fixable { "fix" } else { "" };
+            let (severity, scope) = (severity(info.severity), scope(info.scope));
+            say(format!("{:<24}{severity:<9}{scope:<23}{fix:<5}{}", info.name, info.about));
         }
-        say_lines(rules.trim_fmt());
         return Ok(());
     }
     let Some(rule) = Rule::by_name(name) else {
@@ -220,6 +219,7 @@ fn read(path: &Path) -> Outcome<Source> {
     Ok(Source {
         path: path.display().to_string(),
         has_plugin_files: path.extension().is_some_and(|ending| ending == "conflist")
+            && !String::from_utf8_lossy(&bytes).contains("\"plugins\"")
             && has_plugin_files(path),
         bytes,
         is_plugin_file: false,
