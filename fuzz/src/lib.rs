@@ -23,7 +23,7 @@ use netloom_types::{
 pub type Target = fn(&[u8]);
 
 /// Every door, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("configuration", configuration),
     ("result", result),
     ("args", args),
@@ -32,6 +32,7 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("netlink", netlink),
     ("host_local", host_local),
     ("dhcp", leases),
+    ("lint", linted),
 ];
 
 const VERSIONS: [SpecVersion; 7] = [
@@ -54,6 +55,25 @@ pub fn configuration(bytes: &[u8]) {
     if let Ok(request) = RequestConfig::parse(bytes) {
         drop(request.prev_result());
         drop(request.valid_attachments());
+    }
+}
+
+/// A file that `netloom lint` checks: every place is in the text, and what is fixed can be checked again.
+pub fn linted(bytes: &[u8]) {
+    for name in ["a.conflist", "a.conf"] {
+        let mut source =
+            lint::Source { path: name.to_owned(), bytes: bytes.to_vec(), ..lint::Source::default() };
+        for _ in 0..3 {
+            let findings = lint::check(std::slice::from_ref(&source), None);
+            for finding in &findings {
+                assert!(
+                    finding.span.start <= finding.span.end && finding.span.end <= source.bytes.len(),
+                    "{finding:?}"
+                );
+            }
+            let (fixed, _) = lint::fixed(&source.bytes, &findings);
+            source.bytes = fixed;
+        }
     }
 }
 

@@ -7,9 +7,9 @@ mod find;
 mod gc;
 mod generate;
 mod install;
+mod lint;
 mod list;
 mod networks;
-mod problems;
 mod relay;
 mod run;
 mod runtimes;
@@ -108,8 +108,8 @@ enum Command {
     Why(why::Options),
     /// List networks and attachments, and what is wrong with the configuration
     ///
-    /// Warn of invalid files, of several files with one network name, of plugins that a network uses and no folder of --bin-path
-    /// has, and of plugin files that `netloom install` did not write: on standard error, or with --json in `problems`.
+    /// Warn of the errors that `netloom lint` finds, of several files with one network name, and of plugin files that `netloom
+    /// install` did not write: on standard error, or with --json in `problems`.
     #[command(after_help = "Examples:\n  netloom list\n  netloom list 4f1d0c9a --json")]
     List(list::Options),
     /// Carry TCP connections to `::1` to the containers that publish the port
@@ -120,6 +120,15 @@ enum Command {
         after_help = "Examples:\n  netloom relay 8080 8443\n  systemctl enable --now netloom-relay@8080.socket"
     )]
     Relay(relay::Options),
+    /// Check network configurations, of any plugins, and say what to change
+    ///
+    /// Print each finding with its file, line and column, the name of its rule, and what to do. Exit with 0 if there is none, 1 if
+    /// there are some, and 2 if a file cannot be read. Files of --conf-dir are also compared with this host: its plugins (each is
+    /// run with VERSION), links, routes and permissions.
+    #[command(
+        after_help = "Examples:\n  netloom lint\n  netloom lint --fix 10-lab.conflist\n  netloom lint --no-host --format github deploy/\n  netloom lint --explain range-reused"
+    )]
+    Lint(lint::Options),
     /// List the nodes of the cluster as this node's daemon (netloomd) sees them
     Cluster(cluster::Options),
     /// Attach two temporary containers, test their connectivity and remove them
@@ -246,6 +255,7 @@ pub(crate) fn main(as_cnitool: bool) -> ExitCode {
         Command::Why(options) => done(why::why(&places, &options)),
         Command::List(options) => done(list::list(&places, &options)),
         Command::Relay(options) => done(relay::relay(&places, &options)),
+        Command::Lint(options) => lint::lint(&places, &options),
         Command::Cluster(options) => done(cluster::cluster(&options)),
         Command::Demo(options) => done(demo::demo(&places, &options)),
         Command::Install(options) => done(install::install(&places.conf_dir, &options)),

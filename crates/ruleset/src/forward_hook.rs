@@ -89,6 +89,20 @@ pub fn is_needed(socket: &Socket) -> Result<bool, RulesetError> {
     Ok(used || nft::all_chains(socket)?.iter().any(others))
 }
 
+/// Returns whether a chain of nftables at the forward hook drops IPv4 packets that no rule accepts, as Docker and ufw make it.
+///
+/// # Errors
+/// If the kernel refuses the request.
+pub fn drops_by_default(socket: &Socket) -> Result<bool, RulesetError> {
+    let drops = |chain: &Chain| {
+        chain.drops
+            && chain.hook == Some(FORWARD_HOOK)
+            && chain.kind.as_deref() == Some("filter")
+            && [Family::Ip, Family::Inet].contains(&chain.family)
+    };
+    Ok(nft::all_chains(socket)?.iter().any(drops))
+}
+
 /// Removes our rules from foreign tables, for when no container needs them.
 ///
 /// # Errors

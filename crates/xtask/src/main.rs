@@ -11,6 +11,7 @@ mod growth;
 mod host;
 mod hot;
 mod kernel;
+mod lint_speed;
 mod package;
 mod pages;
 mod peers;
@@ -39,8 +40,9 @@ cargo xtask CHORE
   test [PACKAGE...]    install what the tests need, run all checks and all tests; or only the tests of packages
   tidy                 check the conventions: dependencies between crates, names, documentation that names files
   spec                 show which test covers which requirement of the specification
-  pages [--check]      write the tables of keys in docs/plugins from the code
-  picture [BINARY]     draw docs/demo.svg, the terminal picture of README.md, from a run of `netloom demo`
+  pages [--check]      write the tables of keys in docs/plugins and of rules in docs/lint.md from the code
+  picture [BINARY]     draw docs/demo.svg and docs/lint.svg, terminal pictures of runs of `netloom demo` and `netloom lint`
+  lint-speed [COUNT]   time `netloom lint` on COUNT small files (default: 10,000) and on one of a megabyte, on one processor
   peers                fetch the reference plugins that the parity tests compare with, into target/peers
   deny                 check licences, sources and duplicates of dependencies
   kernel [PACKAGE [TEST...]]
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Some("tidy") => tidy::tidy(),
         Some("spec") => spec::spec(),
         Some("pages") => pages::pages(&arguments[1..]),
+        Some("lint-speed") => lint_speed::lint_speed(&arguments[1..]),
         Some("picture") => picture::picture(&arguments[1..]),
         Some("package") => package::package(&arguments[1..]),
         Some("peers") => peers::peers(),

@@ -1,4 +1,5 @@
-//! `cargo xtask pages`: the tables of keys in `docs/plugins`, generated from the schemas that the binary prints.
+//! `cargo xtask pages`: the tables of keys in `docs/plugins`, generated from the schemas that the binary prints, and the table of
+//! rules in `docs/lint.md`.
 
 use std::{fmt::Write, path::Path, process::Command};
 
@@ -6,8 +7,9 @@ use serde_json::Value;
 
 use crate::{Outcome, files, read, root, say};
 
-const BEGIN: &str = "<!-- keys -->\n";
-const END: &str = "<!-- /keys -->";
+/// The marks around a generated table.
+const KEYS: [&str; 2] = ["<!-- keys -->\n", "<!-- /keys -->"];
+const RULES: [&str; 2] = ["<!-- rules -->\n", "<!-- /rules -->"];
 
 /// The keys of every configuration, which `docs/plugins/README.md` describes once.
 const COMMON: [&str; 4] = ["cniVersion", "name", "type", "capabilities"];
@@ -22,42 +24,72 @@ pub(crate) fn pages(arguments: &[String]) -> Outcome {
         if name == "README" {
             continue;
         }
-        let page = read(&path)?;
-        let new = with_table(&page, &table(&schema(name)?)?)
-            .ok_or_else(|| format!("{} has no `<!-- keys -->` markers for the table", path.display()))?;
         written += 1;
-        if new == page {
-            continue;
-        }
-        if check {
+        if !update(&path, KEYS, &table(&netloom(&["schema", name])?)?, check)? {
             stale.push(name.to_owned());
-        } else {
-            write(&path, &new)?;
         }
+    }
+    let rules = netloom(&["lint", "--explain", "all", "--format", "json"])?;
+    if !update(&root().join("docs/lint.md"), RULES, &table_of_rules(&rules), check)? {
+        stale.push("lint".to_owned());
     }
     if stale.is_empty() {
-        say(&format!("{written} pages of plugins are up to date"));
+        say(&format!("{written} pages of plugins and docs/lint.md are up to date"));
         return Ok(());
     }
-    Err(format!("docs/plugins: out of date: {}; run `cargo xtask pages`", stale.join(", ")))
+    Err(format!("out of date: {}; run `cargo xtask pages`", stale.join(", ")))
 }
 
-fn schema(plugin: &str) -> Result<Value, String> {
+/// Writes the table between the marks of a page. With `check`, only returns whether it is there.
+fn update(path: &Path, marks: [&str; 2], table: &str, check: bool) -> Result<bool, String> {
+    let page = read(path)?;
+    let new = with_table(&page, marks, table)
+        .ok_or_else(|| format!("{} has no `{}` mark for the table", path.display(), marks[0].trim()))?;
+    if new == page || check {
+        return Ok(new == page);
+    }
+    write(path, &new).map(|()| true)
+}
+
+/// Returns the table of `netloom lint`'s rules.
+fn table_of_rules(rules: &Value) -> String {
+    let mut rows = String::from(
+        "| rule | severity | looks at | `--fix` | finds | otherwise |\n|---|---|---|---|---|---|\n",
+    );
+    for rule in rules.as_array().into_iter().flatten() {
+        let text = |key: &str| rule[key].as_str().unwrap_or_default();
+        let name = text("name");
+        let fix = if rule["fix"] == true { "yes" } else { "" };
+        rows += &format!(
+            "| [`{name}`](../crates/lint/tests/rules/{name}.toml) | {} | {} | {fix} | {} | {} |\n",
+            text("severity"),
+            text("scope"),
+            text("about"),
+            text("why"),
+        );
+    }
+    rows
+}
+
+/// Returns the JSON that the program prints.
+fn netloom(arguments: &[&str]) -> Result<Value, String> {
     let output = Command::new("cargo")
-        .args(["run", "--quiet", "--package", "netloom", "--", "schema", plugin])
+        .args(["run", "--quiet", "--package", "netloom", "--"])
+        .args(arguments)
         .current_dir(root())
         .output()
         .map_err(|error| error.to_string())?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("schema of {plugin}: {error}"))
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("netloom {}: {error}", arguments.join(" ")))
 }
 
-fn with_table(page: &str, table: &str) -> Option<String> {
-    let (before, rest) = page.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}{table}{END}{after}"))
+fn with_table(page: &str, [begin, end]: [&str; 2], table: &str) -> Option<String> {
+    let (before, rest) = page.split_once(begin)?;
+    let (_, after) = rest.split_once(end)?;
+    Some(format!("{before}{begin}{table}{end}{after}"))
 }
 
 fn write(path: &Path, text: &str) -> Outcome {

@@ -11,7 +11,7 @@ use crate::{Outcome, circles::Imports, files, read, root, say};
 
 /// The crates of this workspace that each crate may use, as drawn in ARCHITECTURE.md. Anything else is an error: a crate is
 /// a promise about what it does not know.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("netloom-types", &[]),
     ("netloom-invoke", &["netloom-types"]),
     ("netloom-plugin", &["netloom-invoke", "netloom-types"]),
@@ -21,6 +21,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("ipam", &["kernel"]),
     ("dhcp", &["kernel"]),
     ("plugins", &["netloom-types", "netloom-invoke", "netloom-plugin", "kernel", "ruleset", "ipam", "dhcp"]),
+    ("lint", &["netloom-types", "ipam", "plugins"]),
     (
         "netloom",
         &[
@@ -32,11 +33,12 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "ruleset",
             "dhcp",
             "plugins",
+            "lint",
         ],
     ),
     ("node", &["kernel", "ruleset"]),
     ("netloomd", &["node"]),
-    ("fuzz", &["netloom-types", "netloom-invoke", "netloom-runtime", "dhcp", "ipam", "kernel"]),
+    ("fuzz", &["netloom-types", "netloom-invoke", "netloom-runtime", "dhcp", "ipam", "kernel", "lint"]),
     ("testkit", &[]),
     ("xtask", &[]),
 ];

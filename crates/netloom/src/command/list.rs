@@ -14,7 +14,7 @@ use netloom_runtime::{
 };
 use serde_json::{Value, json};
 
-use super::{Outcome, Places, find::Target, note, problems, say, say_json, say_lines};
+use super::{Outcome, Places, find::Target, install, lint, note, say, say_json, say_lines};
 
 /// Options of `netloom list`.
 #[derive(Debug, Clone, Args)]
@@ -39,7 +39,8 @@ struct Row {
 pub(crate) fn list(places: &Places, options: &Options) -> Outcome {
     let networks = load::networks(&places.conf_dir)?;
     let attachments = attachments(places, options)?;
-    let problems = problems::problems(places, &networks);
+    let mut problems = install::foreign_plugins(&netloom_invoke::split_path(&places.bin_path));
+    problems.extend(lint::problems(places)?);
     if options.json {
         let networks: Vec<Value> = networks.iter().map(network_value).collect();
         let attachments: Vec<Value> = attachments.iter().map(attachment_value).collect();

@@ -303,9 +303,20 @@ fn pages() {
     let dir = tempfile::tempdir().unwrap();
     run(&["man", dir.path().to_str().unwrap()]);
     let completions = run(&["completions", "bash"]);
-    for command in
-        ["run", "add", "del", "check", "status", "gc", "version", "list", "demo", "install", "uninstall"]
-    {
+    for command in [
+        "run",
+        "add",
+        "del",
+        "check",
+        "status",
+        "gc",
+        "version",
+        "list",
+        "lint",
+        "demo",
+        "install",
+        "uninstall",
+    ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{help}");
         assert!(completions.contains(command));
         assert!(dir.path().join(format!("netloom-{command}.1")).exists(), "{command}");

@@ -72,14 +72,15 @@ fn problems_of_the_configuration_are_listed() {
     let problems: Vec<&str> =
         listed["problems"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     let expected = [
-        "30-other.conflist: error parsing configuration list: invalid 'plugins' type".to_owned(),
-        "network `lab` has several files in /etc/cni/net.d: Netloom uses 10-lab.conflist and ignores 20-lab.conflist, \
+        "20-lab.conflist:1:30: network `lab` has several files: Netloom uses 10-lab.conflist and ignores 20-lab.conflist, \
          10-lab.conf; runtimes that go by file name alone (containerd, CRI-O, podman) use 10-lab.conf: keep one of them"
             .to_owned(),
-        "network `other` has several files in /etc/cni/net.d and cannot be used: 30-other.conflist comes first and is \
+        "30-other.conflist:1:48: `plugins` must be an array, not a number: ".to_owned(),
+        "40-other.conf:1:30: network `other` has several files and cannot be used: 30-other.conflist comes first and is \
          invalid, so 40-other.conf is ignored: keep one of them"
             .to_owned(),
-        format!("network `third` uses plugins that are not in {}: `flannel`, `whereabouts`: ", OURS.display()),
+        format!("no plugin `flannel` in {}: ", OURS.display()),
+        format!("no plugin `whereabouts` in {}: ", OURS.display()),
     ];
     assert_eq!(problems.len(), expected.len(), "{problems:#?}");
     for (found, expected) in problems.iter().zip(&expected) {

@@ -22,6 +22,7 @@ mod host_device;
 mod install;
 mod lab;
 mod links;
+mod lint;
 mod list;
 mod model;
 mod other_kernel;
