@@ -38,7 +38,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("netloomd", &["node"]),
     ("fuzz", &["netloom-types", "netloom-invoke", "netloom-runtime", "dhcp", "ipam", "kernel"]),
     ("testkit", &[]),
-    ("xtask", &[]),
+    ("xtask", &["testkit"]),
 ];
 
 /// Files longer than this hold more than one thing.
