@@ -1,7 +1,8 @@
 //! What a fault is: how it is caused, how it ends, and what it may cost.
 //!
 //! Scripts are shell lines with placeholders, which [`super::act`] replaces: `@n` is the host's number, `@v4`, `@v6`, `@gw4` and `@gw6`
-//! are its addresses and gateways, `@m` and `@w4` are number and address of another host, and `@d` is a tunnel device.
+//! are its addresses and gateways, `@m` and `@w4` are number and address of another host, `@d` is the tunnel device that peers are reached over,
+//! and `@e` that one or the other.
 
 /// A kind of fault.
 pub(super) struct Fault {

@@ -63,7 +63,8 @@ impl Node {
             ("@w4", other.v4()),
             ("@n", self.number.to_string()),
             ("@m", other.number.to_string()),
-            ("@d", device.to_owned()),
+            ("@d", "netloom4".to_owned()),
+            ("@e", device.to_owned()),
         ]
         .into_iter()
         .fold(script.to_owned(), |script, (mark, text)| script.replace(mark, &text))
@@ -331,20 +332,21 @@ impl Place {
 }
 
 /// The daemon's objects, in as few programs as possible: it runs often.
-const DUMP: &str = "ip route show proto 95; ip -6 route show proto 95; ip -o link show type vxlan | sed 's/ state .*link/ link/'
+const DUMP: &str = "ip route show proto 95; ip -6 route show proto 95; ip -o link show type vxlan | cut -d: -f2- | sed 's/ state .*link/ link/'
     for d in netloom4 netloom6; do
         test -e /sys/class/net/$d || continue
-        ip -6 neigh show dev $d nud permanent | sort; bridge fdb show dev $d | grep dst | sort; ip -o addr show dev $d | sort
+        ip -6 neigh show dev $d nud permanent | sort; bridge fdb show dev $d | grep dst | sort; ip -o addr show dev $d | cut -d: -f2- | sort
         cd /proc/sys/net; grep . ipv4/conf/$d/rp_filter ipv6/conf/$d/disable_ipv6 ipv6/conf/$d/accept_ra
     done
     cd /proc/sys/net; grep . ipv4/ip_forward ipv6/conf/all/forwarding
-    for f in ip ip6 inet; do echo list table $f netloom-cluster; done | nft -f - 2>&1; cat /run/net.d/* 2>&1";
+    nft -s list ruleset; cat /run/net.d/* 2>&1";
 
-/// All that a daemon or a plugin may leave.
+/// What a daemon or a plugin could leave. Omits what stays after the last pod: locks, the index, what host-local knows of released
+/// addresses, and whether orphans are reaped.
 const STATE: &str = "ip -o link | cut -d: -f2 | cut -d@ -f1 | sort; ip -o addr | awk '{print $2, $4}' | grep -v ' fe80:' | sort
-    ip route show table all | sort; ip -6 route show table all | grep -v -e fe80 -e ff00 | sort; ip rule; ip -6 rule; nft list ruleset
+    ip -4 route show table all | sort; ip -6 route show table all | grep -v -e fe80 -e ff00 -e anycast | sort; ip rule; ip -6 rule; nft -s list ruleset
     find /var/lib/cni /var/lib/netloom /run/netloom /run/net.d /run/netns -type f 2>/dev/null | grep -v -e /locks/ -e '/lock$' \\
-        -e /.netloom-index -e last_reserved | sort";
+        -e /.netloom-index -e last_reserved -e /.netloom-resting -e /run/netloom/orphan | sort";
 
 /// Creates a host and connects it.
 fn node(wire: &Host, number: usize, is_behind: bool) -> Result<Node, String> {

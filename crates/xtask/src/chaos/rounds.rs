@@ -130,7 +130,7 @@ fn one(run: &Run, round: &[Planned], random: &mut Random) -> Outcome {
     let over = AtomicBool::new(false);
     let blocked: Vec<usize> =
         round.iter().filter(|it| it.fault.blocks_pods).map(|it| it.target.host).collect();
-    let allowances = std::thread::scope(|scope| {
+    let (allowances, undeleted) = std::thread::scope(|scope| {
         let pods = scope.spawn(|| come_and_go(run, &blocked, random, &over));
         let faults: Vec<_> = round.iter().map(|planned| scope.spawn(|| cause(run, planned, round))).collect();
         let caused: Result<Vec<Option<usize>>, String> = faults
@@ -138,11 +138,17 @@ fn one(run: &Run, round: &[Planned], random: &mut Random) -> Outcome {
             .map(|fault| fault.join().unwrap_or_else(|_| Err("a thread panicked".into())))
             .collect();
         over.store(true, Ordering::Relaxed);
-        pods.join().unwrap_or_else(|_| Err("a thread panicked".into()))?;
-        caused
+        let undeleted = pods.join().map_err(|_| "a thread panicked".to_owned())?;
+        caused.map(|allowances| (allowances, undeleted))
     })?;
     let ended = Instant::now();
     let converged = converge(run, ended);
+    // A runtime calls DEL again until it succeeds.
+    for (host, name) in undeleted {
+        if let Err(error) = run.place.delete_pod(host, &name) {
+            run.oracle.violation(&format!("pod {name} does not end on host{}: {}", host + 1, error.trim()));
+        }
+    }
     for allowance in allowances.into_iter().flatten() {
         run.oracle.disallow(allowance, Duration::ZERO);
     }
@@ -212,8 +218,9 @@ fn steps(run: &Run, fault: &Fault, target: Target, steps: &[Act]) -> Outcome {
 }
 
 /// Starts and ends pods while faults last. Where no fault prevents it, both must succeed.
-fn come_and_go(run: &Run, blocked: &[usize], random: &mut Random, over: &AtomicBool) -> Outcome {
-    let mut number = 0;
+/// Returns the pods whose DEL failed, as a fault allows.
+fn come_and_go(run: &Run, blocked: &[usize], random: &mut Random, over: &AtomicBool) -> Vec<(usize, String)> {
+    let (mut number, mut undeleted) = (0, Vec::new());
     while !over.load(Ordering::Relaxed) {
         let host = usize::try_from(random.below(run.place.count() as u64)).unwrap_or_default();
         let name = format!("c{number}");
@@ -237,9 +244,10 @@ fn come_and_go(run: &Run, blocked: &[usize], random: &mut Random, over: &AtomicB
             if !blocked.contains(&host) {
                 run.oracle.violation(&format!("a pod does not end on host{}: {}", host + 1, error.trim()));
             }
+            undeleted.push((host, name));
         }
     }
-    Ok(())
+    undeleted
 }
 
 /// Waits until everything is as before the first fault.

@@ -41,16 +41,17 @@ pub(super) const KINDS: &[Fault] = &[
     Fault::harmless(
         "state: the disk is full",
         At::Files,
-        &[Sh("dd if=/dev/zero of=/var/lib/netloom/fill bs=4096"), Kill, Start],
+        &[Sh("dd if=/dev/zero of=/var/lib/netloom/fill bs=4096; true"), Kill, Start],
         &[Sh("rm /var/lib/netloom/fill")],
     )
     .hindering(Hinders::Host),
     Fault::harmless(
         "state: the disk is read-only",
         At::Files,
-        &[Sh("mount -o remount,ro /var/lib/netloom || { umount -l /var/lib/netloom && false; }")],
-        &[Sh("mount -o remount,rw /var/lib/netloom")],
-    ),
+        &[Kill, Sh("mount -o remount,ro /var/lib/netloom"), Start],
+        &[Sh("mount -o remount,rw /var/lib/netloom"), Kill, Start],
+    )
+    .hindering(Hinders::Host),
     Fault::harmless(
         "state: the list of blocks is damaged",
         At::Files,
@@ -61,7 +62,7 @@ pub(super) const KINDS: &[Fault] = &[
     Fault::harmless(
         "state: the view of the cluster is damaged",
         At::Files,
-        &[Kill, Sh("echo '[' >/var/lib/netloom/node/cluster.json"), Start],
+        &[Kill, Sh("echo '[' >/var/lib/netloom/node/view.json"), Start],
         &[],
     )
     .hindering(Hinders::Host),

@@ -99,15 +99,15 @@ pub(super) const KINDS: &[Fault] = &[
 
 /// The objects of modes with tunnels.
 pub(super) const TUNNELS: &[Fault] = &[
-    Fault::repaired("device: deleted", Crossing, &[Sh("ip link del @d")]),
-    Fault::repaired("device: down", Crossing, &[Sh("ip link set @d down")]),
-    Fault::repaired("device: other MTU", Crossing, &[Sh("ip link set @d mtu 1300")]),
+    Fault::repaired("device: deleted", Crossing, &[Sh("ip link del @e")]),
+    Fault::repaired("device: down", Crossing, &[Sh("ip link set @e down")]),
+    Fault::repaired("device: other MTU", Crossing, &[Sh("ip link set @e mtu 1300")]),
     Fault::repaired(
         "device: other hardware address",
         Crossing,
-        &[Sh("ip link set @d address 02:00:00:00:00:99")],
+        &[Sh("ip link set @e address 02:00:00:00:00:99")],
     ),
-    Fault::repaired("device: renamed", Crossing, &[Sh("ip link set @d name stolen")]),
+    Fault::repaired("device: renamed", Crossing, &[Sh("ip link set @e name stolen")]),
     Fault::repaired(
         "device: another of its name",
         Crossing,

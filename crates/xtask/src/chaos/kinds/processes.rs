@@ -35,7 +35,7 @@ pub(super) const KINDS: &[Fault] = &[
     Fault::harmless(
         "a daemon starts without its memory of the cluster",
         Daemon,
-        &[Kill, Host("rm -f /var/lib/netloom/node/cluster.json /var/lib/netloom/node/blocks.json")],
+        &[Kill, Host("rm -f /var/lib/netloom/node/view.json /var/lib/netloom/node/blocks.json")],
         &[Start],
     )
     .hindering(Itself),

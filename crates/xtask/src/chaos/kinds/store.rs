@@ -2,9 +2,11 @@
 
 use super::super::fault::{
     Act::{FreezeStore, KillStore, Pause, StartStore, ThawStore, Wire},
+    Allows::WhileItLasts,
     At::{Contents, Store},
     Fault,
     Members::{All, One, Two},
+    Scope::Crossing,
 };
 
 pub(super) const KINDS: &[Fault] = &[
@@ -59,6 +61,14 @@ pub(super) const KINDS: &[Fault] = &[
         &[Wire("$E put /netloom/nodes/host@n '{'")],
         &[],
     ),
+    Fault::harmless(
+        "contents: a living node's record is changed",
+        Contents,
+        &[Wire("r=$($E get --print-value-only /netloom/nodes/host@n)
+                $E put /netloom/nodes/host@n \"$(printf %s \"$r\" | jq -c '.blocks = []')\"")],
+        &[],
+    )
+    .allowing(WhileItLasts(Crossing, 0)),
     Fault::harmless(
         "contents: etcd compacts its history",
         Contents,
