@@ -18,6 +18,8 @@ pub(super) struct Fault {
     pub(super) allows: Allows,
     /// The hosts whose daemons may repair nothing until the fault has ended, or whose desired state differs meanwhile.
     pub(super) hinders: Hinders,
+    /// Whether only a daemon that runs can recognize it: it is not combined with faults that hinder the daemon.
+    pub(super) needs_daemon: bool,
     /// Whether new pods may fail to start on the host meanwhile.
     pub(super) blocks_pods: bool,
 }
@@ -140,6 +142,7 @@ impl Fault {
             heal: &[],
             allows: Allows::UntilRepaired(scope),
             hinders: Hinders::Nobody,
+            needs_daemon: false,
             blocks_pods: false,
         }
     }
@@ -151,7 +154,16 @@ impl Fault {
         inject: &'static [Act],
         heal: &'static [Act],
     ) -> Self {
-        Self { name, at, inject, heal, allows: Allows::Nothing, hinders: Hinders::Nobody, blocks_pods: false }
+        Self {
+            name,
+            at,
+            inject,
+            heal,
+            allows: Allows::Nothing,
+            hinders: Hinders::Nobody,
+            needs_daemon: false,
+            blocks_pods: false,
+        }
     }
 
     /// Sets the loss that is allowed.
@@ -162,6 +174,11 @@ impl Fault {
     /// Sets whom the fault hinders.
     pub(super) const fn hindering(self, hinders: Hinders) -> Self {
         Self { hinders, ..self }
+    }
+
+    /// Sets that only a daemon that runs can recognize it.
+    pub(super) const fn needing_the_daemon(self) -> Self {
+        Self { needs_daemon: true, ..self }
     }
 
     /// Sets that new pods may fail to start meanwhile.

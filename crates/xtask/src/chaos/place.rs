@@ -166,13 +166,17 @@ impl Place {
         command
     }
 
-    /// Starts a daemon.
+    /// Starts a daemon, unless another fault has started one meanwhile.
     fn start(&self, index: usize, mode: &str, built: &Path) -> Outcome {
+        let mut daemon = self.nodes[index].daemon();
+        let is_alive = |running: &mut Running| matches!(running.0.try_wait(), Ok(None));
+        if daemon.as_mut().is_some_and(is_alive) {
+            return Ok(());
+        }
         let log = File::options().create(true).append(true).open(self.log(index));
         let mut command = self.daemon(index, mode, built);
         command.stderr(log.map_err(|error| error.to_string())?);
-        let running = Running(command.spawn().map_err(|error| format!("netloomd: {error}"))?);
-        *self.nodes[index].daemon() = Some(running);
+        *daemon = Some(Running(command.spawn().map_err(|error| format!("netloomd: {error}"))?));
         Ok(())
     }
 
@@ -332,7 +336,7 @@ impl Place {
 }
 
 /// The daemon's objects, in as few programs as possible: it runs often.
-const DUMP: &str = "ip route show proto 95; ip -6 route show proto 95; ip -o link show type vxlan | cut -d: -f2- | sed 's/ state .*link/ link/'
+const DUMP: &str = "ip route show proto 95; ip -6 route show proto 95; ip -o link show type vxlan | cut -d: -f2- | sed 's/ state .*link/ link/' | sort
     for d in netloom4 netloom6; do
         test -e /sys/class/net/$d || continue
         ip -6 neigh show dev $d nud permanent | sort; bridge fdb show dev $d | grep dst | sort; ip -o addr show dev $d | cut -d: -f2- | sort

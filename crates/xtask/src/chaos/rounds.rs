@@ -91,7 +91,11 @@ impl Deck {
             let lasts = Duration::from_millis(200 + self.random.below(LONGEST));
             let fits = |fault: &Fault| {
                 round.iter().all(|other| {
-                    fault.at != other.fault.at || (!fault.at.is_shared() && other.target.host != host)
+                    let is_elsewhere =
+                        fault.at != other.fault.at || (!fault.at.is_shared() && other.target.host != host);
+                    let hinders =
+                        |one: &Fault, two: &Fault| one.needs_daemon && two.hinders != Hinders::Nobody;
+                    is_elsewhere && !hinders(fault, other.fault) && !hinders(other.fault, fault)
                 })
             };
             // A fault that does not fit stays for a later round.

@@ -6,7 +6,7 @@ use super::super::fault::{
     Scope::{Crossing, Host},
 };
 
-/// The objects of all modes.
+/// The objects of all modes. Pods of one host reach each other through its rules for forwarded packets too.
 pub(super) const KINDS: &[Fault] = &[
     Fault::repaired(
         "routes: all deleted",
@@ -41,7 +41,9 @@ pub(super) const KINDS: &[Fault] = &[
         &[Sh(
             "ip route replace $(ip route show proto 95 | grep -v blackhole | head -n 1 | cut -d' ' -f1) dev lo proto static",
         )],
-    ),
+    )
+    // A daemon that starts does not know that the route was its own, and leaves it to the operator.
+    .needing_the_daemon(),
     Fault::repaired(
         "routes: one duplicated",
         Crossing,
@@ -49,44 +51,44 @@ pub(super) const KINDS: &[Fault] = &[
             "ip route add $(ip route show proto 95 | grep -v blackhole | head -n 1 | cut -d' ' -f1) dev lo proto 95 metric 7",
         )],
     ),
-    Fault::repaired("rules: a table deleted", Crossing, &[Sh("nft delete table inet netloom-cluster")]),
+    Fault::repaired("rules: a table deleted", Host, &[Sh("nft delete table inet netloom-cluster")]),
     Fault::repaired(
         "rules: all tables deleted",
-        Crossing,
+        Host,
         &[Sh("for f in ip ip6 inet; do nft delete table $f netloom-cluster; done")],
     ),
     Fault::repaired(
         "rules: another firewall loads its own and flushes all others",
-        Crossing,
+        Host,
         &[Sh(
             "printf 'flush ruleset\\ntable inet own { chain f { type filter hook forward priority 0; policy drop; }; }\\n' | nft -f -",
         )],
     ),
-    Fault::repaired("rules: a chain flushed", Crossing, &[Sh("nft flush chain inet netloom-cluster admit")]),
+    Fault::repaired("rules: a chain flushed", Host, &[Sh("nft flush chain inet netloom-cluster admit")]),
     Fault::repaired(
         "rules: the chain of masquerading flushed",
-        Crossing,
+        Host,
         &[Sh("nft flush chain ip netloom-cluster postrouting")],
     ),
     Fault::repaired(
         "rules: one deleted",
-        Crossing,
+        Host,
         &[Sh("nft delete rule inet netloom-cluster admit handle \
              $(nft -a list chain inet netloom-cluster admit | grep -o 'handle [0-9]*' | sed -n 2p | cut -d' ' -f2)")],
     ),
     Fault::repaired(
         "rules: one added",
-        Crossing,
+        Host,
         &[Sh("nft insert rule inet netloom-cluster admit ip saddr 10.244.0.0/16 drop")],
     ),
     Fault::repaired(
         "rules: the set of nodes emptied",
-        Crossing,
+        Host,
         &[Sh("nft flush set inet netloom-cluster nodes4")],
     ),
     Fault::repaired(
         "rules: a node added to the set",
-        Crossing,
+        Host,
         &[Sh("nft add element inet netloom-cluster nodes4 { 203.0.113.9 }")],
     ),
     Fault::repaired("settings: IPv4 forwarding off", Host, &[Sh("echo 0 >/proc/sys/net/ipv4/ip_forward")]),

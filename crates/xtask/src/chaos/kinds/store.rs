@@ -53,7 +53,9 @@ pub(super) const KINDS: &[Fault] = &[
                 \"blocks\":[\"10.244.254.0/24\"],\"tunnel\":{\"vni\":4242,\"port\":4789}}'")],
         &[Wire("$E del /netloom/nodes/a")],
     ),
-    Fault::harmless("contents: a living node's record is deleted", Contents, &[Wire("$E del /netloom/nodes/host@n")], &[]),
+    // Deleting a record is how an operator removes a node: peers remove its routes until it publishes its record again.
+    Fault::harmless("contents: a living node's record is deleted", Contents, &[Wire("$E del /netloom/nodes/host@n")], &[])
+    .allowing(WhileItLasts(Crossing, 0)),
     Fault::harmless("contents: a living node's lease is deleted", Contents, &[Wire("$E del /netloom/alive/host@n")], &[]),
     Fault::harmless(
         "contents: a living node's record is damaged",
