@@ -168,8 +168,16 @@ pub(crate) fn chaos(arguments: &[String]) -> Outcome {
 /// Runs traffic and faults until the time is over.
 fn rage(run: &Run, mut deck: Deck, ends: Instant) -> Outcome {
     std::thread::scope(|scope| {
-        let mut threads = vec![scope.spawn(|| run.traffic.ask())];
-        threads.extend((0..run.pods.len()).map(|pod| scope.spawn(move || run.traffic.hear(pod))));
+        let mut threads = vec![scope.spawn(|| {
+            run.traffic.ask();
+            Ok(())
+        })];
+        threads.extend((0..run.pods.len()).map(|pod| {
+            scope.spawn(move || {
+                run.traffic.hear(pod);
+                Ok(())
+            })
+        }));
         for stream in &run.streams {
             let broken = |end: &str, outcome: Outcome| {
                 if let Err(why) = &outcome
@@ -188,7 +196,7 @@ fn rage(run: &Run, mut deck: Deck, ends: Instant) -> Outcome {
         run.oracle.judge(&run.traffic, &run.pods);
         run.traffic.end();
         let panicked = |_| Err("a thread panicked".to_owned());
-        let ended: Outcome = threads.into_iter().map(|it| it.join().unwrap_or_else(panicked)).collect();
+        let ended = threads.into_iter().try_for_each(|it| it.join().unwrap_or_else(panicked));
         outcome.and(ended)
     })
 }

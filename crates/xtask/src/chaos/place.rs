@@ -338,7 +338,7 @@ impl Place {
 /// The daemon's objects, in as few programs as possible: it runs often.
 const DUMP: &str = "ip route show proto 95; ip -6 route show proto 95; ip -o link show type vxlan | cut -d: -f2- | sed 's/ state .*link/ link/' | sort
     for d in netloom4 netloom6; do
-        test -e /sys/class/net/$d || continue
+        ip link show $d >/dev/null 2>&1 || continue
         ip -6 neigh show dev $d nud permanent | sort; bridge fdb show dev $d | grep dst | sort; ip -o addr show dev $d | cut -d: -f2- | sort
         cd /proc/sys/net; grep . ipv4/conf/$d/rp_filter ipv6/conf/$d/disable_ipv6 ipv6/conf/$d/accept_ra
     done

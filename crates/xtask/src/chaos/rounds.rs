@@ -30,7 +30,7 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 /// leases every 3.3 s, and resolve neighbours again.
 const CONVERGE: Duration = Duration::from_secs(30);
 /// The time in which a stream continues that lost packets for long: TCP doubles the pause between its attempts.
-const CONTINUE: Duration = Duration::from_secs(60);
+const CONTINUE: Duration = Duration::from_mins(1);
 
 /// What all threads of a run share.
 pub(super) struct Run {

@@ -12,7 +12,6 @@ use std::{
 };
 
 use super::place::{Place, Pod};
-use crate::Outcome;
 
 /// The port of all pods.
 const PORT: u16 = 9999;
@@ -83,7 +82,7 @@ impl Traffic {
     }
 
     /// Asks until the traffic is over.
-    pub(super) fn ask(&self) -> Outcome {
+    pub(super) fn ask(&self) {
         while !self.is_over() {
             let began = Instant::now();
             for (pair, to) in &self.pairs {
@@ -97,11 +96,10 @@ impl Traffic {
             }
             std::thread::sleep(INTERVAL.saturating_sub(began.elapsed()));
         }
-        Ok(())
     }
 
     /// Answers the questions to a pod, and receives the answers to its own, until the traffic is over.
-    pub(super) fn hear(&self, pod: usize) -> Outcome {
+    pub(super) fn hear(&self, pod: usize) {
         while !self.is_over() {
             let mut packet = [0; 16];
             // The timeout, or an ICMP error of an earlier packet.
@@ -118,7 +116,6 @@ impl Traffic {
                 answered.entry(pair).and_modify(|last| *last = at.max(*last)).or_insert(at);
             }
         }
-        Ok(())
     }
 
     /// Returns the losses that have not been returned before: the pair, and when the question was sent.
