@@ -73,6 +73,8 @@ pub(crate) struct Known {
     pub(crate) refusals: Refusals,
     /// The settings, and how often other programs have changed them.
     pub(crate) settings: Settings,
+    /// The chains of the ruleset.
+    pub(crate) rules: ruleset::cluster::Known,
     /// The routes that were this daemon's: a program that replaced one has changed an object of the daemon's.
     routes: BTreeSet<RouteKey>,
 }
@@ -135,6 +137,11 @@ fn ensure_device<'a>(
             && other.kind.as_deref() == Some("vxlan")
         {
             done.note(link::remove(socket, &other))?;
+        }
+        // The same holds for the daemon's own device that another program has renamed.
+        let is_renamed = |link: &Link| link.alias.as_deref() == Some(ALIAS) && matches(link, device);
+        for renamed in done.note(link::list(socket))?.iter().filter(|link| is_renamed(link)) {
+            done.note(link::remove(socket, renamed))?;
         }
         let new = New { mtu: Some(device.mtu), mac: device.mac, ..new(device) };
         match link::create(socket, &new) {

@@ -9,6 +9,7 @@ use std::{
 use kernel::sysctl::{self, Setting};
 
 use crate::{
+    actual::Actual,
     config::Underlay,
     desired::{Desired, Device, Kind, Uplinks},
 };
@@ -23,10 +24,17 @@ const PERIOD: Duration = Duration::from_mins(1);
 pub(crate) struct Settings(BTreeMap<PathBuf, Vec<Instant>>);
 
 impl Settings {
-    /// Brings all settings to the desired state. Returns the number of changed ones, and the problems.
-    pub(crate) fn keep(&mut self, desired: &Desired, uplinks: &Uplinks) -> (usize, Vec<String>) {
+    /// Brings the settings of the host and of the devices that exist to the desired state. Returns the number of changed ones, and the
+    /// problems.
+    pub(crate) fn keep(
+        &mut self,
+        desired: &Desired,
+        actual: &Actual,
+        uplinks: &Uplinks,
+    ) -> (usize, Vec<String>) {
         let (mut changes, mut problems) = (0, Vec::new());
-        let of_devices = desired.devices.iter().flat_map(of_device);
+        let existing = desired.devices.iter().filter(|device| actual.devices.contains_key(device.name));
+        let of_devices = existing.flat_map(of_device);
         let wanted =
             of_devices.map(Ok).chain(forwarding(desired, uplinks)).chain(loose_filter(desired, uplinks));
         for setting in wanted {

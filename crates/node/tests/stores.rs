@@ -17,18 +17,9 @@ use node::{
     config::Written,
     store::{self, Update},
 };
+use testkit::Random;
 
 const NODES: u64 = 8;
-
-/// A linear congruential generator (Knuth's constants).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
 
 fn open(written: &str, node: &str) -> Box<dyn store::Store> {
     let config = Written::parse(&format!("node = \"{node}\"\n{written}")).unwrap().meant().unwrap();
@@ -258,7 +249,7 @@ fn model(written: &str, steps: u64) -> BTreeMap<IpNet, String> {
             .map(|seed| {
                 scope.spawn(move || {
                     let name = format!("node{seed}");
-                    let (mut store, mut numbers) = (open(written, &name), Numbers(seed));
+                    let (mut store, mut numbers) = (open(written, &name), Random::new(seed));
                     let (mut claims, mut taken) = (0, 0);
                     for _ in 0..steps {
                         let block = blocks[usize::try_from(numbers.below(12)).unwrap()];

@@ -4,7 +4,10 @@
 //! Each of three families has a table `netloom-cluster`. Its rules follow from the cluster's configuration
 //! and are replaced in one transaction when that changes. The nodes are elements of two sets.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use kernel::{
@@ -50,11 +53,19 @@ const NODES6: Set = Set { name: "nodes6", key: &[Field::Ipv6], data: None, comme
 const WANTED: Wanted<'_> = Wanted { admin_chain: "CNI-ADMIN", always: false };
 const ROUNDS: usize = 16;
 
-/// Applies the cluster's rules and returns whether anything changed.
+/// The chains of the tables as this process has created them: whether each drops by default, and its rules by number. The kernel gives
+/// every new rule a new number, so changes of other programs are recognized.
+#[derive(Debug, Default)]
+pub struct Known(Option<Chains>);
+
+type Chains = BTreeMap<(&'static str, String), (bool, Vec<u64>)>;
+
+/// Applies the cluster's rules and returns whether anything changed. Tables that are not known to be as this process has created them
+/// are created again, in one transaction.
 ///
 /// # Errors
 /// If the kernel refuses; then nothing has changed.
-pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> {
+pub fn ensure(socket: &Socket, cluster: &Cluster, known: &mut Known) -> Result<bool, RulesetError> {
     // If no foreign chain could drop forwarded packets, they need no mark.
     let guarded = forward_hook::is_needed(socket)?;
     let comment = cluster.fingerprint(guarded);
@@ -62,17 +73,19 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
     let mut outcome = Ok(());
     for _ in 0..ROUNDS {
         let generation = nft::generation(socket)?;
+        let is_known = known.0.as_ref() == Some(&chains(socket)?);
         let mut batch = Batch::new();
         for table in ALL {
             match nft::table_comment(socket, table)? {
-                Some(there) if there == comment => continue,
+                Some(there) if is_known && there == comment => continue,
                 Some(_) => batch.remove_table(table),
                 None => {}
             }
             batch.create_table(table, &comment);
             cluster.fill(table, &mut batch, guarded);
         }
-        if batch.is_empty() {
+        let is_created = !batch.is_empty();
+        if !is_created {
             cluster.change_nodes(socket, &mut batch)?;
         }
         if batch.is_empty() {
@@ -82,6 +95,12 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
         match &outcome {
             Ok(()) => {
                 changed = true;
+                if is_created {
+                    let created = chains(socket)?;
+                    // If another process has changed the ruleset meanwhile, what was read may be its work.
+                    let is_own = nft::generation(socket)? == generation.wrapping_add(1);
+                    known.0 = is_own.then_some(created);
+                }
                 break;
             }
             // Another process changed an unrelated part of the ruleset: try again.
@@ -94,6 +113,19 @@ pub fn ensure(socket: &Socket, cluster: &Cluster) -> Result<bool, RulesetError> 
         forward_hook::open(socket, WANTED)?;
     }
     Ok(changed)
+}
+
+/// Reads the chains of the cluster's tables.
+fn chains(socket: &Socket) -> Result<Chains, RulesetError> {
+    let mut chains = Chains::new();
+    for chain in nft::all_chains(socket)? {
+        if let Some(table) = ALL.iter().find(|table| **table == chain.table()) {
+            let rules = nft::rules(socket, *table, &chain.name)?;
+            let handles = rules.iter().map(|rule| rule.handle).collect();
+            chains.insert((table.family.as_str(), chain.name), (chain.drops, handles));
+        }
+    }
+    Ok(chains)
 }
 
 /// Removes the cluster's tables. Succeeds if there are none.

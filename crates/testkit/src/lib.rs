@@ -9,12 +9,14 @@
 
 mod look;
 mod machine;
+mod random;
 mod talk;
 mod terminal;
 mod trace;
 
 pub use look::{ip, run, sysctls};
 pub use machine::on_other_kernel;
+pub use random::Random;
 pub use talk::{Server, Transport};
 pub use terminal::{Terminal, with_default_signals};
 pub use trace::{Fate, Syscall, Traced, can_trace};

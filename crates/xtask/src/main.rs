@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chaos;
 mod circles;
 mod cluster;
 mod datapath;
@@ -23,6 +24,7 @@ mod section_order;
 mod soak;
 mod spec;
 mod storm;
+mod tally;
 mod test;
 mod tidy;
 
@@ -65,6 +67,16 @@ cargo xtask CHORE
     --minutes M          duration (default: 1)
     --threads T          number of threads and of containers (default: 64)
     --no-faults          disturb no call, and mostly check
+  chaos [OPTIONS]      break daemons, store, kernel objects, files and networks of a cluster at random, and check what pods notice
+    --seed N             repeat the choices of a run (default: the time)
+    --minutes M, --seconds S
+                         duration (default: 1 minute)
+    --hosts N            number of hosts (default: 3)
+    --mode MODE          overlay, auto or routing (default: by seed)
+    --only TEXT          only faults with TEXT in their names
+    --repairs            measure the time to repair each object instead
+    --binaries DIR       binaries to run (default: a release build)
+    --other DIR          another build, with which daemons restart at times
   bench [OPTIONS]      time folders of plugins against each other
   growth [OPTIONS]     time one more container on a host that has many
     --side NAME=DIR      a folder of plugins; repeatable; this repository's build is added as `netloom`
@@ -96,6 +108,7 @@ fn main() -> ExitCode {
         Some("scale") => scale::scale(&arguments[1..]),
         Some("soak") => soak::soak(&arguments[1..]),
         Some("storm") => storm::storm(&arguments[1..]),
+        Some("chaos") => chaos::chaos(&arguments[1..]),
         Some("growth") => growth::growth(&arguments[1..]),
         _ => {
             say(HELP);

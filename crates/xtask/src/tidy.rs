@@ -40,7 +40,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("netloomd", &["node"]),
     ("fuzz", &["netloom-types", "netloom-invoke", "netloom-runtime", "dhcp", "ipam", "kernel", "lint"]),
     ("testkit", &[]),
-    ("xtask", &[]),
+    ("xtask", &["testkit"]),
 ];
 
 /// Files longer than this hold more than one thing.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use testkit::Host;
+use testkit::{Host, Random};
 
 use crate::lab::{Call, OURS, with_prev};
 
@@ -18,16 +18,6 @@ const OPERATIONS: u32 = 2000;
 const AT_ONCE: u32 = 16;
 const CONTAINERS: usize = 40;
 const NETWORKS: [&str; 2] = ["lab", "far"];
-
-/// A reproducible pseudo-random sequence (Knuth's MMIX constants).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
 
 fn chain(network: &str, container: usize) -> Vec<Value> {
     let (bridge, subnet) = if network == "lab" { ("br0", 88) } else { ("br1", 99) };
@@ -100,7 +90,7 @@ fn nothing_is_left_of_two_thousand() {
             let (host, attached, networks) = (&host, &attached, &networks);
             let (next, killed, collected) = (&next, &killed, &collected);
             scope.spawn(move || {
-                let mut random = Random(seed.into());
+                let mut random = Random::new(seed.into());
                 while next.fetch_add(1, Ordering::Relaxed) < OPERATIONS {
                     let network = usize::try_from(random.below(2)).unwrap();
                     if random.below(50) == 0 {

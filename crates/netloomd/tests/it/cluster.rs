@@ -146,6 +146,7 @@ fn foreign_changes_are_repaired() {
     let harm = [
         "ip link del netloom4",
         "ip link set netloom4 down",
+        "ip link set netloom4 down; ip link set netloom4 name other",
         // As udev's MACAddressPolicy does.
         "ip link set netloom4 address 02:11:22:33:44:55",
         "nft flush ruleset; nft 'table inet own { chain f { type filter hook forward priority 0; policy drop; }; }'",
@@ -154,6 +155,12 @@ fn foreign_changes_are_repaired() {
         "ip -6 neigh flush dev netloom4 nud permanent",
         "for mac in $(bridge fdb show dev netloom4 | cut -d' ' -f1); do bridge fdb del $mac dev netloom4; done",
         "nft delete table inet netloom-cluster; nft delete table ip netloom-cluster",
+        "nft flush chain inet netloom-cluster admit",
+        "nft flush chain ip netloom-cluster postrouting",
+        "nft insert rule inet netloom-cluster admit drop",
+        "nft delete rule inet netloom-cluster tunnel handle $(nft -a list chain inet netloom-cluster tunnel | grep -o '[0-9]*$' | tail -n1)",
+        "nft 'chain inet netloom-cluster tunnel { policy drop; }'",
+        "nft flush set inet netloom-cluster nodes4",
         "ip route add 10.244.99.0/24 via 192.0.2.2 proto 95",
         "ip addr flush dev netloom4 scope global",
         // A foreign route in the place of one of the daemon's.

@@ -66,6 +66,14 @@ impl Daemon {
         node.addresses.iter().any(|ip| self.own.addresses.contains(ip))
     }
 
+    /// Returns whether the record in the store was this node's, and another program has changed it.
+    pub(super) fn is_falsified(&self) -> bool {
+        let is_changed = |record: &Record| record.instance == self.own.instance && *record != self.own;
+        self.published.is_some()
+            && (self.view.refused.contains_key(&self.own.name)
+                || self.view.nodes.get(&self.own.name).is_some_and(is_changed))
+    }
+
     /// Publishes this node's record if it has changed or its lease is due; returns a problem if it never was published.
     pub(super) fn publish(&mut self) -> Option<String> {
         let due = self.config.lease / 3;

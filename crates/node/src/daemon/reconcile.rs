@@ -99,12 +99,15 @@ impl Daemon {
             }
             Event::Store(update) => {
                 let own_is_gone = matches!(&update, Update::Node(name, None) | Update::Alive(name, false) if *name == self.own.name);
-                if matches!(update, Update::All(_)) || own_is_gone {
-                    // The store is back, or has lost this node's record: the record is published again at once.
+                let is_all = matches!(update, Update::All(_));
+                let is_own = matches!(&update, Update::Node(name, Some(_)) if *name == self.own.name);
+                self.view.update(update, &self.config);
+                if is_all || own_is_gone || is_own && self.is_falsified() {
+                    // The store is back, or has lost this node's record, or another program has changed it: the record is published
+                    // again at once.
                     self.rewrite = true;
                     self.unpublished = None;
                 }
-                self.view.update(update, &self.config);
             }
         }
     }
@@ -260,14 +263,18 @@ impl Daemon {
         let rules =
             Socket::open(Protocol::Netfilter).map_err(ruleset::RulesetError::from).and_then(|netfilter| {
                 match &wanted.ruleset {
-                    Some(ruleset) => cluster::ensure(&netfilter, ruleset),
+                    Some(ruleset) => cluster::ensure(&netfilter, ruleset, &mut self.known.rules),
                     None => cluster::remove(&netfilter).map(|()| false),
                 }
             });
+        // Without its settings, a device refuses neighbours and routes. What it refused for that reason is tried again at once.
+        let (set, refused) = self.known.settings.keep(wanted, &current, uplinks);
+        problems.extend(refused);
+        if set > 0 {
+            self.known.refusals.retain(|_| false);
+        }
         let done = apply::apply(socket, wanted, &current, &mut self.known);
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&done.devices);
-        let (set, refused) = self.known.settings.keep(wanted, uplinks);
-        problems.extend(refused);
         let mut changes = done.changes + set;
         match rules {
             Ok(changed) => changes += usize::from(changed),

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use super::{Random, Storm, place::Place};
+use testkit::Random;
+
+use super::{Storm, place::Place};
 use crate::Outcome;
 
 /// The thread number of the filler's random sequence.
@@ -38,7 +40,7 @@ impl Disk {
 
     /// Fills and frees the file system until the storm is over, in turn its blocks and its inodes.
     pub(super) fn fill_at_random(&self, storm: &Storm) -> Outcome {
-        let mut random = Random::of(storm.options.seed, FILLER);
+        let mut random = Random::of_thread(storm.options.seed, FILLER);
         while !storm.is_over() {
             // The moments are random by design; there is no event to wait for.
             std::thread::sleep(Duration::from_millis(2000 + random.below(10_000)));

@@ -1,25 +1,17 @@
-//! Counts what happened, and keeps the broken promises.
+//! Counts calls and learns their usual durations.
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use super::call::{Ended, Fault, Verb};
-use crate::say;
+use crate::{say, tally};
 
-/// Broken promises that are printed; the others are only counted.
-const PRINTED: u64 = 40;
-
-/// The figures of a run.
+/// The figures of a storm.
 #[derive(Default)]
 pub(super) struct Tally {
-    counts: Mutex<BTreeMap<String, u64>>,
-    violations: AtomicU64,
+    figures: tally::Tally,
     /// The usual duration of each verb in microseconds.
     usual: [AtomicU64; 4],
 }
@@ -27,9 +19,7 @@ pub(super) struct Tally {
 impl Tally {
     /// Counts one occurrence.
     pub(super) fn count(&self, what: &str) {
-        if let Ok(mut counts) = self.counts.lock() {
-            *counts.entry(what.to_owned()).or_default() += 1;
-        }
+        self.figures.count(what);
     }
 
     /// Counts a call by verb, fault and end.
@@ -70,21 +60,17 @@ impl Tally {
 
     /// Records a broken promise.
     pub(super) fn violation(&self, what: &str) {
-        if self.violations.fetch_add(1, Ordering::Relaxed) < PRINTED {
-            say(&format!("VIOLATION: {what}"));
-        }
+        self.figures.violation(what);
     }
 
     /// Returns the number of broken promises.
     pub(super) fn violations(&self) -> u64 {
-        self.violations.load(Ordering::Relaxed)
+        self.figures.violations()
     }
 
     /// Prints all figures.
     pub(super) fn print(&self) {
-        for (what, count) in self.counts.lock().iter().flat_map(|counts| counts.iter()) {
-            say(&format!("{count:>8}  {what}"));
-        }
+        self.figures.print();
         for verb in [Verb::Add, Verb::Check, Verb::Del, Verb::Gc] {
             say(&format!(
                 "{:>6} ms  usual duration of {}",

@@ -3,9 +3,10 @@
 use std::sync::MutexGuard;
 
 use serde_json::Value;
+use testkit::Random;
 
 use super::{
-    Random, Storm,
+    Storm,
     call::{Answer, Ended, Fault, Verb, call},
     oracle,
     place::{NETWORKS, port_mappings},
@@ -42,7 +43,7 @@ struct Step {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(storm: &'a Storm, number: usize) -> Self {
-        Self { storm, random: Random::of(storm.options.seed, number as u64) }
+        Self { storm, random: Random::of_thread(storm.options.seed, number as u64) }
     }
 
     /// Does one step after the other until the storm is over.
