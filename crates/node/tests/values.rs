@@ -177,7 +177,7 @@ fn records_are_checked_whole() {
             r#"{"name":"n1","addresses":["192.0.2.1"],"blocks":[],"mac6":"00:00:00:00:00:00"}"#,
             "hardware address",
         ),
-        ("n1", &format!(r#"{{"name":"n1","x":"{}"}}"#, "y".repeat(1 << 17)), "a record of 131"),
+        ("n1", &format!(r#"{{"name":"n1","x":"{}"}}"#, "y".repeat(1 << 17)), "more than 131072 bytes"),
         ("n1", r#"{"name":"n1","addresses":["224.0.0.1"],"blocks":[]}"#, "not a host address"),
         ("n1", r#"{"name":"n1","addresses":["255.255.255.255"],"blocks":[]}"#, "not a host address"),
         ("n1", r#"{"name":"n1","addresses":["0.0.0.0"],"blocks":[]}"#, "not a host address"),
@@ -185,7 +185,7 @@ fn records_are_checked_whole() {
         ("n1", r#"{"name":"n1","addresses":["x"],"blocks":[]}"#, "not a node record"),
     ] {
         let error = Record::parse(name, text.as_bytes()).unwrap_err().to_string();
-        assert!(error.contains(says), "{text}: {error}");
+        assert!(error.contains(says), "{says}: {error}");
     }
 }
 

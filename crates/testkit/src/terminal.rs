@@ -7,6 +7,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{Winsize, tcsetwinsize},
 };
@@ -59,7 +60,7 @@ impl Terminal {
     /// Reads until the terminal shows a text, and returns what it showed up to there.
     ///
     /// # Panics
-    /// If the program ends first.
+    /// If the program ends first, or shows something else for a minute.
     pub fn wait_for(&mut self, text: &str) -> String {
         let mut buffer = [0; 4096];
         loop {
@@ -67,8 +68,10 @@ impl Terminal {
                 let rest = self.shown.split_off(at + text.len());
                 return std::mem::replace(&mut self.shown, rest);
             }
+            let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
+            let ready = poll(&mut [PollFd::new(&self.keyboard, PollFlags::IN)], Some(&limit)).unwrap_or(0);
             // The terminal has no reader's end any more once its last program has ended.
-            let length = self.keyboard.read(&mut buffer).unwrap_or(0);
+            let length = if ready == 0 { 0 } else { self.keyboard.read(&mut buffer).unwrap_or(0) };
             assert!(length > 0, "the terminal never showed {text:?}, but {:?}", self.shown);
             self.shown.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }

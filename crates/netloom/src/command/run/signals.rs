@@ -1,7 +1,8 @@
 //! Signals on their way to the command.
 //!
 //! The command stays in this process's group, so that both are one job of the shell. A terminal sends ^C, ^Z and changes of its
-//! size to the whole group, hence to the command itself. Signals that a process sends to this process alone are forwarded.
+//! size to the whole group, hence to the command itself. Signals that a process sends to this process alone are forwarded. Of
+//! `SIGCONT` nothing tells whether the whole group has it: it is forwarded if `SIGTSTP` was.
 
 use std::{
     fs,
@@ -42,11 +43,20 @@ impl Caught {
     pub(crate) fn forward_to(mut self, to: Pid) -> Forwarding {
         let handle = self.0.handle();
         let thread = thread::spawn(move || {
+            let mut has_stopped = false;
             for info in self.0.forever() {
                 // Positive codes are the kernel's own signals: the terminal has sent them to the command too.
-                if info.si_code <= 0
-                    && let Some(signal) = Signal::from_named_raw(info.si_signo)
-                {
+                let is_for_command = info.si_code <= 0
+                    && match info.si_signo {
+                        SIGTSTP => {
+                            has_stopped = true;
+                            true
+                        }
+                        // A shell continues the whole group. Forwarded, its signal could undo the next ^Z.
+                        SIGCONT => std::mem::take(&mut has_stopped),
+                        _ => true,
+                    };
+                if is_for_command && let Some(signal) = Signal::from_named_raw(info.si_signo) {
                     // The command may have ended.
                     kill_process(to, signal).ok();
                 }
