@@ -50,15 +50,15 @@ fn list_shows_names_as_text() {
     let text = shown(&netloom(&host, &["list"]));
     for expected in [
         format!(
-            "netloom: network `{ESCAPED}` has several files in /etc/cni/net.d: Netloom uses 10-{ESCAPED}.conflist"
+            "netloom: /etc/cni/net.d/20.conflist:1:43: network `{ESCAPED}` has several files and cannot be used: 10-{ESCAPED}.conflist"
         ),
-        format!("netloom: /etc/cni/net.d/30-{ESCAPED}.conflist: "),
+        format!("netloom: /etc/cni/net.d/30-{ESCAPED}.conflist:1:1: "),
         format!("1->2/{ESCAPED}"),
         format!("{ESCAPED} (gone)"),
     ] {
         assert!(text.contains(&expected), "{expected}\n{text}");
     }
-    assert_eq!(text.matches(ESCAPED).count(), 14, "{text}");
+    assert_eq!(text.matches(ESCAPED).count(), 18, "{text}");
     let output = netloom(&host, &["list", "--json"]);
     shown(&output);
     let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
