@@ -79,6 +79,13 @@ pub(crate) struct Known {
     routes: BTreeSet<RouteKey>,
 }
 
+impl Known {
+    /// Starts with what an earlier daemon knew of the ruleset.
+    pub(crate) fn new(rules: ruleset::cluster::Known) -> Self {
+        Self { rules, ..Self::default() }
+    }
+}
+
 /// Destination, metric and table.
 type RouteKey = (IpNet, u32, u32);
 

@@ -53,14 +53,12 @@ const NODES6: Set = Set { name: "nodes6", key: &[Field::Ipv6], data: None, comme
 const WANTED: Wanted<'_> = Wanted { admin_chain: "CNI-ADMIN", always: false };
 const ROUNDS: usize = 16;
 
-/// The chains of the tables as this process has created them: whether each drops by default, and its rules by number. The kernel gives
-/// every new rule a new number, so changes of other programs are recognized.
-#[derive(Debug, Default)]
-pub struct Known(Option<Chains>);
+/// The chains of the tables as the daemon has created them, as a hash of whether each drops by default, and of its rules' numbers. The
+/// kernel gives every new rule a new number, so changes of other programs are recognized.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Known(pub Option<u64>);
 
-type Chains = BTreeMap<(&'static str, String), (bool, Vec<u64>)>;
-
-/// Applies the cluster's rules and returns whether anything changed. Tables that are not known to be as this process has created them
+/// Applies the cluster's rules and returns whether anything changed. Tables that are not known to be as the daemon has created them
 /// are created again, in one transaction.
 ///
 /// # Errors
@@ -73,7 +71,7 @@ pub fn ensure(socket: &Socket, cluster: &Cluster, known: &mut Known) -> Result<b
     let mut outcome = Ok(());
     for _ in 0..ROUNDS {
         let generation = nft::generation(socket)?;
-        let is_known = known.0.as_ref() == Some(&chains(socket)?);
+        let is_known = known.0 == Some(chains(socket)?);
         let mut batch = Batch::new();
         for table in ALL {
             match nft::table_comment(socket, table)? {
@@ -115,17 +113,17 @@ pub fn ensure(socket: &Socket, cluster: &Cluster, known: &mut Known) -> Result<b
     Ok(changed)
 }
 
-/// Reads the chains of the cluster's tables.
-fn chains(socket: &Socket) -> Result<Chains, RulesetError> {
-    let mut chains = Chains::new();
+/// Reads the chains of the cluster's tables, and returns their hash.
+fn chains(socket: &Socket) -> Result<u64, RulesetError> {
+    let mut chains = BTreeMap::new();
     for chain in nft::all_chains(socket)? {
         if let Some(table) = ALL.iter().find(|table| **table == chain.table()) {
             let rules = nft::rules(socket, *table, &chain.name)?;
-            let handles = rules.iter().map(|rule| rule.handle).collect();
+            let handles: Vec<u64> = rules.iter().map(|rule| rule.handle).collect();
             chains.insert((table.family.as_str(), chain.name), (chain.drops, handles));
         }
     }
-    Ok(chains)
+    Ok(fnv1a(format!("{chains:?}").bytes()))
 }
 
 /// Removes the cluster's tables. Succeeds if there are none.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use ruleset::cluster::Known;
 
 use crate::{file, start_error::StartError};
 
@@ -26,6 +27,20 @@ pub(super) fn blocks(dir: &Path) -> Vec<IpNet> {
 pub(super) fn set_blocks(dir: &Path, blocks: &[IpNet]) -> io::Result<()> {
     let text = serde_json::to_vec(blocks).unwrap_or_default();
     file::write(&dir.join(BLOCKS), &text, 0o600).map(drop)
+}
+
+/// The file with the hash of the ruleset's chains.
+pub(super) const RULES: &str = "rules";
+
+/// Returns what is known of the ruleset's chains from an earlier start.
+pub(super) fn rules(dir: &Path) -> Known {
+    Known(std::fs::read_to_string(dir.join(RULES)).ok().and_then(|text| text.trim().parse().ok()))
+}
+
+/// Writes what is known of the ruleset's chains.
+pub(super) fn set_rules(dir: &Path, known: Known) -> io::Result<()> {
+    let text = known.0.map(|hash| hash.to_string()).unwrap_or_default();
+    file::write(&dir.join(RULES), text.as_bytes(), 0o600).map(drop)
 }
 
 /// The file whose lock a daemon holds.

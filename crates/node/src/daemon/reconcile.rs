@@ -15,7 +15,7 @@ use kernel::{Protocol, Socket};
 use ruleset::cluster;
 use tracing::{info, warn};
 
-use super::{event::Event, state::Daemon};
+use super::{event::Event, memory, state::Daemon};
 use crate::{
     actual, apply, blocks,
     desired::{self, Desired, Inputs, PeerPath, Uplinks},
@@ -259,6 +259,7 @@ impl Daemon {
             Ok(current) => current,
             Err(error) => return vec![error.to_string()],
         };
+        let known_rules = self.known.rules;
         // The ruleset comes first: it accepts a new node's packets before any are sent to the node.
         let rules =
             Socket::open(Protocol::Netfilter).map_err(ruleset::RulesetError::from).and_then(|netfilter| {
@@ -267,6 +268,12 @@ impl Daemon {
                     None => cluster::remove(&netfilter).map(|()| false),
                 }
             });
+        // The next daemon adopts the ruleset. If the file cannot be written, it creates the tables again.
+        if self.known.rules != known_rules
+            && let Err(error) = memory::set_rules(&self.config.state_dir, self.known.rules)
+        {
+            warn!("cannot write the state of the ruleset: {error}");
+        }
         // Without its settings, a device refuses neighbours and routes. What it refused for that reason is tried again at once.
         let (set, refused) = self.known.settings.keep(wanted, &current, uplinks);
         problems.extend(refused);

@@ -69,7 +69,7 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
         unpublished: None,
         assigned: None,
         wrong_checksums: None,
-        known: Known::default(),
+        known: Known::new(memory::rules(&config.state_dir)),
         inquiries: BTreeMap::new(),
         deaf: BTreeMap::new(),
         refused_changes: BTreeMap::new(),

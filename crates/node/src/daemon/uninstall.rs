@@ -3,7 +3,7 @@
 use kernel::{Protocol, Socket};
 use ruleset::cluster;
 
-use super::memory::{self, BLOCKS, INCARNATION, LOCK};
+use super::memory::{self, BLOCKS, INCARNATION, LOCK, RULES};
 use crate::{
     actual, apply, cluster_view, config::Config, conflist, file, flannel::subnet_file,
     start_error::StartError, store,
@@ -34,7 +34,8 @@ pub fn uninstall(config: &Config) -> Result<usize, StartError> {
         subnet_file::remove(flannel).map_err(StartError::io("remove the file for flannel's plugin"))?;
     }
     // The lock comes last: until then no other daemon starts.
-    let state = [cluster_view::FILE, BLOCKS, INCARNATION, LOCK].map(|name| config.state_dir.join(name));
+    let state =
+        [cluster_view::FILE, BLOCKS, INCARNATION, RULES, LOCK].map(|name| config.state_dir.join(name));
     for path in [&config.socket].into_iter().chain(&state) {
         file::remove(path).map_err(StartError::io(format!("remove {}", path.display())))?;
     }

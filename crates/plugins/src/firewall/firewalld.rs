@@ -278,7 +278,6 @@ fn length(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
 }
 
-/// What to do if firewalld cannot be reached.
 /// Returns the path of the system bus's socket: the first `unix:path=` in `DBUS_SYSTEM_BUS_ADDRESS`, or the usual one
 /// (D-Bus Specification, "Server Addresses").
 fn socket() -> PathBuf {
@@ -289,6 +288,7 @@ fn socket() -> PathBuf {
     paths.map(PathBuf::from).next().unwrap_or_else(|| "/run/dbus/system_bus_socket".into())
 }
 
+/// What to do if firewalld cannot be reached.
 const START_HINT: &str = "start firewalld, or leave `backend` out";
 
 fn explain(doing: &str, error: &IoError) -> Error {
