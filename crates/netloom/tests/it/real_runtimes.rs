@@ -129,6 +129,8 @@ fn demo_and_run_work_beside_dockerd() {
         return;
     }
     let host = host_with_root();
+    // A new namespace may inherit 1 from the machine. dockerd sets the policy only if it enables forwarding itself.
+    host.sh("echo 0 >/proc/sys/net/ipv4/ip_forward");
     let dockerd = Dockerd::start(&host);
     assert!(host.sh("iptables -S FORWARD").contains("-P FORWARD DROP"));
     dockerd.docker("load --quiet --input /run/image.tar");
