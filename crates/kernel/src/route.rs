@@ -289,7 +289,7 @@ pub fn way_to(socket: &Socket, ip: IpAddr) -> Result<Option<Way>> {
     }
 }
 
-/// A packet whose path is asked for.
+/// A packet to look up the path of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
     /// The destination.

@@ -117,7 +117,7 @@ fn stems(sources: &[Source], documents: &[Document<'_>], findings: &mut Vec<Find
 struct Bridge {
     document: usize,
     place: Place,
-    gateway: Option<ipnet::IpNet>,
+    gateway: ipnet::IpNet,
 }
 
 /// Links of the host that networks use.
@@ -212,9 +212,10 @@ impl Links {
         let Some(gateway) = gateway.filter(|_| !node.is_set("forceAddress")) else { return };
         let name = node.text_of("bridge").unwrap_or("cni0").to_owned();
         let vlan = node.get("vlan").and_then(Node::integer).unwrap_or_default();
-        let here = Bridge { document: index, place: place.clone(), gateway: Some(gateway) };
+        let here = Bridge { document: index, place: place.clone(), gateway };
         let Some(other) = self.bridges.insert((name.clone(), vlan), here) else { return };
-        if let Some(first) = other.gateway.filter(|first| *first != gateway && other.document != index) {
+        let first = other.gateway;
+        if first != gateway && other.document != index {
             let message =
                 format!("bridge `{name}` is to have the gateway {gateway}, and in another network {first}");
             report

@@ -41,11 +41,11 @@ pub(crate) fn render(status: &Status, round_trips: &Histogram) -> String {
     };
     flag(&mut registry, "ready", "Whether pods can start and reach other nodes' pods", status.ready.into());
     flag(&mut registry, "store_connected", "Whether the store can be reached", status.store.connected.into());
-    let refused = i64::try_from(status.store.refused.len()).unwrap_or(i64::MAX);
+    let refused = number(status.store.refused.len());
     flag(&mut registry, "records_refused", "Refused node records", refused);
-    let claims = i64::try_from(status.store.refused_claims).unwrap_or(i64::MAX);
+    let claims = number(status.store.refused_claims);
     flag(&mut registry, "claims_refused", "Claims in node records that this node does not honour", claims);
-    let notes = i64::try_from(status.notes.len()).unwrap_or(i64::MAX);
+    let notes = number(status.notes.len());
     flag(&mut registry, "notes", "Conditions that an operator should know although the node is ready", notes);
     let mtus: Family<NetworkLabel, Gauge> = Family::default();
     for network in &status.networks {
@@ -72,9 +72,8 @@ pub(crate) fn render(status: &Status, round_trips: &Histogram) -> String {
     }
     registry.register("peers", "Peers by the path to them", paths);
     registry.register("peers_probed", "Peers by whether their daemons answered the last probe", answers);
-    let count = |is_counted: fn(&Peer) -> bool| {
-        i64::try_from(status.peers.iter().filter(|peer| is_counted(peer)).count()).unwrap_or(i64::MAX)
-    };
+    let count =
+        |is_counted: fn(&Peer) -> bool| number(status.peers.iter().filter(|peer| is_counted(peer)).count());
     let silent = count(|peer| peer.silent_seconds.is_some());
     flag(&mut registry, "peers_silent", "Peers whose leases have ended", silent);
     let with_problem = count(|peer| peer.problem.is_some());
@@ -113,6 +112,10 @@ pub(crate) fn render(status: &Status, round_trips: &Histogram) -> String {
     // Writing to a string does not fail.
     let _: std::fmt::Result = prometheus_client::encoding::text::encode(&mut text, &registry);
     text
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[derive(Debug)]

@@ -26,7 +26,7 @@ pub use error::RulesetError;
 pub use list::{Listed, list};
 
 /// Returns an address in network byte order.
-fn octets(ip: std::net::IpAddr) -> Vec<u8> {
+pub fn octets(ip: std::net::IpAddr) -> Vec<u8> {
     match ip {
         std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
         std::net::IpAddr::V6(ip) => ip.octets().to_vec(),

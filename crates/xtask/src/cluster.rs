@@ -10,7 +10,7 @@ use std::{
 use crate::{Outcome, host::Host, run_with, say, target, test};
 
 /// The pod prefixes of modes with prefixes of their own.
-const POD_PREFIXES: &str = "10.244.0.0/16,fd44::/48";
+pub(crate) const POD_PREFIXES: &str = "10.244.0.0/16,fd44::/48";
 /// The modes: name, whether the third host is behind a router, pod prefixes.
 const MODES: [(&str, bool, &str); 4] = [
     ("overlay", true, POD_PREFIXES),
@@ -68,24 +68,30 @@ pub(crate) fn plugins(built: &Path, dir: &Path) -> Result<PathBuf, String> {
     Ok(bin)
 }
 
+/// Makes a host the router between two segments.
+pub(crate) fn add_segments(wire: &Host) -> Outcome {
+    wire.sh("for seg in sega segb; do ip link add $seg type bridge; ip link set $seg up; done
+             echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+             ip addr add 192.0.2.254/24 dev sega; ip -6 addr add 2001:db8:a::fe/64 dev sega nodad
+             ip addr add 198.51.100.254/24 dev segb; ip -6 addr add 2001:db8:b::fe/64 dev segb nodad")
+}
+
+/// Returns the bridge of a host's segment, the first three octets of its IPv4 addresses, and its IPv6 prefix.
+pub(crate) fn segment(behind_router: bool) -> (&'static str, &'static str, &'static str) {
+    if behind_router { ("segb", "198.51.100", "2001:db8:b:") } else { ("sega", "192.0.2", "2001:db8:a:") }
+}
+
 /// Starts a cluster in one mode and pings between its pods.
 fn show((mode, pods): (&str, &str), behind_router: bool, built: &Path, dir: &Path, bin: &Path) -> Outcome {
     let third = if behind_router { ", the third behind a router" } else { "" };
     say(&format!("\n== mode {mode}: three hosts{third}, etcd, two pods on each host"));
     let wire = Host::new()?;
-    wire.sh("for seg in sega segb; do ip link add $seg type bridge; ip link set $seg up; done
-             echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
-             ip addr add 192.0.2.254/24 dev sega; ip -6 addr add 2001:db8:a::fe/64 dev sega nodad
-             ip addr add 198.51.100.254/24 dev segb; ip -6 addr add 2001:db8:b::fe/64 dev segb nodad")?;
+    add_segments(&wire)?;
     let _etcd = etcd(&wire, dir)?;
     let (mut hosts, mut daemons) = (Vec::new(), Vec::new());
     for number in 1..=3 {
         let host = Host::bare()?;
-        let (segment, v4, v6) = if behind_router && number == 3 {
-            ("segb", "198.51.100", "2001:db8:b:")
-        } else {
-            ("sega", "192.0.2", "2001:db8:a:")
-        };
+        let (segment, v4, v6) = segment(behind_router && number == 3);
         let pid = host.pid();
         wire.sh(&format!(
             "ip link add n{number} type veth peer name eth0 netns {pid}; ip link set n{number} master {segment} up"

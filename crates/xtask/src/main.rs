@@ -6,6 +6,7 @@ mod chaos;
 mod circles;
 mod cluster;
 mod datapath;
+mod deadline;
 mod dist;
 mod fuzz;
 mod growth;
@@ -76,7 +77,7 @@ cargo xtask CHORE
     --only TEXT          only faults with TEXT in their names
     --repairs            measure the time to repair each object instead
     --binaries DIR       binaries to run (default: a release build)
-    --other DIR          another build, with which daemons restart at times
+    --other DIR          another build, which some restarts of daemons use
   bench [OPTIONS]      time folders of plugins against each other
   growth [OPTIONS]     time one more container on a host that has many
     --side NAME=DIR      a folder of plugins; repeatable; this repository's build is added as `netloom`

@@ -1,12 +1,12 @@
 //! `netloom why`: why a container has no network, or does not reach an address.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::Path as FilePath,
 };
 
 use clap::Args;
-use kernel::echo::SMALLEST;
+use kernel::{IpFamily, echo::SMALLEST};
 use netloom_runtime::cache::Entry;
 use serde_json::{Value, json};
 
@@ -102,12 +102,8 @@ struct Report {
 
 impl Report {
     fn add(&mut self, what: &str, step: Step) {
-        let (word, text) = match &step {
-            Step::Works(text) => ("ok", text),
-            Step::Skipped(text) => ("skip", text),
-            Step::Broken(cause) => ("FAIL", &cause.sentence),
-        };
         if self.json {
+            let (word, text) = outcome(&step);
             self.steps.push(json!({"step": what, "outcome": word.to_lowercase(), "text": text}));
         } else {
             show(what, &step);
@@ -134,13 +130,18 @@ impl Report {
     }
 }
 
-/// Prints a step.
-pub(crate) fn show(what: &str, step: &Step) {
-    let (word, text) = match step {
+/// Returns the outcome of a step as a word, and what there is to say.
+fn outcome(step: &Step) -> (&'static str, &str) {
+    match step {
         Step::Works(text) => ("ok", text),
         Step::Skipped(text) => ("skip", text),
         Step::Broken(cause) => ("FAIL", &cause.sentence),
-    };
+    }
+}
+
+/// Prints a step.
+pub(crate) fn show(what: &str, step: &Step) {
+    let (word, text) = outcome(step);
     say(format!("  {word:<4}  {what:<40}  {text}"));
 }
 
@@ -210,14 +211,13 @@ fn all_paths(host: &Side, entries: &[Entry], options: &Options, report: &mut Rep
     Ok(())
 }
 
-/// Returns a path from a container whose destination is still to be set.
+/// Returns a path from a container. The caller sets the destination.
 fn from_place<'a>(host: &'a Side, place: &'a Place) -> Path<'a> {
-    let to = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     Path {
         host,
         from: Some(place),
         source: None,
-        to,
+        to: IpFamily::V4.unspecified(),
         kind: Kind::Echo(SMALLEST),
         target: None,
         published: None,

@@ -87,7 +87,7 @@ pub(super) fn watch_network_files(config: &Config, sender: Sender<Event>) {
     });
 }
 
-/// Sends an event whenever a file of a folder changes for which `matters` holds.
+/// Sends an event whenever a file changes in a folder, if `matters` holds for the file.
 fn watch_folder(
     sender: &Sender<Event>,
     watched: &Watched,

@@ -17,12 +17,12 @@ use crate::{
 
 pub(super) fn ensure_bridge(host: &Socket, conf: &Conf, undo: &mut Undo) -> Result<QuickLink, Error> {
     let name = conf.bridge.as_str();
-    // An uplink's address becomes the bridge's.
-    let mac = conf.uplink.is_none().then(random_mac);
-    let wanted = bridge::New { name, mac, mtu: conf.mtu, vlan_filtering: conf.vlans.is_some() };
     let there = link::find_quick(host, name).explain()?;
     let mut created = false;
     if there.is_none() {
+        // An uplink's address becomes the bridge's.
+        let mac = conf.uplink.is_none().then(random_mac);
+        let wanted = bridge::New { name, mac, mtu: conf.mtu, vlan_filtering: conf.vlans.is_some() };
         match bridge::create(host, &wanted) {
             Ok(()) => {
                 created = true;

@@ -292,8 +292,8 @@ fn socket() -> PathBuf {
 const START_HINT: &str = "start firewalld, or leave `backend` out";
 
 fn explain(doing: &str, error: &IoError) -> Error {
-    let socket = socket().display().to_string();
-    Error::new(Code::Internal, format!("cannot {doing} firewalld over {socket}: {error}")).details(START_HINT)
+    let message = format!("cannot {doing} firewalld over {}: {error}", socket().display());
+    Error::new(Code::Internal, message).details(START_HINT)
 }
 
 const METHOD_CALL: u8 = 1;

@@ -108,7 +108,7 @@ impl Oracle {
         lock(&self.repairs).entry(fault).or_default().push(took);
     }
 
-    /// Judges the losses of which the traffic knows by now.
+    /// Judges the losses that the traffic has counted so far.
     pub(super) fn judge(&self, traffic: &Traffic, pods: &[Pod]) {
         let allowances = lock(&self.allowances);
         let mut outages = lock(&self.outages);

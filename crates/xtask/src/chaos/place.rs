@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -15,15 +15,14 @@ use serde_json::Value;
 use super::servers::{self, Servers};
 use crate::{
     Outcome,
-    cluster::{Running, plugins, until},
+    cluster::{POD_PREFIXES, Running, add_segments, plugins, segment, until},
+    deadline::ends_within,
     host::Host,
     say,
 };
 
 /// The lease of the nodes in seconds.
 const LEASE: u64 = 10;
-/// The prefixes of pods.
-const PODS: &str = "10.244.0.0/16,fd44::/48";
 /// How long a daemon may take to end after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -83,14 +82,10 @@ impl Node {
     pub(super) fn terminate(&self) -> Outcome {
         self.signal(Signal::TERM);
         let mut daemon = self.daemon();
-        let Some(running) = daemon.as_mut() else { return Ok(()) };
-        let started = Instant::now();
-        while running.0.try_wait().map_err(|error| error.to_string())?.is_none() {
-            if started.elapsed() > PATIENCE {
-                return Err(format!("the daemon of host{} does not end", self.number));
-            }
-            // The end of a child cannot be waited for with a deadline.
-            std::thread::sleep(Duration::from_millis(5));
+        let Some(running) = daemon.as_ref() else { return Ok(()) };
+        let has_ended = ends_within(Pid::from_child(&running.0), PATIENCE);
+        if !has_ended.map_err(|error| error.to_string())? {
+            return Err(format!("the daemon of host{} does not end", self.number));
         }
         *daemon = None;
         Ok(())
@@ -131,10 +126,7 @@ impl Place {
     ) -> Result<Self, String> {
         let bin = plugins(&built, &dir)?;
         let wire = Host::bare()?;
-        wire.sh("for seg in sega segb; do ip link add $seg type bridge; ip link set $seg up; done
-             echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
-             ip addr add 192.0.2.254/24 dev sega; ip -6 addr add 2001:db8:a::fe/64 dev sega nodad
-             ip addr add 198.51.100.254/24 dev segb; ip -6 addr add 2001:db8:b::fe/64 dev segb nodad")?;
+        add_segments(&wire)?;
         let servers = Servers::start(&wire, &dir)?;
         let mut nodes = Vec::new();
         for number in 1..=hosts + 1 {
@@ -158,7 +150,7 @@ impl Place {
     fn daemon(&self, index: usize, mode: &str, built: &Path) -> Command {
         let mut command = self.nodes[index].host.command(&built.join("netloomd").to_string_lossy());
         command
-            .args(["--node", &format!("host{}", index + 1), "--mode", mode, "--pods", PODS])
+            .args(["--node", &format!("host{}", index + 1), "--mode", mode, "--pods", POD_PREFIXES])
             .args(["--store", "etcd", "--etcd-endpoints", &servers::endpoints()])
             .args(["--lease", &LEASE.to_string(), "--conf-dir", "/run/net.d", "--config", "/nowhere"])
             .stdin(Stdio::null())
@@ -355,12 +347,7 @@ const STATE: &str = "ip -o link | cut -d: -f2 | cut -d@ -f1 | sort; ip -o addr |
 /// Creates a host and connects it.
 fn node(wire: &Host, number: usize, is_behind: bool) -> Result<Node, String> {
     let host = Host::bare()?;
-    let (segment, net) = if is_behind {
-        ("segb", ("198.51.100", "2001:db8:b:"))
-    } else {
-        ("sega", ("192.0.2", "2001:db8:a:"))
-    };
-    let (v4, v6) = net;
+    let (segment, v4, v6) = segment(is_behind);
     wire.sh(&format!(
         "ip link add n{number} type veth peer name up0 netns {}; ip link set n{number} master {segment} up",
         host.pid()
@@ -375,5 +362,5 @@ fn node(wire: &Host, number: usize, is_behind: bool) -> Result<Node, String> {
          mkdir -p /run/net.d /var/lib/netloom /var/lib/cni
          for d in /run/net.d /var/lib/netloom /var/lib/cni; do mount -t tmpfs -o size=1m none $d; done"
     ))?;
-    Ok(Node { host, daemon: Mutex::default(), net, number })
+    Ok(Node { host, daemon: Mutex::default(), net: (v4, v6), number })
 }

@@ -1,16 +1,10 @@
 //! What rules need to know of this host.
 
 use std::{
-    cell::RefCell,
-    collections::HashMap,
-    fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    time::Duration,
+    cell::RefCell, collections::HashMap, fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration,
 };
 
-use kernel::{Protocol, Socket, link, route};
+use kernel::{IpFamily, Protocol, Socket, link, route};
 use lint::host::{Host, HostLink, HostRoute, Program};
 use netloom_invoke::{FindError, find_in_path};
 
@@ -39,7 +33,7 @@ impl ThisHost {
         let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
         let mut routes = Vec::new();
         let mut default_link = None;
-        for like in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        for like in IpFamily::ALL.map(IpFamily::unspecified) {
             for route in
                 route::list(&socket, like)?.into_iter().filter(|route| route.table == route::TABLE_MAIN)
             {

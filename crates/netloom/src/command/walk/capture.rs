@@ -55,19 +55,23 @@ pub(crate) fn arrival(
 
 /// Returns the source of a captured packet, if it goes to this address and TCP or UDP port.
 pub(crate) fn source_of(packet: &[u8], to: IpAddr, port: u16) -> Option<IpAddr> {
-    let (source, destination, ports): (IpAddr, IpAddr, usize) = match packet.first()? >> 4 {
-        4 => (
-            IpAddr::from(*packet.get(12..)?.first_chunk::<4>()?),
-            IpAddr::from(*packet.get(16..)?.first_chunk::<4>()?),
-            usize::from(packet[0] & 0xf) * 4,
-        ),
-        6 => (
-            IpAddr::from(*packet.get(8..)?.first_chunk::<16>()?),
-            IpAddr::from(*packet.get(24..)?.first_chunk::<16>()?),
-            40,
-        ),
-        _ => return None,
-    };
+    let (source, destination) = addresses(packet)?;
+    let ports = if source.is_ipv4() { usize::from(packet[0] & 0xf) * 4 } else { 40 };
     let is_it = destination == to && packet.get(ports + 2..ports + 4) == Some(&port.to_be_bytes());
     is_it.then_some(source)
+}
+
+/// Reads source and destination from a network header.
+pub(super) fn addresses(network: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match network.first()? >> 4 {
+        4 => Some((
+            IpAddr::from(*network.get(12..)?.first_chunk::<4>()?),
+            IpAddr::from(*network.get(16..)?.first_chunk::<4>()?),
+        )),
+        6 => Some((
+            IpAddr::from(*network.get(8..)?.first_chunk::<16>()?),
+            IpAddr::from(*network.get(24..)?.first_chunk::<16>()?),
+        )),
+        _ => None,
+    }
 }

@@ -283,11 +283,7 @@ fn no_answer(path: &Path<'_>, target: &Place) -> Cause {
         ),
         _ => Cause::new(
             format!("packets reach container `{}`, and no answer comes back", target.name),
-            format!(
-                "check the container's rules and routes: {}, {}",
-                target.inside("nft list ruleset"),
-                target.inside("ip route")
-            ),
+            target.look_inside(),
         ),
     }
 }
@@ -341,7 +337,7 @@ fn beyond(path: &Path<'_>, shot: &Shot, evidence: &Evidence<'_>) -> Outcome<Caus
     }
 }
 
-/// Explains that packets leave with an address to which nobody beyond the host has a route.
+/// Explains that packets leave with an address that routers beyond the host have no route to.
 pub(crate) fn not_masqueraded(path: &Path<'_>, link: &Link, source: IpAddr) -> Cause {
     let sentence = format!(
         "packets leave by `{}` with the container's address {source}: they are not masqueraded",

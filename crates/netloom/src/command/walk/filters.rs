@@ -15,6 +15,7 @@ use kernel::{
 
 use super::{
     super::Outcome,
+    capture::addresses,
     cause::{self, Cause},
     inside,
     path::Path,
@@ -312,10 +313,7 @@ fn tracing(table: &str, path: &Path<'_>, shot: &Shot) -> Batch {
     let places: &[u32] = if matches!(path.kind, Kind::Echo(_)) { &[4] } else { &[0, 2] };
     let mut batch = Batch::new();
     let sender = path.from.and_then(|place| path.source.or(place.address_for(path.to)));
-    let sender = sender.map(|ip| match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    });
+    let sender = sender.map(ruleset::octets);
     for family in [Family::Inet, Family::Bridge] {
         let table = Table { family, name: table };
         batch.create_owned_table(table, "traces the packets of a running `netloom why`");
@@ -361,21 +359,6 @@ const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 /// Before every other chain: the first of others is at -400 in the IP families, and at -300 in bridges.
 const FIRST: i32 = -1000;
-
-/// Reads source and destination from a network header.
-fn addresses(network: &[u8]) -> Option<(IpAddr, IpAddr)> {
-    match network.first()? >> 4 {
-        4 => Some((
-            IpAddr::from(*network.get(12..)?.first_chunk::<4>()?),
-            IpAddr::from(*network.get(16..)?.first_chunk::<4>()?),
-        )),
-        6 => Some((
-            IpAddr::from(*network.get(8..)?.first_chunk::<16>()?),
-            IpAddr::from(*network.get(24..)?.first_chunk::<16>()?),
-        )),
-        _ => None,
-    }
-}
 
 /// Counts the packets of each rule of iptables-legacy that drops, in the calling thread's namespace.
 fn counters(path: &Path<'_>) -> BTreeMap<Counted, u64> {

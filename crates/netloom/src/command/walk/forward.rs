@@ -18,6 +18,9 @@ use super::{
     place::{Place, Side, outside},
 };
 
+/// The kernel's answers for a packet that no route leads anywhere ([`route::way_of`]).
+const NO_PATH: [Errno; 4] = [Errno::INVAL, Errno::ACCESS, Errno::HOSTUNREACH, Errno::NETUNREACH];
+
 /// Returns what keeps the host from taking the container's packets.
 pub(crate) fn entry(path: &Path<'_>, place: &Place) -> Outcome<Option<Cause>> {
     let host = path.host;
@@ -81,10 +84,7 @@ pub(crate) fn back_to(host: &Side, place: &Place, address: IpAddr) -> Outcome<Op
     let show = format!("`ip route get {address}`");
     let way = match route::way_of(&host.socket, &route::Packet { to: address, from: None, enters: None }) {
         Ok(way) => way,
-        Err(error)
-            if [Errno::INVAL, Errno::ACCESS, Errno::HOSTUNREACH, Errno::NETUNREACH]
-                .contains(&error.errno) =>
-        {
+        Err(error) if NO_PATH.contains(&error.errno) => {
             let what = match error.errno {
                 Errno::NETUNREACH => "no route",
                 Errno::INVAL => "a blackhole route",
@@ -186,10 +186,7 @@ pub(crate) fn forwarding(path: &Path<'_>, place: &Place) -> Outcome<Option<Cause
                 link.name
             ),
         ))),
-        Err(error)
-            if [Errno::INVAL, Errno::ACCESS, Errno::HOSTUNREACH, Errno::NETUNREACH]
-                .contains(&error.errno) =>
-        {
+        Err(error) if NO_PATH.contains(&error.errno) => {
             let what = match error.errno {
                 Errno::INVAL => "a blackhole route",
                 Errno::ACCESS => "a prohibiting route or rule",

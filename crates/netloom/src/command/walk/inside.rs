@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use kernel::{IpFamily, link::Link, neigh, route, sysctl::Setting};
 use rustix::io::Errno;
 
-use super::{super::Outcome, cause::Cause, path::Path, place::Place};
+use super::{super::Outcome, cause::Cause, path::Path, place::Place, wire};
 
 /// Returns what is wrong with the interface and with its addresses of the family of `like`.
 pub(crate) fn interface(place: &Place, like: IpAddr) -> Option<Cause> {
@@ -43,26 +43,13 @@ pub(crate) fn interface(place: &Place, like: IpAddr) -> Option<Cause> {
 }
 
 fn no_carrier(place: &Place) -> Cause {
-    let ifname = &place.ifname;
-    if let Some(end) = &place.host_end {
-        return Cause::new(
-            format!("the host end `{}` of interface `{ifname}` is down", end.name),
-            format!("set it up: `ip link set {} up`", end.name),
-        );
-    }
-    match &place.parent {
-        Some(parent) if !parent.up => Cause::new(
-            format!("the parent link `{}` of interface `{ifname}` is down", parent.name),
-            format!("set it up: `ip link set {} up`", parent.name),
-        ),
-        Some(parent) => Cause::new(
-            format!("the parent link `{}` of interface `{ifname}` has no carrier", parent.name),
-            format!("check the cable and the switch port of `{}`, or the link it is on", parent.name),
-        ),
-        None => Cause::new(
+    match (&place.host_end, &place.parent) {
+        (Some(end), _) => wire::end_is_down(place, end),
+        (None, Some(parent)) => wire::parent_is_off(place, parent),
+        (None, None) => Cause::new(
             format!(
-                "interface `{ifname}` of container `{}` has no carrier: its other end is down or gone",
-                place.name
+                "interface `{}` of container `{}` has no carrier: its other end is down or gone",
+                place.ifname, place.name
             ),
             place.add_again(),
         ),
@@ -232,11 +219,8 @@ fn no_route(path: &Path<'_>, place: &Place) -> Cause {
             ),
         );
     }
-    let wants_default = place.result.as_ref().is_some_and(|result| {
-        result.routes.iter().any(|route| route.dst.prefix_len() == 0 && family.has(route.dst.addr()))
-    });
     match place.gateway(path.to) {
-        Some(gateway) if wants_default => Cause::new(
+        Some(gateway) if place.wants_default(family) => Cause::new(
             format!("container `{}` has lost its {family} default route", place.name),
             format!(
                 "set it again: {}",

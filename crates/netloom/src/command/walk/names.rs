@@ -2,11 +2,12 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     path::{Path as FilePath, PathBuf},
     time::Duration,
 };
 
+use kernel::IpFamily;
 use netloom_invoke::FileId;
 
 use super::{
@@ -123,9 +124,7 @@ const AAAA: u16 = 28;
 const ID: [u8; 2] = [0x4e, 0x6c];
 
 fn ask(server: IpAddr, query: &[u8]) -> std::io::Result<Vec<u8>> {
-    let any: IpAddr =
-        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((IpFamily::of(server).unspecified(), 0))?;
     socket.connect(SocketAddr::new(server, 53))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send(query)?;

@@ -6,17 +6,20 @@ use std::{
 };
 
 use kernel::{
-    Netns, Protocol, Socket,
+    IpFamily, Netns, Protocol, Socket,
     addr::{self, Address},
     link::{self, Link},
     netns, route,
 };
 use netloom_runtime::{
     cache::Entry,
-    types::{CniResult, NetworkList, SpecVersion, capability::PortMapping, result::v100::Success},
+    types::{NetworkList, capability::PortMapping, result::v100::Success},
 };
 
-use super::super::{Outcome, list::published_ports};
+use super::super::{
+    Outcome,
+    list::{current_result, published_ports},
+};
 
 /// Addresses beyond every host (RFC 5737, RFC 3849), which show the path that packets to the outside take.
 const OUTSIDE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -94,11 +97,10 @@ impl Place {
     /// # Errors
     /// If its namespace is gone.
     pub(crate) fn of_entry(host: &Side, entry: &Entry) -> Outcome<Self> {
-        let result = entry.result.as_ref().and_then(|o| CniResult::from_object(o, SpecVersion::V0_1_0).ok());
         let name = entry.args.iter().find(|(key, _)| key == "K8S_POD_NAME").map(|(_, name)| name.clone());
         Ok(Self {
             name: name.unwrap_or_else(|| entry.container_id.clone()),
-            result: result.map(CniResult::into_current),
+            result: current_result(entry),
             ports: published_ports(&entry.capability_args),
             list: entry.network_list(),
             ..Self::of_netns(host, Path::new(entry.sandbox()), Some(&entry.ifname))?
@@ -204,6 +206,21 @@ impl Place {
         plugins
             .map(|plugin| plugin.object().get(key))
             .any(|value| value == Some(&serde_json::Value::Bool(true)))
+    }
+
+    /// Returns whether ADD set a default route of a family.
+    pub(crate) fn wants_default(&self, family: IpFamily) -> bool {
+        let routes = self.result.iter().flat_map(|result| &result.routes);
+        routes.into_iter().any(|route| route.dst.prefix_len() == 0 && family.has(route.dst.addr()))
+    }
+
+    /// What to do if packets reach the container and it does not answer.
+    pub(crate) fn look_inside(&self) -> String {
+        format!(
+            "check the container's rules and routes: {}, {}",
+            self.inside("nft list ruleset"),
+            self.inside("ip route")
+        )
     }
 
     /// What to do if something that ADD created is gone.

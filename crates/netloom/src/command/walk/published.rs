@@ -40,11 +40,7 @@ pub(crate) fn explain(path: &Path<'_>, evidence: &Evidence<'_>) -> Outcome<Cause
                     "packets to the published port {} reach {end}, but no answer comes back",
                     path.destination()
                 ),
-                format!(
-                    "check the container's rules and routes: {}, {}",
-                    target.inside("nft list ruleset"),
-                    target.inside("ip route")
-                ),
+                target.look_inside(),
             ),
             _ => Cause::new(format!("no answer comes from {end}"), "check the service"),
         });

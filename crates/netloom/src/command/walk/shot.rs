@@ -1,7 +1,7 @@
 //! One probe: an echo request, a TCP connection or a UDP datagram from a namespace, and what comes back.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     time::Duration,
 };
@@ -174,8 +174,7 @@ fn bound(to: IpAddr, kind: Kind, source: Option<IpAddr>, port: u16) -> Outcome<(
     let form = if matches!(kind, Kind::Udp(_)) { SocketType::DGRAM } else { SocketType::STREAM };
     let socket = socket_with(family, form, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    bind(&socket, &SocketAddr::new(source.unwrap_or(any), port))?;
+    bind(&socket, &SocketAddr::new(source.unwrap_or(IpFamily::of(to).unspecified()), port))?;
     let local = SocketAddr::try_from(getsockname(&socket)?).map_err(|_| Errno::AFNOSUPPORT)?;
     Ok((socket, local))
 }

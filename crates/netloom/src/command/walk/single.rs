@@ -38,11 +38,9 @@ pub(crate) fn one(path: &Path<'_>) -> Outcome<Step> {
     if let Some(target) = path.target.filter(|_| path.published.is_some()) {
         return to_published(path, target);
     }
-    let shot = path.netns().run(|| Shot::open(path.to, path.kind, path.source));
-    let shot = match shot? {
+    let shot = match opened(path)? {
         Ok(shot) => shot,
-        // The source address is gone, or the family is disabled.
-        Err(failure) => return explain::stations(path)?.map(Step::Broken).ok_or(failure),
+        Err(step) => return Ok(step),
     };
     let local = path.target.is_some() || path.host.has(path.to) || path.to.is_loopback();
     let limit = if local { NEAR } else { FAR };
@@ -144,7 +142,7 @@ fn fired(path: &Path<'_>, shot: &Shot, limit: Duration) -> Outcome<Reply> {
     }
 }
 
-/// Opens a probe, or returns what keeps the container from sending from its address.
+/// Opens a probe, or returns what keeps the container from sending: its address is gone, or the family is disabled.
 pub(crate) fn opened(path: &Path<'_>) -> Outcome<Result<Shot, Step>> {
     let shot = path.netns().run(|| Shot::open(path.to, path.kind, path.source))?;
     match shot {

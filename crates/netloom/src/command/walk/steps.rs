@@ -74,10 +74,9 @@ pub(crate) fn attachment(
 
 /// An interface without addresses is in order if it is connected.
 fn without_address(host: &Side, place: &Place) -> Outcome<Step> {
-    let v4: IpAddr = Ipv4Addr::UNSPECIFIED.into();
     let cause = match (&place.link, &place.result) {
         (Some(link), Some(_)) if link.up && link.carrier => wire::host_side(host, place)?,
-        _ => inside::interface(place, v4),
+        _ => inside::interface(place, IpFamily::V4.unspecified()),
     };
     Ok(cause.map_or_else(|| Step::Works("is up; the network gives it no address".into()), Step::Broken))
 }
@@ -181,9 +180,7 @@ impl Walk<'_> {
         let (host, place) = (self.host, self.place);
         let outside = outside(self.address);
         let family = IpFamily::of(self.address);
-        let wants_default = place.result.as_ref().is_some_and(|result| {
-            result.routes.iter().any(|it| it.dst.prefix_len() == 0 && family.has(it.dst.addr()))
-        });
+        let wants_default = place.wants_default(family);
         let of_container = route::way_to(&place.side.socket, outside)?;
         if of_container.is_none() && !wants_default {
             return Ok(Step::Skipped("the network gives the container no default route".into()));
@@ -199,7 +196,7 @@ impl Walk<'_> {
         if leads_elsewhere && !wants_default {
             return Ok(Step::Skipped("the container's default route leads to another interface".into()));
         }
-        // Without a next hop the packet goes to an address to which nobody answers; its loss says nothing.
+        // Without a next hop the packet goes to an address that never answers; its loss says nothing.
         let target = way.gateway.unwrap_or(outside);
         let path = self.path(target);
         if of_container.is_none() || leads_elsewhere {

@@ -15,7 +15,7 @@ use super::{
 /// Returns what is wrong with the host's side of an attachment.
 pub(crate) fn host_side(host: &Side, place: &Place) -> Outcome<Option<Cause>> {
     if let Some(parent) = &place.parent {
-        return Ok(parent_link(place, parent));
+        return Ok((!parent.up || !parent.carrier).then(|| parent_is_off(place, parent)));
     }
     if place.kind() != "veth" {
         return Ok(None);
@@ -27,10 +27,7 @@ pub(crate) fn host_side(host: &Side, place: &Place) -> Outcome<Option<Cause>> {
         )));
     };
     if !end.up {
-        return Ok(Some(Cause::new(
-            format!("the host end `{}` of interface `{}` is down", end.name, place.ifname),
-            format!("set it up: `ip link set {} up`", end.name),
-        )));
+        return Ok(Some(end_is_down(place, end)));
     }
     let expected = expected_bridge(host, place);
     match (&place.bridge, expected) {
@@ -47,19 +44,27 @@ pub(crate) fn host_side(host: &Side, place: &Place) -> Outcome<Option<Cause>> {
     }
 }
 
-fn parent_link(place: &Place, parent: &Link) -> Option<Cause> {
-    if !parent.up {
-        return Some(Cause::new(
-            format!("the parent link `{}` of interface `{}` is down", parent.name, place.ifname),
-            format!("set it up: `ip link set {} up`", parent.name),
-        ));
-    }
-    (!parent.carrier).then(|| {
+/// Explains that the other end of a veth pair is down.
+pub(super) fn end_is_down(place: &Place, end: &Link) -> Cause {
+    Cause::new(
+        format!("the host end `{}` of interface `{}` is down", end.name, place.ifname),
+        format!("set it up: `ip link set {} up`", end.name),
+    )
+}
+
+/// Explains that a parent link is down or has no carrier.
+pub(super) fn parent_is_off(place: &Place, parent: &Link) -> Cause {
+    if parent.up {
         Cause::new(
             format!("the parent link `{}` of interface `{}` has no carrier", parent.name, place.ifname),
             format!("check the cable and the switch port of `{}`, or the link it is on", parent.name),
         )
-    })
+    } else {
+        Cause::new(
+            format!("the parent link `{}` of interface `{}` is down", parent.name, place.ifname),
+            format!("set it up: `ip link set {} up`", parent.name),
+        )
+    }
 }
 
 /// Returns the name of the bridge that ADD made the host end a port of: the first interface of the host in its result.
