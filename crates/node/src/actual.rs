@@ -104,11 +104,12 @@ pub fn networks_among(
     Ok(networks)
 }
 
-/// Finds how this host is connected: by its configured addresses, or else by its default routes.
+/// Finds how this host is connected: by its configured addresses, or else by its default routes. Without a default route, what was
+/// found `last` stays as long as the link has the address: the other hosts of the segment are reached without one.
 ///
 /// # Errors
 /// If a netlink request fails.
-pub fn uplinks(socket: &Socket, config: &Config) -> kernel::Result<Uplinks> {
+pub fn uplinks(socket: &Socket, config: &Config, last: &Uplinks) -> kernel::Result<Uplinks> {
     let links = link::list(socket)?;
     let mut uplinks = Uplinks::default();
     for v4 in [true, false] {
@@ -120,18 +121,24 @@ pub fn uplinks(socket: &Socket, config: &Config) -> kernel::Result<Uplinks> {
         let default = default_route(socket, v4)?;
         let found = match configured {
             Some(ip) => by_address(socket, &links, ip)?,
-            None => by_default_route(socket, &links, v4, default)?,
+            None => match (by_default_route(socket, &links, v4, default)?, last.of(v4)) {
+                (None, Some(last)) => {
+                    by_address(socket, &links, last.address)?.filter(|(link, _)| link.index == last.link)
+                }
+                (found, _) => found,
+            },
         };
         let Some((link, address)) = found else { continue };
         let on_link = addr::list(socket, link)?.into_iter().map(|address| address.net.trunc());
         let on_link = on_link.filter(|net| net.addr().is_ipv4() == v4).collect();
-        let gateway = default.filter(|route| route.link == link.index).and_then(|route| route.gateway);
+        let over = default.filter(|route| route.link == link.index);
         let uplink = Some(Uplink {
             link: link.index,
             name: link.name.clone(),
             bridge: link.kind.as_deref() == Some("bridge"),
             mtu: link.mtu,
-            gateway,
+            gateway: over.and_then(|route| route.gateway),
+            leads_out: over.is_some(),
             address,
             on_link,
         });
@@ -159,9 +166,9 @@ fn by_address<'a>(
 
 /// Returns the kernel's path for packets that only a default route matches.
 fn default_route(socket: &Socket, v4: bool) -> kernel::Result<Option<route::Way>> {
-    // Documentation addresses (RFC 5737, RFC 3849).
+    // Addresses that no host has: the dummy address (RFC 7600), and one for documentation (RFC 3849).
     let anywhere: IpAddr = if v4 {
-        Ipv4Addr::new(203, 0, 113, 1).into()
+        Ipv4Addr::new(192, 0, 0, 8).into()
     } else {
         Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1).into()
     };

@@ -97,6 +97,18 @@ pub(crate) fn apply(socket: &Socket, desired: &Desired, actual: &Actual, known: 
     let mut done = Done::default();
     let mut pending = BTreeSet::new();
     let mut devices: BTreeMap<&str, u32> = BTreeMap::new();
+    let again;
+    let mut actual = actual;
+    if desired.devices.iter().any(|device| is_stale(device, actual)) {
+        // A device that is created again loses its routes: those that lead elsewhere from now on do so before that.
+        let staying = desired.devices.iter().filter(|device| !is_stale(device, actual));
+        let staying = staying.filter_map(|it| Some((it.name, actual.devices.get(it.name)?.link.index)));
+        change_routes(socket, desired, actual, &staying.collect(), (known, &mut pending), &mut done);
+        if let Some(read) = done.note(actual::read(socket)) {
+            again = read;
+            actual = &again;
+        }
+    }
     for device in &desired.devices {
         let current = actual.devices.get(device.name);
         if let Some((link, entries_of)) = ensure_device(socket, device, current, &mut done) {
@@ -119,6 +131,23 @@ pub(crate) fn apply(socket: &Socket, desired: &Desired, actual: &Actual, known: 
         if desired.devices.iter().all(|device| device.name != *name) {
             done.note(link::remove(socket, &current.link));
             done.changes += 1;
+        }
+    }
+    done
+}
+
+/// Returns whether a device is of another kind than it should be.
+fn is_stale(device: &Device, actual: &Actual) -> bool {
+    actual.devices.get(device.name).is_some_and(|current| !matches(&current.link, device))
+}
+
+/// Creates devices again that are of another kind than they should be, if no route leads to them.
+pub(crate) fn prepare(socket: &Socket, desired: &Desired, actual: &Actual) -> Done {
+    let mut done = Done::default();
+    for device in desired.devices.iter().filter(|device| is_stale(device, actual)) {
+        let current = &actual.devices[device.name];
+        if actual.routes.iter().all(|route| route.link != current.link.index) {
+            ensure_device(socket, device, Some(current), &mut done);
         }
     }
     done

@@ -3,6 +3,7 @@
 //! One thread does all of this and never waits: the store's calls, probes and HTTP run beside it and send it events. Nothing is written
 //! before the first complete view of the cluster: the store's, or, if the store cannot be reached, the one remembered on disk.
 
+mod addresses;
 mod answers;
 mod blocks;
 mod event;

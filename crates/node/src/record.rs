@@ -37,6 +37,10 @@ pub struct Record {
     /// A flannel node: each family of its pods is reached over the tunnel of that family, never directly.
     #[serde(default, skip_serializing_if = "is_false")]
     pub flannel: bool,
+    /// Networks in mode `overlay`: the node sends over its tunnel to nodes on its segment too. So that both ends of a path choose the
+    /// same, which a strict reverse-path filter demands, a node in mode `auto` then does likewise.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub overlay: BTreeSet<String>,
     /// Networks in which the node has no address left and finds no free block. The other nodes then release unused blocks.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub short: BTreeSet<String>,

@@ -70,6 +70,7 @@ fn uplinks() -> Uplinks {
         bridge: false,
         mtu: 1500,
         gateway: None,
+        leads_out: true,
         address: ip(address),
         on_link: vec![net(on_link)],
     };
@@ -99,6 +100,11 @@ fn paths() {
     flannels.flannel = true;
     let mut host_gateway = record("gateway", &["192.0.2.10", "2001:db8::a"], &["10.244.10.0/24"]);
     (host_gateway.flannel, host_gateway.tunnel) = (true, None);
+    // The cluster changes between overlay and auto: until both nodes are changed, both use the tunnel.
+    let mut overlay = record("overlay", &["192.0.2.11", "2001:db8::b"], &["10.244.11.0/24"]);
+    overlay.overlay.insert("netloom".into());
+    let mut unlike = overlay.clone();
+    unlike.tunnel = other.tunnel;
     let tunnel = |v4| Some(PeerPath::Tunnel { v4 });
     let direct = Some(PeerPath::Direct);
     let learnt = Some(PeerPath::Learnt);
@@ -111,6 +117,8 @@ fn paths() {
         (&other, [None, None, None, learnt], "VXLAN network 1 on port 8472"),
         (&flannels, [tunnel(true), None, tunnel(true), learnt], "flannel's node"),
         (&host_gateway, [direct, direct, direct, learnt], ""),
+        (&overlay, [tunnel(true), direct, tunnel(true), learnt], ""),
+        (&unlike, [direct, direct, direct, learnt], ""),
         (&nowhere, [None, None, None, None], "no address family in common"),
     ];
     for (at, mode) in ["overlay", "routing", "auto", "bgp"].into_iter().enumerate() {

@@ -129,7 +129,15 @@ fn settings_files_and_the_uplink_are_repaired_within_a_second() {
     lab.all_reach_all(&pods);
     let save = "ip -4 route save default >/run/default4; ip -6 route save default >/run/default6";
     lab.hosts[0].sh(&format!("{save}; ip route del default; ip -6 route del default"));
-    lab.wait(0, "without a way out", |status| status["ready"] == false);
+    lab.wait(0, "without a way out", |status| {
+        problems(status).contains("there is no default route any more")
+    });
+    // What it has stays, and is repaired.
+    lab.all_reach_all(&pods);
+    lab.hosts[0].sh("ip link del netloom4");
+    let took = lab.until(0, "ip route show proto 95 | grep -q netloom4");
+    assert!(took < Duration::from_secs(1), "a tunnel while there is no default route: {took:?}");
+    lab.all_reach_all(&pods);
     lab.hosts[0].sh("ip -4 route restore </run/default4; ip -6 route restore </run/default6");
     let took = lab.wait(0, "ready again", |status| status["ready"] == true);
     assert!(took < Duration::from_secs(1), "the default route is back: {took:?}");

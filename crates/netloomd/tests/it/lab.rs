@@ -180,9 +180,9 @@ impl Lab {
         if self.plan.bare {
             command.args(["--mount", "sh", "-c", BARE, NETLOOMD, "--sysctl-dir", "/run/sysctl"]);
         }
-        command.args(["--mode", self.plan.mode]);
+        // A test's flags override these.
+        command.env("NETLOOMD_MODE", self.plan.mode).env("NETLOOMD_PODS", self.plan.pods);
         command.env("NETLOOMD_NODE", format!("host{}", index + 1));
-        command.args(["--pods", self.plan.pods]);
         command.args(["--conf-dir", "/run/net.d", "--lease", "10", "--listen", "127.0.0.1:9470"]);
         command.arg("--config").arg(self.dir.path().join("netloomd.toml")).args(self.plan.flags);
         match self.store {

@@ -1,6 +1,7 @@
 //! Clusters of three hosts made of namespaces, with real daemons and stores, and pods that the plugins attach.
 #![expect(clippy::unwrap_used, reason = "a test fails if this fails")]
 
+mod changes;
 mod cluster;
 mod configuration;
 mod faults;

@@ -14,6 +14,8 @@ use crate::{
     store::{Answer, Command, Outcome},
 };
 
+/// How long a daemon that starts waits for the store to report its record.
+const ANNOUNCE: Duration = Duration::from_secs(3);
 /// The pause before a record that the store did not accept is published again.
 const REPUBLISH: Duration = Duration::from_secs(10);
 
@@ -72,6 +74,20 @@ impl Daemon {
         self.published.is_some()
             && (self.view.refused.contains_key(&self.own.name)
                 || self.view.nodes.get(&self.own.name).is_some_and(is_changed))
+    }
+
+    /// Returns whether the other nodes must hear of a change of this node's paths before it is made. A node and its peers then change
+    /// their paths to each other at the same time, when the store reports the record: under a strict reverse-path filter, a packet
+    /// that arrives over another path than its reply would take is lost.
+    pub(super) fn announces_first(&self) -> bool {
+        let changes = |known: &Record| {
+            known.incarnation == self.own.incarnation
+                && (known.tunnel, &known.overlay) != (self.own.tunnel, &self.own.overlay)
+        };
+        self.view.live
+            && self.view.lost.is_none()
+            && self.started.elapsed() < ANNOUNCE
+            && self.view.nodes.get(&self.own.name).is_some_and(changes)
     }
 
     /// Publishes this node's record if it has changed or its lease is due; returns a problem if it never was published.

@@ -40,9 +40,8 @@ const AUDIT: Duration = Duration::from_mins(1);
 impl Daemon {
     /// Runs until [`Event::Stop`].
     pub(super) fn run(&mut self, events: &Receiver<Event>) {
-        let started = Instant::now();
-        let mut next = started + PATIENCE;
-        let mut ended = started;
+        let mut next = self.started + PATIENCE;
+        let mut ended = self.started;
         loop {
             let first = match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(event) => Some(event),
@@ -61,7 +60,7 @@ impl Daemon {
                 self.handle(event);
                 gathered = events.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
             }
-            if !self.view.whole && started.elapsed() >= PATIENCE {
+            if !self.view.whole && self.started.elapsed() >= PATIENCE {
                 self.view.recall(&self.config.state_dir);
             }
             self.view.expire_missing(&self.config);
@@ -117,7 +116,7 @@ impl Daemon {
             return RETRY;
         }
         let usual = AUDIT.min(self.config.lease / 3);
-        if self.view.missing.is_empty() { usual } else { usual.min(RETRY) }
+        if self.view.missing.is_empty() && self.vanished.is_empty() { usual } else { usual.min(RETRY) }
     }
 
     fn waits_for_store(&self) -> String {
@@ -138,16 +137,20 @@ impl Daemon {
             Ok(socket) => socket,
             Err(error) => return vec![error.to_string()],
         };
-        let uplinks = match actual::uplinks(&socket, &self.config) {
+        let uplinks = match actual::uplinks(&socket, &self.config, &self.uplinks) {
             Ok(uplinks) => uplinks,
             Err(error) => return vec![error.to_string()],
         };
-        self.own.addresses = [&uplinks.v4, &uplinks.v6].into_iter().flatten().map(|it| it.address).collect();
-        if self.own.addresses.is_empty() {
+        self.uplinks.clone_from(&uplinks);
+        if uplinks.all().next().is_none() {
             return vec![
                 "this host has no address that other hosts can reach: there is no default route, and `addresses` is not set"
                     .into(),
             ];
+        }
+        self.follow_addresses();
+        if uplinks.all().all(|uplink| !uplink.leads_out) {
+            problems.extend(self.lost_default_route());
         }
         let conflict = self.identity_conflict();
         // A node that was never published has changed nothing yet, and does not start to.
@@ -178,6 +181,15 @@ impl Daemon {
             uplinks: &uplinks,
             checksum_offload: self.checksum_offload(),
         });
+        if is_unique && self.announces_first() {
+            if let Ok(current) = actual::read(&socket) {
+                apply::prepare(&socket, &wanted, &current);
+            }
+            drop(self.publish());
+            of_networks
+                .push("the other nodes do not know of this node's change of mode or tunnel yet".into());
+            return of_networks;
+        }
         let began = Instant::now();
         problems.extend(self.apply(&socket, &wanted, &uplinks, by_kernel_alone));
         self.took = began.elapsed();

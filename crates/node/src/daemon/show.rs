@@ -9,7 +9,7 @@ use crate::{conflist, desired::Desired, status};
 
 impl Daemon {
     /// Returns the conditions that an operator should know although the node is ready.
-    fn notes(&mut self) -> Vec<String> {
+    fn notes(&mut self, problems: &[String]) -> Vec<String> {
         let before = conflist::before(&self.config).unwrap_or_default();
         let note = |path: &PathBuf| {
             format!(
@@ -29,6 +29,8 @@ impl Daemon {
         });
         let mut notes: Vec<String> = before.iter().map(note).chain(checksums).collect();
         notes.extend(self.lost_blocks());
+        // If no family has one, the node is not ready, for the same reason.
+        notes.extend(self.lost_default_route().filter(|text| !problems.contains(text)));
         notes
     }
 
@@ -82,7 +84,7 @@ impl Daemon {
         if let Err(error) = conflist::publish_readiness(&self.config, &problems) {
             error!("cannot publish whether the networks are ready: {error}");
         }
-        let notes = self.notes();
+        let notes = self.notes(&problems);
         notes.iter().filter(|it| !self.status.notes.contains(it)).for_each(|note| warn!("{note}"));
         let blocks = self.config.networks.iter().flat_map(|network| self.filled(network)).collect();
         let peers = self.last.as_ref().map(|desired| self.peers(desired));

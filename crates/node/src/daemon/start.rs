@@ -8,7 +8,7 @@ use std::{
         Arc,
         mpsc::{Sender, channel},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kernel::sysctl;
@@ -17,7 +17,8 @@ use super::{event::Event, memory, requests::Requests, state::Daemon, watch_host}
 use crate::{
     apply::Known,
     cluster_view::ClusterView,
-    config::Config,
+    config::{Config, Mode},
+    desired::Uplinks,
     probe::Probes,
     record::{Record, Tunnel},
     serve,
@@ -54,6 +55,7 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
         mac: None,
         mac6: None,
         flannel: false,
+        overlay: of_mode_overlay(&config),
         short: BTreeSet::new(),
         unreachable: BTreeSet::new(),
         incarnation,
@@ -61,6 +63,9 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
     };
     let mut daemon = Daemon {
         requests: Requests::new(start_store(&config, sender.clone())?),
+        started: Instant::now(),
+        uplinks: Uplinks::default(),
+        vanished: BTreeMap::new(),
         remembered: own.blocks.clone(),
         view: ClusterView::default(),
         published: None,
@@ -106,6 +111,12 @@ fn start_store(config: &Config, sender: Sender<Event>) -> Result<Worker, StartEr
 }
 
 /// Installs the `netloom` binary beside this one, and its plugins, in the runtime's directory.
+/// Returns the names of the networks in mode overlay.
+fn of_mode_overlay(config: &Config) -> BTreeSet<String> {
+    let networks = config.networks.iter().filter(|network| network.mode == Mode::Overlay);
+    networks.map(|network| network.name.clone()).collect()
+}
+
 fn install_plugins(dir: &Path) -> io::Result<()> {
     let binary = std::env::current_exe()?.with_file_name("netloom");
     let output =

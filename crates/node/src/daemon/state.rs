@@ -18,7 +18,7 @@ use crate::{
     apply::Known,
     cluster_view::ClusterView,
     config::Config,
-    desired::Desired,
+    desired::{Desired, Uplinks},
     probe::Probes,
     record::Record,
     status::{self, Status},
@@ -31,6 +31,11 @@ pub(super) struct Daemon {
     pub(super) requests: Requests,
     /// This node's record, as it should be published.
     pub(super) own: Record,
+    pub(super) started: Instant,
+    /// How this host is connected.
+    pub(super) uplinks: Uplinks,
+    /// Addresses that this host has lost and that are in its record still, and since when.
+    pub(super) vanished: BTreeMap<IpAddr, Instant>,
     /// This node's blocks as last written to the state directory.
     pub(super) remembered: Vec<IpNet>,
     pub(super) view: ClusterView,

@@ -24,6 +24,8 @@ pub struct Uplink {
     pub mtu: u32,
     /// The default route's gateway, if there is a default route via this link.
     pub gateway: Option<IpAddr>,
+    /// Whether a default route leads over the link.
+    pub leads_out: bool,
     /// The host's address on the link.
     pub address: IpAddr,
     /// The prefixes that are reached on the link without a gateway.
@@ -46,7 +48,7 @@ impl Uplinks {
     }
 
     /// Returns both uplinks, IPv4 first.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Uplink> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Uplink> {
         self.v4.iter().chain(&self.v6)
     }
 

@@ -2,13 +2,13 @@
 
 use super::model::{PeerPath, Uplinks};
 use crate::{
-    config::{Config, Mode},
+    config::{Config, Mode, Network},
     record::{Record, Tunnel},
 };
 
-/// Chooses the path to a peer in a network of a mode, or returns why there is none.
+/// Chooses the path to a peer in a network, or returns why there is none. Two nodes choose the same path to each other.
 pub(super) fn choose(
-    mode: Mode,
+    network: &Network,
     config: &Config,
     node: &Record,
     uplinks: &Uplinks,
@@ -21,13 +21,15 @@ pub(super) fn choose(
     let mut on_link = [true, false].into_iter().filter_map(|v4| Some((uplinks.of(v4)?, node.address(v4)?)));
     // In every common family: otherwise packets of one family would be lost.
     let direct = on_link.all(|(uplink, ip)| uplink.on_link.iter().any(|net| net.contains(&ip)));
-    match (mode, direct && !(node.flannel && node.tunnel.is_some())) {
+    let is_tunnelled = node.overlay.contains(&network.name) && node.tunnel == Some(Tunnel::of(config));
+    match (network.mode, direct && !(node.flannel && node.tunnel.is_some())) {
         (Mode::Bgp, _) => Ok(PeerPath::Learnt),
         (Mode::Underlay, true) => Ok(PeerPath::Segment),
         (Mode::Underlay, false) => {
             Err(format!("node {} is not on this L2 segment, which pods of mode underlay share", node.name))
         }
-        (Mode::Routing | Mode::Auto, true) => Ok(PeerPath::Direct),
+        (Mode::Routing, true) => Ok(PeerPath::Direct),
+        (Mode::Auto, true) if !is_tunnelled => Ok(PeerPath::Direct),
         (Mode::Routing, false) if node.flannel => Err(format!(
             "flannel's node {} uses tunnels, or is not on this L2 segment: use mode overlay or auto",
             node.name
@@ -35,7 +37,7 @@ pub(super) fn choose(
         (Mode::Routing, false) => {
             Err(format!("node {} is not on this L2 segment: use mode overlay, auto or bgp", node.name))
         }
-        (Mode::Overlay, _) | (Mode::Auto, false) => match node.tunnel {
+        (Mode::Overlay | Mode::Auto, _) => match node.tunnel {
             Some(tunnel) if tunnel == Tunnel::of(config) => Ok(PeerPath::Tunnel { v4 }),
             // The cluster is changing from one tunnel format to another.
             Some(_) if direct && !node.flannel => Ok(PeerPath::Direct),

@@ -22,7 +22,7 @@ pub(super) fn add(desired: &mut Desired, inputs: &Inputs<'_>, node: &Record) -> 
     let mut problems = Vec::new();
     let mut paths = BTreeMap::new();
     for network in &config.networks {
-        match path::choose(network.mode, config, node, uplinks) {
+        match path::choose(network, config, node, uplinks) {
             Ok(path) => drop(paths.insert(network.name.clone(), path)),
             // Several networks may have the same problem.
             Err(problem) if problems.contains(&problem) => {}

@@ -20,6 +20,7 @@ pub(crate) fn record(name: &str, addresses: &[&str], blocks: &[&str]) -> Record 
         mac: None,
         mac6: None,
         flannel: false,
+        overlay: BTreeSet::new(),
         short: BTreeSet::new(),
         unreachable: BTreeSet::new(),
         incarnation: String::new(),

@@ -1,0 +1,47 @@
+//! This node's addresses, as its uplinks have them.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use super::state::Daemon;
+
+/// How long an address stays in this node's record after the host has lost it. Most are back soon, after a link's flap or a restart of
+/// the host's network service. Then no peer has removed its routes.
+const LINGER: Duration = Duration::from_secs(5);
+
+impl Daemon {
+    /// Brings the record's addresses in line with the uplinks.
+    pub(super) fn follow_addresses(&mut self) {
+        let mut addresses: Vec<IpAddr> = self.uplinks.all().map(|uplink| uplink.address).collect();
+        let has_family = |ip: &IpAddr| addresses.iter().any(|other| other.is_ipv4() == ip.is_ipv4());
+        for lost in self.own.addresses.iter().filter(|ip| !has_family(ip)) {
+            self.vanished.entry(*lost).or_insert_with(Instant::now);
+        }
+        // Another address of the family is published at once.
+        self.vanished.retain(|ip, _| !has_family(ip));
+        let lingering = self.vanished.iter().filter(|(_, since)| since.elapsed() < LINGER);
+        addresses.extend(lingering.map(|(ip, _)| *ip));
+        addresses.sort_unstable();
+        self.vanished.retain(|ip, _| addresses.contains(ip));
+        self.own.addresses = addresses;
+    }
+
+    /// Returns what the operator should know if a default route is gone that led to an uplink which is in use still.
+    pub(super) fn lost_default_route(&self) -> Option<String> {
+        let lacks = |v4: bool| self.uplinks.of(v4).filter(|uplink| !uplink.leads_out);
+        let lacking: Vec<String> = [true, false]
+            .into_iter()
+            .filter_map(lacks)
+            .filter(|uplink| !self.config.addresses.contains(&uplink.address))
+            .map(|uplink| uplink.address.to_string())
+            .collect();
+        (!lacking.is_empty()).then(|| {
+            format!(
+                "there is no default route any more for {}: other hosts of the segment are reached, and nothing outside it",
+                lacking.join(" and ")
+            )
+        })
+    }
+}
