@@ -105,7 +105,7 @@ pub fn networks_among(
 }
 
 /// Finds how this host is connected: by its configured addresses, or else by its default routes. Without a default route, what was
-/// found `last` stays as long as the link has the address: the other hosts of the segment are reached without one.
+/// found `last` stays as long as the link is up and has the address: the other hosts of the segment are reached without one.
 ///
 /// # Errors
 /// If a netlink request fails.
@@ -121,10 +121,9 @@ pub fn uplinks(socket: &Socket, config: &Config, last: &Uplinks) -> kernel::Resu
         let default = default_route(socket, v4)?;
         let found = match configured {
             Some(ip) => by_address(socket, &links, ip)?,
-            None => match (by_default_route(socket, &links, v4, default)?, last.of(v4)) {
-                (None, Some(last)) => {
-                    by_address(socket, &links, last.address)?.filter(|(link, _)| link.index == last.link)
-                }
+            None => match (by_default_route(socket, &links, config, v4, default)?, last.of(v4)) {
+                (None, Some(last)) => by_address(socket, &links, last.address)?
+                    .filter(|(link, _)| link.index == last.link && link.up),
                 (found, _) => found,
             },
         };
@@ -178,12 +177,16 @@ fn default_route(socket: &Socket, v4: bool) -> kernel::Result<Option<route::Way>
 fn by_default_route<'a>(
     socket: &Socket,
     links: &'a [Link],
+    config: &Config,
     v4: bool,
     default: Option<route::Way>,
 ) -> kernel::Result<Option<(&'a Link, IpAddr)>> {
     let Some(route) = default else { return Ok(None) };
     let Some(link) = links.iter().find(|link| link.index == route.link) else { return Ok(None) };
-    if let Some(source) = route.source {
+    // If the link has no address, the kernel selects one of another link: it may be a loopback address, but not one of a pod's gateway.
+    let routed = config.networks.iter().filter(|network| network.mode.routes());
+    let is_pods = |ip: &IpAddr| routed.flat_map(|network| &network.pods).any(|pods| pods.contains(ip));
+    if let Some(source) = route.source.filter(|ip| !is_pods(ip)) {
         return Ok(Some((link, source)));
     }
     let addresses = addr::list(socket, link)?;

@@ -132,6 +132,7 @@ fn paths() {
             let inputs = Inputs {
                 config: &config,
                 own: &own,
+                known: (true, true),
                 nodes: &nodes,
                 uplinks: &uplinks,
                 checksum_offload: true,

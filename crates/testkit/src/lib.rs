@@ -17,7 +17,7 @@ mod trace;
 pub use look::{ip, run, sysctls};
 pub use machine::on_other_kernel;
 pub use random::Random;
-pub use talk::{Server, Transport};
+pub use talk::{Server, Transport, free};
 pub use terminal::{Terminal, with_default_signals};
 pub use trace::{Fate, Syscall, Traced, can_trace};
 

@@ -176,7 +176,7 @@ impl Host {
 
 /// Binds to a port and retries while the port is in use. A forked child of another test holds a copy of every socket, even
 /// of a closed one, until it executes its program.
-fn free<T>(mut bind: impl FnMut() -> std::io::Result<T>) -> T {
+pub fn free<T>(mut bind: impl FnMut() -> std::io::Result<T>) -> T {
     let until = Instant::now() + 10 * PATIENCE;
     loop {
         match bind() {

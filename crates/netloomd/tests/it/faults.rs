@@ -207,6 +207,38 @@ fn a_cloned_host_takes_no_block() {
     assert!(before.lines().all(|line| after.contains(line)), "{after}");
 }
 
+/// A copy of a host with its identity and its name takes nothing either, in any store. The original keeps running.
+#[test]
+fn a_copy_with_the_same_name_takes_no_block() {
+    if !testkit::is_root() || !testkit::has("etcd") {
+        return;
+    }
+    for store in [Kind::File, Kind::Etcd] {
+        let mut lab = Lab::of(Plan { hosts: 2, started: 1, store, ..Plan::default() });
+        let pod = lab.pod(0, "a1");
+        let before = dump(&lab, 0);
+        let state = "/var/lib/netloom/node";
+        for file in ["incarnation", "blocks.json"] {
+            let text = lab.hosts[0].sh(&format!("cat {state}/{file}"));
+            lab.hosts[1].sh(&format!("mkdir -p {state}; printf %s '{}' >{state}/{file}", text.trim()));
+        }
+        lab.start_with(1, &["--node", "host1"]);
+        lab.wait(1, "aware that it is a copy", |status| {
+            let said = problems(status);
+            said.contains("192.0.2.1") && said.contains("`host1`") && said.contains(state)
+        });
+        // Neither network configuration, nor anything else that a pod could start with.
+        assert!(lab.hosts[1].succeeds("! test -e /run/net.d/10-netloom.conflist"), "{store:?}");
+        assert_eq!(lab.status(0)["ready"], true, "{store:?}");
+        assert_eq!(dump(&lab, 0), before, "{store:?}");
+        assert!(lab.hosts[0].succeeds(&format!("ping -c 1 -W 2 {}", pod[0])));
+        // Once the original is gone, the copy is the node: the host has got another address.
+        lab.kill(0);
+        lab.hosts[0].sh("ip link set up0 down");
+        lab.wait(1, "the node", |status| status["ready"] == true);
+    }
+}
+
 /// A node whose daemon is dead keeps its pods' traffic after its lease has ended; its peers show that it is silent.
 #[test]
 fn peers_keep_the_routes_of_a_silent_node() {
@@ -461,4 +493,49 @@ fn an_uplinks_mtu_changes() {
     lab.pod(0, "b1");
     assert_eq!(lab.hosts[0].sh("ip netns exec b1 cat /sys/class/net/eth0/mtu"), "1330\n");
     stream(&lab, "b1", &to);
+}
+
+/// A host loses its address of one family for a moment: peers keep its routes, and the other family works all the time. The address of a
+/// pod's gateway is not taken for the host's.
+#[test]
+fn a_lost_address_that_comes_back_costs_no_route() {
+    if !testkit::is_root() {
+        return;
+    }
+    for mode in ["routing", "overlay"] {
+        let lab = Lab::of(Plan { hosts: 2, mode, ..Plan::default() });
+        let pods = [(0, "a1".to_owned(), lab.pod(0, "a1")), (1, "a2".to_owned(), lab.pod(1, "a2"))];
+        lab.all_reach_all(&pods);
+        let before = [0, 1].map(|index| dump(&lab, index));
+        for (family, lost, back) in [
+            (
+                1,
+                "ip -6 addr del 2001:db8:a::1/64 dev up0",
+                "ip -6 addr add 2001:db8:a::1/64 dev up0 nodad; ip -6 route replace default via 2001:db8:a::fe",
+            ),
+            (
+                0,
+                "ip addr del 192.0.2.1/24 dev up0",
+                "ip addr add 192.0.2.1/24 dev up0; ip route replace default via 192.0.2.254",
+            ),
+        ] {
+            let comparisons = lab.status(0)["counters"]["comparisons"].as_u64();
+            lab.hosts[0].sh(lost);
+            lab.wait(0, "aware of the lost address", |status| {
+                status["counters"]["comparisons"].as_u64() > comparisons
+            });
+            if mode == "routing" {
+                assert!(lab.pings(0, "a1", "", &pods[1].2[1 - family]), "{mode}: {lost}");
+            } else {
+                lab.all_reach_all_again(&pods);
+            }
+            // Over a tunnel, peers use the other family until the address is back.
+            assert!(mode == "overlay" || dump(&lab, 1) == before[1], "{mode}: {lost}: {}", dump(&lab, 1));
+            lab.hosts[0].sh(back);
+            let took = lab.until_as(0, &before[0]);
+            assert!(took < Duration::from_secs(1), "{mode}: {back}: {took:?}");
+            lab.until_as(1, &before[1]);
+            lab.all_reach_all_again(&pods);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 use testkit::Host;
 
-use crate::kubernetes;
+use crate::{cluster::dump, kubernetes};
 
 pub(crate) const NETLOOMD: &str = env!("CARGO_BIN_EXE_netloomd");
 
@@ -322,6 +322,18 @@ impl Lab {
             );
         }
         started.elapsed()
+    }
+
+    /// Waits until the daemon's objects on a host are as before.
+    pub(crate) fn until_as(&self, index: usize, before: &str) -> Duration {
+        let started = Instant::now();
+        loop {
+            let now = dump(self, index);
+            if now == before {
+                return started.elapsed();
+            }
+            assert!(started.elapsed() < PATIENCE, "host{}:\n{before}\n{now}", index + 1);
+        }
     }
 
     /// Starts a pod with the plugins; returns its addresses.

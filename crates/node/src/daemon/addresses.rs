@@ -6,12 +6,30 @@ use std::{
 };
 
 use super::state::Daemon;
+use crate::desired::Uplinks;
 
-/// How long an address stays in this node's record after the host has lost it. Most are back soon, after a link's flap or a restart of
-/// the host's network service. Then no peer has removed its routes.
+/// How long an address stays in this node's record after the host has lost it, if no tunnel over the other family can replace it. Most
+/// are back soon, after a link's flap or a restart of the host's network service. Then no peer has removed its routes.
 const LINGER: Duration = Duration::from_secs(5);
 
 impl Daemon {
+    /// Remembers how this host is connected.
+    pub(super) fn follow_uplinks(&mut self, uplinks: &Uplinks) {
+        if self.uplinks == *uplinks {
+            return;
+        }
+        self.uplinks.clone_from(uplinks);
+        for (last, now) in
+            [(&mut self.last_uplinks.v4, &uplinks.v4), (&mut self.last_uplinks.v6, &uplinks.v6)]
+        {
+            if now.is_some() {
+                last.clone_from(now);
+            }
+        }
+        // The kernel refuses routes over a link that is down, or via a gateway that is not on the link. They are tried again at once.
+        self.known.refusals.retain(|_| false);
+    }
+
     /// Brings the record's addresses in line with the uplinks.
     pub(super) fn follow_addresses(&mut self) {
         let mut addresses: Vec<IpAddr> = self.uplinks.all().map(|uplink| uplink.address).collect();
@@ -21,11 +39,19 @@ impl Daemon {
         }
         // Another address of the family is published at once.
         self.vanished.retain(|ip, _| !has_family(ip));
-        let lingering = self.vanished.iter().filter(|(_, since)| since.elapsed() < LINGER);
+        let linger = if self.config.tunnels() { Duration::ZERO } else { LINGER };
+        let lingering = self.vanished.iter().filter(|(_, since)| since.elapsed() < linger);
         addresses.extend(lingering.map(|(ip, _)| *ip));
         addresses.sort_unstable();
         self.vanished.retain(|ip, _| addresses.contains(ip));
         self.own.addresses = addresses;
+    }
+
+    /// Returns the families in which the others know an address of this node.
+    pub(super) fn known_families(&self) -> (bool, bool) {
+        let known = self.view.nodes.get(&self.own.name).filter(|known| known.instance == self.own.instance);
+        let has = |v4: bool| known.is_none_or(|known| known.address(v4).is_some());
+        (has(true), has(false))
     }
 
     /// Returns what the operator should know if a default route is gone that led to an uplink which is in use still.

@@ -1,6 +1,6 @@
 //! Asks the hosts of owners that may be dead, while a node needs their blocks.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use ipnet::IpNet;
 use tracing::info;
@@ -25,7 +25,8 @@ impl Daemon {
             .into_iter()
             .filter(|owner| needed && *owner != self.own.name && takeover::is_suspect(&self.facts(owner)));
         let suspects: BTreeSet<String> = suspects.collect();
-        self.inquiries.retain(|name, inquiry| inquiry.running || suspects.contains(name));
+        self.inquiries
+            .retain(|name, inquiry| inquiry.running || suspects.contains(name) || *name == self.own.name);
         for name in &suspects {
             let running = self.inquiries.values().filter(|inquiry| inquiry.running).count();
             let inquiry = self.inquiries.entry(name.clone()).or_default();
@@ -55,11 +56,30 @@ impl Daemon {
         });
     }
 
+    /// Returns whether a host answers at addresses that this node had before and that no other node has, or `None` until that is known.
+    pub(super) fn answers_elsewhere(&mut self, addresses: &[IpAddr]) -> Option<bool> {
+        let others = || self.view.nodes.values().filter(|node| node.name != self.own.name);
+        let is_explained = |ip: &IpAddr| others().any(|node| node.addresses.contains(ip));
+        let addresses: Vec<IpAddr> = addresses.iter().copied().filter(|ip| !is_explained(ip)).collect();
+        if addresses.is_empty() {
+            return Some(false);
+        }
+        let inquiry = self.inquiries.entry(self.own.name.clone()).or_default();
+        if !inquiry.running && inquiry.answered().is_none() {
+            inquiry.running = true;
+            let (name, sender) = (self.own.name.clone(), self.sender.clone());
+            std::thread::spawn(move || {
+                drop(sender.send(Event::Asked(name, takeover::ask(&addresses, &[], None))));
+            });
+        }
+        inquiry.last.map(|(_, answered)| answered)
+    }
+
     /// Applies the result of an inquiry.
     pub(super) fn asked(&mut self, name: &str, answered: bool) {
         let Some(inquiry) = self.inquiries.get_mut(name) else { return };
         inquiry.running = false;
-        if inquiry.answered() != Some(answered) {
+        if inquiry.answered() != Some(answered) && name != self.own.name {
             let what = if answered { "answers: its blocks stay" } else { "does not answer" };
             info!("the host of `{name}`, whose lease ended long ago, {what}");
         }

@@ -137,11 +137,11 @@ impl Daemon {
             Ok(socket) => socket,
             Err(error) => return vec![error.to_string()],
         };
-        let uplinks = match actual::uplinks(&socket, &self.config, &self.uplinks) {
+        let uplinks = match actual::uplinks(&socket, &self.config, &self.last_uplinks) {
             Ok(uplinks) => uplinks,
             Err(error) => return vec![error.to_string()],
         };
-        self.uplinks.clone_from(&uplinks);
+        self.follow_uplinks(&uplinks);
         if uplinks.all().next().is_none() {
             return vec![
                 "this host has no address that other hosts can reach: there is no default route, and `addresses` is not set"
@@ -177,6 +177,7 @@ impl Daemon {
         let wanted = desired::desired(&Inputs {
             config: &self.config,
             own: &self.own,
+            known: self.known_families(),
             nodes: &nodes,
             uplinks: &uplinks,
             checksum_offload: self.checksum_offload(),

@@ -65,6 +65,7 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
         requests: Requests::new(start_store(&config, sender.clone())?),
         started: Instant::now(),
         uplinks: Uplinks::default(),
+        last_uplinks: Uplinks::default(),
         vanished: BTreeMap::new(),
         remembered: own.blocks.clone(),
         view: ClusterView::default(),

@@ -34,6 +34,8 @@ pub(super) struct Daemon {
     pub(super) started: Instant,
     /// How this host is connected.
     pub(super) uplinks: Uplinks,
+    /// How this host was connected last, for each family in which it is not any more too.
+    pub(super) last_uplinks: Uplinks,
     /// Addresses that this host has lost and that are in its record still, and since when.
     pub(super) vanished: BTreeMap<IpAddr, Instant>,
     /// This node's blocks as last written to the state directory.

@@ -1,24 +1,21 @@
 //! The path to a peer.
 
-use super::model::{PeerPath, Uplinks};
+use super::{inputs::Inputs, model::PeerPath};
 use crate::{
-    config::{Config, Mode, Network},
+    config::{Mode, Network},
     record::{Record, Tunnel},
 };
 
 /// Chooses the path to a peer in a network, or returns why there is none. Two nodes choose the same path to each other.
-pub(super) fn choose(
-    network: &Network,
-    config: &Config,
-    node: &Record,
-    uplinks: &Uplinks,
-) -> Result<PeerPath, String> {
+pub(super) fn choose(inputs: &Inputs<'_>, network: &Network, node: &Record) -> Result<PeerPath, String> {
+    let config = inputs.config;
     let common =
-        [true, false].into_iter().find(|v4| node.address(*v4).is_some() && uplinks.of(*v4).is_some());
+        [true, false].into_iter().find(|v4| node.address(*v4).is_some() && inputs.uplink(*v4).is_some());
     let Some(v4) = common else {
         return Err("the node and this host have no address family in common".into());
     };
-    let mut on_link = [true, false].into_iter().filter_map(|v4| Some((uplinks.of(v4)?, node.address(v4)?)));
+    let mut on_link =
+        [true, false].into_iter().filter_map(|v4| Some((inputs.uplink(v4)?, node.address(v4)?)));
     // In every common family: otherwise packets of one family would be lost.
     let direct = on_link.all(|(uplink, ip)| uplink.on_link.iter().any(|net| net.contains(&ip)));
     let is_tunnelled = node.overlay.contains(&network.name) && node.tunnel == Some(Tunnel::of(config));

@@ -13,16 +13,16 @@ use super::{
 use crate::{
     blocks,
     config::{Form, Network},
-    record::{Record, hop_of},
+    record::{Record, Tunnel, hop_of},
 };
 
 /// Adds the routes to a peer's blocks, and returns its paths.
 pub(super) fn add(desired: &mut Desired, inputs: &Inputs<'_>, node: &Record) -> Peer {
-    let &Inputs { config, uplinks, .. } = inputs;
+    let config = inputs.config;
     let mut problems = Vec::new();
     let mut paths = BTreeMap::new();
     for network in &config.networks {
-        match path::choose(network, config, node, uplinks) {
+        match path::choose(inputs, network, node) {
             Ok(path) => drop(paths.insert(network.name.clone(), path)),
             // Several networks may have the same problem.
             Err(problem) if problems.contains(&problem) => {}
@@ -34,9 +34,13 @@ pub(super) fn add(desired: &mut Desired, inputs: &Inputs<'_>, node: &Record) -> 
         let v4 = block.addr().is_ipv4();
         let route = match paths.get(&network.name) {
             None | Some(PeerPath::Learnt | PeerPath::Segment) => continue,
-            Some(PeerPath::Direct) => match (node.address(v4), uplinks.of(v4)) {
+            Some(PeerPath::Direct) => match (node.address(v4), inputs.uplink(v4)) {
                 (Some(gateway), Some(uplink)) => {
                     Ok(Route::new(*block, Target::Link(uplink.link), Some(gateway), None))
+                }
+                // The hosts have addresses of the other family only, over which a tunnel carries both.
+                _ if network.mode.tunnels() && node.tunnel == Some(Tunnel::of(config)) => {
+                    tunnelled(desired, inputs, network, node, *block, !v4)
                 }
                 _ => Err(format!(
                     "block {block}: the node and this host do not both have an address of that family"
