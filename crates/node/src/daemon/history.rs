@@ -15,8 +15,8 @@ pub(super) fn note_repair(repairs: &mut Vec<Repair>, changes: Changes) {
     repairs.push(Repair { at: now(), changes });
 }
 
-/// Adds new problems to the list, and notes when others are gone. What lasts less than a second is left out: the daemon's
-/// first pass, for example.
+/// Adds new problems to the list, and notes when others are gone. What begins and ends within one second is left
+/// out, such as that the store has not answered yet when the daemon starts.
 pub(super) fn note_faults<'a>(faults: &mut Vec<Fault>, current: impl Iterator<Item = &'a String>) {
     let now = now();
     let current: Vec<&String> = current.collect();
@@ -25,7 +25,7 @@ pub(super) fn note_faults<'a>(faults: &mut Vec<Fault>, current: impl Iterator<It
             fault.until = Some(now);
         }
     }
-    faults.retain(|fault| fault.until.is_none_or(|until| until > fault.since || until < now));
+    faults.retain(|fault| fault.until.is_none_or(|until| until > fault.since));
     for problem in current {
         if faults.iter().any(|fault| fault.until.is_none() && fault.problem == *problem) {
             continue;
@@ -39,6 +39,7 @@ pub(super) fn note_faults<'a>(faults: &mut Vec<Fault>, current: impl Iterator<It
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "it is shown, and decides nothing")]
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
