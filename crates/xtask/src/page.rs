@@ -99,7 +99,7 @@ fn status(nodes: usize) -> Value {
         "networks": [{"name": "netloom", "mode": "auto", "mtu": 1450}],
         "addresses": ["192.0.2.1", "2001:db8::1"],
         "blocks": [
-            {"prefix": "10.244.1.0/24", "used": POD_COUNT, "size": 253},
+            {"prefix": "10.236.1.0/24", "used": POD_COUNT, "size": 253},
             {"prefix": "fd44:0:0:1::/64", "used": POD_COUNT, "size": 65534},
         ],
         "peers": peers,
@@ -111,7 +111,7 @@ fn status(nodes: usize) -> Value {
         ],
         "faults": [
             {"problem": "the store cannot be reached; the last view stays in use: connection refused", "since": TIME + 7000, "until": TIME + 7042},
-            {"problem": "a route to 10.244.9.0/24 that another program set is in the way", "since": TIME + 11000, "until": TIME + 11300},
+            {"problem": "a route to 10.236.9.0/24 that another program set is in the way", "since": TIME + 11000, "until": TIME + 11300},
         ],
         "counters": {"comparisons": 900, "changes": 10_200, "repairs": 32, "refusals": 0, "reopened": 0, "longestMicros": 42_000},
     })
@@ -136,9 +136,9 @@ fn peer(number: usize, nodes: usize) -> Value {
                 .into(),
         ),
         _ if number % 1301 == 9 => Some(format!(
-            "the node claims block 10.{}.{}.0/24, which overlaps a network of this host: 10.244.0.0/14",
-            244 + number / 256,
-            number % 256
+            "the node claims block 10.{}.{host}.0/24, but `docker0` of this host is in 10.{0}.{host}.0/24",
+            236 + number / 256,
+            host = number % 256
         )),
         _ if number % 1777 == 12 => Some("the node and this host have no address family in common".into()),
         _ => None,
@@ -159,7 +159,7 @@ fn peer(number: usize, nodes: usize) -> Value {
     };
     json!({
         "name": name(number), "path": path, "problem": problem, "addresses": addresses,
-        "blocks": [format!("10.{}.{}.0/24", 244 + number / 256, number % 256), format!("fd44:0:0:{number:x}::/64")],
+        "blocks": [format!("10.{}.{}.0/24", 236 + number / 256, number % 256), format!("fd44:0:0:{number:x}::/64")],
         "silentSeconds": is_silent.then_some(60 * number), "answers": answers,
         "rttUs": (answers == Some(true)).then_some(180 + 37 * (number % 29) + if segment == 0 { 0 } else { 400 }),
     })
@@ -171,7 +171,7 @@ fn pods() -> Value {
     let pod = |number: usize| {
         let container = format!("{:016x}", (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let of = |address: String| json!({"network": "netloom", "address": address, "container": container, "interface": "eth0"});
-        [of(format!("10.244.1.{}", number + 2)), of(format!("fd44:0:0:1::{:x}", number + 2))]
+        [of(format!("10.236.1.{}", number + 2)), of(format!("fd44:0:0:1::{:x}", number + 2))]
     };
     (0..POD_COUNT).flat_map(pod).collect()
 }

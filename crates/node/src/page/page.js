@@ -426,7 +426,9 @@ function attachmentsOf(pods) {
 function showOwn() {
   place(at("blocks"), status.blocks.map(block => {
     const item = blockOf(block.prefix), [text, meter] = item.children;
-    say(text, `${block.prefix}: ${block.used === null ? "use unknown" : number.format(block.used)} of ${count(block.size, "address", "addresses")} in use`);
+    const used = block.used === null ? "unknown number" : number.format(block.used);
+    // Of the addresses of an IPv6 block the number says nothing.
+    say(text, `${block.prefix}: ${used} ${block.size < 1e6 ? `of ${number.format(block.size)} ` : ""}addresses in use`);
     Object.assign(meter, {max: block.size || 1, value: block.used ?? 0, high: 0.8 * block.size, hidden: block.used === null});
     meter.setAttribute("aria-label", `use of ${block.prefix}`);
     return item;
