@@ -13,7 +13,7 @@ use crate::{Outcome, root, say};
 
 /// The pictures: number of nodes, width and height in pixels, file.
 const PICTURES: [(usize, u32, u32, &str); 2] =
-    [(12, 1280, 800, "docs/page-small.png"), (5000, 1280, 1000, "docs/page-large.png")];
+    [(12, 1180, 640, "docs/page-small.png"), (5000, 1180, 730, "docs/page-large.png")];
 
 /// Serves the page for a number of nodes on `127.0.0.1:9471`, or draws the pictures (`--pictures`, which needs chromium).
 pub(crate) fn page(arguments: &[String]) -> Outcome {
@@ -41,7 +41,13 @@ fn listen(address: &str) -> Result<TcpListener, String> {
 /// Takes a picture of a page with chromium.
 fn draw(url: &str, (width, height): (u32, u32), file: &Path) -> Outcome {
     let done = Command::new("chromium")
-        .args(["--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=3000"])
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--hide-scrollbars",
+            "--disable-lcd-text",
+            "--virtual-time-budget=3000",
+        ])
         .arg(format!("--window-size={width},{height}"))
         .arg(format!("--screenshot={}", file.display()))
         .arg(url)
@@ -100,7 +106,7 @@ fn status(nodes: usize) -> Value {
         "addresses": ["192.0.2.1", "2001:db8::1"],
         "blocks": [
             {"prefix": "10.236.1.0/24", "used": POD_COUNT, "size": 253},
-            {"prefix": "fd44:0:0:1::/64", "used": POD_COUNT, "size": 65534},
+            {"prefix": "fd44:0:0:1::/64", "used": POD_COUNT, "size": 281_474_976_710_641_u64},
         ],
         "peers": peers,
         "store": {"kind": "etcd", "connected": true, "problem": null, "refusedClaims": 0, "refused": []},
