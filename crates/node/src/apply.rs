@@ -21,13 +21,14 @@ use crate::{
     record::hop_of,
     refusals::{Change, Object, Refusals},
     settings::{self, Settings},
+    status::Changes,
 };
 
 /// The result of a pass.
 #[derive(Debug, Default)]
 pub struct Done {
-    /// The number of objects created, changed or removed.
-    pub changes: usize,
+    /// The numbers of objects created, changed or removed.
+    pub changes: Changes,
     /// The indices of the daemon's devices.
     pub devices: BTreeSet<u32>,
     /// The refused changes of objects that are no peer's.
@@ -48,18 +49,23 @@ impl Done {
         }
     }
 
-    /// Counts the changes, and sorts the refusals into those of peers' objects and others.
+    /// Counts the changes with the counter of each one's kind, and sorts the refusals into those of peers' objects and others.
     fn note_all<T: Copy>(
         &mut self,
         changes: &[(Option<(Object, Change)>, T)],
         refused: Vec<(usize, kernel::Error)>,
+        counter: fn(&mut Changes, T) -> &mut usize,
         known: &mut Known,
     ) {
-        self.changes += changes.len().saturating_sub(refused.len());
+        for (_, fate) in changes {
+            *counter(&mut self.changes, *fate) += 1;
+        }
         self.refused_count += refused.len();
         for (index, error) in refused {
-            match changes.get(index).and_then(|(of_peer, _)| *of_peer) {
-                Some((object, change)) => known.refusals.note(object, change, &error),
+            let Some((of_peer, fate)) = changes.get(index) else { continue };
+            *counter(&mut self.changes, *fate) -= 1;
+            match of_peer {
+                Some((object, change)) => known.refusals.note(*object, *change, &error),
                 None => self.refused.push(error.to_string()),
             }
         }
@@ -130,7 +136,7 @@ pub(crate) fn apply(socket: &Socket, desired: &Desired, actual: &Actual, known: 
     for (name, current) in &actual.devices {
         if desired.devices.iter().all(|device| device.name != *name) {
             done.note(link::remove(socket, &current.link));
-            done.changes += 1;
+            done.changes.devices += 1;
         }
     }
     done
@@ -187,7 +193,7 @@ fn ensure_device<'a>(
             }
             created => done.note(created)?,
         }
-        done.changes += 1;
+        done.changes.devices += 1;
         for (setting, value) in settings::of_device(device) {
             done.note(sysctl::set(setting, value));
         }
@@ -205,27 +211,27 @@ fn ensure_device<'a>(
     };
     if change.up.is_some() || change.mtu.is_some() || change.mac.is_some() || change.alias.is_some() {
         done.note(link::change(socket, &link, &change))?;
-        done.changes += 1;
+        done.changes.devices += 1;
     }
     // Offload is only ever switched off: some cards do not support it.
     if !device.checksum_offload
         && done.note(offload::checksums(device.name)) == Some(true)
         && done.note(offload::set_checksums(device.name, false)).is_some()
     {
-        done.changes += 1;
+        done.changes.devices += 1;
     }
     let current = known.map(|current| current.addresses.clone()).unwrap_or_default();
     let wanted: BTreeSet<_> = device.addresses.iter().copied().collect();
     for net in wanted.difference(&current) {
         if done.note(addr::add(socket, &link, *net, Detection::Skip)).is_some() {
-            done.changes += 1;
+            done.changes.devices += 1;
         }
     }
     // The kernel assigns link-local addresses itself.
     let by_kernel = |net: &IpNet| matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
     for net in current.difference(&wanted).filter(|net| !by_kernel(net)) {
         if done.note(addr::remove(socket, &link, *net)).is_some() {
-            done.changes += 1;
+            done.changes.devices += 1;
         }
     }
     Some((link, known))
@@ -318,7 +324,14 @@ fn change_entries(
     changes.extend(gone.map(|ip| (None, neigh::Fate::NoNeighbour(link, *ip))));
     let fates: Vec<neigh::Fate> = changes.iter().map(|(_, fate)| *fate).collect();
     let refused = neigh::change_all(socket, &fates);
-    done.note_all(&changes, refused, known);
+    done.note_all(&changes, refused, entries_counter, known);
+}
+
+fn entries_counter(counts: &mut Changes, fate: neigh::Fate) -> &mut usize {
+    match fate {
+        neigh::Fate::Neighbour(..) | neigh::Fate::NoNeighbour(..) => &mut counts.neighbours,
+        neigh::Fate::Forward(_) | neigh::Fate::NoForward(_) => &mut counts.forwarding_entries,
+    }
 }
 
 fn change_routes(
@@ -359,7 +372,7 @@ fn change_routes(
     changes.extend(gone.map(|route| (None, route::Fate::Remove(*route))));
     let fates: Vec<route::Fate> = changes.iter().map(|(_, fate)| *fate).collect();
     let refused = route::change_all(socket, &fates);
-    done.note_all(&changes, refused, known);
+    done.note_all(&changes, refused, |counts, _| &mut counts.routes, known);
 }
 
 /// Compares routes, except for the scope and the source that the kernel fills in itself.
@@ -405,11 +418,11 @@ pub fn remove(socket: &Socket, actual: &Actual) -> Done {
     let mut done = Done::default();
     let fates: Vec<route::Fate> = actual.routes.iter().map(|route| route::Fate::Remove(*route)).collect();
     let refused = route::change_all(socket, &fates);
-    done.changes += fates.len().saturating_sub(refused.len());
+    done.changes.routes += fates.len().saturating_sub(refused.len());
     done.refused.extend(refused.iter().map(|(_, error)| error.to_string()));
     for device in actual.devices.values() {
         if done.note(link::remove(socket, &device.link)).is_some() {
-            done.changes += 1;
+            done.changes.devices += 1;
         }
     }
     done

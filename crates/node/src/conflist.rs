@@ -10,6 +10,7 @@ use crate::{
     config::{Config, Network, Underlay},
     desired::{Attach, Segment},
     file,
+    status::Pod,
 };
 
 /// Returns the path of a network's configuration. The first network's sorts before the others: a runtime takes the first file.
@@ -181,13 +182,43 @@ pub fn used(config: &Config, network: &Network, blocks: &[IpNet]) -> io::Result<
 /// # Errors
 /// If the directory cannot be read.
 pub fn reserved(config: &Config, network: &str) -> io::Result<Vec<IpAddr>> {
+    reservations(config, network)?.map(|entry| entry.map(|(ip, _)| ip)).collect()
+}
+
+/// Returns the reserved addresses of a network, each with its file.
+fn reservations(
+    config: &Config,
+    network: &str,
+) -> io::Result<impl Iterator<Item = io::Result<(IpAddr, fs::DirEntry)>>> {
     let entries = match fs::read_dir(config.data_dir.join(network)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        other => Some(other?),
     };
-    let ip = |entry: io::Result<fs::DirEntry>| match entry {
-        Ok(entry) => entry.file_name().to_str().and_then(|name| name.replace('_', ":").parse().ok()).map(Ok),
+    Ok(entries.into_iter().flatten().filter_map(|entry| match entry {
+        Ok(entry) => {
+            let ip = entry.file_name().to_str().and_then(|name| name.replace('_', ":").parse().ok());
+            ip.map(|ip| Ok((ip, entry)))
+        }
         Err(error) => Some(Err(error)),
-    };
-    entries.filter_map(ip).collect()
+    }))
+}
+
+/// Lists the addresses of pods on this host, with the owners that host-local's files name: the container's ID, and on a second line the
+/// interface.
+///
+/// # Errors
+/// If a directory cannot be read.
+pub fn pods(config: &Config) -> io::Result<Vec<Pod>> {
+    let mut pods = Vec::new();
+    for network in &config.networks {
+        for entry in reservations(config, &network.name)? {
+            let (address, file) = entry?;
+            let owner = fs::read_to_string(file.path()).unwrap_or_default();
+            let mut lines = owner.lines().map(|line| line.trim().to_owned());
+            let mut line = || lines.next().unwrap_or_default();
+            pods.push(Pod { network: network.name.clone(), address, container: line(), interface: line() });
+        }
+    }
+    pods.sort();
+    Ok(pods)
 }

@@ -7,6 +7,7 @@ mod addresses;
 mod answers;
 mod blocks;
 mod event;
+mod history;
 mod inquiries;
 mod memory;
 mod network_files;

@@ -106,6 +106,11 @@ impl Probes {
         }
     }
 
+    /// Returns the time in which a number of nodes are probed once.
+    pub(crate) fn round(nodes: usize) -> Duration {
+        EVERY.saturating_mul(u32::try_from(nodes.div_ceil(AT_ONCE)).unwrap_or(u32::MAX))
+    }
+
     /// Returns what is known of a node's daemon, or `None` until it was probed.
     pub(crate) fn seen(&self, name: &str) -> Option<Seen> {
         self.lock().get(name)?.seen

@@ -2,16 +2,17 @@
 
 use std::{
     collections::VecDeque,
+    hash::{BuildHasher, Hash, Hasher, RandomState},
     os::unix::fs::PermissionsExt,
     sync::{Arc, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
     Json, Router,
     extract::State,
-    http::{StatusCode, header},
-    response::{Html, IntoResponse},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
     routing::get,
     serve::Listener,
 };
@@ -27,7 +28,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    metrics,
+    conflist, metrics,
     probe::Probes,
     start_error::StartError,
     status::{self, Status},
@@ -51,12 +52,21 @@ pub(crate) fn start(config: &Config, shared: &status::Shared, probes: &Probes) -
         ),
     };
     let router = Router::new()
-        .route("/", get(page))
+        .route("/", get(|| async { file("text/html", include_str!("page/page.html")) }))
+        .route("/page.css", get(|| async { file("text/css", include_str!("page/page.css")) }))
+        .route("/page.js", get(|| async { file("text/javascript", include_str!("page/page.js")) }))
         .route("/status", get(show))
+        .route("/pods", get(pods))
         .route("/metrics", get(scrape))
         .route("/livez", get(|| async { "alive" }))
         .route("/readyz", get(ready))
-        .with_state(Sources { shared: Arc::clone(shared), probes: probes.clone() });
+        .with_state(Sources {
+            config: Arc::new(config.clone()),
+            shared: Arc::clone(shared),
+            probes: probes.clone(),
+            seed: RandomState::new(),
+            started: Instant::now(),
+        });
     std::thread::spawn(move || {
         runtime.block_on(async move {
             let local = answer(socket, router.clone());
@@ -116,8 +126,11 @@ fn bind(config: &Config) -> std::io::Result<UnixListener> {
 /// The data behind every answer.
 #[derive(Debug, Clone)]
 struct Sources {
+    config: Arc<Config>,
     shared: status::Shared,
     probes: Probes,
+    seed: RandomState,
+    started: Instant,
 }
 
 impl Sources {
@@ -131,10 +144,50 @@ impl Sources {
         }
         status
     }
+
+    /// Returns the tag of the status, which changes with it. It is weak (RFC 9110, 8.8.1): what changes all the time does not count
+    /// (counters without meaning to an operator, and for how long a peer is silent), and round-trip times count once per round of probes.
+    fn tag(&self) -> String {
+        let status = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hasher = self.seed.build_hasher();
+        (&status.node, status.ready, &status.problems, &status.notes, &status.store).hash(&mut hasher);
+        (&status.networks, &status.addresses, &status.blocks).hash(&mut hasher);
+        (&status.repairs, &status.faults, status.counters.repairs, status.counters.refusals)
+            .hash(&mut hasher);
+        for peer in &status.peers {
+            let answers = self.probes.seen(&peer.name).map(|seen| seen.answered);
+            (&peer.name, &peer.addresses, &peer.blocks, &peer.path, &peer.problem).hash(&mut hasher);
+            (peer.silent_seconds.is_some(), answers).hash(&mut hasher);
+        }
+        let round = Probes::round(status.peers.len().max(1));
+        (self.started.elapsed().as_millis() / round.as_millis()).hash(&mut hasher);
+        format!("W/\"{:016x}\"", hasher.finish())
+    }
 }
 
-async fn show(State(sources): State<Sources>) -> Json<Status> {
-    Json(sources.status())
+/// Answers with the status, or says that it has not changed since the one that the client knows (`If-None-Match`).
+async fn show(State(sources): State<Sources>, headers: HeaderMap) -> Response {
+    // The tag comes first: it may be older than the status that is sent with it, but not newer.
+    let tag = sources.tag();
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|known| known.to_str().ok()).unwrap_or_default();
+    let is_known = known.split(',').any(|known| known.trim() == tag);
+    let tag = [(header::ETAG, tag)];
+    if is_known {
+        return (StatusCode::NOT_MODIFIED, tag).into_response();
+    }
+    (tag, Json(sources.status())).into_response()
+}
+
+/// Answers with the pods of this host, as the reservations say.
+async fn pods(State(sources): State<Sources>) -> Response {
+    let read = move || conflist::pods(&sources.config);
+    match tokio::task::spawn_blocking(read).await.map_err(std::io::Error::other).flatten() {
+        Ok(pods) => Json(pods).into_response(),
+        Err(error) => {
+            let text = format!("cannot read the reservations: {error}");
+            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
+    }
 }
 
 async fn scrape(State(sources): State<Sources>) -> impl IntoResponse {
@@ -151,6 +204,17 @@ async fn ready(State(sources): State<Sources>) -> (StatusCode, String) {
     }
 }
 
-async fn page() -> Html<&'static str> {
-    Html(include_str!("page.html"))
+/// Answers with a file of the page. The page uses nothing but what this server sends.
+fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_TYPE, format!("{kind}; charset=utf-8")),
+        (header::CONTENT_SECURITY_POLICY, POLICY.into()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".into()),
+        (header::CACHE_CONTROL, "no-cache".into()),
+    ];
+    (headers, text)
 }
+
+/// What a browser may load and run for the page.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
+    form-action 'none'; frame-ancestors 'none'";

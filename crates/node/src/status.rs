@@ -33,12 +33,16 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// The state of the store.
     pub store: Store,
+    /// The last repairs, the oldest first.
+    pub repairs: Vec<Repair>,
+    /// The last problems and notes of this node, and when they ended; the oldest first.
+    pub faults: Vec<Fault>,
     /// Counters since the daemon started.
     pub counters: Counters,
 }
 
 /// A network of the cluster.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Hash, Serialize, Deserialize)]
 pub struct Network {
     /// The network's name.
     pub name: String,
@@ -49,7 +53,7 @@ pub struct Network {
 }
 
 /// A block that this node owns.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Hash, Serialize, Deserialize)]
 pub struct Block {
     /// The prefix.
     pub prefix: IpNet,
@@ -82,7 +86,7 @@ pub struct Peer {
 }
 
 /// The state of the store.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Store {
     /// `file`, `etcd` or `kubernetes`.
@@ -95,6 +99,75 @@ pub struct Store {
     pub refused_claims: usize,
     /// The refused records, each with the reason.
     pub refused: Vec<String>,
+}
+
+/// A pass that restored objects after foreign changes.
+#[derive(Debug, Clone, Hash, Serialize, Deserialize)]
+pub struct Repair {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// The number of changes by kind.
+    pub changes: Changes,
+}
+
+/// Numbers of changes by the kind of object. Kinds without changes are left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Changes {
+    /// Routes.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub routes: usize,
+    /// Neighbours of tunnels.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub neighbours: usize,
+    /// Forwarding entries of tunnels.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub forwarding_entries: usize,
+    /// Devices with their addresses and properties.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub devices: usize,
+    /// Rulesets: one if tables, chains, sets or rules were changed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub rulesets: usize,
+    /// Settings in `/proc/sys/net`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub settings: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+impl Changes {
+    /// Returns the number of all changes.
+    pub fn sum(&self) -> usize {
+        self.routes + self.neighbours + self.forwarding_entries + self.devices + self.rulesets + self.settings
+    }
+}
+
+/// A problem or note of this node.
+#[derive(Debug, Clone, Hash, Serialize, Deserialize)]
+pub struct Fault {
+    /// The problem or note.
+    pub problem: String,
+    /// When it was first seen, in seconds since 1970.
+    pub since: u64,
+    /// When it was gone, in seconds since 1970; `None` if it continues.
+    pub until: Option<u64>,
+}
+
+/// An address of a pod on this host: one of `/pods`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Pod {
+    /// The network.
+    pub network: String,
+    /// The address.
+    pub address: IpAddr,
+    /// The container's ID, or an empty text if the reservation cannot be read.
+    pub container: String,
+    /// The interface in the container, or an empty text if the reservation does not name it.
+    pub interface: String,
 }
 
 /// Counters since the daemon started.

@@ -15,6 +15,7 @@ mod hot;
 mod kernel;
 mod lint_speed;
 mod package;
+mod page;
 mod pages;
 mod peers;
 mod picture;
@@ -45,6 +46,8 @@ cargo xtask CHORE
   spec                 show which test covers which requirement of the specification
   pages [--check]      write the tables of keys in docs/plugins and of rules in docs/lint.md from the code
   picture [BINARY]     draw docs/demo.svg and docs/lint.svg, terminal pictures of runs of `netloom demo` and `netloom lint`
+  page [NODES]         serve the daemon's web page with a made-up cluster (default: 50 nodes)
+    --pictures           write docs/page-small.png and docs/page-large.png instead, with chromium
   lint-speed [COUNT]   time `netloom lint` on COUNT small files (default: 10,000) and on one of a megabyte, on one processor
   peers                fetch the reference plugins that the parity tests compare with, into target/peers
   deny                 check licences, sources and duplicates of dependencies
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Some("spec") => spec::spec(),
         Some("pages") => pages::pages(&arguments[1..]),
         Some("lint-speed") => lint_speed::lint_speed(&arguments[1..]),
+        Some("page") => page::page(&arguments[1..]),
         Some("picture") => picture::picture(&arguments[1..]),
         Some("package") => package::package(&arguments[1..]),
         Some("peers") => peers::peers(),

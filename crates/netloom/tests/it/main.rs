@@ -8,6 +8,7 @@ mod chains;
 mod churn;
 mod cli;
 mod clients;
+mod cluster_peers;
 mod counts;
 mod crash;
 mod deep;

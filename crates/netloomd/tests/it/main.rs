@@ -10,5 +10,6 @@ mod kubernetes;
 mod lab;
 mod manifests;
 mod other_kernel;
+mod page;
 mod streams;
 mod underlay;

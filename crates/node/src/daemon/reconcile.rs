@@ -15,12 +15,13 @@ use kernel::{Protocol, Socket};
 use ruleset::cluster;
 use tracing::{info, warn};
 
-use super::{event::Event, memory, state::Daemon};
+use super::{event::Event, history, memory, state::Daemon};
 use crate::{
     actual, apply, blocks,
     desired::{self, Desired, Inputs, PeerPath, Uplinks},
     record::Record,
     refusals::Object,
+    status::Changes,
     store::Update,
 };
 
@@ -295,17 +296,19 @@ impl Daemon {
         }
         let done = apply::apply(socket, wanted, &current, &mut self.known);
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&done.devices);
-        let mut changes = done.changes + set;
+        let mut by_kind = Changes { settings: set, ..done.changes };
         match rules {
-            Ok(changed) => changes += usize::from(changed),
+            Ok(changed) => by_kind.rulesets += usize::from(changed),
             Err(error) => problems.push(format!("cannot change the ruleset: {error}")),
         }
+        let changes = by_kind.sum();
         let counters = &mut self.status.counters;
         counters.comparisons += 1;
         counters.changes += changes as u64;
         counters.refusals += done.refused_count as u64;
         if by_kernel_alone && changes > 0 && self.last.as_ref() == Some(wanted) {
             counters.repairs += changes as u64;
+            history::note_repair(&mut self.status.repairs, by_kind);
             info!(changes, "repaired foreign changes");
         }
         for refusal in done.refused.iter().take(SHOWN) {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use tracing::{error, info, warn};
 
-use super::state::Daemon;
+use super::{history, state::Daemon};
 use crate::{conflist, desired::Desired, status};
 
 impl Daemon {
@@ -89,6 +89,7 @@ impl Daemon {
         let blocks = self.config.networks.iter().flat_map(|network| self.filled(network)).collect();
         let peers = self.last.as_ref().map(|desired| self.peers(desired));
         let status = &mut self.status;
+        history::note_faults(&mut status.faults, problems.iter().chain(&notes));
         status.ready = ready;
         status.peers = peers.unwrap_or_default();
         status.problems = problems;

@@ -43,5 +43,5 @@ pub fn uninstall(config: &Config) -> Result<usize, StartError> {
     for folder in [config.socket.parent(), Some(config.state_dir.as_path())].into_iter().flatten() {
         drop(std::fs::remove_dir(folder));
     }
-    if done.refused.is_empty() { Ok(done.changes) } else { Err(refused(done.refused.join("; "))) }
+    if done.refused.is_empty() { Ok(done.changes.sum()) } else { Err(refused(done.refused.join("; "))) }
 }
