@@ -222,13 +222,15 @@ fn ensure_device<'a>(
     }
     let current = known.map(|current| current.addresses.clone()).unwrap_or_default();
     let wanted: BTreeSet<_> = device.addresses.iter().copied().collect();
+    // The kernel assigns link-local addresses itself, when the device is set up, and not again.
+    let by_kernel = |net: &IpNet| matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
     for net in wanted.difference(&current) {
-        if done.note(addr::add(socket, &link, *net, Detection::Skip)).is_some() {
-            done.changes.devices += 1;
+        let detection = if by_kernel(net) { Detection::AsSet } else { Detection::Skip };
+        match addr::add(socket, &link, *net, detection) {
+            Err(error) if error.kind() == kernel::Kind::Exists => {}
+            added => done.changes.devices += usize::from(done.note(added).is_some()),
         }
     }
-    // The kernel assigns link-local addresses itself.
-    let by_kernel = |net: &IpNet| matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
     for net in current.difference(&wanted).filter(|net| !by_kernel(net)) {
         if done.note(addr::remove(socket, &link, *net)).is_some() {
             done.changes.devices += 1;

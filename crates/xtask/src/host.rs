@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::Read,
     os::fd::AsFd,
+    path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
@@ -74,6 +75,11 @@ impl Host {
     /// Does work on a thread that has entered the host's network namespace and ends with the work.
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, String> {
         Self::enter(&format!("/proc/{}/ns/net", self.pid()), work)
+    }
+
+    /// Returns a path of the host as seen from outside.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        format!("/proc/{}/root{path}", self.pid()).into()
     }
 
     /// Does work on a thread that has entered a container's namespace.

@@ -54,7 +54,7 @@ fn tunnels(inputs: &Inputs<'_>) -> Vec<Device> {
             mtu: configured.unwrap_or(fits(v4, uplink.mtu)),
             mac: Some(own.mac(v4)),
             // The first device gets all addresses: the kernel has each address on one link.
-            addresses: std::mem::take(&mut addresses),
+            addresses: [std::mem::take(&mut addresses), vec![link_local6(own.mac(v4))]].concat(),
         };
         return outer.into_iter().map(device).collect();
     }
@@ -80,9 +80,7 @@ fn beside(inputs: &Inputs<'_>) -> Option<Device> {
         Underlay::Macvlan => (Some(mac), Vec::new()),
         // An ipvlan shares the uplink's hardware address, and the kernel finds the ipvlan by its IP addresses: to receive
         // replies it needs some.
-        Underlay::Ipvlan => {
-            (None, vec![link_local4(mac).into(), Ipv6Net::new_assert(hop_of(mac), 64).into()])
-        }
+        Underlay::Ipvlan => (None, vec![link_local4(mac).into(), link_local6(mac)]),
     };
     Some(Device {
         name: BESIDE,
@@ -98,6 +96,11 @@ fn beside(inputs: &Inputs<'_>) -> Option<Device> {
 /// Returns the hardware address of the host's own macvlan, from which an ipvlan's addresses are derived too.
 pub(super) fn beside_mac(own: &Record) -> Mac {
     mac_of(&format!("{} beside", own.name))
+}
+
+/// Returns the link-local address that peers use as the next hop, which the kernel derives from the hardware address too.
+fn link_local6(mac: Mac) -> IpNet {
+    Ipv6Net::new_assert(hop_of(mac), 64).into()
 }
 
 /// Returns an IPv4 link-local address (RFC 3927), from a part of the prefix that neither cloud metadata services nor node-local

@@ -1,6 +1,11 @@
 //! Does the steps of a fault.
 
-use rustix::process::Signal;
+use std::path::Path;
+
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    process::Signal,
+};
 
 use super::{
     fault::{Act, Members},
@@ -45,6 +50,7 @@ fn one(place: &Place, target: Target, step: &Act) -> Result<Option<String>, Stri
             let script = filled(script);
             return Ok((!place.wire.succeeds(&servers::script(&script))).then_some(script));
         }
+        Act::Exchange(one, other) => exchange(&node.host.path(one), &node.host.path(other))?,
         Act::Kill => node.kill(),
         Act::Terminate => node.terminate()?,
         Act::Freeze => node.signal(Signal::STOP),
@@ -64,6 +70,11 @@ fn one(place: &Place, target: Target, step: &Act) -> Result<Option<String>, Stri
         Act::RemoveCopy => return remove_copy(place),
     }
     Ok(None)
+}
+
+fn exchange(one: &Path, other: &Path) -> Outcome {
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
+        .map_err(|error| format!("exchange {} and {}: {error}", one.display(), other.display()))
 }
 
 fn some(members: Members, first: usize) -> Vec<usize> {

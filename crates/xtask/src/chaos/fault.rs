@@ -87,6 +87,8 @@ pub(super) enum Act {
     Host(&'static str),
     /// A script on the wire, which connects the hosts and runs the store; `$E` is `etcdctl` with the members' addresses.
     Wire(&'static str),
+    /// Exchanges two files or folders of the host at once.
+    Exchange(&'static str, &'static str),
     /// SIGKILL to the daemon.
     Kill,
     /// SIGTERM to the daemon; waits for its end.

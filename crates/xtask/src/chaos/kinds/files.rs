@@ -1,7 +1,7 @@
 //! Files that are deleted or damaged, and disks that are full or read-only. None of it costs a packet of a running pod.
 
 use super::super::fault::{
-    Act::{Host as Sh, Kill, Start},
+    Act::{Exchange, Host as Sh, Kill, Start},
     Allows, At, Fault, Hinders, Scope,
 };
 
@@ -34,8 +34,9 @@ pub(super) const KINDS: &[Fault] = &[
     Fault::harmless(
         "reservations: their folder cannot be read",
         At::Files,
-        &[Sh("mv /var/lib/cni/networks/netloom /var/lib/cni/aside; : >/var/lib/cni/networks/netloom")],
-        &[Sh("rm /var/lib/cni/networks/netloom; mv /var/lib/cni/aside /var/lib/cni/networks/netloom")],
+        // At once: a plugin that starts in between would make a new folder, and know of no reservation.
+        &[Sh(": >/var/lib/cni/aside"), Exchange("/var/lib/cni/networks/netloom", "/var/lib/cni/aside")],
+        &[Exchange("/var/lib/cni/networks/netloom", "/var/lib/cni/aside"), Sh("rm /var/lib/cni/aside")],
     )
     .blocking_pods(),
     Fault::harmless(
