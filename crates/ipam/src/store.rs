@@ -132,7 +132,13 @@ impl Store {
     /// # Errors
     /// As [`Self::lock`].
     pub fn lock_existing(&self) -> Result<Option<Locked<'_>>> {
-        if self.dir.is_dir() { self.lock().map(Some) } else { Ok(None) }
+        if self.exists()? { self.lock().map(Some) } else { Ok(None) }
+    }
+
+    /// Returns whether the folder exists. A folder that cannot be read is not one without reservations.
+    fn exists(&self) -> Result<bool> {
+        let error = |source| StoreError { doing: "read folder", path: self.dir.clone(), source };
+        self.dir.try_exists().map_err(error)
     }
 }
 
@@ -153,7 +159,7 @@ impl Store {
     /// # Errors
     /// If the folder exists and cannot be read.
     pub fn reservations(&self) -> Result<Vec<Reservation>> {
-        if !self.dir.is_dir() {
+        if !self.exists()? {
             return Ok(Vec::new());
         }
         let read = |(ip, path): (IpAddr, PathBuf)| {

@@ -73,8 +73,12 @@ impl Locks<'_> {
     /// Does as [`Self::whole_network`], but creates no file: returns `None` if no operation on the network ever took its lock.
     pub(crate) fn whole_network_if_used(&self, name: &str) -> Result<Option<Guard>, Error> {
         let files = [turn(name), format!("network-{name}")];
-        if !files.iter().all(|file| self.folder().join(file).exists()) {
-            return Ok(None);
+        for file in files {
+            let path = self.folder().join(file);
+            let error = |source| Error::Io { doing: "look for", path: path.clone(), source };
+            if !path.try_exists().map_err(error)? {
+                return Ok(None);
+            }
         }
         self.whole_network(name).map(Some)
     }

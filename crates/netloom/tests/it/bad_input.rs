@@ -646,6 +646,32 @@ fn exhausted_ranges() {
     drop(fs::read(host.path("/var/lib/cni/networks/small/lock")).unwrap());
 }
 
+/// A folder of reservations that cannot be read is not an empty one: no verb succeeds, and the address is released when the folder is back.
+#[test]
+fn reservations_that_cannot_be_read_are_not_none() {
+    if !testkit::is_root() {
+        return;
+    }
+    let host = Host::new();
+    host.container("c1");
+    let conf = json!({"cniVersion": "1.1.0", "name": "lab", "type": "host-local",
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.2.0/24"}]]}});
+    let call = Call::new(&host, &OURS, "c1");
+    let result = call.add(&conf);
+    host.sh("cd /var/lib/cni/networks; mv lab aside; : >lab");
+    let mut after = conf.clone();
+    after["prevResult"] = result.clone();
+    after["cni.dev/valid-attachments"] = json!([]);
+    for verb in ["DEL", "CHECK", "GC", "STATUS", "ADD"] {
+        let (code, text) = call.call(verb, &after).error();
+        assert!(code != 0 && text.contains("/var/lib/cni/networks/lab"), "{verb}: {code} {text}");
+    }
+    host.sh("cd /var/lib/cni/networks; rm lab; mv aside lab");
+    assert_eq!(host.sh("cat /var/lib/cni/networks/lab/10.1.2.2 | head -n 1").trim(), "c1");
+    call.del(&conf, &result);
+    assert!(host.succeeds("! test -e /var/lib/cni/networks/lab/10.1.2.2"));
+}
+
 /// What a plugin does not use need not make sense: the reference plugins take it too.
 #[test]
 fn what_is_not_used_is_not_checked() {
