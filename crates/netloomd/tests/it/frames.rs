@@ -32,8 +32,7 @@ impl Pod {
         let ips = lab.pod(host, name);
         let link = lab.hosts[host].sh(&format!("ip route show {} | grep -o 'veth[0-9a-f]*'", ips[0]));
         let link = link.trim().to_owned();
-        let own =
-            lab.hosts[host].sh(&format!("ip netns exec {name} cat /sys/class/net/eth0/address"));
+        let own = lab.hosts[host].sh(&format!("ip netns exec {name} cat /sys/class/net/eth0/address"));
         let ends = (octets(&own), mac(&lab.hosts[host], &link));
         let ips = [ips[0].parse().unwrap(), ips[1].parse().unwrap()];
         Self { host, name, ips, link, ends }
@@ -80,16 +79,17 @@ pub(crate) fn udp(ends: Ends, from: IpAddr, to: IpAddr, ports: (u16, u16), paylo
     })
 }
 
-/// Returns a frame with an ICMP redirect, or with an ICMPv6 message of a type.
+/// Returns a frame with an ICMP redirect, or with an ICMPv6 message of a type, whose flags say that it replaces what is known.
 pub(crate) fn icmp(ends: Ends, from: IpAddr, to: IpAddr, kind: u8, payload: &[u8]) -> Vec<u8> {
     let frame = PacketBuilder::ethernet2(ends.0, ends.1);
     finish(payload, |out, payload| match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             frame.ipv4(from.octets(), to.octets(), 64).icmpv4_raw(kind, 1, [0; 4]).write_to_vec(out, payload)
         }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            frame.ipv6(from.octets(), to.octets(), 255).icmpv6_raw(kind, 0, [0; 4]).write_to_vec(out, payload)
-        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => frame
+            .ipv6(from.octets(), to.octets(), 255)
+            .icmpv6_raw(kind, 0, [0x20, 0, 0, 0])
+            .write_to_vec(out, payload),
         _ => panic!("{from} and {to} are of two families"),
     })
 }
@@ -141,7 +141,8 @@ pub(crate) fn seen(host: &Host, container: Option<&str>) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
     for set in ["ports", "kinds", "kinds4"] {
         let listed = host.json(&format!("{inside}nft -j list set inet seen {set}"));
-        let elements = listed["nftables"].as_array().unwrap().iter().find_map(|it| it["set"]["elem"].as_array());
+        let elements =
+            listed["nftables"].as_array().unwrap().iter().find_map(|it| it["set"]["elem"].as_array());
         seen.extend(elements.into_iter().flatten().map(|it| it.to_string().replace('"', "")));
         host.sh(&format!("{inside}nft flush set inet seen {set}"));
     }

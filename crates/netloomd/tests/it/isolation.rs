@@ -1,9 +1,15 @@
 //! What pods and nodes cannot forge.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use testkit::Transport;
 
 use crate::{
-    frames::{Pod, icmp, in_tunnel, link_local, mac, pour, seen, udp, watch},
+    frames::{Pod, arp, icmp, in_tunnel, link_local, mac, pour, seen, udp, watch},
     lab::{Lab, Plan},
 };
 
@@ -93,7 +99,11 @@ fn attempts(lab: &Lab, own: &Pod, near: &Pod, far: &Pod, third: &Pod) -> Vec<Att
                     at,
                     arrives: port.to_string(),
                     // To a host's own tunnel its pods are no nodes.
-                    stops: if from.host == own.host && inner.host != own.host { Stop::Sender } else { Stop::Both },
+                    stops: if from.host == own.host && inner.host != own.host {
+                        Stop::Sender
+                    } else {
+                        Stop::Both
+                    },
                 });
             }
         }
@@ -120,7 +130,12 @@ fn messages(own: &Pod) -> Vec<Attempt> {
         message("a DHCP answer", "68", 0, udp(own.ends, v4, ip("255.255.255.255"), (67, 68), &[2; 240])),
         message("a DHCP answer to a node", "68", 1, udp(own.ends, v4, ip("192.0.2.2"), (67, 68), &[2; 240])),
         message("a DHCPv6 answer", "546", 0, udp(own.ends, local, all, (547, 546), &[7; 4])),
-        message("a DHCPv6 answer to a node", "546", 1, udp(own.ends, v6, ip("2001:db8:a::2"), (547, 546), &[7; 4])),
+        message(
+            "a DHCPv6 answer to a node",
+            "546",
+            1,
+            udp(own.ends, v6, ip("2001:db8:a::2"), (547, 546), &[7; 4]),
+        ),
     ]
 }
 
@@ -130,7 +145,8 @@ fn only(lab: &Lab, own: &Pod, attempts: &[Attempt], reached: &[&Pod], expected: 
         own.send(lab, &attempt.frame);
     }
     // What the pod sends as itself arrives, after all that it has forged.
-    let mut places: Vec<(usize, Option<&'static str>)> = reached.iter().map(|pod| (pod.host, Some(pod.name))).collect();
+    let mut places: Vec<(usize, Option<&'static str>)> =
+        reached.iter().map(|pod| (pod.host, Some(pod.name))).collect();
     places.extend([(0, None), (1, None)]);
     for (host, pod) in places {
         let inside = pod.map(|name| format!("ip netns exec {name} ")).unwrap_or_default();
@@ -212,7 +228,8 @@ fn pods_forge_nothing() {
     watch(&lab.hosts[0], None);
     only(&lab, &own, &attempts, &reached, |_| false);
     lab.all_reach_all(
-        &[&own, &near, &far, &third].map(|pod| (pod.host, pod.name.to_owned(), pod.ips.map(|ip| ip.to_string()).to_vec())),
+        &[&own, &near, &far, &third]
+            .map(|pod| (pod.host, pod.name.to_owned(), pod.ips.map(|ip| ip.to_string()).to_vec())),
     );
 }
 
@@ -224,7 +241,8 @@ fn nodes_speak_for_their_own_pods_alone() {
     }
     for (flags, gpe) in [(&[][..], false), (&["--tunnel", "vxlan-gpe"][..], true)] {
         let lab = Lab::of(Plan { flags, ..Plan::default() });
-        let pods = [(0, "a1"), (0, "b1"), (1, "a2"), (2, "a3")].map(|(host, name)| Pod::start(&lab, host, name));
+        let pods =
+            [(0, "a1"), (0, "b1"), (1, "a2"), (2, "a3")].map(|(host, name)| Pod::start(&lab, host, name));
         let [to, near, sender, third] = &pods;
         // Its own firewall would not forward for hosts outside.
         lab.hosts[0].sh("nft delete table inet own");
@@ -246,7 +264,8 @@ fn nodes_speak_for_their_own_pods_alone() {
                 ];
                 for (from, accepted) in sources {
                     port += 1;
-                    let frame = udp(([2, 0, 0, 0, 0, 9], device), from, to.ips[family], (7777, port), b"carried");
+                    let frame =
+                        udp(([2, 0, 0, 0, 0, 9], device), from, to.ips[family], (7777, port), b"carried");
                     let packet = if gpe {
                         in_tunnel(VNI, Some(1 + u8::from(family == 1)), &frame[14..])
                     } else {
@@ -262,4 +281,92 @@ fn nodes_speak_for_their_own_pods_alone() {
         lab.until(0, &format!("ip netns exec a1 nft list set inet seen ports | grep -q {}", port - 2));
         assert_eq!(seen(&lab.hosts[0], Some("a1")), expected, "{flags:?}");
     }
+}
+
+/// Claims of others' addresses (ARP, neighbour advertisements) concern a pod's own link alone.
+#[test]
+fn claims_of_addresses_change_nothing() {
+    if !testkit::is_root() || !testkit::has("socat") {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, ..Plan::default() });
+    let [own, near] = ["a1", "b1"].map(|name| Pod::start(&lab, 0, name));
+    let far = Pod::start(&lab, 1, "a2");
+    for claimed in [near.ips, far.ips, [ip("192.0.2.2"), ip("2001:db8:a::2")]] {
+        own.send(&lab, &arp(own.ends, claimed[0]));
+        let IpAddr::V6(target) = claimed[1] else { unreachable!() };
+        // With the option of the sender's hardware address.
+        let claim = [&target.octets()[..], &[2, 1], &own.ends.0].concat();
+        own.send(&lab, &icmp(own.ends, link_local(own.ends.0), ip(ALL_NODES), 136, &claim));
+        // It arrives, after the claims.
+        assert!(lab.pings(0, "a1", "", &near.ips[0].to_string()));
+        let known = lab.hosts[0].sh(&format!("ip neigh show dev {}", own.link));
+        for ip in claimed {
+            assert!(!known.contains(&ip.to_string()), "{known}");
+            let to = ip.to_string();
+            assert!(lab.hosts[0].succeeds(&format!("ping -c 1 -W 2 {to}")), "{to}");
+            assert!(ip == near.ips[0] || ip == near.ips[1] || lab.pings(0, "b1", "", &to), "{to}");
+        }
+        assert!(lab.pings(1, "a2", "", &near.ips[0].to_string()));
+        assert!(lab.pings(1, "a2", "", &near.ips[1].to_string()));
+    }
+}
+
+/// What pods may do: all protocols, fragments, published ports from within, and addresses that an operator routes to them.
+#[test]
+fn pods_do_what_they_may() {
+    if !testkit::is_root() {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, ..Plan::default() });
+    let own = Pod::start(&lab, 0, "a1");
+    lab.hosts[0].container("p1");
+    let ports = r#"{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}"#;
+    let published = lab.attach_with(0, "p1", "netloom", ports).unwrap();
+    let far = Pod::start(&lab, 1, "a2");
+    for (family, ip) in published.iter().map(|text| ip(text)).enumerate() {
+        for (transport, port) in [(Transport::Tcp, 80), (Transport::Udp, 53), (Transport::Sctp, 5000)] {
+            let at = SocketAddr::new(ip, port);
+            let _server = lab.hosts[0].serve(Some("p1"), transport, at);
+            assert!(
+                lab.hosts[0].reaches(Some("a1"), transport, at),
+                "{transport:?} from a pod of the host to {at}"
+            );
+            assert!(
+                lab.hosts[1].reaches(Some("a2"), transport, at),
+                "{transport:?} from a pod of another host to {at}"
+            );
+            assert!(lab.hosts[0].reaches(None, transport, at), "{transport:?} from its host to {at}");
+            if transport == Transport::Tcp {
+                let node = SocketAddr::new(["192.0.2.1", "2001:db8:a::1"][family].parse().unwrap(), 8080);
+                for (host, pod) in [(0, "a1"), (0, "p1"), (1, "a2")] {
+                    assert!(
+                        lab.hosts[host].reaches(Some(pod), transport, node),
+                        "{pod} to the published port {node}"
+                    );
+                }
+            }
+        }
+        for (host, pod) in [(0, "a1"), (1, "a2")] {
+            assert!(lab.pings(host, pod, "-s 4000", &ip.to_string()), "fragments from {pod} to {ip}");
+        }
+        let outside = ["192.0.2.254", "2001:db8:a::fe"][family];
+        assert!(lab.pings(0, "a1", "", outside), "out of the cluster to {outside}");
+    }
+
+    // An address that is added to a running pod is usable once the host routes it there.
+    for (added, node) in [("198.18.0.1/32", "192.0.2.1"), ("2001:db8:add::1/128", "2001:db8:a::1")] {
+        let (ip, _) = added.split_once('/').unwrap();
+        // With duplicate address detection, which sends without a source.
+        lab.hosts[0].sh(&format!("ip -n a1 addr add {added} dev eth0"));
+        lab.until(0, &format!("! ip -n a1 addr show dev eth0 | grep {ip} | grep tentative"));
+        assert!(!lab.pings(0, "a1", &format!("-I {ip}"), node), "{ip} without a route");
+        lab.hosts[0].sh(&format!("ip route add {added} dev {}", own.link));
+        assert!(lab.pings(0, "a1", &format!("-I {ip}"), node), "{ip}");
+    }
+    // A link in a group of the operator's stays there, and is not guarded.
+    lab.hosts[1].sh(&format!("ip link set {} group 7", far.link));
+    lab.hosts[1].sh("ip route del 10.244.0.0/16");
+    lab.until(1, "ip route show 10.244.0.0/16 | grep blackhole");
+    assert!(lab.hosts[1].succeeds(&format!("ip link show {} | grep 'group 7'", far.link)));
 }
