@@ -43,7 +43,7 @@ pub(crate) struct Written {
     /// MTU of the link, 68 to 65535. 0 is the kernel's default, 1500
     #[schemars(example = 1450)]
     mtu: i64,
-    /// Link group of the host end, which rules recognize it by (`meta iifgroup`). It is set before the first packet
+    /// Link group of the host end, 0 to 2130706431, by which rules can recognize it (`meta iifgroup`). It is set before the first packet
     #[schemars(example = 100)]
     group: Option<u32>,
     ipam: Ipam,
@@ -61,6 +61,8 @@ struct Conf {
     dns: OwnDns,
 }
 
+/// The last group below those of links under removal ([`link::remove_all`]) and of links without mark.
+const LAST_GROUP: u32 = 0x7eff_ffff;
 /// The index of the container's interface in the result, after the host end.
 const INSIDE: i64 = 1;
 
@@ -73,6 +75,10 @@ impl Conf {
             invalid("`ipam.type` is missing").details("set `ipam.type`: ptp routes the container's addresses")
         })?;
         let (masquerade, group) = (written.ip_masq, written.group);
+        if let Some(group) = group.filter(|group| *group > LAST_GROUP) {
+            return Err(invalid(format!("invalid `group` {group}"))
+                .details(format!("choose a number up to {LAST_GROUP}: the plugins use those above")));
+        }
         Ok(Self { masquerade, mtu: mtu(written.mtu)?, group, ipam, dns: written.dns })
     }
 }

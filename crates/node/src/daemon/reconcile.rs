@@ -142,8 +142,9 @@ impl Daemon {
             Ok(socket) => socket,
             Err(error) => return vec![error.to_string()],
         };
-        let found = link::list(&socket)
-            .and_then(|links| Ok((actual::uplinks(&socket, &links, &self.config, &self.last_uplinks)?, links)));
+        let found = link::list(&socket).and_then(|links| {
+            Ok((actual::uplinks(&socket, &links, &self.config, &self.last_uplinks)?, links))
+        });
         let (uplinks, links) = match found {
             Ok(found) => found,
             Err(error) => return vec![error.to_string()],
