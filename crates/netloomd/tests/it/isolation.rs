@@ -220,7 +220,7 @@ fn pods_forge_nothing() {
 
     // Another program flushes all rules, or takes the link out of its group.
     lab.hosts[0].sh("nft flush ruleset");
-    let closed = lab.until(0, "nft list chain inet netloom-cluster guard | grep -q fib");
+    let closed = lab.until(0, "nft list chain inet netloom-cluster guard | grep -q drop");
     assert!(closed < Duration::from_secs(1), "{closed:?}");
     lab.hosts[0].sh(&format!("ip link set {} group 0", own.link));
     let grouped = lab.until(0, &format!("ip link show {} | grep -q 'group [1-9]'", own.link));

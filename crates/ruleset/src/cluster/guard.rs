@@ -12,6 +12,9 @@ use super::{Cluster, FILTER, FORWARD, ICMPV6, PREROUTING, REG, UDP, load, nodes_
 pub const POD_GROUP: u32 = u32::from_be_bytes(*b"netl");
 
 const GUARD: &str = "guard";
+const SOURCE: &str = "source";
+const UNROUTED: &str = "unrouted";
+const TCP: u8 = 6;
 const ICMP: u8 = 1;
 /// Types of ICMP and ICMPv6 messages that only routers send (RFC 792, RFC 4861).
 const REDIRECT: u8 = 5;
@@ -38,9 +41,11 @@ impl Cluster {
         let of_pod = [Expr::InGroup(REG), Expr::Equal(REG, &group)];
         // Before conntrack, so that forged packets create no connections. Fragments are already reassembled.
         let hook = Hook { kind: "filter", number: PREROUTING, priority: -300 };
-        batch.create_chain(FILTER, GUARD, None, "what pods must not send is dropped");
+        batch.create_chain(FILTER, UNROUTED, None, "sources without a route to the pod");
+        batch.create_chain(FILTER, SOURCE, None, "pods' own sources alone");
+        batch.create_chain(FILTER, GUARD, None, "what only routers and DHCP servers send");
         batch.create_chain(FILTER, "pods", Some(hook), "packets from pods' links");
-        let enter = [&of_pod[..], &[Expr::Jump(GUARD)]].concat();
+        let enter = [&of_pod[..], &[Expr::Goto(GUARD)]].concat();
         batch.add_rule(FILTER, "pods", Place::Last, &enter, "");
         guard(batch);
 
@@ -57,41 +62,46 @@ impl Cluster {
                 Expr::InSet(REG, nodes_of(family).name),
                 Expr::Drop,
             ];
-            let rule = [&of_pod[..], &to_port(&port), &to_node].concat();
+            let rule = [&to_port(&port)[..], &of_pod, &to_node].concat();
             batch.add_rule(FILTER, "leave", Place::Last, &rule, "");
         }
     }
 }
 
-/// Fills the chain of packets from pods' links.
+/// Fills the chains of packets from pods' links. Most packets pass few rules: those of TCP go to the last check at once, and only sources
+/// that fail it are looked at further.
 fn guard(batch: &mut Batch) {
-    let mut add = |rule: &[&[Expr<'_>]]| batch.add_rule(FILTER, GUARD, Place::Last, &rule.concat(), "");
+    let mut add =
+        |chain: &str, rule: &[&[Expr<'_>]]| batch.add_rule(FILTER, chain, Place::Last, &rule.concat(), "");
     let [v4, v6] = IpFamily::ALL.map(number_of);
     let v4 = [Expr::Family(REG), Expr::Equal(REG, &v4)];
     let v6 = [Expr::Family(REG), Expr::Equal(REG, &v6)];
-    for (family, protocol, kind) in
-        [(&v4, ICMP, REDIRECT), (&v6, ICMPV6, ADVERTISEMENT6), (&v6, ICMPV6, REDIRECT6)]
-    {
+    add(GUARD, &[&[Expr::Protocol(REG), Expr::Equal(REG, &[TCP]), Expr::Goto(SOURCE)]]);
+    for (family, port) in [(&v4, CLIENT), (&v6, CLIENT6)] {
+        add(GUARD, &[&to_port(&port.to_be_bytes()), family, &[Expr::Drop]]);
+    }
+    for (protocol, kind) in [(ICMP, REDIRECT), (ICMPV6, ADVERTISEMENT6), (ICMPV6, REDIRECT6)] {
         let (protocol, kind) = ([protocol], [kind]);
         let message = [
             Expr::Protocol(REG),
             Expr::Equal(REG, &protocol),
             Expr::Payload { base: 2, offset: 0, length: 1, to: REG },
             Expr::Equal(REG, &kind),
+            Expr::Drop,
         ];
-        add(&[family, &message, &[Expr::Drop]]);
+        add(GUARD, &[if protocol == [ICMP] { &v4 } else { &v6 }, &message]);
     }
-    for (family, port) in [(&v4, CLIENT), (&v6, CLIENT6)] {
-        add(&[family, &to_port(&port.to_be_bytes()), &[Expr::Drop]]);
-    }
-    // Neighbours are found, and group memberships reported, with a link-local source or none. The host forwards no such packet.
+    add(GUARD, &[&[Expr::Goto(SOURCE)]]);
+    add(SOURCE, &[&[Expr::LeadsBack(REG), Expr::Equal(REG, &[0]), Expr::Goto(UNROUTED)]]);
+    // Neighbours are found, and group memberships reported, with a link-local source or none; the kernel's check knows some of these
+    // (`nft_fib6_eval`, and for IPv4 `nft_fib4_eval`). The host forwards no such packet.
     let source = load(IpFamily::V6, true);
     let (net, mask) = LINK_LOCAL;
-    add(&[&v6, &[source, Expr::Mask { reg: REG, mask: &mask }, Expr::Equal(REG, &net), Expr::Return]]);
+    let local = [source, Expr::Mask { reg: REG, mask: &mask }, Expr::Equal(REG, &net), Expr::Return];
+    add(UNROUTED, &[&v6, &local]);
     let icmp = [Expr::Protocol(REG), Expr::Equal(REG, &[ICMPV6])];
-    add(&[&v6, &icmp, &[source, Expr::Equal(REG, &[0; 16]), Expr::Return]]);
-    // Without a source in IPv4, too, if it is for the link alone (`nft_fib4_eval`).
-    add(&[&[Expr::LeadsBack(REG), Expr::Equal(REG, &[0]), Expr::Drop]]);
+    add(UNROUTED, &[&v6, &icmp, &[source, Expr::Equal(REG, &[0; 16]), Expr::Return]]);
+    add(UNROUTED, &[&[Expr::Drop]]);
 }
 
 /// Returns the expressions that match UDP to a port.

@@ -26,24 +26,32 @@ pub enum Tunnel {
 }
 
 impl Tunnel {
-    /// Returns the field that names the family of the carried packet: its offset from the outer transport header, its length and its value.
-    fn kind(self, family: IpFamily) -> (u32, u32, &'static [u8]) {
-        match (self, family) {
-            (Self::Vxlan { .. }, IpFamily::V4) => (28, 2, &[0x08, 0x00]),
-            (Self::Vxlan { .. }, IpFamily::V6) => (28, 2, &[0x86, 0xdd]),
-            (Self::Gpe, IpFamily::V4) => (11, 1, &[1]),
-            (Self::Gpe, IpFamily::V6) => (11, 1, &[2]),
-        }
+    /// Returns the expressions that match tunnelled packets which carry a family.
+    fn carries(self, family: IpFamily) -> [Expr<'static>; 2] {
+        let (offset, kind): (_, &[u8]) = match (self, family) {
+            (Self::Vxlan { .. }, IpFamily::V4) => (28, &[0x08, 0x00]),
+            (Self::Vxlan { .. }, IpFamily::V6) => (28, &[0x86, 0xdd]),
+            (Self::Gpe, IpFamily::V4) => (11, &[1]),
+            (Self::Gpe, IpFamily::V6) => (11, &[2]),
+        };
+        let length = if self == Self::Gpe { 1 } else { 2 };
+        [Expr::Payload { base: 2, offset, length, to: REG }, Expr::Equal(REG, kind)]
     }
 
-    /// Returns the offset of the carried packet's source from the outer transport header, and its length.
-    fn source(self, family: IpFamily) -> (u32, u32) {
+    /// Returns the place of the carried packet's source from the outer transport header on: offset and length.
+    fn place(self, family: IpFamily) -> (u32, u32) {
         // After the headers of UDP and VXLAN, and the frame's.
         let packet = if self == Self::Gpe { 16 } else { 30 };
         match family {
             IpFamily::V4 => (packet + 12, 4),
             IpFamily::V6 => (packet + 8, 16),
         }
+    }
+
+    /// Returns the expression that loads the carried packet's source.
+    fn source(self, family: IpFamily, to: Reg) -> Expr<'static> {
+        let (offset, length) = self.place(family);
+        Expr::Payload { base: 2, offset, length, to }
     }
 }
 
@@ -87,7 +95,7 @@ impl Cluster {
     pub(super) fn create_origins(&self, batch: &mut Batch) {
         let Some(tunnel) = self.tunnel else { return };
         for origin in self.origins().into_keys() {
-            let (offset, length) = tunnel.source(origin.inner);
+            let (offset, length) = tunnel.place(origin.inner);
             let node = if origin.outer == IpFamily::V4 { Field::Ipv4 } else { Field::Ipv6 };
             let key = &[node, Field::Transport { offset, length }];
             let comment = "the nodes' addresses, and their blocks as sources in tunnels";
@@ -97,59 +105,61 @@ impl Cluster {
 
     pub(super) fn hear_nodes_alone(&self, batch: &mut Batch) {
         let hook = Hook { kind: "filter", number: INPUT, priority: -11 };
-        batch.create_chain(FILTER, HEARD, None, "tunnelled packets are heard from nodes alone");
+        batch.create_chain(
+            FILTER,
+            HEARD,
+            None,
+            "from nodes, and packets of pods from the node that has their block",
+        );
         batch.create_chain(FILTER, "tunnel", Some(hook), "tunnelled packets");
         let port = self.tunnel_port.to_be_bytes();
-        add(batch, "tunnel", &[&to_port(&port), &[Expr::Jump(HEARD)]]);
+        add(batch, "tunnel", &[&to_port(&port), &[Expr::Goto(HEARD)]]);
+        if let Some(tunnel) = self.tunnel {
+            self.hear_owners(batch, tunnel);
+        }
         for family in IpFamily::ALL {
             let foreign = [load(family, true), Expr::NotInSet(REG, nodes_of(family).name), Expr::Drop];
             add(batch, HEARD, &[&is(&number_of(family)), &foreign]);
         }
         if let Some(tunnel) = self.tunnel {
-            self.hear_owners_alone(batch, tunnel);
+            self.hear_no_others(batch, tunnel);
         }
     }
 
-    /// Drops packets of pods from nodes that do not have their block. Other sources are accepted: a node may forward for hosts outside
-    /// the cluster.
-    fn hear_owners_alone(&self, batch: &mut Batch, tunnel: Tunnel) {
+    /// Accepts packets of pods from the node that has their block. This comes first: it is one lookup for most packets.
+    fn hear_owners(&self, batch: &mut Batch, tunnel: Tunnel) {
+        for origin in self.origins().into_keys() {
+            // The key's second field follows the address of the node.
+            let second = Reg(if origin.outer == IpFamily::V4 { 1 } else { 4 });
+            let (mask, name) = (origin.mask(), origin.name());
+            let owner = [
+                load(origin.outer, true),
+                tunnel.source(origin.inner, second),
+                Expr::Mask { reg: second, mask: &mask },
+                Expr::InSet(REG, &name),
+                Expr::Return,
+            ];
+            add(batch, HEARD, &[&is(&number_of(origin.outer)), &tunnel.carries(origin.inner), &owner]);
+        }
+    }
+
+    /// Drops other packets of pods. Other sources are accepted: a node may forward for hosts outside the cluster.
+    fn hear_no_others(&self, batch: &mut Batch, tunnel: Tunnel) {
         if let Tunnel::Vxlan { vni } = tunnel {
             let [_, vni @ ..] = vni.to_be_bytes();
             let other =
                 [Expr::Payload { base: 2, offset: 12, length: 3, to: REG }, Expr::NotEqual(REG, &vni)];
             add(batch, HEARD, &[&other, &[Expr::Return]]);
         }
-        for inner in IpFamily::ALL {
-            let (carried, owned) = match inner {
-                IpFamily::V4 => ("carried4", "owned4"),
-                IpFamily::V6 => ("carried6", "owned6"),
-            };
-            batch.create_chain(FILTER, owned, None, "from the node that has the pod's block");
-            batch.create_chain(FILTER, carried, None, "packets of pods, in a tunnel");
-            let (offset, length, kind) = tunnel.kind(inner);
-            let is_inner = [Expr::Payload { base: 2, offset, length, to: REG }, Expr::Equal(REG, kind)];
-            add(batch, HEARD, &[&is_inner, &[Expr::Goto(carried)]]);
-            let (offset, length) = tunnel.source(inner);
-            let source = |to| Expr::Payload { base: 2, offset, length, to };
-            for net in Self::of_family(&self.pods, inner) {
-                let (net, mask) = bytes(net);
-                let of_pod = [source(REG), Expr::Mask { reg: REG, mask: &mask }, Expr::Equal(REG, &net)];
-                add(batch, carried, &[&of_pod, &[Expr::Goto(owned)]]);
-            }
-            for origin in self.origins().into_keys().filter(|origin| origin.inner == inner) {
-                // The key's second field follows the address of the node.
-                let second = Reg(if origin.outer == IpFamily::V4 { 1 } else { 4 });
-                let (mask, name) = (origin.mask(), origin.name());
-                let owner = [
-                    load(origin.outer, true),
-                    source(second),
-                    Expr::Mask { reg: second, mask: &mask },
-                    Expr::InSet(REG, &name),
-                    Expr::Return,
-                ];
-                add(batch, owned, &[&is(&number_of(origin.outer)), &owner]);
-            }
-            add(batch, owned, &[&[Expr::Drop]]);
+        for net in &self.pods {
+            let family = IpFamily::of(net.addr());
+            let (net, mask) = bytes(net);
+            let of_pod =
+                [tunnel.source(family, REG), Expr::Mask { reg: REG, mask: &mask }, Expr::Equal(REG, &net)];
+            add(batch, HEARD, &[&tunnel.carries(family), &of_pod, &[Expr::Drop]]);
+        }
+        for family in IpFamily::ALL {
+            add(batch, HEARD, &[&tunnel.carries(family), &[Expr::Return]]);
         }
         // These tunnels carry nothing else: neighbours are known.
         add(batch, HEARD, &[&[Expr::Drop]]);
