@@ -41,7 +41,7 @@ pub enum Expr<'a> {
     ConnectionStatus(Reg),
     /// Loads the kind of the destination address (`fib daddr type`); 2 is local.
     DestinationKind(Reg),
-    /// Loads one byte: whether the route back to the source leads to the input interface (`fib saddr . iif oif exists`).
+    /// Loads one word, 1 or 0: whether the route back to the source leads to the input interface (`fib saddr . iif oif exists`).
     LeadsBack(Reg),
     /// Loads bytes of the packet.
     Payload {

@@ -195,7 +195,8 @@ fn pods_forge_nothing() {
     watch(&lab.hosts[0], Some("b1"));
     watch(&lab.hosts[1], Some("a2"));
     // What nft lists it can load: firewalls are saved that way.
-    lab.hosts[0].sh("nft list ruleset >/run/listed && nft -c -f /run/listed && nft -j list ruleset >/run/listed");
+    lab.hosts[0]
+        .sh("nft list ruleset >/run/listed && nft -c -f /run/listed && nft -j list ruleset >/run/listed");
     let attempts = attempts(&lab, &own, &near, &far, &third);
     let reached = [&near, &far];
     only(&lab, &own, &attempts, &reached, |_| false);

@@ -92,7 +92,7 @@ fn guard(batch: &mut Batch) {
         add(GUARD, &[if protocol == [ICMP] { &v4 } else { &v6 }, &message]);
     }
     add(GUARD, &[&[Expr::Goto(SOURCE)]]);
-    add(SOURCE, &[&[Expr::LeadsBack(REG), Expr::Equal(REG, &[0]), Expr::Goto(UNROUTED)]]);
+    add(SOURCE, &[&[Expr::LeadsBack(REG), Expr::Equal(REG, &[0; 4]), Expr::Goto(UNROUTED)]]);
     // Neighbours are found, and group memberships reported, with a link-local source or none; the kernel's check knows some of these
     // (`nft_fib6_eval`, and for IPv4 `nft_fib4_eval`). The host forwards no such packet.
     let source = load(IpFamily::V6, true);
