@@ -5,6 +5,7 @@
 mod batch;
 mod expr;
 pub(crate) mod list;
+mod set_udata;
 pub mod trace;
 
 pub use batch::{Batch, Place, commit};
@@ -13,6 +14,7 @@ pub use list::{
     Chain, Element, Rule, all_chains, chains, element, elements, generation, has_chain, rules, table_comment,
     tables,
 };
+use set_udata::set_udata;
 
 /// A table, identified by family and name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +89,14 @@ pub enum Field {
     Port,
     /// `ifname`
     IfName,
+    /// Bytes from the transport header on, which nft prints as a number (`@th,OFFSET,LENGTH`, in bits). The other fields of such a key are
+    /// [`Self::Ipv4`] or [`Self::Ipv6`], the packet's source.
+    Transport {
+        /// The offset in bytes.
+        offset: u32,
+        /// The number of bytes.
+        length: u32,
+    },
 }
 
 impl Field {
@@ -99,6 +109,7 @@ impl Field {
             Self::Protocol => (12, 1),
             Self::Port => (13, 2),
             Self::IfName => (41, 16),
+            Self::Transport { length, .. } => (4, length),
         }
     }
 }
@@ -114,15 +125,15 @@ pub enum Data {
 
 /// A set, or a map if it has data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Set {
+pub struct Set<'a> {
     /// Its name.
-    pub name: &'static str,
+    pub name: &'a str,
     /// The fields of its keys.
-    pub key: &'static [Field],
+    pub key: &'a [Field],
     /// The type of the data; `None` for a set.
     pub data: Option<Data>,
     /// The comment that states its purpose.
-    pub comment: &'static str,
+    pub comment: &'a str,
 }
 
 /// Returns nft's type number and the length in bytes. Each field is padded to four bytes unless it is the only one.

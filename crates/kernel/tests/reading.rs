@@ -274,7 +274,7 @@ fn refusals_say_what_to_what_and_why() {
 #[test]
 fn batches_are_transactions() {
     const TABLE: Table<'_> = Table { family: Family::Inet, name: "lab" };
-    const PORTS: Set = Set {
+    const PORTS: Set<'_> = Set {
         name: "ports",
         key: &[Field::Protocol, Field::Port],
         data: Some(Data::Fields(&[Field::Ipv4, Field::Port])),

@@ -104,13 +104,12 @@ pub fn networks_among(
     Ok(networks)
 }
 
-/// Finds how this host is connected: by its configured addresses, or else by its default routes. Without a default route, what was
+/// Finds which of the host's links connect it: by its configured addresses, or else by its default routes. Without a default route, what was
 /// found `last` stays as long as the link is up and has the address: the other hosts of the segment are reached without one.
 ///
 /// # Errors
 /// If a netlink request fails.
-pub fn uplinks(socket: &Socket, config: &Config, last: &Uplinks) -> kernel::Result<Uplinks> {
-    let links = link::list(socket)?;
+pub fn uplinks(socket: &Socket, links: &[Link], config: &Config, last: &Uplinks) -> kernel::Result<Uplinks> {
     let mut uplinks = Uplinks::default();
     for v4 in [true, false] {
         let configured = config.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4);
@@ -120,9 +119,9 @@ pub fn uplinks(socket: &Socket, config: &Config, last: &Uplinks) -> kernel::Resu
         }
         let default = default_route(socket, v4)?;
         let found = match configured {
-            Some(ip) => by_address(socket, &links, ip)?,
-            None => match (by_default_route(socket, &links, config, v4, default)?, last.of(v4)) {
-                (None, Some(last)) => by_address(socket, &links, last.address)?
+            Some(ip) => by_address(socket, links, ip)?,
+            None => match (by_default_route(socket, links, config, v4, default)?, last.of(v4)) {
+                (None, Some(last)) => by_address(socket, links, last.address)?
                     .filter(|(link, _)| link.index == last.link && link.up),
                 (found, _) => found,
             },

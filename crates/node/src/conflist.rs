@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, io, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
+use ruleset::cluster::POD_GROUP;
 use serde_json::{Value, json};
 
 use crate::{
@@ -115,7 +116,7 @@ pub fn render(config: &Config, attach: &Attach, own: &BTreeMap<IpNet, Pieces>) -
     let mtu = attach.mtu;
     let plugins = match &attach.segment {
         None => json!([
-            {"type": "ptp", "mtu": mtu, "ipam": ipam},
+            {"type": "ptp", "mtu": mtu, "group": POD_GROUP, "ipam": ipam},
             {"type": "portmap", "capabilities": {"portMappings": true}},
             {"type": "bandwidth", "capabilities": {"bandwidth": true}},
         ]),

@@ -6,9 +6,7 @@ mod inputs;
 mod model;
 mod path;
 mod peers;
-
-use ipnet::IpNet;
-use ruleset::cluster::Cluster;
+mod rules;
 
 pub use inputs::Inputs;
 pub use model::{
@@ -18,24 +16,11 @@ pub use model::{
 
 /// Computes what the kernel should hold.
 pub fn desired(inputs: &Inputs<'_>) -> Desired {
-    let &Inputs { config, own, nodes, uplinks, .. } = inputs;
+    let &Inputs { config, own, nodes, .. } = inputs;
     let devices = devices::devices(inputs);
-    let bridged: Vec<IpNet> = config
-        .networks
-        .iter()
-        .filter(|network| !network.mode.routes() && uplinks.of_network(network).is_some_and(|it| it.bridge))
-        .flat_map(|network| network.pods.iter().copied())
-        .collect();
     let routed = || config.networks.iter().filter(|network| network.mode.routes());
     let mut desired = Desired {
-        ruleset: (routed().next().is_some() || !bridged.is_empty()).then(|| Cluster {
-            bridged,
-            pods: routed().flat_map(|network| network.pods.iter().copied()).collect(),
-            unmasqueraded: config.unmasqueraded.clone(),
-            masquerade: config.masquerade,
-            tunnel_port: config.port,
-            nodes: nodes.values().flat_map(|node| node.addresses.iter().copied()).collect(),
-        }),
+        ruleset: rules::rules(inputs, &devices),
         takes_over_routes: config.flannel.is_some(),
         attach: config.networks.iter().map(|network| attach::attach(inputs, network, &devices)).collect(),
         devices,

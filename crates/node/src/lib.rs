@@ -23,6 +23,7 @@ mod folder_watch;
 mod metrics;
 mod name;
 pub mod ownership;
+mod pod_links;
 mod probe;
 pub mod record;
 mod refusals;

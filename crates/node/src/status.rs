@@ -123,7 +123,7 @@ pub struct Changes {
     /// Forwarding entries of tunnels.
     #[serde(skip_serializing_if = "is_zero")]
     pub forwarding_entries: usize,
-    /// Devices with their addresses and properties.
+    /// Devices with their addresses and properties, and the groups of pods' links.
     #[serde(skip_serializing_if = "is_zero")]
     pub devices: usize,
     /// Rulesets: one if tables, chains, sets or rules were changed.

@@ -7,7 +7,7 @@ use kernel::{
     Protocol, Socket,
     addr::{self, Detection},
     deferred,
-    link::{self, Handle, Link},
+    link::{self, Change, Handle, Link},
     route::{self, Route},
     sysctl::{self, Setting},
 };
@@ -43,6 +43,9 @@ pub(crate) struct Written {
     /// MTU of the link, 68 to 65535. 0 is the kernel's default, 1500
     #[schemars(example = 1450)]
     mtu: i64,
+    /// Link group of the host end, 0 to 2130706431, by which rules can recognize it (`meta iifgroup`). It is set before the first packet
+    #[schemars(example = 100)]
+    group: Option<u32>,
     ipam: Ipam,
     /// DNS settings of the result. They replace those of the IPAM plugin, even if they are an empty list
     #[schemars(example = serde_json::json!({"nameservers": ["10.1.0.1"]}))]
@@ -53,10 +56,13 @@ pub(crate) struct Written {
 struct Conf {
     masquerade: bool,
     mtu: Option<u32>,
+    group: Option<u32>,
     ipam: String,
     dns: OwnDns,
 }
 
+/// The last group below those of links under removal ([`link::remove_all`]) and of links without mark.
+const LAST_GROUP: u32 = 0x7eff_ffff;
 /// The index of the container's interface in the result, after the host end.
 const INSIDE: i64 = 1;
 
@@ -68,7 +74,12 @@ impl Conf {
         let ipam = written.ipam.kind().ok_or_else(|| {
             invalid("`ipam.type` is missing").details("set `ipam.type`: ptp routes the container's addresses")
         })?;
-        Ok(Self { masquerade: written.ip_masq, mtu: mtu(written.mtu)?, ipam, dns: written.dns })
+        let (masquerade, group) = (written.ip_masq, written.group);
+        if let Some(group) = group.filter(|group| *group > LAST_GROUP) {
+            return Err(invalid(format!("invalid `group` {group}"))
+                .details(format!("choose a number up to {LAST_GROUP}: the plugins use those above")));
+        }
+        Ok(Self { masquerade, mtu: mtu(written.mtu)?, group, ipam, dns: written.dns })
     }
 }
 
@@ -87,7 +98,8 @@ impl Plugin for Ptp {
         let mark = owner.mark();
         // No other host is on this link. Without duplicate address detection IPv6 works at once.
         sysctl::set(Setting::Ipv6(&outside.name, "accept_dad"), "0").explain()?;
-        link::change(&host, &outside, &veth::up_and_marked(&mark)).explain()?;
+        let in_group = Change { group: Some(conf.group.unwrap_or(0)), ..veth::up_and_marked(&mark) };
+        link::change(&host, &outside, &in_group).explain()?;
         sysctl::set(Setting::Ipv6(&outside.name, "accept_ra"), "0").explain()?;
 
         let mut result = container_link::addresses_of(request, &conf.ipam, sandbox, undo)?;
@@ -135,6 +147,10 @@ impl Plugin for Ptp {
         let host = Socket::open(Protocol::Route).explain()?;
         let outside = veth::host_end(&host, &container, &inside)?
             .ok_or_else(|| check_failed(format!("the host end of `{}` is not on this host", inside.name)))?;
+        if let Some(group) = conf.group.filter(|group| outside.group != *group) {
+            let (name, there) = (&outside.name, outside.group);
+            return Err(check_failed(format!("host link `{name}` is in group {there}, not in {group}")));
+        }
         for ip in &prev.ips {
             veth::require_forwarding(&host, ip.address.addr())?;
             let towards = route::link_towards(&host, ip.address.addr()).explain()?;

@@ -2,7 +2,10 @@
 //! packets out of the cluster get the node's address, and tunnelled packets are accepted only from nodes.
 //!
 //! Each of three families has a table `netloom-cluster`. Its rules follow from the cluster's configuration
-//! and are replaced in one transaction when that changes. The nodes are elements of two sets.
+//! and are replaced in one transaction when that changes. The nodes and their blocks are elements of sets.
+
+mod guard;
+mod origin;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,16 +16,18 @@ use ipnet::IpNet;
 use kernel::{
     IpFamily, Socket,
     hash::fnv1a,
-    nft::{self, Batch, Element, Expr, Family, Field, Hook, Place, Reg, Set, Table},
+    nft::{self, Batch, Element, Expr, Family, Field, Hook, Place, Reg, Table},
 };
 
 use crate::{
-    address,
     error::RulesetError,
     forward_hook::{self, Wanted},
     octets,
-    tables::{self, CLUSTER_FILTER as FILTER, MARK},
+    tables::{self, CLUSTER_FILTER as FILTER, MARK, Set},
 };
+
+pub use guard::POD_GROUP;
+pub use origin::Tunnel;
 
 /// The part of a cluster's configuration that its rules follow from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +42,12 @@ pub struct Cluster {
     pub masquerade: bool,
     /// The UDP port of tunnelled packets.
     pub tunnel_port: u16,
+    /// What this host's tunnels carry; `None` if it has none.
+    pub tunnel: Option<Tunnel>,
     /// The addresses of the nodes.
     pub nodes: BTreeSet<IpAddr>,
+    /// The blocks of the other nodes, each with an address of the node.
+    pub blocks: BTreeSet<(IpAddr, IpNet)>,
 }
 
 const NAME: &str = tables::CLUSTER;
@@ -149,15 +158,17 @@ impl Cluster {
     fn fingerprint(&self, guarded: bool) -> String {
         let list = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let text = format!(
-            "{}|{}|{}|{}|{}|{guarded}",
+            "{}|{}|{}|{}|{}|{guarded}|{:?}|{:?}",
             list(&self.pods),
             list(&self.bridged),
             list(&self.unmasqueraded),
             self.masquerade,
-            self.tunnel_port
+            self.tunnel_port,
+            self.tunnel,
+            self.origins().keys(),
         );
         let hash = fnv1a(text.bytes());
-        format!("netloomd, ruleset 1, {hash:016x}")
+        format!("netloomd, ruleset 2, {hash:016x}")
     }
 
     fn fill(&self, table: Table<'static>, batch: &mut Batch, guarded: bool) {
@@ -167,12 +178,14 @@ impl Cluster {
             Family::Inet | Family::Bridge => {
                 batch.create_set(table, &NODES4);
                 batch.create_set(table, &NODES6);
-                for (set, elements) in self.node_elements() {
-                    batch.add_elements(table, set.name, &elements);
+                self.create_origins(batch);
+                for (set, elements) in self.elements() {
+                    batch.add_elements(table, &set, &elements);
                 }
                 if guarded {
                     self.forward(batch);
                 }
+                self.guard_pods(batch);
                 self.hear_nodes_alone(batch);
             }
         }
@@ -283,52 +296,31 @@ impl Cluster {
         }
     }
 
-    fn hear_nodes_alone(&self, batch: &mut Batch) {
-        let hook = Hook { kind: "filter", number: INPUT, priority: -11 };
-        batch.create_chain(FILTER, "tunnel", Some(hook), "tunnelled packets are heard from nodes alone");
-        let port = self.tunnel_port.to_be_bytes();
-        let tunnelled = [
-            Expr::Protocol(REG),
-            Expr::Equal(REG, &[17]),
-            Expr::Payload { base: 2, offset: 2, length: 2, to: REG },
-            Expr::Equal(REG, &port),
-        ];
-        for family in IpFamily::ALL {
-            let number = number_of(family);
-            let foreign = [
-                Expr::Family(REG),
-                Expr::Equal(REG, &number),
-                load(family, true),
-                Expr::NotInSet(REG, nodes_of(family).name),
-                Expr::Drop,
-            ];
-            batch.add_rule(FILTER, "tunnel", Place::Last, &[&tunnelled[..], &foreign].concat(), "");
-        }
-    }
-
-    fn node_elements(&self) -> [(Set, Vec<Element>); 2] {
-        IpFamily::ALL.map(|family| {
+    /// Returns the elements of all sets, by the set's name.
+    fn elements(&self) -> Vec<(String, Vec<Element>)> {
+        let nodes = IpFamily::ALL.map(|family| {
             let of_family = self.nodes.iter().filter(|ip| family.has(**ip));
-            (
-                nodes_of(family),
-                of_family.map(|ip| Element { key: octets(*ip), ..Element::default() }).collect(),
-            )
-        })
+            let elements = of_family.map(|ip| Element { key: octets(*ip), ..Element::default() });
+            (nodes_of(family).name.to_owned(), elements.collect())
+        });
+        let origins = self.origins().into_iter().map(|(origin, elements)| (origin.name(), elements));
+        nodes.into_iter().chain(origins).collect()
     }
 
     fn change_nodes(&self, socket: &Socket, batch: &mut Batch) -> Result<(), RulesetError> {
-        for (set, wanted) in self.node_elements() {
-            let there = nft::elements(socket, FILTER, set.name)?;
-            let keys: BTreeSet<&[u8]> = there.iter().map(|it| it.key.as_slice()).collect();
-            let is_gone = |it: &&Element| address(&it.key).is_some_and(|ip| !self.nodes.contains(&ip));
-            let gone: Vec<Element> = there.iter().filter(is_gone).cloned().collect();
-            let new: Vec<Element> =
-                wanted.into_iter().filter(|it| !keys.contains(it.key.as_slice())).collect();
+        for (set, wanted) in self.elements() {
+            let there = nft::elements(socket, FILTER, &set)?;
+            let keys = |elements: &[Element]| -> BTreeSet<Vec<u8>> {
+                elements.iter().map(|element| element.key.clone()).collect()
+            };
+            let (old, new) = (keys(&there), keys(&wanted));
+            let gone: Vec<Element> = there.into_iter().filter(|it| !new.contains(&it.key)).collect();
+            let new: Vec<Element> = wanted.into_iter().filter(|it| !old.contains(&it.key)).collect();
             if !gone.is_empty() {
-                batch.remove_elements(FILTER, set.name, &gone);
+                batch.remove_elements(FILTER, &set, &gone);
             }
             if !new.is_empty() {
-                batch.add_elements(FILTER, set.name, &new);
+                batch.add_elements(FILTER, &set, &new);
             }
         }
         Ok(())
@@ -336,7 +328,9 @@ impl Cluster {
 }
 
 const REG: Reg = Reg(0);
+const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
+const PREROUTING: u32 = 0;
 const INPUT: u32 = 1;
 const FORWARD: u32 = 2;
 const POSTROUTING: u32 = 4;

@@ -9,10 +9,13 @@ use std::collections::BTreeSet;
 use kernel::{
     Kind, Socket,
     hash::fnv1a,
-    nft::{self, Batch, Element, Set, Table},
+    nft::{self, Batch, Element, Table},
 };
 
-use crate::{error::RulesetError, tables};
+use crate::{
+    error::RulesetError,
+    tables::{self, Set},
+};
 
 /// What to do if another owner has the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::{
 
 use kernel::{
     IpFamily, Socket,
-    nft::{Batch, Element, Expr, Place, Set, Table},
+    nft::{Batch, Element, Expr, Place, Table},
 };
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     elements::{self, Conflict, Placed, Share},
     error::RulesetError,
     octets,
-    tables::{NAT4, NAT6, Nat, PUBLISHED},
+    tables::{NAT4, NAT6, Nat, PUBLISHED, Set},
 };
 
 const PURPOSE: char = 'p';

@@ -2,10 +2,13 @@
 
 use kernel::{
     Result, Socket,
-    nft::{self, Batch, Data, Expr, Family, Field, Hook, Place, Reg, Set, Table},
+    nft::{self, Batch, Data, Expr, Family, Field, Hook, Place, Reg, Table},
 };
 
 use Field::{Ether, IfName, Ipv4, Ipv6, Port, Protocol};
+
+/// A set or map of a table's fixed part.
+pub(crate) type Set = nft::Set<'static>;
 
 /// The NAT tables: masquerade and published ports, one table a family.
 pub(crate) const NAT4: Table<'_> = Table { family: Family::Ip, name: "netloom" };

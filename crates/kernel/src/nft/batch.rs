@@ -1,13 +1,13 @@
 //! Atomic changes of the ruleset.
 
 use super::{
-    Data, EXTRA_UDATA, Element, Expr, Field, Hook, SUBSYSTEM, Set, Table, VERDICT_TYPE,
+    Data, EXTRA_UDATA, Element, Expr, Hook, SUBSYSTEM, Set, Table, VERDICT_TYPE,
     attr::{
         CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, CHAIN_TYPE, DATA_VALUE, ELEM_DATA, ELEM_ELEMENTS,
         ELEM_KEY, ELEM_SET, ELEM_TABLE, ELEM_USERDATA, HOOK_NUM, HOOK_PRIORITY, RULE_CHAIN, RULE_EXPRESSIONS,
         RULE_HANDLE, RULE_TABLE, RULE_USERDATA, TABLE_NAME, TABLE_USERDATA,
     },
-    comment_udata, expr, kind, layout, msg, nfgen,
+    comment_udata, expr, kind, layout, msg, nfgen, set_udata,
 };
 use crate::{
     error::{Error, Result},
@@ -124,7 +124,7 @@ impl Batch {
     }
 
     /// Creates a set or map.
-    pub fn create_set(&mut self, table: Table<'_>, set: &Set) {
+    pub fn create_set(&mut self, table: Table<'_>, set: &Set<'_>) {
         self.sets += 1;
         let id = self.sets;
         let message = self.message(msg::NEWSET, CREATE | EXCL, table, set.name.to_owned());
@@ -235,18 +235,6 @@ pub fn commit(socket: &Socket, batch: Batch, generation: Option<u32>) -> Result<
     }
 }
 
-/// Returns the user data that tells nft how to print the keys (interface names are in host byte order, all else in network byte
-/// order), and the set's comment.
-fn set_udata(set: &Set) -> Vec<u8> {
-    let order: u32 = if set.key == [Field::IfName] { 1 } else { 2 };
-    let mut data = vec![0, 4];
-    data.extend(order.to_ne_bytes());
-    let mut comment = comment_udata(set.comment);
-    comment[0] = SET_COMMENT_UDATA;
-    data.extend(comment);
-    data
-}
-
 fn write_element(out: &mut Message, element: &Element, whole: bool) {
     out.nest(ELEM_KEY, |key| {
         key.attr(DATA_VALUE, &element.key);
@@ -292,4 +280,3 @@ const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LEN: u16 = 7;
 const SET_ID: u16 = 10;
 const SET_USERDATA: u16 = 13;
-const SET_COMMENT_UDATA: u8 = 7;

@@ -27,6 +27,8 @@ pub enum Expr<'a> {
     InName(Reg),
     /// Loads the name of the output interface (`meta oifname`), 4 words.
     OutName(Reg),
+    /// Loads the group of the input interface (`meta iifgroup`).
+    InGroup(Reg),
     /// Loads the packet's mark.
     Mark(Reg),
     /// Sets the packet's mark.
@@ -39,6 +41,8 @@ pub enum Expr<'a> {
     ConnectionStatus(Reg),
     /// Loads the kind of the destination address (`fib daddr type`); 2 is local.
     DestinationKind(Reg),
+    /// Loads one word, 1 or 0: whether the route back to the source leads to the input interface (`fib saddr . iif oif exists`).
+    LeadsBack(Reg),
     /// Loads bytes of the packet.
     Payload {
         /// 0 link layer, 1 network layer, 2 transport.
@@ -117,6 +121,7 @@ pub(super) fn write(out: &mut Message, expression: &Expr<'_>) {
         Expr::Protocol(reg) => meta(out, 16, reg),
         Expr::InName(reg) => meta(out, 6, reg),
         Expr::OutName(reg) => meta(out, 7, reg),
+        Expr::InGroup(reg) => meta(out, 21, reg),
         Expr::Mark(reg) => meta(out, MARK, reg),
         Expr::SetMark(reg) => named(out, "meta", |data| {
             data.be32(2, MARK).be32(3, reg.number());
@@ -130,6 +135,10 @@ pub(super) fn write(out: &mut Message, expression: &Expr<'_>) {
         Expr::DestinationKind(reg) => named(out, "fib", |data| {
             // DREG, RESULT = address type, FLAGS = of the destination.
             data.be32(1, reg.number()).be32(2, 3).be32(3, 2);
+        }),
+        Expr::LeadsBack(reg) => named(out, "fib", |data| {
+            // DREG, RESULT = output interface, FLAGS = of the source, the input interface, only whether there is one.
+            data.be32(1, reg.number()).be32(2, 1).be32(3, 1 | 8 | 32);
         }),
         Expr::Payload { base, offset, length, to } => named(out, "payload", |data| {
             data.be32(1, to.number()).be32(2, base).be32(3, offset).be32(4, length);

@@ -354,7 +354,7 @@ fn routed_containers_reach_each_other_and_other_hosts() {
         "ip link add up0 type veth peer name up0 netns other; ip addr add 192.0.2.1/24 dev up0; ip link set up0 up",
     );
     host.sh("ip -n other addr add 192.0.2.2/24 dev up0; ip -n other link set up0 up");
-    let conf = json!({"cniVersion": "1.1.0", "name": "lab", "type": "ptp", "ipMasq": true, "ipam": {"type": "host-local",
+    let conf = json!({"cniVersion": "1.1.0", "name": "lab", "type": "ptp", "ipMasq": true, "group": 4321, "ipam": {"type": "host-local",
         "ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd88::/64"}]], "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}});
     let calls = ["c1", "c2"].map(|name| {
         host.container(name);
@@ -368,7 +368,14 @@ fn routed_containers_reach_each_other_and_other_hosts() {
     for to in ["10.88.0.1", "fd88::1", "192.0.2.2", "10.88.0.3", "fd88::3"] {
         assert!(pings(&host, "c1", to), "{to}");
     }
-    host.sh("ip route del 10.88.0.2");
+    // The host ends are in the group.
+    let grouped = host.sh("ip -br link show group 4321 | cut -d@ -f1");
+    assert_eq!(grouped.lines().count(), 2, "{grouped}");
+    let link = calls[0].0["interfaces"][0]["name"].as_str().unwrap();
+    host.sh(&format!("ip link set {link} group 0"));
+    let (_, text) = calls[0].1.call("CHECK", &with_prev(&conf, &calls[0].0)).error();
+    assert!(text.contains("is in group 0, not in 4321"), "{text}");
+    host.sh(&format!("ip link set {link} group 4321; ip route del 10.88.0.2"));
     let (_, text) = calls[0].1.call("CHECK", &with_prev(&conf, &calls[0].0)).error();
     assert!(text.contains("no route to 10.88.0.2"), "{text}");
     for (result, call) in &calls {

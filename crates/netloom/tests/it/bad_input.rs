@@ -129,6 +129,8 @@ fn configurations() -> Vec<Case> {
         (PTP, "ipam.subnet", json!("10.88.0.0/31"), 7, "too small"),
         (PTP, "mtu", json!(1), 7, "`mtu` 1"),
         (PTP, "mtu", json!([]), 6, "`mtu`"),
+        (PTP, "group", json!(2_130_706_432_u32), 7, "`group` 2130706432"),
+        (PTP, "group", json!(-1), 6, "`group`"),
         (PTP, "mtu", json!(66000), 7, "`mtu` 66000"),
         (PTP, "ipMasq", json!("true"), 6, "`ipMasq`"),
         (PTP, "ipMasqBackend", json!("pf"), 2, "pf"),

@@ -344,6 +344,17 @@ impl Lab {
 
     /// Attaches an existing pod to a network; returns its addresses, or the error.
     pub(crate) fn attach(&self, index: usize, name: &str, network: &str) -> Result<Vec<String>, String> {
+        self.attach_with(index, name, network, "{}")
+    }
+
+    /// Attaches an existing pod to a network with capability arguments.
+    pub(crate) fn attach_with(
+        &self,
+        index: usize,
+        name: &str,
+        network: &str,
+        arguments: &str,
+    ) -> Result<Vec<String>, String> {
         let bin = self.dir.path().join("bin");
         let output = self.hosts[index]
             .command(bin.join("netloom"))
@@ -351,6 +362,7 @@ impl Lab {
             .env("NETCONFPATH", "/run/net.d")
             .env("CNI_PATH", &bin)
             .env("CNI_CONTAINERID", name)
+            .env("CAP_ARGS", arguments)
             .env("CNI_IFNAME", if network == "netloom" { "eth0" } else { network })
             .output()
             .unwrap();

@@ -6,6 +6,8 @@ mod cluster;
 mod configuration;
 mod faults;
 mod flannel;
+mod frames;
+mod isolation;
 mod kubernetes;
 mod lab;
 mod manifests;

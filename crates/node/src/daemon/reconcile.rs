@@ -11,7 +11,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use kernel::{Protocol, Socket};
+use kernel::{
+    Protocol, Socket,
+    link::{self, Link},
+};
 use ruleset::cluster;
 use tracing::{info, warn};
 
@@ -19,6 +22,7 @@ use super::{event::Event, history, memory, state::Daemon};
 use crate::{
     actual, apply, blocks,
     desired::{self, Desired, Inputs, PeerPath, Uplinks},
+    pod_links,
     record::Record,
     refusals::Object,
     status::Changes,
@@ -138,8 +142,11 @@ impl Daemon {
             Ok(socket) => socket,
             Err(error) => return vec![error.to_string()],
         };
-        let uplinks = match actual::uplinks(&socket, &self.config, &self.last_uplinks) {
-            Ok(uplinks) => uplinks,
+        let found = link::list(&socket).and_then(|links| {
+            Ok((actual::uplinks(&socket, &links, &self.config, &self.last_uplinks)?, links))
+        });
+        let (uplinks, links) = match found {
+            Ok(found) => found,
             Err(error) => return vec![error.to_string()],
         };
         self.follow_uplinks(&uplinks);
@@ -193,7 +200,7 @@ impl Daemon {
             return of_networks;
         }
         let began = Instant::now();
-        problems.extend(self.apply(&socket, &wanted, &uplinks, by_kernel_alone));
+        problems.extend(self.apply(&socket, &wanted, (&uplinks, &links), by_kernel_alone));
         self.took = began.elapsed();
         problems.extend(self.blame_peers());
         let longest = &mut self.status.counters.longest_micros;
@@ -265,7 +272,7 @@ impl Daemon {
         &mut self,
         socket: &Socket,
         wanted: &Desired,
-        uplinks: &Uplinks,
+        (uplinks, links): (&Uplinks, &[Link]),
         by_kernel_alone: bool,
     ) -> Vec<String> {
         let mut problems = Vec::new();
@@ -300,6 +307,12 @@ impl Daemon {
         match rules {
             Ok(changed) => by_kind.rulesets += usize::from(changed),
             Err(error) => problems.push(format!("cannot change the ruleset: {error}")),
+        }
+        if wanted.ruleset.is_some() {
+            match pod_links::group(socket, links, &self.own.blocks) {
+                Ok(grouped) => by_kind.devices += grouped,
+                Err(error) => problems.push(format!("cannot set the group of pods' links: {error}")),
+            }
         }
         let changes = by_kind.sum();
         let counters = &mut self.status.counters;

@@ -328,7 +328,7 @@ impl Place {
 }
 
 /// The daemon's objects, in as few programs as possible: it runs often.
-const DUMP: &str = "ip route show proto 95; ip -6 route show proto 95; ip -o link show type vxlan | cut -d: -f2- | sed 's/ state .*link/ link/' | sort
+const DUMP: &str = "ip route show proto 95; ip -6 route show proto 95; ip -o link show type veth group 0 | cut -d: -f2; ip -o link show type vxlan | cut -d: -f2- | sed 's/ state .*link/ link/' | sort
     for d in netloom4 netloom6; do
         ip link show $d >/dev/null 2>&1 || continue
         ip -6 neigh show dev $d nud permanent | sort; bridge fdb show dev $d | grep dst | sort; ip -o addr show dev $d | cut -d: -f2- | sort

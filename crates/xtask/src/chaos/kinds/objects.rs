@@ -71,6 +71,22 @@ pub(super) const KINDS: &[Fault] = &[
         &[Sh("nft flush chain ip netloom-cluster postrouting")],
     ),
     Fault::repaired(
+        "rules: the guard of pods flushed",
+        Host,
+        &[Sh("nft flush chain inet netloom-cluster guard")],
+    ),
+    Fault::repaired(
+        "rules: the chain of tunnelled packets flushed",
+        Host,
+        &[Sh("nft flush chain inet netloom-cluster heard")],
+    ),
+    Fault::repaired(
+        "pods' links: one taken out of its group",
+        Host,
+        &[Sh("ip link set \
+             $(ip -o link show type veth group 1852142700 | head -n 1 | cut -d: -f2 | cut -d@ -f1) group 0")],
+    ),
+    Fault::repaired(
         "rules: one deleted",
         Host,
         &[Sh("nft delete rule inet netloom-cluster admit handle \
@@ -101,6 +117,16 @@ pub(super) const KINDS: &[Fault] = &[
 
 /// The objects of modes with tunnels.
 pub(super) const TUNNELS: &[Fault] = &[
+    Fault::repaired(
+        "rules: the set of nodes' blocks emptied",
+        Crossing,
+        &[Sh("nft flush set inet netloom-cluster nodes4_blocks4_24")],
+    ),
+    Fault::repaired(
+        "rules: a block added to a node's",
+        Crossing,
+        &[Sh("nft add element inet netloom-cluster nodes4_blocks4_24 { @w4 . 0x0af40000 }")],
+    ),
     Fault::repaired("device: deleted", Crossing, &[Sh("ip link del @e")]),
     Fault::repaired("device: down", Crossing, &[Sh("ip link set @e down")]),
     Fault::repaired("device: other MTU", Crossing, &[Sh("ip link set @e mtu 1300")]),
