@@ -7,6 +7,8 @@ mod model;
 mod path;
 mod peers;
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use ruleset::cluster::Cluster;
 
@@ -41,8 +43,14 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         devices,
         ..Desired::default()
     };
+    let mut paths = Arc::default();
     for (name, node) in nodes.iter().filter(|(name, _)| **name != own.name) {
-        let peer = peers::add(&mut desired, inputs, node);
+        let mut peer = peers::add(&mut desired, inputs, node);
+        if peer.paths == paths {
+            peer.paths = Arc::clone(&paths);
+        } else {
+            paths = Arc::clone(&peer.paths);
+        }
         desired.peers.insert(name.clone(), peer);
     }
     // Packets to addresses of no node must not leave via the default route.

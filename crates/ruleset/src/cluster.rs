@@ -41,7 +41,8 @@ pub struct Cluster {
     pub nodes: BTreeSet<IpAddr>,
 }
 
-const NAME: &str = tables::CLUSTER;
+/// The name of the cluster's tables.
+pub const NAME: &str = tables::CLUSTER;
 const NAT4: Table<'_> = Table { family: Family::Ip, name: NAME };
 const NAT6: Table<'_> = Table { family: Family::Ip6, name: NAME };
 const ALL: [Table<'_>; 3] = [NAT4, NAT6, FILTER];
@@ -53,10 +54,30 @@ const NODES6: Set = Set { name: "nodes6", key: &[Field::Ipv6], data: None, comme
 const WANTED: Wanted<'_> = Wanted { admin_chain: "CNI-ADMIN", always: false };
 const ROUNDS: usize = 16;
 
-/// The chains of the tables as the daemon has created them, as a hash of whether each drops by default, and of its rules' numbers. The
-/// kernel gives every new rule a new number, so changes of other programs are recognized.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Known(pub Option<u64>);
+/// What is known of the tables from earlier calls.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// The chains as the daemon has created them, as a hash of whether each drops by default, and of its rules' numbers. The kernel
+    /// gives every new rule a new number, so changes of other programs are recognized.
+    pub chains: Option<u64>,
+    settled: Option<Settled>,
+}
+
+/// The tables when they were last as they should be.
+#[derive(Debug)]
+struct Settled {
+    /// The generation of the whole ruleset. While it is the same, nothing has changed.
+    generation: u32,
+    comment: String,
+    nodes: BTreeSet<IpAddr>,
+}
+
+impl Known {
+    /// Starts with the hash of the chains that an earlier process created.
+    pub fn new(chains: Option<u64>) -> Self {
+        Self { chains, settled: None }
+    }
+}
 
 /// Applies the cluster's rules and returns whether anything changed. Tables that are not known to be as the daemon has created them
 /// are created again, in one transaction.
@@ -71,34 +92,40 @@ pub fn ensure(socket: &Socket, cluster: &Cluster, known: &mut Known) -> Result<b
     let mut outcome = Ok(());
     for _ in 0..ROUNDS {
         let generation = nft::generation(socket)?;
-        let is_known = known.0 == Some(chains(socket)?);
         let mut batch = Batch::new();
-        for table in ALL {
-            match nft::table_comment(socket, table)? {
-                Some(there) if is_known && there == comment => continue,
-                Some(_) => batch.remove_table(table),
-                None => {}
+        let mut is_created = false;
+        if let Some(settled) =
+            known.settled.as_ref().filter(|it| it.generation == generation && it.comment == comment)
+        {
+            change_nodes(&settled.nodes, &cluster.nodes, &mut batch);
+        } else {
+            is_created = cluster.create(socket, &comment, guarded, known.chains, &mut batch)?;
+            if !is_created {
+                change_nodes(&nodes(socket)?, &cluster.nodes, &mut batch);
             }
-            batch.create_table(table, &comment);
-            cluster.fill(table, &mut batch, guarded);
         }
-        let is_created = !batch.is_empty();
-        if !is_created {
-            cluster.change_nodes(socket, &mut batch)?;
-        }
+        let settled = |generation| {
+            let (comment, nodes) = (comment.clone(), cluster.nodes.clone());
+            Some(Settled { generation, comment, nodes })
+        };
         if batch.is_empty() {
+            if known.settled.as_ref().is_none_or(|settled| settled.generation != generation) {
+                known.settled = settled(generation);
+            }
             break;
         }
         outcome = nft::commit(socket, batch, Some(generation));
         match &outcome {
             Ok(()) => {
                 changed = true;
+                let next = generation.wrapping_add(1);
                 if is_created {
                     let created = chains(socket)?;
                     // If another process has changed the ruleset meanwhile, what was read may be its work.
-                    let is_own = nft::generation(socket)? == generation.wrapping_add(1);
-                    known.0 = is_own.then_some(created);
+                    let is_own = nft::generation(socket)? == next;
+                    known.chains = is_own.then_some(created);
                 }
+                known.settled = known.chains.and_then(|_| settled(next));
                 break;
             }
             // Another process changed an unrelated part of the ruleset: try again.
@@ -306,33 +333,65 @@ impl Cluster {
         }
     }
 
-    fn node_elements(&self) -> [(Set, Vec<Element>); 2] {
-        IpFamily::ALL.map(|family| {
-            let of_family = self.nodes.iter().filter(|ip| family.has(**ip));
-            (
-                nodes_of(family),
-                of_family.map(|ip| Element { key: octets(*ip), ..Element::default() }).collect(),
-            )
-        })
+    /// Adds the tables to a batch that are not there as the daemon has created them. Returns whether there are any.
+    fn create(
+        &self,
+        socket: &Socket,
+        comment: &str,
+        guarded: bool,
+        known: Option<u64>,
+        batch: &mut Batch,
+    ) -> Result<bool, RulesetError> {
+        let is_known = known == Some(chains(socket)?);
+        for table in ALL {
+            match nft::table_comment(socket, table)? {
+                Some(there) if is_known && there == comment => continue,
+                Some(_) => batch.remove_table(table),
+                None => {}
+            }
+            batch.create_table(table, comment);
+            self.fill(table, batch, guarded);
+        }
+        Ok(!batch.is_empty())
     }
 
-    fn change_nodes(&self, socket: &Socket, batch: &mut Batch) -> Result<(), RulesetError> {
-        for (set, wanted) in self.node_elements() {
-            let there = nft::elements(socket, FILTER, set.name)?;
-            let keys: BTreeSet<&[u8]> = there.iter().map(|it| it.key.as_slice()).collect();
-            let is_gone = |it: &&Element| address(&it.key).is_some_and(|ip| !self.nodes.contains(&ip));
-            let gone: Vec<Element> = there.iter().filter(is_gone).cloned().collect();
-            let new: Vec<Element> =
-                wanted.into_iter().filter(|it| !keys.contains(it.key.as_slice())).collect();
-            if !gone.is_empty() {
-                batch.remove_elements(FILTER, set.name, &gone);
-            }
-            if !new.is_empty() {
-                batch.add_elements(FILTER, set.name, &new);
-            }
-        }
-        Ok(())
+    fn node_elements(&self) -> [(Set, Vec<Element>); 2] {
+        let nodes: Vec<IpAddr> = self.nodes.iter().copied().collect();
+        elements(&nodes)
     }
+}
+
+/// Reads the elements of the sets of nodes.
+fn nodes(socket: &Socket) -> Result<BTreeSet<IpAddr>, RulesetError> {
+    let mut nodes = BTreeSet::new();
+    for set in [NODES4, NODES6] {
+        nodes.extend(nft::elements(socket, FILTER, set.name)?.iter().filter_map(|it| address(&it.key)));
+    }
+    Ok(nodes)
+}
+
+/// Changes the elements of the sets of nodes.
+fn change_nodes(there: &BTreeSet<IpAddr>, wanted: &BTreeSet<IpAddr>, batch: &mut Batch) {
+    let difference = |a: &BTreeSet<IpAddr>, b| elements(&a.difference(b).copied().collect::<Vec<_>>());
+    for (set, gone) in difference(there, wanted) {
+        if !gone.is_empty() {
+            batch.remove_elements(FILTER, set.name, &gone);
+        }
+    }
+    for (set, new) in difference(wanted, there) {
+        if !new.is_empty() {
+            batch.add_elements(FILTER, set.name, &new);
+        }
+    }
+}
+
+/// Returns addresses of nodes as elements of the set of their family.
+fn elements(nodes: &[IpAddr]) -> [(Set, Vec<Element>); 2] {
+    IpFamily::ALL.map(|family| {
+        let of_family = nodes.iter().filter(|ip| family.has(**ip));
+        let element = |ip: &IpAddr| Element { key: octets(*ip), ..Element::default() };
+        (nodes_of(family), of_family.map(element).collect())
+    })
 }
 
 const REG: Reg = Reg(0);
