@@ -2,7 +2,10 @@
 //!
 //! The check is at the input hook, where a tunnelled packet still has its outer source. It reads the packet in the tunnel by its place.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use kernel::{
@@ -80,21 +83,29 @@ impl Origin {
     }
 }
 
+/// Returns the sets of nodes' addresses with their blocks, and the elements.
+pub(super) fn origins<'a>(
+    blocks: impl Iterator<Item = &'a (IpAddr, IpNet)>,
+) -> BTreeMap<Origin, Vec<Element>> {
+    let mut origins: BTreeMap<Origin, Vec<Element>> = BTreeMap::new();
+    for (node, block) in blocks {
+        let key = [octets(*node), octets(block.network())].concat();
+        let element = Element { key, ..Element::default() };
+        origins.entry(Origin::of(*node, *block)).or_default().push(element);
+    }
+    origins
+}
+
 impl Cluster {
-    /// Returns the sets of nodes' addresses with their blocks, and the elements.
-    pub(super) fn origins(&self) -> BTreeMap<Origin, Vec<Element>> {
-        let mut origins: BTreeMap<Origin, Vec<Element>> = BTreeMap::new();
-        for (node, block) in self.blocks.iter().filter(|_| self.tunnel.is_some()) {
-            let key = [octets(*node), octets(block.network())].concat();
-            let element = Element { key, ..Element::default() };
-            origins.entry(Origin::of(*node, *block)).or_default().push(element);
-        }
-        origins
+    /// Returns the sets of nodes' addresses with their blocks, if there are tunnels.
+    pub(super) fn origins(&self) -> impl Iterator<Item = Origin> {
+        let of = self.blocks.iter().filter(|_| self.tunnel.is_some());
+        of.map(|(node, block)| Origin::of(*node, *block)).collect::<BTreeSet<_>>().into_iter()
     }
 
     pub(super) fn create_origins(&self, batch: &mut Batch) {
         let Some(tunnel) = self.tunnel else { return };
-        for origin in self.origins().into_keys() {
+        for origin in self.origins() {
             let (offset, length) = tunnel.place(origin.inner);
             let node = if origin.outer == IpFamily::V4 { Field::Ipv4 } else { Field::Ipv6 };
             let key = &[node, Field::Transport { offset, length }];
@@ -128,7 +139,7 @@ impl Cluster {
 
     /// Accepts packets of pods from the node that has their block. This comes first: it is one lookup for most packets.
     fn hear_owners(&self, batch: &mut Batch, tunnel: Tunnel) {
-        for origin in self.origins().into_keys() {
+        for origin in self.origins() {
             // The key's second field follows the address of the node.
             let second = Reg(if origin.outer == IpFamily::V4 { 1 } else { 4 });
             let (mask, name) = (origin.mask(), origin.name());
