@@ -11,7 +11,12 @@ use std::{
 };
 
 use ipnet::IpNet;
-use kernel::{Protocol, Socket, events::Links, heap, link};
+use kernel::{
+    Protocol, Socket,
+    events::Links,
+    heap,
+    link::{self, Link},
+};
 use ruleset::cluster;
 use tracing::{info, warn};
 
@@ -222,12 +227,8 @@ impl Daemon {
             let longest = &mut self.status.counters.longest_micros;
             *longest = (*longest).max(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
         }
-        if wanted.ruleset.is_some() {
-            match pod_links::group(&socket, &links, &self.own.blocks) {
-                Ok(grouped) => self.status.counters.changes += grouped as u64,
-                Err(error) => problems.push(format!("cannot set the group of pods' links: {error}")),
-            }
-        }
+        // The links of other programs are not compared, but those of pods are told by their routes.
+        problems.extend(self.group_pods(&socket, &wanted, &links, by_kernel_alone));
         self.took = began.elapsed();
         problems.extend(self.blame_peers());
         // The record is published after this host accepts the packets that peers then send.
@@ -245,6 +246,35 @@ impl Daemon {
         }));
         self.view.remember(&self.config.state_dir);
         problems
+    }
+
+    /// Sets the group of pods' links that lack it.
+    fn group_pods(
+        &mut self,
+        socket: &Socket,
+        wanted: &Desired,
+        links: &[Link],
+        by_kernel_alone: bool,
+    ) -> Option<String> {
+        wanted.ruleset.as_ref()?;
+        match pod_links::group(socket, links, &self.own.blocks) {
+            Ok(grouped) => {
+                self.count(Changes { devices: grouped, ..Changes::default() }, by_kernel_alone);
+                None
+            }
+            Err(error) => Some(format!("cannot set the group of pods' links: {error}")),
+        }
+    }
+
+    /// Counts changes, as repairs if nothing but the kernel's events was their reason.
+    fn count(&mut self, by_kind: Changes, by_kernel_alone: bool) {
+        let changes = by_kind.sum();
+        self.status.counters.changes += changes as u64;
+        if by_kernel_alone && changes > 0 {
+            self.status.counters.repairs += changes as u64;
+            history::note_repair(&mut self.status.repairs, by_kind);
+            info!(changes, "repaired foreign changes");
+        }
     }
 
     /// Keeps the settings, not all of which announce that they were changed. Returns whether that was possible: a device may be gone.
@@ -375,16 +405,9 @@ impl Daemon {
             Ok(changed) => by_kind.rulesets += usize::from(changed),
             Err(error) => problems.push(format!("cannot change the ruleset: {error}")),
         }
-        let changes = by_kind.sum();
-        let counters = &mut self.status.counters;
-        counters.comparisons += 1;
-        counters.changes += changes as u64;
-        counters.refusals += done.refused_count as u64;
-        if by_kernel_alone && changes > 0 {
-            counters.repairs += changes as u64;
-            history::note_repair(&mut self.status.repairs, by_kind);
-            info!(changes, "repaired foreign changes");
-        }
+        self.status.counters.comparisons += 1;
+        self.status.counters.refusals += done.refused_count as u64;
+        self.count(by_kind, by_kernel_alone);
         for refusal in done.refused.iter().take(SHOWN) {
             warn!("{refusal}");
         }
