@@ -16,8 +16,9 @@ use crate::{
     error::{Error, Result},
     link::{self, Link},
     message::{Received, read_u32},
-    route,
+    nft, route,
     socket::{Protocol, Socket},
+    sysctl,
 };
 
 /// A subscription to the events of the namespace in which it was opened.
@@ -76,43 +77,60 @@ impl Events {
         Socket::open_listening(Protocol::Netfilter, GROUP_NFTRACE).map(Self)
     }
 
-    /// Discards pending events. The caller then reads the state.
+    /// Reads pending events, and returns the greatest concern of a caller that maintains routes of `protocol`.
     ///
     /// # Errors
-    /// If the socket is broken. Lost events are no error.
-    pub fn drain(&self) -> Result<()> {
-        match self.0.receive(|_| false) {
-            Ok(_) | Err(Errno::NOBUFS | Errno::MSGSIZE) => Ok(()),
-            Err(errno) => Err(Error::new("listen to", "the kernel", errno)),
-        }
+    /// If the socket is broken. Lost events are no error: they may concern the caller's own objects.
+    pub fn concern(&self, protocol: u8, links: &Links) -> Result<Concern> {
+        self.greatest(|received| match received.kind {
+            libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => match link_of(received) {
+                Some(link) if !links.own.contains(&link) => Concern::None,
+                _ => Concern::Own,
+            },
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => match route::announced(received) {
+                Some((length, of)) if of != protocol && received.flags & REPLACE == 0 => {
+                    if length == 0 {
+                        Concern::Surroundings
+                    } else {
+                        Concern::None
+                    }
+                }
+                _ => Concern::Own,
+            },
+            // With a link or an address of it, routes over the link go, and their removal is not always announced.
+            libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR => {
+                match link_of(received) {
+                    Some(link) if !links.has(link) => Concern::Surroundings,
+                    _ => Concern::Own,
+                }
+            }
+            // The settings of other links are their owners'.
+            RTM_NEWNETCONF | RTM_DELNETCONF => match sysctl::announced(received) {
+                Some(link) if i32::try_from(link).is_ok() && !links.has(link) => Concern::None,
+                _ => Concern::Own,
+            },
+            _ => Concern::Own,
+        })
     }
 
-    /// Reads pending events and returns whether any of them may matter to a caller that maintains routes of `protocol` and the
-    /// neighbours of `links`. All events of links, addresses and settings matter. Events of routes matter if they concern this protocol,
-    /// a default route or a replacement, and events of neighbours if they concern these links. Returns true if events were
-    /// lost.
+    /// Reads pending events of the ruleset, and returns the greatest concern of a caller that maintains tables with a name. Elements of
+    /// other tables' sets do not concern it.
     ///
     /// # Errors
-    /// If the socket is broken.
-    pub fn matters(&self, protocol: u8, links: &BTreeSet<u32>) -> Result<bool> {
-        let mut matters = false;
+    /// As [`Self::concern`].
+    pub fn concern_of_tables(&self, name: &str) -> Result<Concern> {
+        self.greatest(|received| if nft::is_elsewhere(received, name) { Concern::None } else { Concern::Own })
+    }
+
+    fn greatest(&self, of: impl Fn(&Received<'_>) -> Concern) -> Result<Concern> {
+        let mut greatest = Concern::None;
         let outcome = self.0.receive(|received| {
-            matters |= match received.kind {
-                libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
-                    neighbour_link(&received).is_none_or(|link| links.contains(&link))
-                }
-                libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
-                    received.flags & REPLACE != 0
-                        || route::announced(&received)
-                            .is_none_or(|(length, of)| of == protocol || length == 0)
-                }
-                _ => true,
-            };
+            greatest = greatest.max(of(&received));
             false
         });
         match outcome {
-            Ok(_) => Ok(matters),
-            Err(Errno::NOBUFS | Errno::MSGSIZE) => Ok(true),
+            Ok(_) => Ok(greatest),
+            Err(Errno::NOBUFS | Errno::MSGSIZE) => Ok(Concern::Own),
             Err(errno) => Err(Error::new("listen to", "the kernel", errno)),
         }
     }
@@ -192,12 +210,41 @@ impl Events {
     }
 }
 
-/// Returns the link's index in a neighbour event (`struct ndmsg`).
-fn neighbour_link(received: &Received<'_>) -> Option<u32> {
+/// What an event means to a caller that maintains some of the kernel's objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Concern {
+    /// Nothing.
+    None,
+    /// A link, an address, a setting or a default route has changed: what the caller wants may depend on it.
+    Surroundings,
+    /// One of the caller's objects may have changed.
+    Own,
+}
+
+/// The links, by index, of a caller that maintains some of the kernel's objects.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Links {
+    /// Its own.
+    pub own: BTreeSet<u32>,
+    /// Others that its objects depend on.
+    pub uplinks: BTreeSet<u32>,
+}
+
+impl Links {
+    fn has(&self, link: u32) -> bool {
+        self.own.contains(&link) || self.uplinks.contains(&link)
+    }
+}
+
+/// Returns the link's index in an event of a neighbour, a link or an address (`struct ndmsg`, `ifinfomsg`, `ifaddrmsg`).
+fn link_of(received: &Received<'_>) -> Option<u32> {
     read_u32(received.payload.get(4..)?)
 }
 
 const REPLACE: u16 = libc::NLM_F_REPLACE as u16;
+/// `linux/netconf.h`.
+const RTM_NEWNETCONF: u16 = 80;
+const RTM_DELNETCONF: u16 = 81;
 const GROUP_LINK: u32 = 1;
 const GROUP_NEIGH: u32 = 1 << 2;
 const GROUP_IPV4_ADDRESS: u32 = 1 << 4;

@@ -1,7 +1,8 @@
-//! The allocator of `netloom`: dlmalloc behind a spin lock.
+//! The allocator of `netloom`: dlmalloc behind a spin lock. A plugin has one thread, so the lock is never contended. A mutex of the C
+//! library takes as many instructions as the allocator behind it.
 //!
-//! A plugin has one thread, so the lock is never contended. A mutex of the C library takes as many instructions as the
-//! allocator behind it.
+//! The daemon uses the C library's heap. glibc's keeps what was freed, in a heap for each thread, unless it is told otherwise; musl's
+//! does not.
 
 use std::{
     alloc::{GlobalAlloc, Layout},
@@ -66,5 +67,27 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller meets the same contract.
         self.with(|heap| unsafe { heap.realloc(memory, layout.size(), layout.align(), size) })
+    }
+}
+
+/// Makes all threads use one heap, from which large pieces are returned to the kernel as soon as they are free.
+pub fn share() {
+    /// Lists of thousands of values are larger.
+    #[cfg(target_env = "gnu")]
+    const LARGE: i32 = 256 << 10;
+    #[cfg(target_env = "gnu")]
+    // SAFETY: these are numbers.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+    }
+}
+
+/// Returns free memory to the kernel.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the C library's allocator takes its own lock.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }

@@ -120,8 +120,8 @@ pub fn who_has(link: u32, ips: &BTreeSet<IpAddr>, limit: Duration) -> Result<BTr
 /// Changes many entries, in as few sends as the socket's receive buffer allows, and returns the refusals, each with
 /// its place in `fates`.
 #[doc(alias = "RTM_NEWNEIGH")]
-pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<(usize, Error)> {
-    socket.change_all(fates.iter().map(|fate| match *fate {
+pub fn change_all<'a>(socket: &Socket, fates: impl IntoIterator<Item = &'a Fate>) -> Vec<(usize, Error)> {
+    socket.change_all(fates.into_iter().map(|fate| match *fate {
         Fate::Neighbour(link, ip, mac) => {
             let mut message = put(family(ip), link, PERMANENT, 0);
             message.ip(NDA_DST, ip).attr(NDA_LLADDR, &mac.0);

@@ -10,6 +10,7 @@ pub mod trace;
 
 pub use batch::{Batch, Place, commit};
 pub use expr::{Expr, Reg};
+pub(crate) use list::is_elsewhere;
 pub use list::{
     Chain, Element, Rule, all_chains, chains, element, elements, generation, has_chain, rules, table_comment,
     tables,
@@ -165,6 +166,7 @@ mod msg {
     pub(super) const NEWSETELEM: u16 = 12;
     pub(super) const GETSETELEM: u16 = 13;
     pub(super) const DELSETELEM: u16 = 14;
+    pub(super) const NEWGEN: u16 = 15;
     pub(super) const GETGEN: u16 = 16;
     pub(super) const TRACE: u16 = 17;
 }

@@ -158,8 +158,8 @@ pub enum Fate {
 
 /// Changes many routes, in as few sends as the socket's receive buffer allows, and returns the refusals, each with
 /// its place in `fates`.
-pub fn change_all(socket: &Socket, fates: &[Fate]) -> Vec<(usize, Error)> {
-    let changes = fates.iter().map(|fate| match fate {
+pub fn change_all<'a>(socket: &Socket, fates: impl IntoIterator<Item = &'a Fate>) -> Vec<(usize, Error)> {
+    let changes = fates.into_iter().map(|fate| match fate {
         Fate::Add(route) => request(libc::RTM_NEWROUTE, CREATE | EXCL, "add route", route),
         Fate::Put(route) => request(libc::RTM_NEWROUTE, CREATE | REPLACE, "add route", route),
         Fate::Remove(route) => request(libc::RTM_DELROUTE, 0, "remove route", route),

@@ -144,6 +144,11 @@ pub fn is_forwarding(socket: &Socket, address: IpAddr) -> bool {
         && forwards.is_some_and(|forwards| forwards != 0)
 }
 
+/// Reads the link's index from an event of a setting.
+pub(crate) fn announced(received: &Received<'_>) -> Option<u32> {
+    Attrs::after(received.payload, 4).find(NETCONFA_IFINDEX).and_then(read_u32)
+}
+
 /// Sets `accept_ra` to 2 on links that have it at 1 and a route from a router advertisement. With 1 a host that begins to forward
 /// loses these routes and ignores further advertisements (`rt6_purge_dflt_routers`, `ipv6_accept_ra`).
 fn keep_accepting_advertisements(socket: &Socket) -> Result<()> {

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use kernel::{
     Socket, addr,
     addr::Detection,
+    hash::fnv1a,
     link::{self, Driver, IpvlanMode, Link, Mac, MacvlanMode, New},
     neigh::{self, Forward},
     offload, route, sysctl,
@@ -52,8 +53,9 @@ impl Done {
     /// Counts the changes with the counter of each one's kind, and sorts the refusals into those of peers' objects and others.
     fn note_all<T: Copy>(
         &mut self,
-        changes: &[(Option<(Object, Change)>, T)],
+        changes: &[(Option<Object>, T)],
         refused: Vec<(usize, kernel::Error)>,
+        kind: impl Fn(T) -> Change,
         counter: fn(&mut Changes, T) -> &mut usize,
         known: &mut Known,
     ) {
@@ -65,7 +67,7 @@ impl Done {
             let Some((of_peer, fate)) = changes.get(index) else { continue };
             *counter(&mut self.changes, *fate) -= 1;
             match of_peer {
-                Some((object, change)) => known.refusals.note(*object, *change, &error),
+                Some(object) => known.refusals.note(*object, kind(*fate), &error),
                 None => self.refused.push(error.to_string()),
             }
         }
@@ -81,8 +83,8 @@ pub(crate) struct Known {
     pub(crate) settings: Settings,
     /// The chains of the ruleset.
     pub(crate) rules: ruleset::cluster::Known,
-    /// The routes that were this daemon's: a program that replaced one has changed an object of the daemon's.
-    routes: BTreeSet<RouteKey>,
+    /// The routes that were this daemon's, sorted: a program that replaced one has changed an object of the daemon's.
+    routes: Vec<RouteKey>,
 }
 
 impl Known {
@@ -314,7 +316,7 @@ fn change_entries(
     let mut of_peer = |mac: Mac, fate| {
         let (object, change) = (Object::Remote(link, mac), Change::Remote(fate));
         pending.insert(object);
-        (!known.refusals.is_paused(object, change)).then_some((Some((object, change)), fate))
+        (!known.refusals.is_paused(object, change)).then_some((Some(object), fate))
     };
     // A stale entry of a hardware address is removed before the new one is added: there is one remote host at a time.
     changes.extend(forwarded.difference(&forwards).map(|forward| (None, neigh::Fate::NoForward(*forward))));
@@ -324,9 +326,8 @@ fn change_entries(
     changes.extend(new.filter_map(|(ip, mac)| of_peer(*mac, neigh::Fate::Neighbour(link, *ip, *mac))));
     let gone = neighbours.keys().filter(|ip| !hops.contains_key(ip));
     changes.extend(gone.map(|ip| (None, neigh::Fate::NoNeighbour(link, *ip))));
-    let fates: Vec<neigh::Fate> = changes.iter().map(|(_, fate)| *fate).collect();
-    let refused = neigh::change_all(socket, &fates);
-    done.note_all(&changes, refused, entries_counter, known);
+    let refused = neigh::change_all(socket, changes.iter().map(|(_, fate)| fate));
+    done.note_all(&changes, refused, Change::Remote, entries_counter, known);
 }
 
 fn entries_counter(counts: &mut Changes, fate: neigh::Fate) -> &mut usize {
@@ -346,35 +347,44 @@ fn change_routes(
 ) {
     let all = desired.routes.values().chain(&desired.exported);
     let wanted: Vec<route::Route> = all.filter_map(|route| kernel_route(route, devices)).collect();
-    let key = |route: &route::Route| (route.dst, route.priority, route.table);
-    let wanted_keys: BTreeSet<RouteKey> = wanted.iter().map(key).collect();
-    let current: BTreeMap<_, &route::Route> = actual.routes.iter().map(|route| (key(route), route)).collect();
-    known.routes.retain(|key| wanted_keys.contains(key));
-    known.routes.extend(current.keys());
+    // Sorted lists: there are tens of thousands.
+    let mut keys: Vec<RouteKey> = wanted.iter().map(key).collect();
+    keys.sort_unstable();
+    let is_wanted = |key: &RouteKey| keys.binary_search(key).is_ok();
+    let mut current: Vec<(RouteKey, &route::Route)> =
+        actual.routes.iter().map(|route| (key(route), route)).collect();
+    current.sort_by_key(|(key, _)| *key);
+    known.routes.retain(is_wanted);
+    known.routes.extend(current.iter().map(|(key, _)| *key));
+    known.routes.sort();
+    known.routes.dedup();
     let mut changes = Vec::new();
     for route in &wanted {
-        let there = current.get(&key(route));
-        if there.is_some_and(|other| same(other, route)) {
+        let there = current.binary_search_by_key(&key(route), |(key, _)| *key);
+        if there.is_ok_and(|index| same(current[index].1, route)) {
             continue;
         }
         // A route of another program is not replaced.
-        let replaces = desired.takes_over_routes || known.routes.contains(&key(route));
+        let replaces = desired.takes_over_routes || known.routes.binary_search(&key(route)).is_ok();
         let fate = if replaces { route::Fate::Put(*route) } else { route::Fate::Add(*route) };
         if route.blackhole {
             changes.push((None, fate));
             continue;
         }
-        let (object, change) = (Object::Route(route.dst), Change::Route(fate));
+        let object = Object::Route(route.dst);
         pending.insert(object);
-        if !known.refusals.is_paused(object, change) {
-            changes.push((Some((object, change)), fate));
+        if !known.refusals.is_paused(object, Change::Route(fate)) {
+            changes.push((Some(object), fate));
         }
     }
-    let gone = actual.routes.iter().filter(|route| !wanted_keys.contains(&key(route)));
+    let gone = actual.routes.iter().filter(|route| !is_wanted(&key(route)));
     changes.extend(gone.map(|route| (None, route::Fate::Remove(*route))));
-    let fates: Vec<route::Fate> = changes.iter().map(|(_, fate)| *fate).collect();
-    let refused = route::change_all(socket, &fates);
-    done.note_all(&changes, refused, |counts, _| &mut counts.routes, known);
+    let refused = route::change_all(socket, changes.iter().map(|(_, fate)| fate));
+    done.note_all(&changes, refused, Change::Route, |counts, _| &mut counts.routes, known);
+}
+
+fn key(route: &route::Route) -> RouteKey {
+    (route.dst, route.priority, route.table)
 }
 
 /// Compares routes, except for the scope and the source that the kernel fills in itself.
@@ -398,8 +408,7 @@ fn kernel_route(route: &Route, devices: &BTreeMap<&str, u32>) -> Option<route::R
     };
     let default = if route.dst.addr().is_ipv6() { DEFAULT6 } else { 0 };
     Some(route::Route {
-        // Without a gateway, the destination is on the link.
-        scope: if route.gateway.is_none() && !blackhole && route.dst.addr().is_ipv4() { LINK } else { 0 },
+        scope: scope_of(route, blackhole),
         priority: if route.priority == 0 { default } else { route.priority },
         source: route.source,
         table: route.table,
@@ -410,8 +419,27 @@ fn kernel_route(route: &Route, devices: &BTreeMap<&str, u32>) -> Option<route::R
     })
 }
 
-/// The scope of destinations on the link (`RT_SCOPE_LINK`).
-const LINK: u8 = 253;
+/// Returns the scope of a route; IPv6 has none.
+///
+/// The kernel finds equal IPv4 next hops in a table whose slots depend on device, source, metric and scope, but not on the gateway. With one
+/// scope, thousands of next hops would be in one slot, and each new one would be compared with all of them. All scopes below that of
+/// a site mean the same to packets, to other programs' routes and to `ip route`, so the next hops are spread over them.
+fn scope_of(route: &Route, blackhole: bool) -> u8 {
+    match route.gateway {
+        _ if blackhole || route.dst.addr().is_ipv6() => route::SCOPE_UNIVERSE,
+        // Without a gateway, the destination is on the link.
+        None => route::SCOPE_LINK,
+        Some(IpAddr::V4(ip)) => spread(&ip.octets()),
+        Some(IpAddr::V6(ip)) => spread(&ip.octets()),
+    }
+}
+
+fn spread(octets: &[u8]) -> u8 {
+    /// The scope of a site (`RT_SCOPE_SITE`).
+    const SITE: u64 = 200;
+    u8::try_from(fnv1a(octets.iter().copied()) % SITE).unwrap_or_default()
+}
+
 /// The link of IPv6 blackhole routes: the kernel reports `lo`.
 const LOOPBACK: u32 = 1;
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::{BufWriter, Write},
     path::Path,
     time::{Duration, Instant},
 };
@@ -49,10 +50,18 @@ pub(crate) struct ClusterView {
     pub(crate) problems: BTreeMap<String, Vec<String>>,
     /// Owners of blocks that have no record, and since when.
     absent_owners: BTreeMap<String, Instant>,
+    /// Counts the changes of nodes, blocks and silent nodes: what was computed from them is valid until the next one.
+    pub(crate) changes: u64,
+    /// The change after which the absent owners were found.
+    tracked: Option<u64>,
+    /// The change after which the view was remembered, when, and how long that took.
+    remembered: Option<(u64, Instant, Duration)>,
 }
 
 /// The number of characters of a refused record's name that are shown.
 const LONGEST_NAME: usize = 253;
+/// The pause after the view was written, as a multiple of the time that this took.
+const PAUSE: u32 = 50;
 /// The file in the state directory that holds the last view.
 pub(crate) const FILE: &str = "view.json";
 
@@ -66,14 +75,14 @@ impl ClusterView {
                 self.refused.remove(&name);
                 self.is_gone(name, config);
             }
-            Update::Alive(name, true) => drop(self.silent.remove(&name)),
+            Update::Alive(name, true) => self.changes += u64::from(self.silent.remove(&name).is_some()),
             Update::Alive(name, false) => {
                 if self.nodes.contains_key(&name) {
                     self.silent.entry(name).or_insert_with(Instant::now);
+                    self.changes += 1;
                 }
             }
-            Update::Block(block, Some(owner)) => drop(self.blocks.insert(block, owner)),
-            Update::Block(block, None) => drop(self.blocks.remove(&block)),
+            Update::Block(block, owner) => self.set_owner(block, owner),
             Update::Lost(why) => {
                 if self.lost.as_ref() != Some(&why) {
                     warn!("the store cannot be reached; the last view stays in use: {why}");
@@ -103,9 +112,24 @@ impl ClusterView {
             self.silent.entry(name.clone()).or_insert_with(Instant::now);
         }
         self.blocks = contents.blocks;
+        self.changes += 1;
         self.whole = true;
         self.live = true;
         self.lost = None;
+    }
+
+    /// Changes the owner of a block.
+    pub(crate) fn set_owner(&mut self, block: IpNet, owner: Option<String>) {
+        self.changes += u64::from(self.blocks.get(&block) != owner.as_ref());
+        match owner {
+            Some(owner) => drop(self.blocks.insert(block, owner)),
+            None => drop(self.blocks.remove(&block)),
+        }
+    }
+
+    /// Forgets a node at once.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.changes += u64::from(self.nodes.remove(name).is_some());
     }
 
     fn is_gone(&mut self, name: String, config: &Config) {
@@ -120,10 +144,14 @@ impl ClusterView {
         self.missing.remove(name);
         self.silent.remove(name);
         self.former.extend(self.nodes.remove_entry(name));
+        self.changes += 1;
     }
 
     /// Records since when there are blocks whose owner has no record.
     pub(crate) fn track_absent_owners(&mut self) {
+        if self.tracked.replace(self.changes) == Some(self.changes) {
+            return;
+        }
         let (nodes, blocks) = (&self.nodes, &self.blocks);
         let absent: BTreeSet<&String> = blocks.values().filter(|owner| !nodes.contains_key(*owner)).collect();
         self.absent_owners.retain(|name, _| absent.contains(name));
@@ -183,7 +211,10 @@ impl ClusterView {
             Ok(record) => {
                 self.refused.remove(&name);
                 self.missing.remove(&name);
-                self.nodes.insert(name, record);
+                if self.nodes.get(&name) != Some(&record) {
+                    self.changes += 1;
+                    self.nodes.insert(name, record);
+                }
             }
             Err(error) => {
                 // A name can be as long as the store permits.
@@ -194,11 +225,25 @@ impl ClusterView {
         }
     }
 
-    /// Writes the nodes' records to the state directory.
-    pub(crate) fn remember(&self, dir: &Path) {
+    /// Returns whether the state directory holds an older view.
+    pub(crate) fn is_unwritten(&self) -> bool {
+        self.live && self.remembered.is_none_or(|(change, ..)| change != self.changes)
+    }
+
+    /// Writes the nodes' records to the state directory, unless that would take too much of the time.
+    pub(crate) fn remember(&mut self, dir: &Path) {
+        let rests = self.remembered.is_some_and(|(_, at, took)| at.elapsed() < PAUSE * took);
+        if rests || !self.is_unwritten() {
+            return;
+        }
+        let began = Instant::now();
         // Without the file, a host that boots without its store does not know the other nodes. That is all, so errors are ignored.
-        let text = serde_json::to_vec(&self.nodes.values().collect::<Vec<_>>()).unwrap_or_default();
-        drop(file::write(&dir.join(FILE), &text, 0o600));
+        drop(file::replace(&dir.join(FILE), 0o600, |file| {
+            let mut buffered = BufWriter::new(file);
+            serde_json::to_writer(&mut buffered, &self.nodes.values().collect::<Vec<_>>())?;
+            buffered.flush()
+        }));
+        self.remembered = Some((self.changes, Instant::now(), began.elapsed()));
     }
 
     /// Reads the nodes' records from the state directory.
@@ -207,6 +252,7 @@ impl ClusterView {
         let Ok(nodes) = serde_json::from_slice::<Vec<Record>>(&text) else { return };
         warn!("the store cannot be reached: starting with the remembered records of {} nodes", nodes.len());
         self.nodes = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();
+        self.changes += 1;
         self.whole = true;
     }
 }

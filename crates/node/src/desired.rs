@@ -8,6 +8,8 @@ mod path;
 mod peers;
 mod rules;
 
+use std::sync::Arc;
+
 pub use inputs::Inputs;
 pub use model::{
     Attach, BESIDE, DEVICE4, DEVICE6, Desired, Device, GPE, Kind, LAST, MAIN, Peer, PeerPath, Route, Segment,
@@ -26,8 +28,14 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         devices,
         ..Desired::default()
     };
+    let mut paths = Arc::default();
     for (name, node) in nodes.iter().filter(|(name, _)| **name != own.name) {
-        let peer = peers::add(&mut desired, inputs, node);
+        let mut peer = peers::add(&mut desired, inputs, node);
+        if peer.paths == paths {
+            peer.paths = Arc::clone(&paths);
+        } else {
+            paths = Arc::clone(&peer.paths);
+        }
         desired.peers.insert(name.clone(), peer);
     }
     // Packets to addresses of no node must not leave via the default route.

@@ -12,6 +12,16 @@ pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> 
     if fs::read(path).is_ok_and(|current| current == content) {
         return Ok(false);
     }
+    replace(path, mode, |file| file.write_all(content))?;
+    Ok(true)
+}
+
+/// Fills a file under a temporary name and renames it.
+pub(crate) fn replace(
+    path: &Path,
+    mode: u32,
+    fill: impl FnOnce(&mut fs::File) -> io::Result<()>,
+) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
@@ -23,10 +33,9 @@ pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> 
         .create_new(true)
         .mode(mode)
         .open(&temporary)
-        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .and_then(|mut file| fill(&mut file).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&temporary, path));
-    written.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
-    Ok(true)
+    written.inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 /// Removes a file. Succeeds if it does not exist.

@@ -61,6 +61,11 @@ impl Refusals {
         self.0.retain(|object, _| is_pending(object));
     }
 
+    /// Returns whether no change is refused.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Returns the refused objects with the reasons.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Object, &str)> {
         self.0.iter().map(|(object, refusal)| (*object, refusal.text.as_str()))

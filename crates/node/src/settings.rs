@@ -9,7 +9,6 @@ use std::{
 use kernel::sysctl::{self, Setting};
 
 use crate::{
-    actual::Actual,
     config::Underlay,
     desired::{Desired, Device, Kind, Uplinks},
 };
@@ -29,11 +28,11 @@ impl Settings {
     pub(crate) fn keep(
         &mut self,
         desired: &Desired,
-        actual: &Actual,
+        exists: impl Fn(&str) -> bool,
         uplinks: &Uplinks,
     ) -> (usize, Vec<String>) {
         let (mut changes, mut problems) = (0, Vec::new());
-        let existing = desired.devices.iter().filter(|device| actual.devices.contains_key(device.name));
+        let existing = desired.devices.iter().filter(|device| exists(device.name));
         let of_devices = existing.flat_map(of_device);
         let wanted =
             of_devices.map(Ok).chain(forwarding(desired, uplinks)).chain(loose_filter(desired, uplinks));

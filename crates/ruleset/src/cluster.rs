@@ -50,7 +50,8 @@ pub struct Cluster {
     pub blocks: BTreeSet<(IpAddr, IpNet)>,
 }
 
-const NAME: &str = tables::CLUSTER;
+/// The name of the cluster's tables.
+pub const NAME: &str = tables::CLUSTER;
 const NAT4: Table<'_> = Table { family: Family::Ip, name: NAME };
 const NAT6: Table<'_> = Table { family: Family::Ip6, name: NAME };
 const ALL: [Table<'_>; 3] = [NAT4, NAT6, FILTER];
@@ -62,10 +63,30 @@ const NODES6: Set = Set { name: "nodes6", key: &[Field::Ipv6], data: None, comme
 const WANTED: Wanted<'_> = Wanted { admin_chain: "CNI-ADMIN", always: false };
 const ROUNDS: usize = 16;
 
-/// The chains of the tables as the daemon has created them, as a hash of whether each drops by default, and of its rules' numbers. The
-/// kernel gives every new rule a new number, so changes of other programs are recognized.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Known(pub Option<u64>);
+/// What is known of the tables from earlier calls.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// The chains as the daemon has created them, as a hash of whether each drops by default, and of its rules' numbers. The kernel
+    /// gives every new rule a new number, so changes of other programs are recognized.
+    pub chains: Option<u64>,
+    settled: Option<Settled>,
+}
+
+/// The tables when they were last as they should be.
+#[derive(Debug)]
+struct Settled {
+    /// The generation of the whole ruleset. While it is the same, nothing has changed.
+    generation: u32,
+    comment: String,
+    cluster: Cluster,
+}
+
+impl Known {
+    /// Starts with the hash of the chains that an earlier process created.
+    pub fn new(chains: Option<u64>) -> Self {
+        Self { chains, settled: None }
+    }
+}
 
 /// Applies the cluster's rules and returns whether anything changed. Tables that are not known to be as the daemon has created them
 /// are created again, in one transaction.
@@ -80,34 +101,41 @@ pub fn ensure(socket: &Socket, cluster: &Cluster, known: &mut Known) -> Result<b
     let mut outcome = Ok(());
     for _ in 0..ROUNDS {
         let generation = nft::generation(socket)?;
-        let is_known = known.0 == Some(chains(socket)?);
         let mut batch = Batch::new();
-        for table in ALL {
-            match nft::table_comment(socket, table)? {
-                Some(there) if is_known && there == comment => continue,
-                Some(_) => batch.remove_table(table),
-                None => {}
+        let mut is_created = false;
+        if let Some(settled) =
+            known.settled.as_ref().filter(|it| it.generation == generation && it.comment == comment)
+        {
+            let there: BTreeMap<String, Vec<Element>> = settled.cluster.elements().into_iter().collect();
+            cluster.change_elements(|set| Ok(there.get(set).cloned().unwrap_or_default()), &mut batch)?;
+        } else {
+            is_created = cluster.create(socket, &comment, guarded, known.chains, &mut batch)?;
+            if !is_created {
+                cluster.change_elements(|set| Ok(nft::elements(socket, FILTER, set)?), &mut batch)?;
             }
-            batch.create_table(table, &comment);
-            cluster.fill(table, &mut batch, guarded);
         }
-        let is_created = !batch.is_empty();
-        if !is_created {
-            cluster.change_nodes(socket, &mut batch)?;
-        }
+        let settled = |generation| {
+            let (comment, cluster) = (comment.clone(), cluster.clone());
+            Some(Settled { generation, comment, cluster })
+        };
         if batch.is_empty() {
+            if known.settled.as_ref().is_none_or(|settled| settled.generation != generation) {
+                known.settled = settled(generation);
+            }
             break;
         }
         outcome = nft::commit(socket, batch, Some(generation));
         match &outcome {
             Ok(()) => {
                 changed = true;
+                let next = generation.wrapping_add(1);
                 if is_created {
                     let created = chains(socket)?;
                     // If another process has changed the ruleset meanwhile, what was read may be its work.
-                    let is_own = nft::generation(socket)? == generation.wrapping_add(1);
-                    known.0 = is_own.then_some(created);
+                    let is_own = nft::generation(socket)? == next;
+                    known.chains = is_own.then_some(created);
                 }
+                known.settled = known.chains.and_then(|_| settled(next));
                 break;
             }
             // Another process changed an unrelated part of the ruleset: try again.
@@ -296,6 +324,28 @@ impl Cluster {
         }
     }
 
+    /// Adds the tables to a batch that are not there as the daemon has created them. Returns whether there are any.
+    fn create(
+        &self,
+        socket: &Socket,
+        comment: &str,
+        guarded: bool,
+        known: Option<u64>,
+        batch: &mut Batch,
+    ) -> Result<bool, RulesetError> {
+        let is_known = known == Some(chains(socket)?);
+        for table in ALL {
+            match nft::table_comment(socket, table)? {
+                Some(there) if is_known && there == comment => continue,
+                Some(_) => batch.remove_table(table),
+                None => {}
+            }
+            batch.create_table(table, comment);
+            self.fill(table, batch, guarded);
+        }
+        Ok(!batch.is_empty())
+    }
+
     /// Returns the elements of all sets, by the set's name.
     fn elements(&self) -> Vec<(String, Vec<Element>)> {
         let nodes = IpFamily::ALL.map(|family| {
@@ -307,9 +357,14 @@ impl Cluster {
         nodes.into_iter().chain(origins).collect()
     }
 
-    fn change_nodes(&self, socket: &Socket, batch: &mut Batch) -> Result<(), RulesetError> {
+    /// Changes the elements of the sets from what is `there`.
+    fn change_elements(
+        &self,
+        there: impl Fn(&str) -> Result<Vec<Element>, RulesetError>,
+        batch: &mut Batch,
+    ) -> Result<(), RulesetError> {
         for (set, wanted) in self.elements() {
-            let there = nft::elements(socket, FILTER, &set)?;
+            let there = there(&set)?;
             let keys = |elements: &[Element]| -> BTreeSet<Vec<u8>> {
                 elements.iter().map(|element| element.key.clone()).collect()
             };

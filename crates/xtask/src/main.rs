@@ -54,7 +54,9 @@ cargo xtask CHORE
   kernel [PACKAGE [TEST...]]
                        run tests on another Debian kernel, such as linux-image-6.12-amd64, in QEMU
   datapath [ROUNDS]    measure packets between pods on two hosts, next to flannel's layout built by hand
-  scale [NODES]        measure one daemon in a cluster of thousands of nodes: time, memory, CPU
+  scale [NODES...]     measure one daemon in clusters of 5,000, 10,000 and 20,000 nodes, and the load of the store
+    --daemons N          number of daemons that start at once (default: 20)
+    --binaries DIR       binaries to run (default: a release build)
   cluster              start a daemon and two pods on each of three hosts and ping between all pods, in each mode
   dist [OPTIONS]       build the binary to install and print its path
     --fixed              link it at a fixed address instead of as a position-independent executable

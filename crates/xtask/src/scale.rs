@@ -1,190 +1,181 @@
-//! `cargo xtask scale [NODES]`: measures one daemon in a cluster of thousands of nodes, whose records are in an etcd server.
-//!
-//! It prints the time to the first complete state, memory, idle CPU, the delay of one change, and the delay after many.
+//! `cargo xtask scale`: measures one daemon in clusters of thousands of nodes, whose records are in an etcd server, what the daemon
+//! costs that server, and what many daemons cost it that start at once.
+
+mod daemons;
+mod herd;
+mod store;
 
 use std::{
-    fmt::Write as _,
-    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
+use self::{
+    daemons::{Daemon, attach, wait},
+    store::{Store, block4, record},
+};
 use crate::{
     Outcome,
-    cluster::{ETCD, Running, built, etcd, fresh_dir, until},
+    cluster::{Running, built, etcd, fresh_dir},
     host::Host,
     say,
 };
 
-/// Returns a node's name and its record as a daemon writes it.
-fn node(number: u32) -> (String, String) {
-    let name = format!("node{number:05}");
-    let (high, low) = (number / 250, number % 250 + 1);
-    let (block4, block6) = (block4(number), format!("fd44:0:{number:x}::/64"));
-    let record = format!(
-        r#"{{"name":"{name}","addresses":["10.64.{high}.{low}","2001:db8:64:{high:x}::{low:x}"],"blocks":["{block4}","{block6}"],"tunnel":{{"vni":4242,"port":4789}},"incarnation":"{name}"}}"#
-    );
-    (name, record)
+/// The numbers of nodes.
+const COUNTS: [u32; 3] = [5_000, 10_000, 20_000];
+/// How long the daemon is left alone.
+const IDLE: Duration = Duration::from_mins(1);
+/// Time limit for states that are reached.
+const LIMIT: Duration = Duration::from_mins(2);
+
+/// The arguments of the chore.
+struct Options {
+    counts: Vec<u32>,
+    daemons: usize,
+    binaries: Option<PathBuf>,
 }
 
-/// Returns a node's IPv4 block.
-fn block4(number: u32) -> String {
-    format!("10.{}.{}.0/24", 128 + number / 256, number % 256)
-}
-
-/// Writes the records of nodes and the owners of their blocks, as many in a transaction as etcd's limit of operations allows.
-fn put(wire: &Host, dir: &str, numbers: &[u32]) -> Outcome {
-    for part in numbers.chunks(40) {
-        let mut text = String::from("\n");
-        for number in part {
-            let (name, record) = node(*number);
-            let (block4, block6) = (block4(*number).replace('/', "-"), format!("fd44:0:{number:x}::-64"));
-            // Writing to a `String` cannot fail.
-            let _ = writeln!(
-                text,
-                "put /netloom/nodes/{name} {}",
-                format_args!("\"{}\"", record.replace('"', "\\\""))
-            );
-            let _ =
-                writeln!(text, "put /netloom/blocks/{block4} {name}\nput /netloom/blocks/{block6} {name}");
+impl Options {
+    fn parse(arguments: &[String]) -> Result<Self, String> {
+        let mut options = Self { counts: Vec::new(), daemons: 20, binaries: None };
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or_else(|| format!("`{argument}` needs a value"));
+            match argument.as_str() {
+                "--daemons" => options.daemons = value()?.parse().map_err(|_| "--daemons needs a number")?,
+                "--binaries" => options.binaries = Some(value()?.into()),
+                count => {
+                    options.counts.push(count.parse().map_err(|_| format!("`{count}` is not a number"))?)
+                }
+            }
         }
-        text.push_str("\n\n");
-        fs::write(format!("{dir}/txn"), text).map_err(|error| error.to_string())?;
-        wire.sh(&format!("ETCDCTL_API=3 etcdctl --endpoints http://{ETCD} txn <{dir}/txn >/dev/null"))?;
+        if options.counts.is_empty() {
+            options.counts = COUNTS.to_vec();
+        }
+        Ok(options)
     }
-    Ok(())
 }
 
 /// Runs `cargo xtask scale`.
 pub(crate) fn scale(arguments: &[String]) -> Outcome {
-    let count: u32 =
-        arguments.first().map_or(Ok(5000), |text| text.parse()).map_err(|_| "NODES is not a number")?;
-    let (built, dir) = (built()?, fresh_dir("scale")?);
-    let text = dir.display().to_string();
-    let (wire, host) = (Host::new()?, Host::bare()?);
-    wire.sh(&format!(
-        "ip link add seg type bridge; ip link set seg up; ip addr add 192.0.2.254/24 dev seg; ip -6 addr add 2001:db8:a::fe/64 dev seg nodad
-         ip link add n1 type veth peer name eth0 netns {}; ip link set n1 master seg up", host.pid()
-    ))?;
-    host.sh("ip link set eth0 up; ip addr add 192.0.2.1/24 dev eth0; ip -6 addr add 2001:db8:a::1/64 dev eth0 nodad
-             ip route add default via 192.0.2.254; ip -6 route add default via 2001:db8:a::fe")?;
-    let _etcd = etcd(&wire, &dir)?;
-    put(&wire, &text, &(1..=count).collect::<Vec<_>>())?;
-    say(&format!("{count} nodes with a block of each family in etcd, mode overlay"));
-    let log = fs::File::create(dir.join("log")).map_err(|error| error.to_string())?;
-    let mut command = host.command(&built.join("netloomd").display().to_string());
-    command.args([
-        "--node",
-        "own",
-        "--mode",
-        "overlay",
-        "--pods",
-        "10.128.0.0/9,fd44::/32",
-        "--store",
-        "etcd",
-        "--lease",
-        "60",
-    ]);
-    command.args([
-        "--etcd-endpoints",
-        &format!("http://{ETCD}"),
-        "--conf-dir",
-        "/run/net.d",
-        "--config",
-        "/nowhere",
-    ]);
-    let started = Instant::now();
-    let daemon = Running(command.stderr(log).spawn().map_err(|error| error.to_string())?);
-    let routes = |wanted: u32| {
-        format!(
-            "test $(ip route show proto 95 | wc -l) -ge {wanted} -a $(ip -6 route show proto 95 | wc -l) -ge {wanted}"
-        )
-    };
-    until("all routes exist", || host.succeeds(&routes(count)))?;
-    say(&format!("first complete state: {:.2} s after start", started.elapsed().as_secs_f64()));
-    let status = |filter: &str| {
-        host.output(&format!("{} cluster --json | jq -r '{filter}'", built.join("netloom").display()))
-    };
-    until("the daemon reports ready", || status(".ready").is_ok_and(|text| text.trim() == "true"))?;
-    let objects = status(".counters.changes")?.trim().parse::<f64>().unwrap_or_default();
-    let longest = status(".counters.longestMicros")?.trim().parse::<f64>().unwrap_or_default() / 1e6;
-    say(&format!("programming: {objects:.0} objects in {longest:.2} s, {:.0} a second", objects / longest));
-    // The events of the start settle.
-    std::thread::sleep(Duration::from_secs(5));
-    let pid = daemon.0.id();
-    let cpu = || -> Result<f64, String> {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|error| error.to_string())?;
-        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks: f64 =
-            fields[11].parse::<f64>().unwrap_or_default() + fields[12].parse::<f64>().unwrap_or_default();
-        Ok(ticks / 100.0)
-    };
-    let (before, long) = (cpu()?, 60);
-    std::thread::sleep(Duration::from_secs(long));
-    say(&format!(
-        "idle: {:.2} % of a core, over {long} s",
-        (cpu()? - before) * 100.0 / f64::from(u32::try_from(long).unwrap_or(1))
-    ));
-    let memory = || {
-        fs::read_to_string(format!("/proc/{pid}/status")).map(|text| {
-            let line = |key: &str| {
-                text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim().to_owned()
-            };
-            format!("{} now, {} peak", line("VmRSS:"), line("VmHWM:"))
-        })
-    };
-    say(&format!("memory: {}", memory().map_err(|error| error.to_string())?));
-    let mut times = Vec::new();
-    for number in count + 1..=count + 10 {
-        times.push(one_more(&host, &text, number)?);
-        std::thread::sleep(Duration::from_millis(700));
+    let options = Options::parse(arguments)?;
+    let binaries = options.binaries.clone().map_or_else(built, Ok)?;
+    let binaries = binaries.canonicalize().map_err(|error| error.to_string())?;
+    for count in &options.counts {
+        measure(*count, options.daemons, &binaries)?;
     }
-    times.sort_by(f64::total_cmp);
-    say(&format!(
-        "one more node: route after {:.1} ms (median), {:.1} to {:.1} ms",
-        times[5], times[0], times[9]
-    ));
-    churn(&wire, &host, &text, count + 10)?;
-    say(&format!("memory: {}", memory().map_err(|error| error.to_string())?));
     Ok(())
 }
 
-/// Writes one record over etcd's HTTP gateway and returns the milliseconds until the kernel announces the route.
-fn one_more(host: &Host, dir: &str, number: u32) -> Result<f64, String> {
-    let (name, record) = node(number);
-    let (ip, port) = ETCD.split_once(':').unwrap_or_default();
-    let prefix = block4(number);
-    fs::write(format!("{dir}/record"), record).map_err(|error| error.to_string())?;
-    let output = host.output(&format!(
-        "bash -c 'body=\"{{\\\"key\\\":\\\"$(printf /netloom/nodes/{name} | base64 -w0)\\\",\\\"value\\\":\\\"$(base64 -w0 {dir}/record)\\\"}}\"
-         exec 3<>/dev/tcp/{ip}/{port}
-         coproc ip -o -ts monitor route; sleep 0.3
-         date +%s%N
-         printf \"POST /v3/kv/put HTTP/1.0\\r\\nContent-Length: ${{#body}}\\r\\n\\r\\n%s\" \"$body\" >&3
-         while read -r line <&${{COPROC[0]}}; do case \"$line\" in *{prefix}*) break;; esac; done
-         date +%s%N; kill $COPROC_PID'"
-    ))?;
-    let times: Vec<f64> = output.lines().filter_map(|line| line.parse().ok()).collect();
-    match times[..] {
-        [before, after] => Ok((after - before) / 1e6),
-        _ => Err(format!("unexpected output: {output}")),
+/// Measures in a cluster with a number of nodes.
+fn measure(count: u32, daemons: usize, binaries: &Path) -> Outcome {
+    let dir = fresh_dir("scale")?;
+    let wire = Host::new()?;
+    wire.sh("ip link add seg type bridge; ip link set seg up; ip addr add 192.0.2.254/20 dev seg
+             ip addr add 192.0.15.254/20 dev seg; ip -6 addr add 2001:db8:a::fffe/64 dev seg nodad")?;
+    let server = etcd(&wire, &dir)?;
+    let store = Store(&wire);
+    store.add_nodes(1..=count)?;
+    say(&format!("\n{count} nodes with a block of each family in etcd, mode overlay"));
+    one_daemon(&wire, count, binaries, &dir)?;
+    if daemons > 0 {
+        herd::herd(&wire, server, daemons, binaries, &dir)?;
     }
+    Ok(())
+}
+
+/// Measures one daemon.
+fn one_daemon(wire: &Host, count: u32, binaries: &Path, dir: &Path) -> Outcome {
+    let (store, host) = (Store(wire), Host::bare()?);
+    attach(wire, &host, 1)?;
+    let mut daemon = Daemon::new(&host, "own", true, binaries, dir);
+    let (before, wanted) = (store.load()?, daemon.routes() + count as usize);
+    daemon.start()?;
+    let took = wait("all routes exist", LIMIT, || Ok(daemon.routes() >= wanted))?;
+    say(&format!("first complete state: {:.2} s after start", took.as_secs_f64()));
+    let left = |family: &str| host.output(&format!("ip {family} route show proto 95 | wc -l"));
+    let there = [left("-4")?, left("-6")?].map(|text| text.trim().parse::<u32>().unwrap_or_default());
+    if there.iter().any(|there| *there < count) {
+        return Err(format!("routes are missing: {there:?}"));
+    }
+    wait("the daemon reports ready", LIMIT, || Ok(daemon.status(".ready")? == "true"))?;
+    say(&format!("store, for the start: {}", store.load()?.since(&before).per(1.0)));
+    let objects = daemon.status(".counters.changes")?.parse::<f64>().unwrap_or_default();
+    let longest = daemon.status(".counters.longestMicros")?.parse::<f64>().unwrap_or_default() / 1e6;
+    say(&format!(
+        "programming: {objects:.0} objects, the longest pass {longest:.2} s, {:.2} s of a core in all",
+        daemon.used()?
+    ));
+    // The events of the start settle.
+    std::thread::sleep(Duration::from_secs(5));
+    let (before, used, passes) = (store.load()?, daemon.used()?, daemon.status(".counters.comparisons")?);
+    std::thread::sleep(IDLE);
+    say(&format!(
+        "idle: {:.2} % of a core, over {} s",
+        (daemon.used()? - used) * 100.0 / IDLE.as_secs_f64(),
+        IDLE.as_secs()
+    ));
+    say(&format!("comparisons meanwhile: {passes} to {}", daemon.status(".counters.comparisons")?));
+    say(&format!("store, for a minute: {}", store.load()?.since(&before).per(IDLE.as_secs_f64() / 60.0)));
+    remember(&daemon)?;
+    let mut times = Vec::new();
+    for number in count + 1..=count + 10 {
+        times.push(one_more(&host, store, number)?);
+        // Until the daemon has compared again, and paused.
+        std::thread::sleep(Duration::from_millis(2500));
+    }
+    times.sort_by(f64::total_cmp);
+    let (median, most) = (times[5], times[9]);
+    say(&format!("one more node: route after {median:.1} ms (median), {:.1} to {most:.1} ms", times[0]));
+    churn(&daemon, store, count + 10)?;
+    remember(&daemon)
+}
+
+fn remember(daemon: &Daemon<'_>) -> Outcome {
+    let (now, peak) = daemon.memory()?;
+    say(&format!("memory: {now:.1} MiB now, {peak:.1} MiB at most"));
+    Ok(())
+}
+
+/// Writes the keys of one more node, and returns the milliseconds until the kernel announces the route.
+fn one_more(host: &Host, store: Store<'_>, number: u32) -> Result<f64, String> {
+    let mut monitor = host.command("ip");
+    monitor.args(["-o", "monitor", "route"]).stdout(Stdio::piped());
+    let mut monitor = Running(monitor.spawn().map_err(|error| error.to_string())?);
+    let lines = BufReader::new(monitor.0.stdout.take().ok_or("no output")?).lines();
+    std::thread::sleep(Duration::from_millis(300));
+    let (started, prefix) = (Instant::now(), block4(number));
+    store.add_nodes(number..=number)?;
+    let mut lines = lines.map_while(Result::ok);
+    lines.find(|line| line.contains(&prefix)).ok_or("`ip monitor` ended")?;
+    Ok(started.elapsed().as_secs_f64() * 1e3)
 }
 
 /// Adds a hundred nodes a second for ten seconds, then waits for the route to the last one.
-fn churn(wire: &Host, host: &Host, dir: &str, count: u32) -> Outcome {
+fn churn(daemon: &Daemon<'_>, store: Store<'_>, count: u32) -> Outcome {
+    const CHANGES: u32 = 1000;
+    const EVERY: Duration = Duration::from_millis(10);
+    let (before, used, routes) = (store.load()?, daemon.used()?, daemon.routes());
     let started = Instant::now();
-    let mut next = count + 1;
-    for second in 0..10 {
-        put(wire, dir, &(next..next + 100).collect::<Vec<_>>())?;
-        next += 100;
-        std::thread::sleep(Duration::from_secs(second + 1).saturating_sub(started.elapsed()));
+    for change in 0..CHANGES {
+        store.add_nodes(count + 1 + change..=count + 1 + change)?;
+        std::thread::sleep((EVERY * (change + 1)).saturating_sub(started.elapsed()));
     }
-    let last = block4(next - 1);
-    let done = Instant::now();
-    until("the last node's route", || host.succeeds(&format!("ip route show {last} | grep -q netloom4")))?;
+    let (all, wanted) = (started.elapsed(), routes + CHANGES as usize);
+    let late = wait("the last node's route", LIMIT, || Ok(daemon.routes() >= wanted))?;
     say(&format!(
-        "100 nodes a second for 10 s: route to the last one {:.0} ms later",
-        done.elapsed().as_secs_f64() * 1e3
+        "{CHANGES} more nodes in {:.1} s: the last route {:.0} ms later, {:.1} % of a core",
+        all.as_secs_f64(),
+        late.as_secs_f64() * 1e3,
+        (daemon.used()? - used) * 100.0 / (all + late).as_secs_f64()
     ));
+    say(&format!(
+        "store, for a change: {} (this program's writes included)",
+        store.load()?.since(&before).per(CHANGES.into())
+    ));
+    let example = record(1).1.len();
+    say(&format!("a record has {example} bytes"));
     Ok(())
 }

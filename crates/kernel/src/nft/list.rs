@@ -88,6 +88,13 @@ pub fn generation(socket: &Socket) -> Result<u32> {
     Ok(generation)
 }
 
+/// Returns whether an event is of an element of a set in a table of another name, or of no object: it then only announces the generation.
+pub(crate) fn is_elsewhere(received: &Received<'_>, name: &str) -> bool {
+    let is_element = [kind(msg::NEWSETELEM), kind(msg::DELSETELEM)].contains(&received.kind);
+    let table = || Attrs::after(received.payload, NFGEN).find(ELEM_TABLE).map(read_text);
+    received.kind == kind(msg::NEWGEN) || is_element && table().is_some_and(|table| table != name)
+}
+
 /// Reads the comment of a table. Returns `None` if the table does not exist, and an empty text if it has no comment.
 ///
 /// # Errors

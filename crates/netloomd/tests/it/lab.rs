@@ -15,6 +15,9 @@ use crate::{cluster::dump, kubernetes};
 
 pub(crate) const NETLOOMD: &str = env!("CARGO_BIN_EXE_netloomd");
 
+/// The daemons' lease.
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+
 /// The path of `netloom`, which is built beside `netloomd`.
 pub(crate) fn netloom() -> PathBuf {
     let path = Path::new(NETLOOMD).with_file_name("netloom");
@@ -183,7 +186,8 @@ impl Lab {
         // A test's flags override these.
         command.env("NETLOOMD_MODE", self.plan.mode).env("NETLOOMD_PODS", self.plan.pods);
         command.env("NETLOOMD_NODE", format!("host{}", index + 1));
-        command.args(["--conf-dir", "/run/net.d", "--lease", "10", "--listen", "127.0.0.1:9470"]);
+        let lease = LEASE.as_secs().to_string();
+        command.args(["--conf-dir", "/run/net.d", "--lease", &lease, "--listen", "127.0.0.1:9470"]);
         command.arg("--config").arg(self.dir.path().join("netloomd.toml")).args(self.plan.flags);
         match self.store {
             Store::File => {

@@ -28,6 +28,7 @@ impl Daemon {
         }
         // The kernel refuses routes over a link that is down, or via a gateway that is not on the link. They are tried again at once.
         self.known.refusals.retain(|_| false);
+        self.compared = None;
     }
 
     /// Brings the record's addresses in line with the uplinks.

@@ -105,6 +105,15 @@ impl Daemon {
             && self.view.nodes.get(&self.own.name).is_some_and(changes)
     }
 
+    /// Returns whether the store has this node's record as it was published, and its lease, and no more is published for flannel. Every
+    /// record that is published again is sent to all nodes.
+    pub(super) fn is_as_published(&self) -> bool {
+        let own = self.view.nodes.get(&self.own.name);
+        self.published.as_ref().is_some_and(|(_, record)| own == Some(record))
+            && self.view.is_alive(&self.own.name)
+            && self.config.flannel.is_none()
+    }
+
     /// Publishes this node's record if it has changed or its lease is due; returns a problem if it never was published.
     pub(super) fn publish(&mut self) -> Option<String> {
         let due = self.config.lease / 3;
@@ -180,11 +189,11 @@ impl Daemon {
                 info!("block {block} is released");
                 self.resting.remove(&block);
                 self.own.blocks.retain(|own| *own != block);
-                self.view.blocks.remove(&block);
+                self.view.set_owner(block, None);
             }
             (Command::Withdraw(name), _) => {
                 info!("this node was called `{name}`; its blocks now belong to its new name");
-                self.view.nodes.remove(&name);
+                self.view.forget(&name);
             }
             (Command::Assigned, _) => {}
         }
@@ -194,7 +203,7 @@ impl Daemon {
         if !self.own.blocks.contains(&block) {
             self.own.blocks.push(block);
         }
-        self.view.blocks.insert(block, self.own.name.clone());
+        self.view.set_owner(block, Some(self.own.name.clone()));
     }
 
     /// Gives up a block that belongs to another node.

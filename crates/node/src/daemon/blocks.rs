@@ -259,6 +259,7 @@ impl Daemon {
                 && block.addr().is_ipv4() == v4
                 && **owner != self.own.name
                 && !self.requests.is_pending(**block)
+                && self.view.silent_for(owner).is_some()
                 && takeover::may_take(&self.facts(owner))
         });
         abandoned.next().map(|(block, owner)| (*block, owner.clone()))

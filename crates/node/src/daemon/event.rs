@@ -13,8 +13,10 @@ pub enum Event {
     Store(Update),
     /// The store has answered a call.
     Answer(Answer),
-    /// The host's network or ruleset has changed.
+    /// One of the daemon's objects in the kernel may have changed.
     Kernel,
+    /// Something else of the host's network has changed, on which the daemon's objects may depend.
+    Surroundings,
     /// A network configuration of the container runtime has changed.
     Files,
     /// A plugin has reserved or released an address of this network.

@@ -20,11 +20,13 @@ impl Daemon {
     pub(super) fn inquire(&mut self, uplinks: &Uplinks) {
         let is_short = |node: &Record| !node.short.is_empty() && !self.view.silent.contains_key(&node.name);
         let needed = !self.own.short.is_empty() || self.view.nodes.values().any(is_short);
-        let owners: BTreeSet<String> = self.view.blocks.values().cloned().collect();
-        let suspects = owners
-            .into_iter()
-            .filter(|owner| needed && *owner != self.own.name && takeover::is_suspect(&self.facts(owner)));
-        let suspects: BTreeSet<String> = suspects.collect();
+        let owners: BTreeSet<&String> = self.view.blocks.values().filter(|_| needed).collect();
+        let suspects = owners.into_iter().filter(|owner| {
+            **owner != self.own.name
+                && self.view.silent_for(owner).is_some()
+                && takeover::is_suspect(&self.facts(owner))
+        });
+        let suspects: BTreeSet<String> = suspects.cloned().collect();
         self.inquiries
             .retain(|name, inquiry| inquiry.running || suspects.contains(name) || *name == self.own.name);
         for name in &suspects {

@@ -34,12 +34,12 @@ pub(super) const RULES: &str = "rules";
 
 /// Returns what is known of the ruleset's chains from an earlier start.
 pub(super) fn rules(dir: &Path) -> Known {
-    Known(std::fs::read_to_string(dir.join(RULES)).ok().and_then(|text| text.trim().parse().ok()))
+    Known::new(std::fs::read_to_string(dir.join(RULES)).ok().and_then(|text| text.trim().parse().ok()))
 }
 
 /// Writes what is known of the ruleset's chains.
-pub(super) fn set_rules(dir: &Path, known: Known) -> io::Result<()> {
-    let text = known.0.map(|hash| hash.to_string()).unwrap_or_default();
+pub(super) fn set_rules(dir: &Path, chains: Option<u64>) -> io::Result<()> {
+    let text = chains.map(|hash| hash.to_string()).unwrap_or_default();
     file::write(&dir.join(RULES), text.as_bytes(), 0o600).map(drop)
 }
 

@@ -1,8 +1,8 @@
 //! The loop itself: gathers events, and compares and applies once for all of them.
 
 use std::{
-    collections::BTreeMap,
     net::IpAddr,
+    rc::Rc,
     sync::{
         PoisonError,
         mpsc::{Receiver, RecvTimeoutError},
@@ -13,12 +13,18 @@ use std::{
 use ipnet::IpNet;
 use kernel::{
     Protocol, Socket,
+    events::Links,
+    heap,
     link::{self, Link},
 };
 use ruleset::cluster;
 use tracing::{info, warn};
 
-use super::{event::Event, history, memory, state::Daemon};
+use super::{
+    event::Event,
+    history, memory,
+    state::{Basis, Daemon},
+};
 use crate::{
     actual, apply, blocks,
     desired::{self, Desired, Inputs, PeerPath, Uplinks},
@@ -54,14 +60,18 @@ impl Daemon {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let mut by_kernel_alone = first.is_some();
+            if first.is_none() && std::mem::take(&mut self.untidy) {
+                heap::trim();
+            }
             // Long passes must not take all the time, so each is followed by a pause in proportion. A single change is not delayed.
             let until = (ended + (4 * self.took).min(MAX_GATHER)).max(Instant::now() + GATHER);
             let mut gathered = first;
             while let Some(event) = gathered {
                 if matches!(event, Event::Stop) {
+                    self.view.remember(&self.config.state_dir);
                     return;
                 }
-                by_kernel_alone &= matches!(event, Event::Kernel);
+                by_kernel_alone &= matches!(event, Event::Kernel | Event::Surroundings);
                 self.handle(event);
                 gathered = events.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
             }
@@ -79,9 +89,11 @@ impl Daemon {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Stop | Event::Kernel | Event::Files => {}
+            Event::Stop | Event::Files | Event::Surroundings => {}
+            Event::Kernel => self.compared = None,
             Event::Pods(network) => drop(self.sought.insert(network, Instant::now())),
             Event::Watching(watched, Ok(())) => {
+                self.compared = None;
                 if self.deaf.remove(&watched).is_some() {
                     info!("{watched}: watched again");
                 }
@@ -106,9 +118,9 @@ impl Daemon {
                 let is_all = matches!(update, Update::All(_));
                 let is_own = matches!(&update, Update::Node(name, Some(_)) if *name == self.own.name);
                 self.view.update(update, &self.config);
-                if is_all || own_is_gone || is_own && self.is_falsified() {
-                    // The store is back, or has lost this node's record, or another program has changed it: the record is published
-                    // again at once.
+                if is_all && !self.is_as_published() || own_is_gone || is_own && self.is_falsified() {
+                    // The store is back with another record, or has lost this node's, or another program has changed it: the record is
+                    // published again at once.
                     self.rewrite = true;
                     self.unpublished = None;
                 }
@@ -121,7 +133,9 @@ impl Daemon {
             return RETRY;
         }
         let usual = AUDIT.min(self.config.lease / 3);
-        if self.view.missing.is_empty() && self.vanished.is_empty() { usual } else { usual.min(RETRY) }
+        let waits = self.untidy || self.view.is_unwritten();
+        let is_done = self.view.missing.is_empty() && self.vanished.is_empty() && !waits;
+        if is_done { usual } else { usual.min(RETRY) }
     }
 
     fn waits_for_store(&self) -> String {
@@ -150,6 +164,7 @@ impl Daemon {
             Err(error) => return vec![error.to_string()],
         };
         self.follow_uplinks(&uplinks);
+        self.watch_links(|links| links.uplinks = uplinks.all().map(|uplink| uplink.link).collect());
         if uplinks.all().next().is_none() {
             return vec![
                 "this host has no address that other hosts can reach: there is no default route, and `addresses` is not set"
@@ -176,35 +191,46 @@ impl Daemon {
         if self.view.live && self.assigned.is_none() && self.requests.is_assigning() {
             return of_networks;
         }
+        // The first block of each family has the source of every route.
+        if self.last.is_none() && self.requests.is_gaining() {
+            return of_networks;
+        }
         self.probe_segment(&uplinks);
-        let mut nodes = match self.honour(&socket) {
-            Ok(nodes) => nodes,
+        let (began, is_first) = (Instant::now(), self.last.is_none());
+        let (wanted, is_new) = match self.want(&socket, &uplinks) {
+            Ok(wanted) => wanted,
             Err(error) => return vec![error.to_string()],
         };
-        nodes.insert(self.own.name.clone(), self.own.clone());
-        let wanted = desired::desired(&Inputs {
-            config: &self.config,
-            own: &self.own,
-            known: self.known_families(),
-            nodes: &nodes,
-            uplinks: &uplinks,
-            checksum_offload: self.checksum_offload(),
-        });
+        if is_first {
+            // The text of all records, for example. The first comparison needs the most memory.
+            heap::trim();
+        }
         if is_unique && self.announces_first() {
             if let Ok(current) = actual::read(&socket) {
                 apply::prepare(&socket, &wanted, &current);
             }
+            self.compared = None;
             drop(self.publish());
             of_networks
                 .push("the other nodes do not know of this node's change of mode or tunnel yet".into());
             return of_networks;
         }
-        let began = Instant::now();
-        problems.extend(self.apply(&socket, &wanted, (&uplinks, &links), by_kernel_alone));
+        let is_due = self.compared.is_none_or(|at| at.elapsed() >= AUDIT)
+            || !self.known.refusals.is_empty()
+            || !self.deaf.is_empty();
+        if is_new || is_due || !self.keep_settings(&wanted, &uplinks) {
+            self.untidy = true;
+            self.compared = Some(Instant::now());
+            let found = self.apply(&socket, &wanted, &uplinks, by_kernel_alone && !is_new);
+            self.compared = self.compared.filter(|_| found.is_empty());
+            problems.extend(found);
+            let longest = &mut self.status.counters.longest_micros;
+            *longest = (*longest).max(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+        }
+        // The links of other programs are not compared, but those of pods are told by their routes.
+        problems.extend(self.group_pods(&socket, &wanted, &links, by_kernel_alone));
         self.took = began.elapsed();
         problems.extend(self.blame_peers());
-        let longest = &mut self.status.counters.longest_micros;
-        *longest = (*longest).max(u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX));
         // The record is published after this host accepts the packets that peers then send.
         if is_unique {
             problems.extend(self.publish());
@@ -218,28 +244,97 @@ impl Daemon {
         problems.extend(stay.map(|(watched, (why, _))| {
             format!("cannot watch {watched}: {why}; changes are noticed only once a second")
         }));
-        if self.view.live {
-            self.view.remember(&self.config.state_dir);
+        self.view.remember(&self.config.state_dir);
+        problems
+    }
+
+    /// Sets the group of pods' links that lack it.
+    fn group_pods(
+        &mut self,
+        socket: &Socket,
+        wanted: &Desired,
+        links: &[Link],
+        by_kernel_alone: bool,
+    ) -> Option<String> {
+        wanted.ruleset.as_ref()?;
+        match pod_links::group(socket, links, &self.own.blocks) {
+            Ok(grouped) => {
+                self.count(Changes { devices: grouped, ..Changes::default() }, by_kernel_alone);
+                None
+            }
+            Err(error) => Some(format!("cannot set the group of pods' links: {error}")),
         }
+    }
+
+    /// Counts changes, as repairs if nothing but the kernel's events was their reason.
+    fn count(&mut self, by_kind: Changes, by_kernel_alone: bool) {
+        let changes = by_kind.sum();
+        self.status.counters.changes += changes as u64;
+        if by_kernel_alone && changes > 0 {
+            self.status.counters.repairs += changes as u64;
+            history::note_repair(&mut self.status.repairs, by_kind);
+            info!(changes, "repaired foreign changes");
+        }
+    }
+
+    /// Keeps the settings, not all of which announce that they were changed. Returns whether that was possible: a device may be gone.
+    fn keep_settings(&mut self, wanted: &Desired, uplinks: &Uplinks) -> bool {
+        let (changes, problems) = self.known.settings.keep(wanted, |_| true, uplinks);
+        self.status.counters.changes += changes as u64;
+        problems.is_empty()
+    }
+
+    /// Changes the links whose events concern this daemon. Before that, events of new ones may have been ignored.
+    fn watch_links(&mut self, change: impl FnOnce(&mut Links)) {
+        let mut links = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = links.clone();
+        change(&mut links);
+        if *links != before {
+            self.compared = None;
+        }
+    }
+
+    /// Returns the desired state, and whether it differs from the last one. It is computed only if something has changed that it
+    /// depends on: with thousands of nodes, most passes are about something else.
+    fn want(&mut self, socket: &Socket, uplinks: &Uplinks) -> kernel::Result<(Rc<Desired>, bool)> {
+        let routed = self.config.networks.iter().filter(|network| network.mode.routes());
+        let routed: Vec<IpNet> = routed.flat_map(|network| network.pods.iter().copied()).collect();
+        let basis = Basis {
+            changes: self.view.changes,
+            own: self.own.clone(),
+            known: self.known_families(),
+            uplinks: uplinks.clone(),
+            host: actual::networks_among(socket, &routed, &self.own.blocks)?,
+            checksum_offload: self.checksum_offload(),
+        };
+        if let Some(last) = self.last.as_ref().filter(|_| self.basis.as_ref() == Some(&basis)) {
+            return Ok((Rc::clone(last), false));
+        }
+        let mut nodes = self.view.honour(&self.own, &self.config.pods(), &basis.host);
+        nodes.insert(self.own.name.clone(), self.own.clone());
+        let wanted = desired::desired(&Inputs {
+            config: &self.config,
+            own: &self.own,
+            known: basis.known,
+            nodes: &nodes,
+            uplinks,
+            checksum_offload: basis.checksum_offload,
+        });
         // Nodes that are gone are probed too: they may only be cut off from the store.
         let others = nodes.values().filter(|node| node.name != self.own.name);
         let others = others.map(|node| (node, self.tunnel_address(&wanted, node)));
         self.probes.set(others.chain(self.view.former.values().map(|node| (node, None))));
-        self.last = Some(wanted);
-        problems
-    }
-
-    /// Returns the other nodes' records with the blocks that this node honours.
-    fn honour(&mut self, socket: &Socket) -> kernel::Result<BTreeMap<String, Record>> {
-        let routed = self.config.networks.iter().filter(|network| network.mode.routes());
-        let routed: Vec<IpNet> = routed.flat_map(|network| network.pods.iter().copied()).collect();
-        let host = actual::networks_among(socket, &routed, &self.own.blocks)?;
-        Ok(self.view.honour(&self.own, &self.config.pods(), &host))
+        self.basis = Some(basis);
+        self.peers_changed = true;
+        let is_new = self.last.as_deref() != Some(&wanted);
+        let wanted = Rc::new(wanted);
+        self.last = Some(Rc::clone(&wanted));
+        Ok((wanted, is_new))
     }
 
     /// Collects the changes for peers that the kernel refused, by node. Returns the refusals that concern no peer.
     fn blame_peers(&mut self) -> Vec<String> {
-        self.refused_changes.clear();
+        let before = std::mem::take(&mut self.refused_changes);
         let mut others = Vec::new();
         for (object, text) in self.known.refusals.iter() {
             let has_mac = |node: &&Record, mac| [node.mac(true), node.mac(false)].contains(&mac);
@@ -254,6 +349,7 @@ impl Daemon {
                 None => others.push(text.to_owned()),
             }
         }
+        self.peers_changed |= before != self.refused_changes;
         others.truncate(SHOWN);
         others
     }
@@ -272,7 +368,7 @@ impl Daemon {
         &mut self,
         socket: &Socket,
         wanted: &Desired,
-        (uplinks, links): (&Uplinks, &[Link]),
+        uplinks: &Uplinks,
         by_kernel_alone: bool,
     ) -> Vec<String> {
         let mut problems = Vec::new();
@@ -280,7 +376,7 @@ impl Daemon {
             Ok(current) => current,
             Err(error) => return vec![error.to_string()],
         };
-        let known_rules = self.known.rules;
+        let known_chains = self.known.rules.chains;
         // The ruleset comes first: it accepts a new node's packets before any are sent to the node.
         let rules =
             Socket::open(Protocol::Netfilter).map_err(ruleset::RulesetError::from).and_then(|netfilter| {
@@ -290,40 +386,28 @@ impl Daemon {
                 }
             });
         // The next daemon adopts the ruleset. If the file cannot be written, it creates the tables again.
-        if self.known.rules != known_rules
-            && let Err(error) = memory::set_rules(&self.config.state_dir, self.known.rules)
+        if self.known.rules.chains != known_chains
+            && let Err(error) = memory::set_rules(&self.config.state_dir, self.known.rules.chains)
         {
             warn!("cannot write the state of the ruleset: {error}");
         }
         // Without its settings, a device refuses neighbours and routes. What it refused for that reason is tried again at once.
-        let (set, refused) = self.known.settings.keep(wanted, &current, uplinks);
+        let (set, refused) =
+            self.known.settings.keep(wanted, |name| current.devices.contains_key(name), uplinks);
         problems.extend(refused);
         if set > 0 {
             self.known.refusals.retain(|_| false);
         }
         let done = apply::apply(socket, wanted, &current, &mut self.known);
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&done.devices);
+        self.watch_links(|links| links.own.clone_from(&done.devices));
         let mut by_kind = Changes { settings: set, ..done.changes };
         match rules {
             Ok(changed) => by_kind.rulesets += usize::from(changed),
             Err(error) => problems.push(format!("cannot change the ruleset: {error}")),
         }
-        if wanted.ruleset.is_some() {
-            match pod_links::group(socket, links, &self.own.blocks) {
-                Ok(grouped) => by_kind.devices += grouped,
-                Err(error) => problems.push(format!("cannot set the group of pods' links: {error}")),
-            }
-        }
-        let changes = by_kind.sum();
-        let counters = &mut self.status.counters;
-        counters.comparisons += 1;
-        counters.changes += changes as u64;
-        counters.refusals += done.refused_count as u64;
-        if by_kernel_alone && changes > 0 && self.last.as_ref() == Some(wanted) {
-            counters.repairs += changes as u64;
-            history::note_repair(&mut self.status.repairs, by_kind);
-            info!(changes, "repaired foreign changes");
-        }
+        self.status.counters.comparisons += 1;
+        self.status.counters.refusals += done.refused_count as u64;
+        self.count(by_kind, by_kernel_alone);
         for refusal in done.refused.iter().take(SHOWN) {
             warn!("{refusal}");
         }

@@ -5,7 +5,11 @@ use std::{collections::BTreeSet, path::PathBuf};
 use tracing::{error, info, warn};
 
 use super::{history, state::Daemon};
-use crate::{conflist, desired::Desired, status};
+use crate::{
+    conflist,
+    desired::Desired,
+    status::{self, Status},
+};
 
 impl Daemon {
     /// Returns the conditions that an operator should know although the node is ready.
@@ -87,11 +91,12 @@ impl Daemon {
         let notes = self.notes(&problems);
         notes.iter().filter(|it| !self.status.notes.contains(it)).for_each(|note| warn!("{note}"));
         let blocks = self.config.networks.iter().flat_map(|network| self.filled(network)).collect();
-        let peers = self.last.as_ref().map(|desired| self.peers(desired));
+        // How long a peer has been silent changes all the time.
+        let is_outdated = std::mem::take(&mut self.peers_changed) || !self.view.silent.is_empty();
+        let peers = self.last.as_ref().filter(|_| is_outdated).map(|desired| self.peers(desired));
         let status = &mut self.status;
         history::note_faults(&mut status.faults, problems.iter().chain(&notes));
         status.ready = ready;
-        status.peers = peers.unwrap_or_default();
         status.problems = problems;
         status.notes = notes;
         status.addresses.clone_from(&self.own.addresses);
@@ -114,7 +119,9 @@ impl Daemon {
                 .collect();
         }
         if let Ok(mut shown) = self.shared.lock() {
-            shown.clone_from(status);
+            // The peers are in the shared status alone.
+            let peers = peers.unwrap_or_else(|| std::mem::take(&mut shown.peers));
+            *shown = Status { peers, ..status.clone() };
         }
     }
 }

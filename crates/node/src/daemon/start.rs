@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kernel::sysctl;
+use kernel::{heap, sysctl};
 
 use super::{event::Event, memory, requests::Requests, state::Daemon, watch_host};
 use crate::{
@@ -32,6 +32,7 @@ use crate::{
 /// # Errors
 /// If the daemon cannot start: another one runs on this host, a directory cannot be created, or an address is in use.
 pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), StartError> {
+    heap::share();
     let _lock = memory::lock(&config.state_dir)?;
     let incarnation = memory::incarnation(&config.state_dir)?;
     sysctl::found_at(&config.sysctl_dir);
@@ -86,6 +87,10 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
         sender,
         took: Duration::ZERO,
         last: None,
+        basis: None,
+        compared: None,
+        peers_changed: true,
+        untidy: false,
         status: Status { node: config.node.clone(), ..Status::default() },
         shared,
         devices,
@@ -100,7 +105,7 @@ pub fn run(config: Config, stop: impl FnOnce(Sender<Event>)) -> Result<(), Start
 fn start_probes(config: &Config, sender: Sender<Event>) -> Result<Probes, StartError> {
     // Sending fails only when the daemon ends, and the thread with it.
     let on_wrong_checksums = move |node| drop(sender.send(Event::Checksums(node)));
-    Probes::start(config.probe_port, on_wrong_checksums)
+    Probes::start(config.probe_port, config.node.clone(), on_wrong_checksums)
         .map_err(StartError::io(format!("listen on UDP port {} for probes", config.probe_port)))
 }
 

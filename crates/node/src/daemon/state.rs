@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    rc::Rc,
     sync::mpsc::Sender,
     time::{Duration, Instant},
 };
@@ -73,13 +74,34 @@ pub(super) struct Daemon {
     pub(super) known: Known,
     /// The changes for peers that the kernel refused, by node.
     pub(super) refused_changes: BTreeMap<String, Vec<String>>,
-    /// The desired state of the last pass.
-    pub(super) last: Option<Desired>,
+    /// The desired state of the last pass, and what it was computed from.
+    pub(super) last: Option<Rc<Desired>>,
+    pub(super) basis: Option<Basis>,
+    /// When the kernel was last compared with the desired state and nothing was left to do, unless something may have changed since.
+    pub(super) compared: Option<Instant>,
+    /// Whether what the status says of peers may have changed.
+    pub(super) peers_changed: bool,
+    /// Whether a comparison has left free memory behind.
+    pub(super) untidy: bool,
     pub(super) status: Status,
     /// The status as others see it.
     pub(super) shared: status::Shared,
     pub(super) devices: Devices,
     pub(super) probes: Probes,
+}
+
+/// What the desired state is computed from, apart from the configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Basis {
+    /// The number of changes of the view.
+    pub(super) changes: u64,
+    pub(super) own: Record,
+    /// The families in which the others know an address of this node.
+    pub(super) known: (bool, bool),
+    pub(super) uplinks: Uplinks,
+    /// This host's networks among the pods' prefixes.
+    pub(super) host: BTreeMap<IpNet, String>,
+    pub(super) checksum_offload: bool,
 }
 
 /// What is known of a block on the hosts' segment.

@@ -3,7 +3,6 @@
 //! A watch that ends is opened again, and the daemon compares everything then: no end is silent.
 
 use std::{
-    collections::BTreeSet,
     convert::Infallible,
     path::{Path, PathBuf},
     sync::{
@@ -13,7 +12,8 @@ use std::{
     time::Duration,
 };
 
-use kernel::events::Events;
+use kernel::events::{Concern, Events, Links};
+use ruleset::cluster;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::inotify::WatchFlags,
@@ -22,8 +22,8 @@ use rustix::{
 use super::event::{Event, Watched};
 use crate::{actual, config::Config, folder_watch::FolderWatch};
 
-/// The indices of the daemon's own devices.
-pub(super) type Devices = Arc<Mutex<BTreeSet<u32>>>;
+/// The daemon's own devices and the uplinks.
+pub(super) type Devices = Arc<Mutex<Links>>;
 
 /// The pause before a watch is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
@@ -43,17 +43,18 @@ pub(super) fn watch_kernel(sender: Sender<Event>, devices: Devices) {
                 other => other.map_err(std::io::Error::from)?,
             };
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-            let mut matters = false;
+            let mut concern = Concern::None;
             if ready[0] {
-                let own = devices.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                matters |= network.matters(actual::PROTOCOL, &own)?;
+                let links = devices.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                concern = network.concern(actual::PROTOCOL, &links)?;
             }
             if let Some(rules) = rules.as_ref().filter(|_| ready[1..].contains(&true)) {
-                rules.drain()?;
-                matters = true;
+                concern = concern.max(rules.concern_of_tables(cluster::NAME)?);
             }
-            if matters {
-                sender.send(Event::Kernel)?;
+            match concern {
+                Concern::None => {}
+                Concern::Surroundings => sender.send(Event::Surroundings)?,
+                Concern::Own => sender.send(Event::Kernel)?,
             }
         }
     });

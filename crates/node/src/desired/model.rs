@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -89,8 +90,8 @@ impl PeerPath {
 /// The desired state for a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// The path in each network by the network's name, without networks that have no path.
-    pub paths: BTreeMap<String, PeerPath>,
+    /// The path in each network by the network's name, without networks that have no path. Most peers have the same.
+    pub paths: Arc<BTreeMap<String, PeerPath>>,
     /// A problem that the operator can solve.
     pub problem: Option<String>,
 }

@@ -1,6 +1,6 @@
 //! The routes to other nodes' pods, and to this node's own on a shared segment.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 use kernel::route::Carried;
@@ -56,7 +56,7 @@ pub(super) fn add(desired: &mut Desired, inputs: &Inputs<'_>, node: &Record) -> 
             Err(problem) => problems.push(problem),
         }
     }
-    Peer { paths, problem: Some(problems.join("; ")).filter(|text| !text.is_empty()) }
+    Peer { paths: Arc::new(paths), problem: Some(problems.join("; ")).filter(|text| !text.is_empty()) }
 }
 
 /// Returns the route to a block over a tunnel of an outer family, and adds the remote host to the tunnel.

@@ -6,7 +6,11 @@
 
 mod list;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    hash::{BuildHasher, RandomState},
+    time::Duration,
+};
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, KeyValue,
@@ -91,9 +95,9 @@ impl Store for Etcd {
         let alive_key = self.alive_key(&node.name);
         let (record, how) = (node.clone(), self.flannel.clone());
         let id = self.with("publish this node", async move |client| {
-            // etcd may also answer with an error if the lease has ended: then a new one is granted.
+            // If the lease has ended, a new one is granted.
             let alive = match known {
-                Some(id) if keep_alive(client, id).await.unwrap_or(false) => Some(id),
+                Some(id) if keep_alive(client, id).await.is_ok() => Some(id),
                 _ => None,
             };
             if let Some(id) = alive.filter(|_| same) {
@@ -112,7 +116,10 @@ impl Store for Etcd {
             }
             Ok(id)
         });
-        self.lease.record = id.is_ok().then_some(written);
+        // If a renewal fails, the record stays as it was.
+        if id.is_ok() || !same {
+            self.lease.record = id.is_ok().then_some(written);
+        }
         self.lease.id = Some(id?);
         Ok(())
     }
@@ -245,10 +252,10 @@ async fn withdraw_from_flannel(
     Ok(())
 }
 
-async fn keep_alive(client: &mut Client, lease: i64) -> Result<bool, etcd_client::Error> {
-    let (mut keeper, mut answers) = client.lease_keep_alive(lease).await?;
-    keeper.keep_alive().await?;
-    Ok(answers.message().await?.is_some_and(|answer| answer.ttl() > 0))
+/// Renews a lease. Fails if it has ended.
+async fn keep_alive(client: &mut Client, lease: i64) -> Result<(), etcd_client::Error> {
+    // The call sends the request, and reads the answer.
+    client.lease_keep_alive(lease).await.map(drop)
 }
 
 async fn connect(config: &config::Etcd) -> Result<Client, etcd_client::Error> {
@@ -286,22 +293,38 @@ fn explain(config: &config::Etcd, error: &etcd_client::Error) -> String {
 
 /// Reports everything, then each change, for as long as reports are wanted.
 async fn watch(config: config::Etcd, flannel: Option<Flannel>, on_update: OnUpdate) {
-    let mut unknown = 0;
+    let mut read = Counts::default();
     loop {
-        let Err(why) = watch_once(&config, flannel.as_ref(), &mut unknown, &on_update).await else { return };
+        let Err(why) = watch_once(&config, flannel.as_ref(), &mut read, &on_update).await else { return };
         if !on_update(Update::Lost(why)) {
             return;
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(PAUSE + jitter(read.nodes, RandomState::new().hash_one(()))).await;
     }
 }
 
-/// Watches until an error; succeeds when no further reports are wanted. Updates the number of keys under the prefix that are not a
-/// daemon's.
+/// What the last complete read has found.
+#[derive(Default)]
+struct Counts {
+    nodes: usize,
+    /// Keys under the prefix that are not a daemon's.
+    unknown: i64,
+}
+
+/// Returns how much longer to wait before everything is read again, from a random number. Every daemon that has lost etcd reads the
+/// records of all nodes, as many as the square of their number, and etcd sends about a million a second.
+fn jitter(nodes: usize, random: u64) -> Duration {
+    const LONGEST: Duration = Duration::from_mins(1);
+    let nodes = u64::try_from(nodes).unwrap_or(u64::MAX);
+    let longest = Duration::from_micros(nodes.saturating_mul(nodes)).min(LONGEST);
+    longest * u32::try_from(random % 1000).unwrap_or_default() / 1000
+}
+
+/// Watches until an error; succeeds when no further reports are wanted.
 async fn watch_once(
     config: &config::Etcd,
     flannel: Option<&Flannel>,
-    unknown: &mut i64,
+    counts: &mut Counts,
     on_update: &OnUpdate,
 ) -> Result<(), String> {
     let text = |error| explain(config, &error);
@@ -343,13 +366,14 @@ async fn watch_once(
         revision = list(&mut client, &format!("{prefix}{part}/"), revision, add).await.map_err(text)?;
     }
     let others = count(&mut client, &prefix, revision).await.map_err(text)? - known;
-    if others > 0 && others != *unknown {
+    if others > 0 && others != counts.unknown {
         warn!(
             "{others} keys under {prefix} in etcd are not a daemon's, and are ignored: `etcdctl get --prefix --keys-only {prefix}` lists them"
         );
     }
-    *unknown = others;
+    counts.unknown = others;
     list(&mut client, &flannel_prefix, revision, |kv| _ = add(kv)).await.map_err(text)?;
+    counts.nodes = contents.nodes.len();
     if !on_update(Update::All(contents)) {
         return Ok(());
     }
@@ -403,5 +427,20 @@ fn read(prefix: &str, key: &[u8], value: Option<&[u8]>) -> Option<Update> {
             Some(Update::Block(block_name::parse(name)?, owner))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A few nodes read everything again at once; the reads of thousands are spread over a minute.
+    #[test]
+    fn reads_are_spread_according_to_the_number_of_nodes() {
+        assert!(jitter(10, 999) < Duration::from_millis(1));
+        assert_eq!(jitter(1_000, 500), Duration::from_millis(500));
+        assert_eq!(jitter(20_000, 0), Duration::ZERO);
+        assert_eq!(jitter(20_000, 500), Duration::from_secs(30));
+        assert!(jitter(usize::MAX, u64::MAX) < Duration::from_mins(1));
     }
 }
