@@ -5,6 +5,7 @@ use super::super::fault::{
     Allows::WhileItLasts,
     At::{Contents, Store},
     Fault,
+    Hinders::All as Everybody,
     Members::{All, One, Two},
     Scope::Crossing,
 };
@@ -38,7 +39,9 @@ pub(super) const KINDS: &[Fault] = &[
                 $E put /netloom/nodes/a \"$(printf %s \"$r\" | jq -c '.name = \"a\" | .incarnation = \"a\" | .addresses = [\"192.0.2.77\"]
                     | .mac = null | .mac6 = null')\"")],
         &[Wire("$E del /netloom/nodes/a")],
-    ),
+    )
+    // Its address is that of a node meanwhile.
+    .hindering(Everybody),
     Fault::harmless(
         "contents: a record claims a host's own addresses and routes",
         Contents,
