@@ -11,9 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Outcome, bench, kernel, peers, programs::home, run, run_with, runner, say, tidy};
+use crate::{Outcome, bench, chaos, kernel, peers, programs::home, run, run_with, runner, say, tidy};
 
 pub(crate) use crate::programs::{found, install_packages};
+
+/// The seed of the minute of chaos: its mode is auto, which has the objects of all others.
+const CHAOS: &str = "4";
 
 /// The parts of a run and how long each took.
 #[derive(Default)]
@@ -73,8 +76,30 @@ pub(crate) fn test(packages: &[String]) -> Outcome {
     let counts = times.time("tests", || runner::run(&[], &settings))?;
     let docs = times.time("tests in the documentation", runner::run_doctests)?;
     let counts = counts.and(docs);
+    let chaos = match times.time("a minute of chaos", minute_of_chaos) {
+        Ok(reason) => {
+            skipped.extend(reason);
+            Ok(())
+        }
+        Err(error) => Err(format!("FAILED: chaos: {error}")),
+    };
     say(&format!("{}  {:<34} {:>6.1} s\n", times.table(), "in all", start.elapsed().as_secs_f64()));
-    conclude(&counts, &skipped)
+    // The last line counts the tests.
+    if let Err(error) = &chaos {
+        say(error);
+    }
+    conclude(&counts, &skipped).and(chaos.map_err(|_| String::new()))
+}
+
+/// Runs `cargo xtask chaos` for a minute, with the binaries that were built for the tests. Returns why not, if it cannot run here.
+fn minute_of_chaos() -> Result<Option<String>, String> {
+    if !rustix::process::geteuid().is_root() || !found("etcd") {
+        return Ok(Some("SKIPPED: chaos: it needs root, and etcd".into()));
+    }
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let built = own.parent().unwrap_or(&own).display().to_string();
+    chaos::chaos(&["--seed", CHAOS, "--seconds", "60", "--binaries", &built].map(str::to_owned))
+        .map(|()| None)
 }
 
 /// Prints what failed and what was skipped, and as the last line the number of tests.

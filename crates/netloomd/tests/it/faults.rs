@@ -192,13 +192,21 @@ fn a_cloned_host_takes_no_block() {
         let text = lab.hosts[0].sh(&format!("cat {state}/{file}"));
         lab.hosts[1].sh(&format!("mkdir -p {state}; printf %s '{}' >{state}/{file}", text.trim()));
     }
+    // While the original's record is lost, and its daemon has not published it again, the copy waits.
+    let original = lab.daemon_pid(0);
+    lab.wire.sh(&format!("kill -STOP {original}; rm {}/nodes/host1.json", lab.store_dir().display()));
     lab.start(1);
+    lab.wait(1, "waiting for the owner of its blocks", |status| {
+        problems(status).contains("belongs to `host1`")
+    });
+    assert_eq!(owners(&lab), before);
+    lab.wire.sh(&format!("kill -CONT {original}"));
     lab.wait(1, "aware that it is a copy", |status| {
         let said = problems(status);
         said.contains("`host1` at 192.0.2.1") && said.contains("`host2`") && said.contains(state)
     });
     assert_eq!(owners(&lab), before);
-    assert_eq!(lab.status(0)["ready"], true);
+    lab.wait(0, "ready", |status| status["ready"] == true);
     lab.kill(1);
     lab.hosts[1].sh(&format!("rm -r {state}"));
     lab.start(1);

@@ -33,6 +33,9 @@ impl Daemon {
                 self.own.name
             ));
         }
+        if let Some(problem) = self.orphaned_block() {
+            return Some(problem);
+        }
         let other = self.view.nodes.get(&self.own.name)?;
         if other.instance == self.own.instance {
             self.echoed = true;
@@ -71,6 +74,21 @@ impl Daemon {
                 self.own.name
             )
         })
+    }
+
+    /// Returns a problem if a daemon that starts remembers a block that belongs to a node without a record. This host may be a copy of that
+    /// node, whose record another program has deleted: a living node publishes it again within a lease.
+    fn orphaned_block(&self) -> Option<String> {
+        let is_starting = self.published.is_none() && self.started.elapsed() < self.config.lease;
+        let owner = |block: &IpNet| Some((*block, self.view.blocks.get(block)?));
+        let is_orphan =
+            |(_, owner): &(_, &String)| **owner != self.own.name && !self.view.nodes.contains_key(*owner);
+        let (block, owner) =
+            self.remembered.iter().filter_map(owner).find(|it| is_starting && is_orphan(it))?;
+        Some(format!(
+            "block {block}, which this node had, belongs to `{owner}`, which has no record: this host may be a copy of it; waiting for {} s",
+            self.config.lease.as_secs()
+        ))
     }
 
     /// Returns the record with this node's identity and another name: its former one, or that of a copy of this host.
