@@ -547,3 +547,28 @@ fn a_lost_address_that_comes_back_costs_no_route() {
         }
     }
 }
+
+/// A node is cut off from the store while another program deletes or damages its record: when it is back, it publishes the record again.
+#[test]
+fn a_record_that_is_lost_meanwhile_is_published_again() {
+    if !testkit::is_root() || !testkit::has("etcd") || !testkit::has("etcdctl") {
+        return;
+    }
+    let lab = Lab::of(Plan { hosts: 2, store: Kind::Etcd, ..Plan::default() });
+    let pods = [(0, "a1".to_owned(), lab.pod(0, "a1")), (1, "a2".to_owned(), lab.pod(1, "a2"))];
+    let etcdctl = "ETCDCTL_API=3 etcdctl --endpoints http://192.0.2.254:2379";
+    for harm in ["del /netloom/nodes/host1", "put /netloom/nodes/host1 '{'"] {
+        lab.wire.sh("nft 'table inet cut { chain i { type filter hook input priority 0;
+                 ip saddr 192.0.2.1 tcp dport 2379 reject with tcp reset; }; }'");
+        lab.wait(0, "cut off", |status| status["store"]["connected"] == false);
+        lab.wire.sh(&format!("{etcdctl} {harm}; nft delete table inet cut"));
+        lab.wait(0, "connected again", |status| status["store"]["connected"] == true);
+        let is_there = format!("{etcdctl} get --print-value-only /netloom/nodes/host1 | grep -q 192.0.2.1");
+        let started = Instant::now();
+        while !lab.wire.succeeds(&is_there) {
+            assert!(started.elapsed() < Duration::from_secs(10), "{harm}: the record is not published again");
+        }
+        lab.wait_for_peers(1, 1);
+        lab.all_reach_all_again(&pods);
+    }
+}

@@ -126,7 +126,10 @@ impl Daemon {
     /// Returns whether the store has this node's record as it was published, and its lease, and no more is published for flannel. Every
     /// record that is published again is sent to all nodes.
     pub(super) fn is_as_published(&self) -> bool {
-        let own = self.view.nodes.get(&self.own.name);
+        let name = &self.own.name;
+        // A record that the store has lost, or that was damaged there, stays in the view.
+        let is_there = !self.view.missing.contains_key(name) && !self.view.refused.contains_key(name);
+        let own = self.view.nodes.get(name).filter(|_| is_there);
         self.published.as_ref().is_some_and(|(_, record)| own == Some(record))
             && self.view.is_alive(&self.own.name)
             && self.config.flannel.is_none()

@@ -30,7 +30,7 @@ pub(super) const KINDS: &[Fault] = &[
         Contents,
         &[Wire("$E put /netloom/nodes/junk '{\"name\": 7'; $E put /netloom/nodes/ x; $E put /netloom/x y; $E put /netloom/blocks/junk host1
                 head -c 65536 /dev/zero | tr '\\0' x | $E put /netloom/nodes/big")],
-        &[Wire("for k in nodes/junk nodes/ x blocks/junk nodes/big; do $E del /netloom/$k; done")],
+        &[Wire("for k in nodes/junk nodes/ x blocks/junk nodes/big; do $E del /netloom/$k || exit 1; done")],
     ),
     Fault::harmless(
         "contents: a record claims the blocks of others",
