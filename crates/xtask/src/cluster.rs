@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Outcome, host::Host, run_with, say, target, test};
+use crate::{Outcome, host::Host, programs, run_with, say, target};
 
 /// The pod prefixes of modes with prefixes of their own.
 pub(crate) const POD_PREFIXES: &str = "10.244.0.0/16,fd44::/48";
@@ -44,7 +44,7 @@ pub(crate) fn cluster() -> Outcome {
 
 /// Builds both binaries with a plain release build and returns their folder.
 pub(crate) fn built() -> Result<PathBuf, String> {
-    test::install_packages()?;
+    programs::install_packages()?;
     let build = ["build", "--release", "--quiet", "--package", "netloom", "--package", "netloomd"];
     run_with(Command::new("cargo").args(build))?;
     Ok(target().join("release"))
