@@ -183,8 +183,7 @@ fn by_default_route<'a>(
     let Some(route) = default else { return Ok(None) };
     let Some(link) = links.iter().find(|link| link.index == route.link) else { return Ok(None) };
     // If the link has no address, the kernel selects one of another link: it may be a loopback address, but not one of a pod's gateway.
-    let routed = config.networks.iter().filter(|network| network.mode.routes());
-    let is_pods = |ip: &IpAddr| routed.flat_map(|network| &network.pods).any(|pods| pods.contains(ip));
+    let is_pods = |ip: &IpAddr| config.routed_pods().any(|pods| pods.contains(ip));
     if let Some(source) = route.source.filter(|ip| !is_pods(ip)) {
         return Ok(Some((link, source)));
     }

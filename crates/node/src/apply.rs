@@ -134,7 +134,7 @@ pub(crate) fn apply(socket: &Socket, desired: &Desired, actual: &Actual, known: 
     done.devices = devices.values().copied().collect();
     if done.changes.devices > 0 {
         // What was refused because of a device or an address that is back is tried again at once.
-        known.refusals.retain(|_| false);
+        known.refusals.clear();
     }
     change_routes(socket, desired, actual, &devices, (known, &mut pending), &mut done);
     known.refusals.retain(|object| pending.contains(object));

@@ -20,7 +20,6 @@ pub use model::{
 pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let &Inputs { config, own, nodes, .. } = inputs;
     let devices = devices::devices(inputs);
-    let routed = || config.networks.iter().filter(|network| network.mode.routes());
     let mut desired = Desired {
         ruleset: rules::rules(inputs, &devices),
         takes_over_routes: config.flannel.is_some(),
@@ -39,13 +38,13 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         desired.peers.insert(name.clone(), peer);
     }
     // Packets to addresses of no node must not leave via the default route.
-    for prefix in routed().flat_map(|network| &network.pods) {
-        let last = Route { priority: LAST, ..Route::new(*prefix, Target::Blackhole, None, None) };
-        desired.routes.entry(*prefix).or_insert(last);
+    for prefix in config.routed_pods() {
+        let last = Route { priority: LAST, ..Route::new(prefix, Target::Blackhole, None, None) };
+        desired.routes.entry(prefix).or_insert(last);
     }
     peers::reach_own_pods(&mut desired, inputs);
     // Exported routes only announce the blocks: no rule looks up their table.
-    let behind = own.blocks.iter().filter(|block| routed().any(|network| network.has(block)));
+    let behind = own.blocks.iter().filter(|block| config.routed().any(|network| network.has(block)));
     let exported = behind.filter_map(|block| Some((*block, config.export_table?)));
     desired.exported = exported
         .map(|(dst, table)| Route { table, ..Route::new(dst, Target::Blackhole, None, None) })

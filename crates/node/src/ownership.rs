@@ -78,14 +78,14 @@ impl Claims<'_> {
 
     /// Returns the blocks that records do not claim any more, and whose owners the store has registered still: a node releases a block in
     /// both places. Another program may have changed the record, and its correction may be late.
-    fn kept<'a>(&'a self, impostors: &BTreeSet<&str>) -> impl Iterator<Item = (u8, &'a str, IpNet)> {
+    fn kept(&self, impostors: &BTreeSet<&str>) -> Vec<(u8, &str, IpNet)> {
         let is_kept = |(block, owner): &(&IpNet, &String)| {
             self.registered.get(block) == Some(owner)
                 && !impostors.contains(owner.as_str())
                 && self.nodes.get(*owner).is_some_and(|node| !node.blocks.contains(block))
         };
         let kept = self.held.iter().filter(is_kept);
-        kept.map(|(block, owner)| (0, owner.as_str(), *block)).collect::<Vec<_>>().into_iter()
+        kept.map(|(block, owner)| (0, owner.as_str(), *block)).collect()
     }
 
     /// Returns the order of a claim: registered owners come first, then those honoured before.

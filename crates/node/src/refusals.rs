@@ -56,6 +56,11 @@ impl Refusals {
         self.0.insert(object, Refusal { change, at: Instant::now(), text });
     }
 
+    /// Forgets all: every change is tried again at once.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Forgets the objects that have no pending change any more.
     pub(crate) fn retain(&mut self, is_pending: impl Fn(&Object) -> bool) {
         self.0.retain(|object, _| is_pending(object));

@@ -43,7 +43,7 @@ pub(crate) struct Written {
     /// MTU of the link, 68 to 65535. 0 is the kernel's default, 1500
     #[schemars(example = 1450)]
     mtu: i64,
-    /// Link group of the host end, 0 to 2130706431, by which rules can recognize it (`meta iifgroup`). It is set before the first packet
+    /// Link group of the host end, 0 to 2130706431, which rules can match (`meta iifgroup`). It is set before the first packet
     #[schemars(example = 100)]
     group: Option<u32>,
     ipam: Ipam,

@@ -183,11 +183,21 @@ pub(crate) fn etcd(wire: &Host, dir: &Path) -> Result<Running, String> {
 
 /// Waits up to 20 s for a condition.
 pub(crate) fn until(what: &str, holds: impl Fn() -> bool) -> Outcome {
+    wait(what, Duration::from_secs(20), || Ok(holds())).map(drop)
+}
+
+/// Waits for a condition, and returns how long that took.
+pub(crate) fn wait(
+    what: &str,
+    limit: Duration,
+    mut holds: impl FnMut() -> Result<bool, String>,
+) -> Result<Duration, String> {
     let started = Instant::now();
-    while !holds() {
-        if started.elapsed() > Duration::from_secs(20) {
-            return Err(format!("timed out after 20 s: {what}"));
+    while !holds()? {
+        if started.elapsed() > limit {
+            return Err(format!("timed out after {} s: {what}", limit.as_secs()));
         }
+        std::thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
+    Ok(started.elapsed())
 }

@@ -13,12 +13,12 @@ use std::{
 };
 
 use self::{
-    daemons::{Daemon, attach, wait},
+    daemons::{Daemon, attach},
     store::{Store, block4, record},
 };
 use crate::{
     Outcome,
-    cluster::{Running, built, etcd, fresh_dir},
+    cluster::{Running, built, etcd, fresh_dir, wait},
     host::Host,
     say,
 };

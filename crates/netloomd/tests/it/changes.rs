@@ -201,6 +201,16 @@ fn a_cluster_changes_node_by_node() {
     println!("{}", judge(&all));
 }
 
+/// Starts a pod on each host; returns the host, the name and the addresses of each.
+fn one_pod_each(lab: &Lab) -> Vec<(usize, String, Vec<String>)> {
+    let pod = |index: usize| {
+        let name = format!("a{index}");
+        let addresses = lab.pod(index, &name);
+        (index, name, addresses)
+    };
+    (0..lab.hosts.len()).map(pod).collect()
+}
+
 /// Changes all nodes one after the other, and back.
 fn changes_and_back(change: &Change) -> Vec<Interruption> {
     let mut lab = Lab::of(Plan { started: 0, wire: change.wire, ..Plan::default() });
@@ -210,8 +220,7 @@ fn changes_and_back(change: &Change) -> Vec<Interruption> {
     for index in 0..3 {
         lab.wait_for_peers(index, 2);
     }
-    let pods: Vec<_> =
-        (0..3).map(|index| (index, format!("a{index}"), lab.pod(index, &format!("a{index}")))).collect();
+    let pods = one_pod_each(&lab);
     lab.all_reach_all(&pods);
     let mut all = Vec::new();
     for flags in [change.flags[1], change.flags[0]] {
@@ -289,8 +298,7 @@ fn hosts_change_their_prefix() {
             first: "ip addr add 203.0.113.254/24 dev sega; ip -6 addr add 2001:db8:c::fe/64 dev sega nodad",
             ..Plan::default()
         });
-        let pods: Vec<_> =
-            (0..3).map(|index| (index, format!("a{index}"), lab.pod(index, &format!("a{index}")))).collect();
+        let pods = one_pod_each(&lab);
         lab.all_reach_all(&pods);
         let mut all = Vec::new();
         for index in 0..if wire == Wire::Router { 2 } else { 3 } {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     cluster::dump,
-    lab::{Kind, Lab, Plan},
+    lab::{ETCDCTL, Kind, Lab, Plan},
 };
 
 fn problems(status: &Value) -> String {
@@ -178,6 +178,14 @@ fn unreadable_reservations_claim_no_block() {
     assert_eq!(blocks(), before);
 }
 
+/// Makes the second host a copy of the first one: with its identity, and what it knows of its blocks.
+fn copy_identity(lab: &Lab, state: &str) {
+    for file in ["incarnation", "blocks.json"] {
+        let text = lab.hosts[0].sh(&format!("cat {state}/{file}"));
+        lab.hosts[1].sh(&format!("mkdir -p {state}; printf %s '{}' >{state}/{file}", text.trim()));
+    }
+}
+
 /// A copy of a host, with its identity under another name, takes nothing from the original: it names both and how to reset it.
 #[test]
 fn a_cloned_host_takes_no_block() {
@@ -188,10 +196,7 @@ fn a_cloned_host_takes_no_block() {
     let owners = |lab: &Lab| lab.wire.sh(&format!("cd {}/blocks; grep . *", lab.store_dir().display()));
     let before = owners(&lab);
     let state = "/var/lib/netloom/node";
-    for file in ["incarnation", "blocks.json"] {
-        let text = lab.hosts[0].sh(&format!("cat {state}/{file}"));
-        lab.hosts[1].sh(&format!("mkdir -p {state}; printf %s '{}' >{state}/{file}", text.trim()));
-    }
+    copy_identity(&lab, state);
     // While the original's record is lost, and its daemon has not published it again, the copy waits.
     let original = lab.daemon_pid(0);
     lab.wire.sh(&format!("kill -STOP {original}; rm {}/nodes/host1.json", lab.store_dir().display()));
@@ -226,10 +231,7 @@ fn a_copy_with_the_same_name_takes_no_block() {
         let pod = lab.pod(0, "a1");
         let before = dump(&lab, 0);
         let state = "/var/lib/netloom/node";
-        for file in ["incarnation", "blocks.json"] {
-            let text = lab.hosts[0].sh(&format!("cat {state}/{file}"));
-            lab.hosts[1].sh(&format!("mkdir -p {state}; printf %s '{}' >{state}/{file}", text.trim()));
-        }
+        copy_identity(&lab, state);
         lab.start_with(1, &["--node", "host1"]);
         lab.wait(1, "aware that it is a copy", |status| {
             let said = problems(status);
@@ -556,14 +558,13 @@ fn a_record_that_is_lost_meanwhile_is_published_again() {
     }
     let lab = Lab::of(Plan { hosts: 2, store: Kind::Etcd, ..Plan::default() });
     let pods = [(0, "a1".to_owned(), lab.pod(0, "a1")), (1, "a2".to_owned(), lab.pod(1, "a2"))];
-    let etcdctl = "ETCDCTL_API=3 etcdctl --endpoints http://192.0.2.254:2379";
     for harm in ["del /netloom/nodes/host1", "put /netloom/nodes/host1 '{'"] {
         lab.wire.sh("nft 'table inet cut { chain i { type filter hook input priority 0;
                  ip saddr 192.0.2.1 tcp dport 2379 reject with tcp reset; }; }'");
         lab.wait(0, "cut off", |status| status["store"]["connected"] == false);
-        lab.wire.sh(&format!("{etcdctl} {harm}; nft delete table inet cut"));
+        lab.wire.sh(&format!("{ETCDCTL} {harm}; nft delete table inet cut"));
         lab.wait(0, "connected again", |status| status["store"]["connected"] == true);
-        let is_there = format!("{etcdctl} get --print-value-only /netloom/nodes/host1 | grep -q 192.0.2.1");
+        let is_there = format!("{ETCDCTL} get --print-value-only /netloom/nodes/host1 | grep -q 192.0.2.1");
         let started = Instant::now();
         while !lab.wire.succeeds(&is_there) {
             assert!(started.elapsed() < Duration::from_secs(10), "{harm}: the record is not published again");

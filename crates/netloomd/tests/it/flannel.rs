@@ -7,10 +7,9 @@ use serde_json::{Value, json};
 
 use crate::{
     kubernetes::{ask, put},
-    lab::{Kind, Lab, Plan},
+    lab::{ETCDCTL, Kind, Lab, Plan},
 };
 
-const ETCDCTL: &str = "ETCDCTL_API=3 etcdctl --endpoints http://192.0.2.254:2379";
 const MAC4: &str = "02:00:00:00:00:99";
 const MAC6: &str = "02:00:00:00:00:96";
 const SUBNETS: [&str; 2] = ["10.244.99.0/24", "fd44:0:0:99::/64"];

@@ -105,6 +105,8 @@ const BARE: &str = "mkdir -p /run/sysctl && mount --bind /proc/sys/net /run/sysc
      && mount -o remount,ro,bind /proc/sys \
      && exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,+net_admin,+net_raw -- \"$0\" \"$@\"";
 
+/// The client of etcd, on the wire's host.
+pub(crate) const ETCDCTL: &str = "ETCDCTL_API=3 etcdctl --endpoints http://192.0.2.254:2379";
 /// The address of etcd, on the wire's host.
 const ETCD: &str = "192.0.2.254";
 /// The address of the Kubernetes API, on the wire's host.

@@ -111,6 +111,16 @@ impl Config {
         self.networks.iter().flat_map(|network| network.pods.iter().copied()).collect()
     }
 
+    /// Returns the networks whose pods' packets the host routes.
+    pub fn routed(&self) -> impl Iterator<Item = &Network> {
+        self.networks.iter().filter(|network| network.mode.routes())
+    }
+
+    /// Returns the prefixes of the pods of those networks.
+    pub fn routed_pods(&self) -> impl Iterator<Item = IpNet> {
+        self.routed().flat_map(|network| network.pods.iter().copied())
+    }
+
     /// Returns the network that contains a block.
     pub fn network_of(&self, block: &IpNet) -> Option<&Network> {
         self.networks.iter().find(|network| network.has(block))

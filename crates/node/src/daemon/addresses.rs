@@ -27,7 +27,7 @@ impl Daemon {
             }
         }
         // The kernel refuses routes over a link that is down, or via a gateway that is not on the link. They are tried again at once.
-        self.known.refusals.retain(|_| false);
+        self.known.refusals.clear();
         self.compared = None;
     }
 
@@ -39,12 +39,10 @@ impl Daemon {
             self.vanished.entry(*lost).or_insert_with(Instant::now);
         }
         // Another address of the family is published at once.
-        self.vanished.retain(|ip, _| !has_family(ip));
         let linger = if self.config.tunnels() { Duration::ZERO } else { LINGER };
-        let lingering = self.vanished.iter().filter(|(_, since)| since.elapsed() < linger);
-        addresses.extend(lingering.map(|(ip, _)| *ip));
+        self.vanished.retain(|ip, since| !has_family(ip) && since.elapsed() < linger);
+        addresses.extend(self.vanished.keys());
         addresses.sort_unstable();
-        self.vanished.retain(|ip, _| addresses.contains(ip));
         self.own.addresses = addresses;
     }
 

@@ -54,26 +54,24 @@ impl Daemon {
         // Before this daemon's first record, the store holds that of its previous run, or of a living copy: that renews its lease, or
         // answers at addresses which are not this host's.
         let name = &self.own.name;
-        let is_copy = if self.echoed {
-            true
-        } else if self.shares_address(other) {
-            false
-        } else if self.view.is_alive(name) {
-            true
-        } else {
+        if !self.echoed && self.shares_address(other) {
+            return None;
+        }
+        if !self.echoed && !self.view.is_alive(name) {
             let unknown =
                 format!("this node, `{name}`, had other addresses: asking whether a host answers at {place}");
             let former = other.addresses.clone();
-            let Some(answers) = self.answers_elsewhere(&former) else { return Some(unknown) };
-            answers
-        };
-        is_copy.then(|| {
-            format!(
-                "another host at {place} has the name and the identity of this node, `{}`: {reset}; if this host has moved and another one \
-                 has its former address now, delete the node's record",
-                self.own.name
-            )
-        })
+            match self.answers_elsewhere(&former) {
+                Some(true) => {}
+                Some(false) => return None,
+                None => return Some(unknown),
+            }
+        }
+        Some(format!(
+            "another host at {place} has the name and the identity of this node, `{}`: {reset}; if this host has moved and another one \
+             has its former address now, delete the node's record",
+            self.own.name
+        ))
     }
 
     /// Returns a problem if a daemon that starts remembers a block that belongs to a node without a record. This host may be a copy of that

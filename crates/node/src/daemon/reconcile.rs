@@ -218,7 +218,7 @@ impl Daemon {
         let is_due = self.compared.is_none_or(|at| at.elapsed() >= AUDIT)
             || !self.known.refusals.is_empty()
             || !self.deaf.is_empty();
-        if is_new || is_due || !self.keep_settings(&wanted, &uplinks) {
+        if is_new || is_due || !self.keep_settings(&wanted, &uplinks, by_kernel_alone) {
             self.untidy = true;
             self.compared = Some(Instant::now());
             let found = self.apply(&socket, &wanted, &uplinks, by_kernel_alone && !is_new);
@@ -278,9 +278,9 @@ impl Daemon {
     }
 
     /// Keeps the settings, not all of which announce that they were changed. Returns whether that was possible: a device may be gone.
-    fn keep_settings(&mut self, wanted: &Desired, uplinks: &Uplinks) -> bool {
-        let (changes, problems) = self.known.settings.keep(wanted, |_| true, uplinks);
-        self.status.counters.changes += changes as u64;
+    fn keep_settings(&mut self, wanted: &Desired, uplinks: &Uplinks, by_kernel_alone: bool) -> bool {
+        let (settings, problems) = self.known.settings.keep(wanted, |_| true, uplinks);
+        self.count(Changes { settings, ..Changes::default() }, by_kernel_alone);
         problems.is_empty()
     }
 
@@ -297,8 +297,7 @@ impl Daemon {
     /// Returns the desired state, and whether it differs from the last one. It is computed only if something has changed that it
     /// depends on: with thousands of nodes, most passes are about something else.
     fn want(&mut self, socket: &Socket, uplinks: &Uplinks) -> kernel::Result<(Rc<Desired>, bool)> {
-        let routed = self.config.networks.iter().filter(|network| network.mode.routes());
-        let routed: Vec<IpNet> = routed.flat_map(|network| network.pods.iter().copied()).collect();
+        let routed: Vec<IpNet> = self.config.routed_pods().collect();
         let basis = Basis {
             changes: self.view.changes,
             own: self.own.clone(),
@@ -396,7 +395,7 @@ impl Daemon {
             self.known.settings.keep(wanted, |name| current.devices.contains_key(name), uplinks);
         problems.extend(refused);
         if set > 0 {
-            self.known.refusals.retain(|_| false);
+            self.known.refusals.clear();
         }
         let done = apply::apply(socket, wanted, &current, &mut self.known);
         self.watch_links(|links| links.own.clone_from(&done.devices));

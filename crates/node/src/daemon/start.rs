@@ -116,13 +116,13 @@ fn start_store(config: &Config, sender: Sender<Event>) -> Result<Worker, StartEr
     Ok(Worker::start(store, config.node.clone(), move |answer| sender.send(Event::Answer(answer)).is_ok()))
 }
 
-/// Installs the `netloom` binary beside this one, and its plugins, in the runtime's directory.
 /// Returns the names of the networks in mode overlay.
 fn of_mode_overlay(config: &Config) -> BTreeSet<String> {
     let networks = config.networks.iter().filter(|network| network.mode == Mode::Overlay);
     networks.map(|network| network.name.clone()).collect()
 }
 
+/// Installs the `netloom` binary beside this one, and its plugins, in the runtime's directory.
 fn install_plugins(dir: &Path) -> io::Result<()> {
     let binary = std::env::current_exe()?.with_file_name("netloom");
     let output =

@@ -20,16 +20,15 @@ pub(super) fn rules(inputs: &Inputs<'_>, devices: &[Device]) -> Option<Cluster> 
         .filter(|network| !network.mode.routes() && uplinks.of_network(network).is_some_and(|it| it.bridge))
         .flat_map(|network| network.pods.iter().copied())
         .collect();
-    let routed = || config.networks.iter().filter(|network| network.mode.routes());
     let others = nodes.values().filter(|node| node.name != own.name);
     let tunnel = devices.iter().find_map(|device| match device.kind {
         Kind::Tunnel { vni, .. } => Some(Tunnel::Vxlan { vni }),
         Kind::Gpe { .. } => Some(Tunnel::Gpe),
         Kind::Beside { .. } => None,
     });
-    (routed().next().is_some() || !bridged.is_empty()).then(|| Cluster {
+    (config.routed().next().is_some() || !bridged.is_empty()).then(|| Cluster {
         bridged,
-        pods: routed().flat_map(|network| network.pods.iter().copied()).collect(),
+        pods: config.routed_pods().collect(),
         unmasqueraded: config.unmasqueraded.clone(),
         masquerade: config.masquerade,
         tunnel_port: config.port,
@@ -37,7 +36,7 @@ pub(super) fn rules(inputs: &Inputs<'_>, devices: &[Device]) -> Option<Cluster> 
         nodes: nodes.values().flat_map(|node| node.addresses.iter().copied()).collect(),
         blocks: others
             .flat_map(sources)
-            .filter(|(_, block)| routed().any(|network| network.has(block)))
+            .filter(|(_, block)| config.routed().any(|network| network.has(block)))
             .collect(),
     })
 }

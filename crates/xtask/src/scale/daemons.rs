@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use crate::{
@@ -112,20 +111,4 @@ impl<'a> Daemon<'a> {
         let entries = text.split_whitespace().nth(3);
         entries.and_then(|text| usize::from_str_radix(text, 16).ok()).unwrap_or_default()
     }
-}
-
-/// Waits for a condition, and returns how long that took.
-pub(super) fn wait(
-    what: &str,
-    limit: Duration,
-    mut holds: impl FnMut() -> Result<bool, String>,
-) -> Result<Duration, String> {
-    let started = Instant::now();
-    while !holds()? {
-        if started.elapsed() > limit {
-            return Err(format!("timed out after {} s: {what}", limit.as_secs()));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(started.elapsed())
 }

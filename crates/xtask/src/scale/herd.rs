@@ -11,12 +11,12 @@ use std::{
 
 use super::{
     LIMIT,
-    daemons::{Daemon, attach, wait},
+    daemons::{Daemon, attach},
     store::Store,
 };
 use crate::{
     Outcome,
-    cluster::{Running, etcd},
+    cluster::{Running, etcd, wait},
     host::Host,
     say,
 };
